@@ -1,0 +1,1 @@
+"""Augmentation: geometry on the host, strong views on the device."""

@@ -1,0 +1,71 @@
+"""What a method's step receives: a batch of labeled and unlabeled samples, and how far training is.
+
+Letters: `B` batch, `T` time (2 for change detection), `C` image channels, `K` classes, `H W` pixels,
+`*S` the target's spatial axes (`H W` for dense tasks, nothing for classification).
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Samples:
+    """Images of one stream, weakly augmented (scale, crop, flip), on the training device.
+
+    Args:
+        image: RGB (or any bands) in [0, 1], not normalized: the model does that.
+        valid: False where the crop was padded.
+        index: position in the dataset's list of this stream.
+        target: int64 labels with `Task.ignore_index` where unknown; on unlabeled samples only offline
+            pseudo-labels that an earlier `Stage` wrote, never the truth.
+        tags: image-level (weak) labels.
+    """
+
+    image: Float[Tensor, "B *T C H W"]
+    valid: Bool[Tensor, "B *S"]
+    index: Int[Tensor, " B"]
+    target: Int[Tensor, "B *S"] | None = None
+    tags: Bool[Tensor, "B K"] | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """One training step's data.
+
+    Args:
+        labeled: samples with targets.
+        unlabeled: samples without; `None` if the method draws none. A method with `draws = 2` receives the
+            second draw in `partner`.
+        partner: the second unlabeled draw, the mixing partner (UniMatch V1), else `None`.
+        domain: whose turn it is when a recipe names several domains.
+    """
+
+    labeled: Samples
+    unlabeled: Samples | None
+    partner: Samples | None = None
+    domain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Python numbers, so that schedules cost no device work.
+
+    >>> Progress(step=5, total_steps=20, steps_per_epoch=10).epoch
+    0.5
+    """
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the unlabeled list so far."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def fraction(self) -> float:
+        """Part of the run that is done, in [0, 1]."""
+        return self.step / self.total_steps

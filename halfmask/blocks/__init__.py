@@ -1,0 +1,1 @@
+"""Building blocks of methods: functions and tiny modules that know no method."""

@@ -1,0 +1,1 @@
+"""Datasets (one file each), split lists, sampling and loading."""

@@ -1,0 +1,69 @@
+"""The contract of a dataset: a list of ids per part, an image per id, and, separately, a mask per id.
+
+Images and masks are read by two different calls. The unlabeled stream holds only `read_image`, so an unlabeled
+item cannot carry a mask, and deleting the masks of unlabeled images changes nothing.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from halfmask.task import Task
+
+
+class Dataset(ABC):
+    """Subclass it, define `__init__(self, root, *, ...)`, `ids`, `read_image` and `mask_path`/`read_target`.
+
+    Keyword-only constructor arguments are the recipe's schema (`data.dataset: {name: folder, binary: true}`).
+    An id is the image path relative to `root`, with forward slashes, as in split lists.
+
+    Attributes:
+        task: classes, ignore index, palette, foreground.
+        root: folder of the dataset.
+        channels: number of image bands.
+        mean: per band for images in [0, 1], or `None` for the encoder's own.
+        std: likewise.
+        splits_name: folder name of this dataset's published lists below `data.splits`.
+        mask_overrides: mask path per id (relative to `root`), from two-column lists.
+    """
+
+    task: Task
+    root: Path
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    splits_name: ClassVar[str] = ""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.mask_overrides: dict[str, str] = {}
+
+    @abstractmethod
+    def ids(self, part: str) -> list[str]:
+        """Sorted ids of a part: "train", "val", "test", or "unlabeled" (extra images without masks).
+
+        An unknown or absent part gives an empty list.
+        """
+
+    @abstractmethod
+    def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
+        """Decode an image upright (EXIF applied), uint8, bands last.
+
+        Raises:
+            DataError: the file is missing or broken.
+        """
+
+    @abstractmethod
+    def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
+        """Decode a mask as training ids, `task.ignore_index` where unknown; same size as the image.
+
+        Raises:
+            DataError: the file is missing or broken, or holds values that are no class.
+        """
+
+    @abstractmethod
+    def mask_path(self, id: str) -> Path | None:
+        """Where the mask of an id lies, or `None` if there is none (such an image is unlabeled)."""

@@ -1,0 +1,1 @@
+"""Training, evaluation, prediction and the files of a run."""

@@ -1,0 +1,86 @@
+"""Errors that a user can cause: each says what happened, where, and how to mend it.
+
+Every class specializes `HalfmaskError` and the built-in exception a library user would expect.
+`exit_code` is what the command line returns (0 ok, 1 a check failed, 4 out of memory, 130 interrupted).
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class HalfmaskError(Exception):
+    """Base of all errors a user can mend."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        # KeyError and friends would print the repr of the message.
+        return str(self.args[0]) if self.args else ""
+
+
+class RecipeError(HalfmaskError, ValueError):
+    """A recipe or an override is wrong."""
+
+
+class ShapeError(HalfmaskError, ValueError):
+    """A tensor, crop or image size does not fit the model."""
+
+
+class DataError(HalfmaskError, ValueError):
+    """Images, masks or lists are missing, broken or contradict each other."""
+
+    exit_code = 3
+
+
+class CheckpointError(HalfmaskError, ValueError):
+    """A checkpoint, bundle or weight file is missing, broken or made for something else."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(HalfmaskError, RuntimeError):
+    """The device has too little memory for the recipe."""
+
+    exit_code = 4
+
+
+class MissingExtraError(HalfmaskError, ImportError):
+    """An optional dependency is not installed."""
+
+    exit_code = 5
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f'{feature} needs an optional dependency. Install it: pip install "halfmask[{extra}]"')
+
+
+class Interrupted(HalfmaskError, RuntimeError):
+    """Ctrl-C or SIGTERM stopped a run after its checkpoint was written."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Give " Did you mean `x`?" for the known name closest to `name`, or an empty string.
+
+    >>> nearest("treshold", ["threshold", "cutmix"])
+    ' Did you mean `threshold`?'
+    >>> nearest("zzz", ["threshold"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def bullet_list(problems: list[str], limit: int = 10) -> str:
+    """Join several problems under one another, the first `limit` in full.
+
+    >>> print(bullet_list(["a", "b", "c"], limit=2))
+      - a
+      - b
+      - ... and 1 more
+    """
+    lines = [f"  - {problem}" for problem in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  - ... and {len(problems) - limit} more")
+    return "\n".join(lines)

@@ -1,0 +1,131 @@
+"""The contract of a method: a plain `nn.Module` whose `step` reads like its paper."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from halfmask.batch import Batch, Progress
+from halfmask.models.model import Model
+from halfmask.task import Task
+
+if TYPE_CHECKING:
+    from halfmask.recipe import Recipe
+
+
+@runtime_checkable
+class ModelBuilder(Protocol):
+    """Makes networks: every call gives a fresh, independently initialized one."""
+
+    crop: int  # training crop side in pixels
+
+    def __call__(self, **overrides: Any) -> Model:
+        """Build a model; overrides replace parts of the recipe's `model` section."""
+        ...
+
+
+class StepOutput(NamedTuple):
+    """Result of one step.
+
+    Args:
+        loss: scalar with a graph.
+        logs: device tensors, 0-d or (K,) (one value per class); the engine detaches and names them
+            (`loss_sup` -> `train/loss_sup`, `pseudo/coverage` stays).
+    """
+
+    loss: Float[Tensor, ""]
+    logs: dict[str, Tensor]
+
+
+class Update(NamedTuple):
+    """One optimizer update: its loss and the key of the optimizer that steps."""
+
+    output: StepOutput
+    group: str = "main"
+
+
+class ParamGroup(NamedTuple):
+    """Parameters that share a learning rate; `name` is "encoder" or "decoder" (everything else)."""
+
+    name: str
+    params: list[nn.Parameter]
+
+
+@dataclass
+class Stage:
+    """One training of a staged method.
+
+    Args:
+        name: sub-folder of the run.
+        overrides: dotted recipe keys that differ in this stage.
+        keep_checkpoints: how many evenly spaced checkpoints to keep.
+        after: called with the stage's folder and the shipped predictor; writes files for the next stage.
+    """
+
+    name: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    keep_checkpoints: int = 1
+    after: Callable[[Path, Model], None] | None = None
+
+
+class Method(nn.Module):
+    """Subclass it, write `__init__` and `step`. The keyword-only constructor arguments ARE the recipe's schema.
+
+    A subclass names its networks as attributes (`self.student`, `self.teacher`) and calls
+    `super().__init__(task)` first.
+    """
+
+    draws: int = 1  # unlabeled batches a step consumes: 0 supervised, 2 with a mixing partner; may be set in __init__
+    draws_share_images: bool = False  # True: the draws are other crops of the same images
+    tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change"})
+    partial_updates: ClassVar[bool] = False  # True: some parameters get no gradient in some updates
+    status: ClassVar[str] = "implemented"  # or "reproduced", "experimental"
+    host_sync: ClassVar[str | None] = None  # the reason, if a non-default operator must visit the host
+
+    student: Model
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def step(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Compute the loss of one update: the paper's algorithm, without any host synchronization."""
+        raise NotImplementedError(f"{type(self).__name__} must define step()")
+
+    def updates(self, batch: Batch, progress: Progress) -> Iterator[Update]:
+        """Yield the updates of one step in order; the default is a single one."""
+        yield Update(self.step(batch, progress))
+
+    def after_update(self, progress: Progress) -> None:
+        """Run after the optimizer step(s): EMA, queue pointers. `progress.step` is the step just done."""
+
+    def after_evaluation(self, scores: dict[str, float], progress: Progress) -> None:
+        """Run after each validation; keys as in metrics.jsonl."""
+
+    def predictors(self) -> dict[str, Model]:
+        """Networks to evaluate; the first one is shipped."""
+        return {"student": self.student}
+
+    def parameter_groups(self) -> dict[str, list[ParamGroup]]:
+        """Trainable parameters per optimizer: the encoder's, and all others (`optim.decoder_lr_scale`)."""
+        encoder: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        encoder_ids = {
+            id(parameter)
+            for module in self.modules()
+            if isinstance(module, Model)
+            for parameter in module.encoder.parameters()
+        }
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                (encoder if id(parameter) in encoder_ids else rest).append(parameter)
+        return {"main": [ParamGroup("encoder", encoder), ParamGroup("decoder", rest)]}
+
+    @classmethod
+    def plan(cls, recipe: "Recipe") -> list[Stage]:
+        """Stages of the run; more than one only for multi-stage methods."""
+        return [Stage("train")]
+

@@ -1,0 +1,1 @@
+"""Networks: encoders, bottlenecks, decoders and the models made of them."""

@@ -1,0 +1,1 @@
+"""Bottlenecks, one file each."""

@@ -1,0 +1,40 @@
+"""The contract of an encoder: normalized image in, list of feature maps out, fine to coarse."""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """Subclass it, set the four attributes in `__init__` and define `forward`.
+
+    The constructor's keyword-only arguments are the recipe's schema. Every encoder takes `in_channels: int = 3`
+    and `weights: str | None = None` (a tag or a local file; `None` starts from random weights) and, where it makes
+    sense, `frozen: bool = False`.
+
+    Attributes:
+        channels: width of each returned map.
+        strides: input pixels per cell of each returned map.
+        mean: per input channel, subtracted by the model before `forward`; images are in [0, 1].
+        std: per input channel, divided by.
+        size_multiple: image sides must be multiples of it (14 for DINOv2; 1 = any size).
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    size_multiple: int = 1
+    weights_license: ClassVar[str] = ""
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
+        """Encode a normalized image.
+
+        Raises:
+            ShapeError: a side is not a multiple of `size_multiple`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward()")

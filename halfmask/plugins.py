@@ -1,0 +1,110 @@
+"""Find a method, encoder, decoder or dataset by name: the name is the file name.
+
+`resolve(kind, name)` tries, in this order: `"package.module:Class"`; a module of that name in the kind's
+folder; an installed entry point of group `halfmask.<kind>`; otherwise an error with the near names.
+Nothing is imported until it is asked for.
+"""
+
+import ast
+import importlib
+import inspect
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from halfmask.errors import RecipeError, nearest
+
+Kind = Literal["methods", "encoders", "decoders", "bottlenecks", "datasets"]
+
+# kind -> (package, class that the public class of each file derives from)
+_PACKAGES: dict[str, tuple[str, str]] = {
+    "methods": ("halfmask.methods", "Method"),
+    "encoders": ("halfmask.models.encoders", "Encoder"),
+    "decoders": ("halfmask.models.decoders", "Decoder"),
+    "bottlenecks": ("halfmask.models.bottlenecks", "Module"),
+    "datasets": ("halfmask.data", "Dataset"),
+}
+# Modules of halfmask.data that are not datasets.
+_NOT_DATASETS = frozenset({"splits", "sampler", "loader", "images", "masks", "cache", "layouts", "pool"})
+
+
+def names(kind: Kind) -> list[str]:
+    """List the names available for a kind, without importing any of them."""
+    found = {path.stem for path in _folder(kind).glob("*.py") if not path.stem.startswith("_")}
+    if kind == "datasets":
+        found -= _NOT_DATASETS
+    return sorted(found | {entry.name for entry in entry_points(group=f"halfmask.{kind}")})
+
+
+def summary(kind: Kind, name: str) -> str:
+    """Give the first line of a file's docstring, without importing it."""
+    path = _folder(kind) / f"{name}.py"
+    if not path.exists():
+        return "(installed plugin)"
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def resolve(kind: Kind, name: str) -> type[Any]:
+    """Give the class a recipe names.
+
+    Raises:
+        RecipeError: nothing of that name exists, or the module holds no such class.
+    """
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), class_name)  # type: ignore[no-any-return]
+        except ImportError as error:
+            raise RecipeError(
+                f"{kind[:-1]} {name!r}: cannot import {module_name} ({error}). "
+                "Run from the folder that holds the file, or set PYTHONPATH to it."
+            ) from error
+        except AttributeError as error:
+            raise RecipeError(f"{kind[:-1]} {name!r}: {module_name} has no {class_name}.") from error
+    if name in names(kind) and (_folder(kind) / f"{name}.py").exists():
+        return _public_class(kind, importlib.import_module(f"{_PACKAGES[kind][0]}.{name}"))
+    for entry in entry_points(group=f"halfmask.{kind}"):
+        if entry.name == name:
+            return entry.load()  # type: ignore[no-any-return]
+    known = names(kind)
+    raise RecipeError(
+        f"there is no {kind[:-1]} {name!r}.{nearest(name, known)} Known: {', '.join(known)}; "
+        f"your own file works as {kind[:-1]} name 'package.module:Class'."
+    )
+
+
+def params_model(cls: type[Any]) -> type[BaseModel]:
+    """Make the pydantic model of a class's keyword-only constructor arguments."""
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(cls, eval_str=True).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (parameter.annotation, default)
+    return create_model(
+        f"{cls.__name__}Params",
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True),
+        **fields,
+    )
+
+
+def _folder(kind: Kind) -> Path:
+    package = _PACKAGES[kind][0].split(".")[1:]
+    return Path(__file__).parent.joinpath(*package)
+
+
+def _public_class(kind: Kind, module: Any) -> type[Any]:
+    base = _PACKAGES[kind][1]
+    found = [
+        value
+        for name, value in vars(module).items()
+        if inspect.isclass(value)
+        and not name.startswith("_")
+        and value.__module__ == module.__name__
+        and any(parent.__name__ == base for parent in value.__mro__[1:])
+    ]
+    if len(found) != 1:
+        raise RecipeError(f"{module.__name__} must define exactly one public {base}, found {len(found)}.")
+    return found[0]

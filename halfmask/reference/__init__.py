@@ -1,0 +1,1 @@
+"""Textbook formulations: oracle of the tests and baseline of the benchmark."""

@@ -1,0 +1,31 @@
+"""What is predicted: the kind of task, its classes and the ignored label."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["segmentation", "change", "classification"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Data only; every method, model and metric receives it.
+
+    Args:
+        kind: dense prediction of one image, of an image pair, or one label per image.
+        classes: names; position = training id.
+        ignore_index: label value that enters no loss and no metric.
+        foreground: for each class, whether it is object-like (things, not background or stuff). Guided
+            perturbations need it; `None` means unknown.
+        palette: display colors, one RGB triple per class; `None` lets the writer choose.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    ignore_index: int = 255
+    foreground: tuple[bool, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+
+    @property
+    def n_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.classes)

@@ -1,0 +1,1 @@
+"""Contract checks that third parties can run on their own files."""
