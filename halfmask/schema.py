@@ -1,0 +1,113 @@
+"""Describe pydantic schemas and their errors the way a user reads them: dotted key, allowed values, nearest name."""
+
+import types
+import typing
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from halfmask.errors import nearest
+
+
+def explain(item: Any, schema: type[BaseModel], raw: Any, prefix: str = "", owner: str = "") -> str:
+    """Say in one line what is wrong with one key, what is allowed, and the nearest name."""
+    location = [str(part) for part in item["loc"]]
+    keys = _key_path(location, schema)
+    dotted = ".".join(filter(None, [prefix, *keys]))
+    if item["type"] == "extra_forbidden":
+        parent = _schema_at(schema, keys[:-1])
+        known = [name for name, field in parent.model_fields.items() if not field.exclude] if parent else []
+        place = f" of {owner}" if owner else ""
+        return f"{dotted} is not a parameter{place}.{_nearest_field(keys[-1], parent)} Known: {', '.join(known)}."
+    field = _field_at(schema, keys)
+    allowed = f" Allowed: {describe_field(field)}." if field is not None else ""
+    if item["type"] == "missing":
+        return f"{dotted} is required and has no default.{allowed}"
+    return f"{dotted}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}.{allowed}"
+
+
+def _key_path(location: list[str], schema: type[BaseModel]) -> list[str]:
+    """Drop pydantic's names of union members from an error location."""
+    keys: list[str] = []
+    for part in location:
+        parent = _schema_at(schema, keys)
+        if parent is None:
+            break
+        keys.append(part)
+    return keys
+
+
+def _schema_at(schema: type[BaseModel], keys: list[str]) -> type[BaseModel] | None:
+    current: type[BaseModel] | None = schema
+    for key in keys:
+        if current is None or key not in current.model_fields:
+            return None
+        current = _model_in(current.model_fields[key].annotation)
+    return current
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for member in get_args(annotation):
+        found = _model_in(member)
+        if found is not None:
+            return found
+    return None
+
+
+def _field_at(schema: type[BaseModel], keys: list[str]) -> Any:
+    parent = _schema_at(schema, keys[:-1]) if keys else None
+    return parent.model_fields.get(keys[-1]) if parent else None
+
+
+def _nearest_field(key: str, parent: type[BaseModel] | None) -> str:
+    if parent is None:
+        return ""
+    hint = nearest(key, parent.model_fields)
+    if hint:
+        name = hint.split("`")[1]
+        return f"{hint[:-1]} ({describe_field(parent.model_fields[name])})?"
+    return ""
+
+
+def describe_field(field: Any) -> str:
+    """Describe type, range and default of a field: `float in [0, 1], default 0.95`."""
+    section = _model_in(field.annotation)
+    if section is not None and not _is_entry(section):
+        return "a section with the keys " + ", ".join(section.model_fields)
+    text = "a name or {name, **params}" if section is not None else describe_type(field.annotation)
+    lower, upper = "", ""
+    for constraint in field.metadata:
+        if getattr(constraint, "ge", None) is not None:
+            lower = f"[{constraint.ge}"
+        if getattr(constraint, "gt", None) is not None:
+            lower = f"({constraint.gt}"
+        if getattr(constraint, "le", None) is not None:
+            upper = f"{constraint.le}]"
+        if getattr(constraint, "lt", None) is not None:
+            upper = f"{constraint.lt})"
+    if lower or upper:
+        text += f" in {lower or '(-inf'}, {upper or 'inf)'}"
+    return text if field.is_required() else f"{text}, default {field.get_default(call_default_factory=True)!r}"
+
+
+def _is_entry(section: type[BaseModel]) -> bool:
+    return section.model_config.get("extra") == "allow"
+
+
+def describe_type(annotation: Any) -> str:
+    """Write a type annotation the way a user would: `a | b`, `int`, `one of 'x', 'y'`."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(value) for value in get_args(annotation))
+    if origin is Annotated:
+        return describe_type(get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(describe_type(member) for member in get_args(annotation))
+    if origin is not None:
+        inner = ", ".join("..." if member is Ellipsis else describe_type(member) for member in get_args(annotation))
+        return f"{getattr(origin, '__name__', origin)}[{inner}]"
+    if annotation is type(None):
+        return "null"
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,227 @@
+"""The sections of a recipe: every key, its type, range, default and meaning."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that forbids unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def named(value: Any) -> Any:
+    """Turn a bare string into `{name: string}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Entry(BaseModel):
+    """`{name, **params}`: a class and its constructor arguments; a bare string is a name without params."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Constructor arguments as plain data."""
+        return dict(self.model_extra or {})
+
+
+Named = Annotated[Entry, BeforeValidator(named)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelRecipe(Section):
+    """Which network: an encoder and a decoder of ours, or `smp` for any architecture of that library.
+
+    Args:
+        name: `segmenter` (encoder + decoder of ours) or `smp`.
+        encoder: `{name: resnet, depth: 50, ...}`; for `smp` the library's encoder name.
+        decoder: `{name: deeplabv3plus, ...}`; unused for `smp`.
+        bottleneck: `null` or `{name: allspark, ...}`.
+        arch: smp architecture, for example `unet`.
+    """
+
+    name: Literal["segmenter", "smp"] = "segmenter"
+    encoder: Named = Entry(name="resnet")
+    decoder: Named = Entry(name="deeplabv3plus")
+    bottleneck: Named | None = None
+    arch: str = "unet"
+
+
+class BatchRecipe(Section):
+    """Images per step, summed over all devices."""
+
+    labeled: PositiveInt = 8
+    unlabeled: PositiveInt = 8
+
+
+class UnlabeledRecipe(Section):
+    """Unlabeled images from another place than the labeled ones (they need no masks).
+
+    Args:
+        root: folder of the images.
+        dataset: its layout; `folder` takes every image below `root`.
+        list: text file naming the images, or `null` for all.
+    """
+
+    root: str
+    dataset: Named = Entry(name="folder")
+    list: str | None = None
+
+
+class DataRecipe(Section):
+    """Which images, which of them with masks, and how they are cut.
+
+    Args:
+        root: folder of the dataset (`--data`).
+        dataset: layout and encoding: `{name: folder | pascal | cityscapes | ade20k | coco | camvid, ...}`.
+        split: name of a published or own split: a folder `<splits>/<dataset>/<split>` or `<splits>/<split>` or
+            `<root>/splits/<split>` that holds labeled.txt (and unlabeled.txt; else all other training images).
+        splits: folder of split lists; `null` looks in `<root>/splits`.
+        labeled: how many masks to use (a count, a fraction in (0, 1), or a list file); `null` uses all.
+        labeled_seed: which ones, when `labeled` is a number; every class is covered where possible.
+        unlabeled: a list file, or `{root, dataset, list}` for another place; `null`: the training images without
+            a used mask plus the dataset's unlabeled part.
+        val: `auto` (the dataset's validation part; without one, a fifth of the masks is held out if at least
+            five are in use), `none`, the name of a part, or a list file.
+        crop: side of the training crop in pixels.
+        batch: images per step over all devices.
+        scale: range of the random scale of the long side.
+        flip: probability of a horizontal flip.
+        pad: fill of crops that reach over the image: `mean` color, or `black` before normalization.
+        resample: filter of the random scale.
+        labeled_cut: repeat the labeled list and cut it to the unlabeled length (published lists of AllSpark and
+            UniMatch), instead of reshuffling the whole list on each pass.
+        independent_shuffle: labeled and unlabeled orders are drawn independently; `false`: labeled entry i always
+            meets unlabeled entry i.
+        drop_last: leave out a last, smaller batch of each pass.
+        workers: loader processes; `auto` = cores - 1, at most 8.
+        cache: `none`, or `memmap`: decoded images in `<run>/cache`, filled on first use.
+    """
+
+    root: str | None = None
+    dataset: Named = Entry(name="folder")
+    split: str | None = None
+    splits: str | None = None
+    labeled: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | str | None = None
+    labeled_seed: int = 0
+    unlabeled: str | UnlabeledRecipe | None = None
+    val: str = "auto"
+    crop: Annotated[int, Field(ge=16)] = 320
+    batch: BatchRecipe = BatchRecipe()
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    flip: Fraction = 0.5
+    pad: Literal["mean", "black"] = "mean"
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
+    labeled_cut: bool = False
+    independent_shuffle: bool = True
+    drop_last: bool = True
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    cache: Literal["none", "memmap"] = "none"
+
+
+class OptimRecipe(Section):
+    """Optimizer and schedule; the learning rate is a pure function of the step.
+
+    Args:
+        name: `sgd` or `adamw`.
+        lr: rate of the encoder.
+        decoder_lr_scale: factor for everything that is not the encoder.
+        weight_decay: applied to all parameters, or without norms and biases (`decay_norm_bias: false`).
+        momentum: of SGD.
+        betas: of AdamW.
+        schedule: `poly` (1 - t/T)^power, `cosine`, or `constant`.
+        power: of `poly`.
+        warmup_steps: linear increase from 0 over so many steps.
+        schedule_lag: 1 = the rate is set after each step, so that steps 0 and 1 both run at the base rate.
+        reference_batch: total labeled images for which `lr` was chosen; `lr` is scaled linearly with the batch.
+        clip_norm: largest gradient norm, or `null`.
+    """
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    decoder_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    decay_norm_bias: bool = True
+    momentum: Fraction = 0.9
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    power: Annotated[float, Field(gt=0)] = 0.9
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule_lag: Literal[0, 1] = 0
+    reference_batch: PositiveInt | None = None
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class EvalRecipe(Section):
+    """The evaluation protocol; it is stored beside every number.
+
+    Args:
+        mode: `whole` image, or `slide`: overlapping windows with summed probabilities.
+        window: side of a window; `null` = the training crop.
+        stride: step of the windows; `null` = floor(2 * window / 3).
+        border: last window moved back (`shift`) or truncated (`clip`).
+        fit: how an image reaches a size the network takes: `pad` (reflect, cropped back) or `resize`
+            (nearest multiple of the encoder's stride, half up).
+        scales: image scales whose probabilities are averaged.
+        flip: average with the mirrored image.
+        absent_classes: leave classes that occur nowhere out of the mean (`skip`) or count them as 0 (`zero`).
+        select_on: part on which the best checkpoint is chosen.
+        batch: windows (or images of equal size) per forward.
+    """
+
+    mode: Literal["whole", "slide"] = "whole"
+    window: PositiveInt | None = None
+    stride: PositiveInt | None = None
+    border: Literal["shift", "clip"] = "shift"
+    fit: Literal["pad", "resize"] = "pad"
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    flip: bool = False
+    absent_classes: Literal["skip", "zero"] = "skip"
+    select_on: Literal["val", "test"] = "val"
+    batch: PositiveInt = 4
+
+
+class RunRecipe(Section):
+    """How long, on what, and what is kept.
+
+    Args:
+        epochs: passes over the unlabeled list (the labeled one for supervised methods); or give `steps`.
+        steps: optimizer steps; wins over `epochs`.
+        seed: of initialization, data order, augmentation.
+        precision: `auto` = bfloat16 autocast where the device has it natively and is an accelerator, else 32-true.
+        accelerator: `auto` takes the GPU when there is one.
+        devices: processes, one device each.
+        nodes: machines.
+        eval_every: steps between validations; `null` = once per epoch, at least 10 times in a run.
+        log_every: steps between lines of metrics.jsonl.
+        deterministic: deterministic kernels.
+        compile: compile encoder and decoder.
+        channels_last: memory layout of images and weights, for CNN encoders on a GPU.
+        logger: extra loggers beside metrics.jsonl.
+    """
+
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: PositiveInt = 1
+    nodes: PositiveInt = 1
+    eval_every: PositiveInt | None = None
+    log_every: PositiveInt = 20
+    deterministic: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
+
+
+class ExpectedRecipe(Section):
+    """The published number this recipe is compared with by reports."""
+
+    metric: str = "miou"
+    value: float | dict[str, float]
+    source: str
