@@ -65,7 +65,7 @@ class Model(nn.Module):
 
     def encode(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
         """Normalize and encode; maps are ordered fine to coarse."""
-        return self.encoder((image - self.mean) / self.std)
+        return self.encoder((image - self.mean) / self.std)  # type: ignore[no-any-return]
 
     def decode(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B D h w"]:
         """Dense embedding before the classifier."""
@@ -90,5 +90,5 @@ class Segmenter(Model):
         """Logits, upsampled bilinearly to `size` (H, W)."""
         logits = self.classifier(embedding)
         if tuple(logits.shape[-2:]) == tuple(size):
-            return logits
+            return logits  # type: ignore[no-any-return]
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.decoder.align_corners)

@@ -9,6 +9,22 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def imagenet_statistics(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Give mean and standard deviation per channel for weights that were trained on RGB.
+
+    The stem of such weights is repeated over further channels (one channel: summed), so the statistics are too.
+
+    >>> imagenet_statistics(3)[0]
+    (0.485, 0.456, 0.406)
+    >>> imagenet_statistics(4)[0]
+    (0.485, 0.456, 0.406, 0.485)
+    """
+    if in_channels == 1:
+        return (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)
+    channels = range(in_channels)
+    return tuple(IMAGENET_MEAN[i % 3] for i in channels), tuple(IMAGENET_STD[i % 3] for i in channels)
+
+
 class Encoder(nn.Module):
     """Subclass it, set the four attributes in `__init__` and define `forward`.
 
@@ -22,6 +38,8 @@ class Encoder(nn.Module):
         mean: per input channel, subtracted by the model before `forward`; images are in [0, 1].
         std: per input channel, divided by.
         size_multiple: image sides must be multiples of it (14 for DINOv2; 1 = any size).
+        frozen: set by `freeze()`.
+        weights_license: license of the published weights, where it is the same for all of them.
     """
 
     channels: tuple[int, ...]
@@ -29,7 +47,18 @@ class Encoder(nn.Module):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     size_multiple: int = 1
+    frozen: bool = False
     weights_license: ClassVar[str] = ""
+
+    def freeze(self) -> None:
+        """Stop training it: no parameter gets a gradient and batch-norm statistics stay as they are."""
+        self.frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Switch between training and evaluation; a frozen encoder stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
         """Encode a normalized image.

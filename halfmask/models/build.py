@@ -1,0 +1,165 @@
+"""From the `model` section of a recipe to networks, and from a network's `spec` back to a network.
+
+build = Builder(recipe.model, task, crop=320)
+student = build()                                # fresh, independently initialized
+other = build(encoder={"depth": 101})            # parts of the section replaced
+again = build_model(student.spec)                # same architecture, random weights
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import ValidationError
+
+from halfmask.errors import RecipeError, bullet_list
+from halfmask.models.model import Model, Segmenter
+from halfmask.plugins import Kind, params_model, resolve
+from halfmask.schema import explain
+from halfmask.sections import Entry, ModelRecipe
+from halfmask.task import Task
+
+_ENTRIES: dict[str, Kind] = {"encoder": "encoders", "decoder": "decoders", "bottleneck": "bottlenecks"}
+
+
+class Builder:
+    """Makes networks of one recipe for one task.
+
+    Args:
+        recipe: the `model` section.
+        task: decides the number of logits.
+        crop: training crop side in pixels.
+        channels: bands of the images.
+        mean: per band, for images in [0, 1]; `None` takes the encoder's.
+        std: per band; `None` takes the encoder's.
+        pretrained: `False` ignores `weights` entries: the caller will load its own.
+    """
+
+    def __init__(
+        self,
+        recipe: ModelRecipe,
+        task: Task,
+        *,
+        crop: int,
+        channels: int = 3,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        pretrained: bool = True,
+    ) -> None:
+        self.recipe, self.task, self.crop = recipe, task, crop
+        self.channels, self.mean, self.std, self.pretrained = channels, mean, std, pretrained
+
+    def __call__(self, **overrides: Any) -> Model:
+        """Build a network; overrides replace parts of the section, for example `encoder={"depth": 101}`.
+
+        Raises:
+            RecipeError: an override is unknown, or the parts do not fit together.
+            CheckpointError: pretrained weights cannot be had.
+        """
+        section = _merge(self.recipe.model_dump(mode="json"), overrides)
+        recipe = _validated(section)
+        model = self._segmenter(recipe)
+        model.spec = {
+            "model": recipe.model_dump(mode="json"),
+            "task": _plain_task(self.task),
+            "channels": self.channels,
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+            "crop": self.crop,
+        }
+        return model
+
+    def _segmenter(self, recipe: ModelRecipe) -> Model:
+        if self.task.kind != "segmentation":
+            raise RecipeError(f"no model is available for tasks of kind {self.task.kind!r}; use kind segmentation.")
+        encoder = _construct("encoders", recipe.encoder, **self._encoder_arguments(recipe.encoder))
+        decoder = _construct("decoders", recipe.decoder, encoder.channels, encoder.strides)
+        bottleneck = None
+        if recipe.bottleneck is not None:
+            bottleneck = _construct("bottlenecks", recipe.bottleneck, encoder.channels[-1])
+        return Segmenter(encoder, decoder, self.task.n_classes, bottleneck, mean=self.mean, std=self.std)
+
+    def _encoder_arguments(self, entry: Entry) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"in_channels": self.channels}
+        return arguments if self.pretrained else arguments | {"weights": None}
+
+
+def build_model(spec: Mapping[str, Any], *, pretrained: bool = False) -> Model:
+    """Build the network that `Model.spec` describes.
+
+    Args:
+        spec: plain data, as stored in bundles and checkpoints.
+        pretrained: also load the encoder's published weights (not needed where a state dict follows).
+    """
+    task = spec["task"]
+    builder = Builder(
+        ModelRecipe.model_validate(spec["model"]),
+        Task(
+            kind=task["kind"],
+            classes=tuple(task["classes"]),
+            ignore_index=task["ignore_index"],
+            foreground=None if task["foreground"] is None else tuple(task["foreground"]),
+            palette=None if task["palette"] is None else tuple((r, g, b) for r, g, b in task["palette"]),
+        ),
+        crop=spec["crop"],
+        channels=spec["channels"],
+        mean=None if spec["mean"] is None else tuple(spec["mean"]),
+        std=None if spec["std"] is None else tuple(spec["std"]),
+        pretrained=pretrained,
+    )
+    return builder()
+
+
+def _merge(section: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(section)
+    for key, value in overrides.items():
+        if isinstance(value, Entry):
+            value = value.model_dump(mode="json")
+        old = merged.get(key)
+        if key in _ENTRIES and isinstance(value, str):
+            value = {"name": value}
+        same = isinstance(old, dict) and isinstance(value, Mapping) and value.get("name", old["name"]) == old["name"]
+        # Params belong to the class they were written for: another name starts from its own defaults.
+        merged[key] = {**old, **value} if same and isinstance(old, dict) else value
+    return merged
+
+
+def _validated(section: dict[str, Any]) -> ModelRecipe:
+    """Check the section and fill in every default of the named classes."""
+    try:
+        recipe = ModelRecipe.model_validate(section)
+    except ValidationError as error:
+        problems = [explain(item, ModelRecipe, section, prefix="model") for item in error.errors()]
+        raise RecipeError(f"model: cannot be built\n{bullet_list(problems)}") from None
+    if recipe.name == "smp":
+        return recipe
+    filled: dict[str, Entry] = {}
+    for part, kind in _ENTRIES.items():
+        entry: Entry | None = getattr(recipe, part)
+        if entry is None:
+            continue
+        schema = params_model(resolve(kind, entry.name))
+        try:
+            params = schema.model_validate(entry.params)
+        except ValidationError as error:
+            owner = f"{kind} {entry.name}"
+            problems = [
+                explain(item, schema, entry.params, prefix=f"model.{part}", owner=owner) for item in error.errors()
+            ]
+            raise RecipeError(f"model.{part}: cannot be built\n{bullet_list(problems)}") from None
+        filled[part] = Entry(name=entry.name, **params.model_dump(mode="json"))
+    return recipe.model_copy(update=filled)
+
+
+def _construct(kind: Kind, entry: Entry, *arguments: Any, **overrides: Any) -> Any:
+    cls = resolve(kind, entry.name)
+    params = params_model(cls).model_validate(entry.params | overrides)
+    return cls(*arguments, **{name: getattr(params, name) for name in type(params).model_fields})
+
+
+def _plain_task(task: Task) -> dict[str, Any]:
+    plain = asdict(task)
+    plain["classes"] = list(task.classes)
+    plain["foreground"] = None if task.foreground is None else list(task.foreground)
+    plain["palette"] = None if task.palette is None else [list(color) for color in task.palette]
+    return plain

@@ -1,0 +1,169 @@
+"""Pretrained encoder weights: a release by its tag, or a local file; always loaded strictly.
+
+A release comes from the Hugging Face hub and is cached there (`HF_HOME`, `HF_HUB_OFFLINE` are honored). A local
+file (`.safetensors`, `.pth`) may be in the layout of its authors: each encoder brings a function that turns
+those names into its own. Missing or unexpected keys are an error that lists them; nothing is skipped silently.
+"""
+
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm import list_pretrained
+from timm.models import adapt_input_conv, get_pretrained_cfg
+from torch import Tensor, nn
+
+from halfmask.errors import CheckpointError, bullet_list, nearest
+
+State = dict[str, Tensor]
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
+_log = logging.getLogger("halfmask")
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One published weight file on the hub."""
+
+    repo: str
+    license: str
+    file: str = "model.safetensors"
+
+
+def timm_releases(architecture: str) -> dict[str, Release]:
+    """Give the releases of a timm architecture by tag; the library's own default comes first.
+
+    >>> timm_releases("resnet50s")["gluon_in1k"].repo
+    'timm/resnet50s.gluon_in1k'
+    """
+    default = get_pretrained_cfg(architecture)
+    first = default.tag if default is not None else None
+    found: dict[str, Release] = {}
+    for name in sorted(list_pretrained(f"{architecture}.*"), key=lambda name: name.split(".", 1)[1] != first):
+        config = get_pretrained_cfg(name)
+        if config is not None and config.hf_hub_id:
+            file = config.hf_hub_filename or "model.safetensors"
+            found[name.split(".", 1)[1]] = Release(config.hf_hub_id, config.license or "unknown license", file)
+    return found
+
+
+def load_weights(
+    module: nn.Module,
+    weights: str,
+    releases: Mapping[str, Release],
+    *,
+    stem: str,
+    convert: Callable[[State], State] = dict,
+    drop: tuple[str, ...] = (),
+) -> None:
+    """Fill a module with pretrained weights.
+
+    Args:
+        module: receives every tensor of the file, and needs every tensor it has.
+        weights: a tag among `releases`, `default` for the first of them, or a path.
+        releases: by tag.
+        stem: name of the first convolution's weight; it is adapted when the module has other input channels.
+        convert: from the authors' key names to the module's.
+        drop: key prefixes the module has no use for (classifiers).
+
+    Raises:
+        CheckpointError: unknown tag, no file, no network, or keys that do not fit.
+    """
+    if _is_path(weights) and weights not in releases:
+        path, origin = Path(weights).expanduser(), weights
+    else:
+        release = _release(weights, releases)
+        path, origin = _download(release), f"{release.repo}/{release.file}"
+        _announce(release.repo, release.license)
+    state = {key: value for key, value in convert(read_state(path)).items() if not key.startswith(drop)}
+    own = module.state_dict()
+    if stem in state and stem in own and state[stem].shape[1] == 3 != own[stem].shape[1]:
+        state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
+    _load_strictly(module, state, own, origin)
+
+
+def read_state(path: Path) -> State:
+    """Read the tensors of a weight file; wrappers of training scripts (`model`, `state_dict`) are opened.
+
+    Raises:
+        CheckpointError: the file is missing, broken, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"weights file {path} does not exist. Set model.encoder.weights to a file or a tag.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"weights file {path} cannot be read: {reason} Is the download complete? "
+            "Only files of tensors and plain values are opened (.safetensors, or .pth without code)."
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _is_path(weights: str) -> bool:
+    return Path(weights).suffix in _SUFFIXES or "/" in weights or "\\" in weights
+
+
+def _release(tag: str, releases: Mapping[str, Release]) -> Release:
+    if not releases:
+        raise CheckpointError(
+            f"weights {tag!r}: no weights are published for this network. "
+            "Set model.encoder.weights=null or to a local file."
+        )
+    if tag == "default":
+        return next(iter(releases.values()))
+    if tag not in releases:
+        raise CheckpointError(
+            f"there are no weights {tag!r}.{nearest(tag, releases)} Known: default, {', '.join(releases)}, "
+            "or the path of a .safetensors or .pth file."
+        )
+    return releases[tag]
+
+
+def _download(release: Release) -> Path:
+    try:
+        return Path(hf_hub_download(release.repo, release.file))
+    except OSError as error:  # no network, offline mode, gated or removed repository
+        reason = str(error).strip().partition("\n")[0]
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{release.repo.replace('/', '--')}"
+        raise CheckpointError(
+            f"cannot fetch {release.file} of {release.repo} from the Hugging Face hub: {reason}\n"
+            f"  Looked in {folder} first. On a machine with network: hf download {release.repo} {release.file}; "
+            f"then copy the file here and set model.encoder.weights=/path/to/{release.file}, or start from random weights with "
+            "model.encoder.weights=null."
+        ) from error
+
+
+@cache
+def _announce(repo: str, license_name: str) -> None:
+    # Once per process, not once per network: methods build several.
+    _log.info("weights %s (license: %s)", repo, license_name)
+
+
+def _load_strictly(module: nn.Module, state: State, own: State, origin: str) -> None:
+    problems = [f"missing: {key}" for key in own if key not in state]
+    problems += [f"unexpected: {key}" for key in state if key not in own]
+    problems += [
+        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"weights {origin} do not fit {type(module).__name__}: {len(problems)} problems\n{bullet_list(problems)}\n"
+            "  Check that model.encoder (name, size or depth, stem) is what the file was made for."
+        )
+    module.load_state_dict(state)
