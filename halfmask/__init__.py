@@ -1,3 +1,65 @@
-"""Semi-supervised semantic segmentation: train from few masks and many images."""
+"""Semi-supervised semantic segmentation: train from few masks and many images.
+
+The public names below are imported when they are first used, so that `import halfmask` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from halfmask.data.splits import make_split as split
+    from halfmask.engine.bundle import load_bundle
+    from halfmask.engine.evaluate import evaluate
+    from halfmask.engine.predict import predict
+    from halfmask.engine.train import train
+    from halfmask.errors import HalfmaskError
+    from halfmask.methods import Method
+    from halfmask.plugins import names as list_plugins
+    from halfmask.recipe import Recipe
+    from halfmask.recipe import load as load_recipe
+    from halfmask.task import Task
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "HalfmaskError",
+    "Method",
+    "Recipe",
+    "Task",
+    "__version__",
+    "evaluate",
+    "list_plugins",
+    "load_bundle",
+    "load_recipe",
+    "predict",
+    "split",
+    "train",
+]
+
+# public name -> (module, name there); `list_plugins("methods")` reads file names only
+_HOMES = {
+    "HalfmaskError": ("halfmask.errors", "HalfmaskError"),
+    "Method": ("halfmask.methods", "Method"),
+    "Recipe": ("halfmask.recipe", "Recipe"),
+    "Task": ("halfmask.task", "Task"),
+    "evaluate": ("halfmask.engine.evaluate", "evaluate"),
+    "list_plugins": ("halfmask.plugins", "names"),
+    "load_bundle": ("halfmask.engine.bundle", "load_bundle"),
+    "load_recipe": ("halfmask.recipe", "load"),
+    "predict": ("halfmask.engine.predict", "predict"),
+    "split": ("halfmask.data.splits", "make_split"),
+    "train": ("halfmask.engine.train", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'halfmask' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value  # later uses skip this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
