@@ -28,9 +28,18 @@ class ShapeError(HalfmaskError, ValueError):
 
 
 class DataError(HalfmaskError, ValueError):
-    """Images, masks or lists are missing, broken or contradict each other."""
+    """Images, masks or lists are missing, broken or contradict each other.
+
+    Args:
+        message: what, where, how to mend.
+        code: stable code of the finding (`H203`), printed by `halfmask check`; empty for summaries.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str = "", code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class CheckpointError(HalfmaskError, ValueError):

@@ -28,6 +28,7 @@ class Dataset(ABC):
         std: likewise.
         splits_name: folder name of this dataset's published lists below `data.splits`.
         mask_overrides: mask path per id (relative to `root`), from two-column lists.
+        sealed: ids used without labels; nothing may open their masks (class discovery skips them).
     """
 
     task: Task
@@ -40,6 +41,7 @@ class Dataset(ABC):
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.mask_overrides: dict[str, str] = {}
+        self.sealed: frozenset[str] = frozenset()
 
     @abstractmethod
     def ids(self, part: str) -> list[str]:
