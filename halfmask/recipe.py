@@ -82,7 +82,7 @@ def load(
     raw = _read(source) if isinstance(source, str | Path) else _plain(source or {})
     origins = {key: f"file {where}" if isinstance(source, str | Path) else "argument" for key in _flatten(raw)}
     problems: list[str] = []
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [_split_override(item) for item in overrides]
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [parse_override(item) for item in overrides]
     for key, value in pairs:
         _set(raw, key, value, problems)
         origins = {known: origin for known, origin in origins.items() if not f"{known}.".startswith(f"{key}.")}
@@ -151,12 +151,22 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _split_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key=value` and read the value as YAML.
+
+    >>> parse_override("optim.lr=1e-4"), parse_override("data.split=1_16")
+    (('optim.lr', 0.0001), ('data.split', '1_16'))
+
+    Raises:
+        RecipeError: no `=`, or a value that is not YAML.
+    """
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise RecipeError(f"override {text!r} is not of the form key=value, for example data.split=183.")
     try:
         parsed = yaml.safe_load(value)
+        if "_" in value and isinstance(parsed, int | float):
+            parsed = value  # YAML 1.1 reads the split name 1_16 as 116
         # YAML 1.1 reads 1e-4 as a string.
         return key, float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
     except yaml.YAMLError as error:
@@ -183,6 +193,9 @@ def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> N
         if not isinstance(node, dict):
             problems.append(f"{dotted}: {'.'.join(parents[: depth + 1])} is a value, not a section.")
             return
+    entry = dotted.removesuffix(".name")
+    if last == "name" and entry in entry_kinds() and node.get("name") != value:
+        node.clear()
     old = node.get(last)
     if dotted in entry_kinds() and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:
         return  # the same class named again: its params stay

@@ -28,6 +28,15 @@ class Entry(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]  # split names such as 183 read as numbers
 Named = Annotated[Entry, BeforeValidator(named)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -104,7 +113,7 @@ class DataRecipe(Section):
 
     root: str | None = None
     dataset: Named = Entry(name="folder")
-    split: str | None = None
+    split: Annotated[str, BeforeValidator(_as_text)] | None = None  # `data.split=183` is a name, not a number
     splits: str | None = None
     labeled: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | str | None = None
     labeled_seed: int = 0

@@ -1,0 +1,212 @@
+"""What happens around the steps: metrics, validation, checkpoints, signals and progress."""
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+
+from halfmask.batch import Batch
+from halfmask.engine.bundle import save_bundle
+from halfmask.engine.metrics import Scores
+from halfmask.engine.module import LitMethod
+from halfmask.engine.progress import ProgressLine
+from halfmask.engine.rundir import RunDir
+from halfmask.models.model import Model
+from halfmask.task import Task
+
+Evaluate = Callable[[Model], Scores]
+
+_SAVE_SECONDS = 300.0
+_COLLAPSE_SHARE, _COLLAPSE_LOGS = 0.98, 5
+
+
+class MetricsLog(L.Callback):
+    """Reads the device-side sums every `every` steps; writes metrics.jsonl, loggers and the progress line."""
+
+    def __init__(self, run: RunDir, task: Task, progress: ProgressLine, every: int) -> None:
+        self.run, self.task, self.line, self.every = run, task, progress, every
+        self._images, self._since, self._one_class = 0, time.monotonic(), 0
+
+    def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Start the clock and the progress line."""
+        self._images, self._since = 0, time.monotonic()
+        if trainer.is_global_zero:
+            self.line.start(module.step, module.total_steps)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count images; write a record at the logging cadence."""
+        streams = [batch.labeled, batch.unlabeled, batch.partner]
+        self._images += sum(len(samples.image) for samples in streams if samples is not None) * trainer.world_size
+        if module.step % self.every and module.step != module.total_steps:
+            if trainer.is_global_zero:
+                self.line.advance(module.step)
+            return
+        values = self._values(trainer, module)
+        if not trainer.is_global_zero:
+            return
+        seconds = time.monotonic() - self._since
+        values |= {"train/img_per_s": self._images / max(seconds, 1e-9), "train/lr": _rate(module)}
+        if module.device.type == "cuda":
+            values["sys/mem_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        self._images, self._since = 0, time.monotonic()
+        self.record(trainer, module, values)
+        self.line.show(module.step, values)
+        self._watch_collapse(values)
+
+    def on_train_end(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Close the progress line."""
+        if trainer.is_global_zero:
+            self.line.stop()
+
+    def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
+        """Give the terminal back before an error is printed."""
+        self.line.stop()
+
+    def record(self, trainer: L.Trainer, module: LitMethod, values: dict[str, float]) -> None:
+        """Write one record to metrics.jsonl and the loggers; a class that occurs nowhere has no value."""
+        finite = {name: value for name, value in values.items() if value == value}
+        self.run.append_metrics({"step": module.step, "epoch": round(module.progress.epoch, 4), **finite})
+        for logger in trainer.loggers:
+            logger.log_metrics(finite, step=module.step)
+
+    def pause_clock(self) -> Callable[[], None]:
+        """Leave the time until the returned function is called out of images/s."""
+        before = time.monotonic()
+
+        def resume() -> None:
+            self._since += time.monotonic() - before
+
+        return resume
+
+    def _values(self, trainer: L.Trainer, module: LitMethod) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for name, numbers in module.log_sums.read().items():
+            full = name if "/" in name else f"train/{name}"
+            if trainer.world_size > 1:
+                mean = trainer.strategy.reduce(torch.tensor(numbers, device=module.device), reduce_op="mean")
+                numbers = mean.tolist()
+            names = [full] if len(numbers) == 1 else [f"{full}/{label}" for label in self.task.classes]
+            values |= dict(zip(names, numbers, strict=True))
+        return values
+
+    def _watch_collapse(self, values: dict[str, float]) -> None:
+        shares = {name: value for name, value in values.items() if name.startswith("pseudo/share/")}
+        top = max(shares, key=lambda name: shares[name], default="")
+        self._one_class = self._one_class + 1 if top and shares[top] > _COLLAPSE_SHARE else 0
+        if self._one_class == _COLLAPSE_LOGS:
+            self.line.say(
+                f"warning: {shares[top]:.0%} of the pseudo-labels are now {top.rpartition('/')[2]!r}; training may "
+                "have collapsed to one class. A higher method.threshold or a lower method.unlabeled_weight may help."
+            )
+
+
+class Validation(L.Callback):
+    """Evaluates every predictor at its cadence and keeps the best of each."""
+
+    def __init__(self, run: RunDir, task: Task, log: MetricsLog, evaluate: Evaluate | None, every: int) -> None:
+        self.run, self.task, self.log, self.evaluate, self.every = run, task, log, evaluate, every
+        self.last: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Evaluate, record, save best checkpoints and the bundle."""
+        last = module.step == module.total_steps
+        if not last and module.step % self.every:
+            return
+        if self.evaluate is None:
+            if last:
+                self._save_bundle(trainer, module, None)
+            return
+        resume_clock = self.log.pause_clock()
+        values: dict[str, float] = {}
+        for position, (name, model) in enumerate(module.method.predictors().items()):
+            scores = self.evaluate(model).to_dict()
+            values |= {f"{name}/val/{key}": value for key, value in scores.items()}
+            values |= {f"val/{key}": value for key, value in scores.items()} if position == 0 else {}
+            self._keep_best(trainer, module, name, scores["miou"], shipped=position == 0)
+        module.method.after_evaluation(values, module.progress)
+        self.last = values
+        if trainer.is_global_zero:
+            self.log.record(trainer, module, values)
+            self.log.line.validated(module.step, values)
+        resume_clock()
+
+    def _keep_best(self, trainer: L.Trainer, module: LitMethod, name: str, miou: float, *, shipped: bool) -> None:
+        if name in module.best and miou <= module.best[name]:
+            return
+        module.best[name] = miou
+        trainer.save_checkpoint(self.run.best(name))
+        if shipped:
+            self._save_bundle(trainer, module, miou)
+
+    def _save_bundle(self, trainer: L.Trainer, module: LitMethod, miou: float | None) -> None:
+        if trainer.is_global_zero:
+            name, model = next(iter(module.method.predictors().items()))
+            extra = {"method": module.meta["recipe"]["method"]["name"], "predictor": name, "step": module.step}
+            save_bundle(self.run.path, model, self.task, extra=extra | ({} if miou is None else {"val_miou": miou}))
+
+
+class Checkpoints(L.Callback):
+    """Saves `last.ckpt` at the validation cadence, every few minutes, at the end, and when asked to stop."""
+
+    _signals: ClassVar[tuple[signal.Signals, ...]] = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, run: RunDir, every: int) -> None:
+        self.run, self.every = run, every
+        self.interrupted: str | None = None
+        self._saved = time.monotonic()
+        self._former: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Take over Ctrl-C and SIGTERM; only possible from the main thread."""
+        self._saved = time.monotonic()
+        for number in self._signals:
+            try:
+                self._former[number] = signal.signal(number, self._ask_to_stop)
+            except ValueError:
+                return
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save when due."""
+        asked = self._asked(trainer, module)
+        timed = trainer.world_size == 1 and time.monotonic() - self._saved > _SAVE_SECONDS
+        if asked or timed or module.step % self.every == 0 or module.step == module.total_steps:
+            trainer.save_checkpoint(self.run.last)
+            self._saved = time.monotonic()
+        if asked:
+            trainer.should_stop = True
+
+    def teardown(self, trainer: L.Trainer, module: LitMethod, stage: str) -> None:
+        """Give the signals back."""
+        for number, former in self._former.items():
+            signal.signal(number, former)
+        self._former = {}
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
+        self.interrupted = signal.Signals(number).name
+
+    def _asked(self, trainer: L.Trainer, module: LitMethod) -> bool:
+        if trainer.world_size == 1:
+            return self.interrupted is not None
+        # All ranks must stop at the same step; asking each step would cost a synchronization.
+        if module.step % 10:
+            return False
+        stop = trainer.strategy.reduce_boolean_decision(self.interrupted is not None, all=False)
+        self.interrupted = self.interrupted or ("signal on another rank" if stop else None)
+        return bool(stop)
+
+
+def _rate(module: LitMethod) -> float:
+    optimizers: Iterable[Any] = module.optimizer_by_key.values()
+    return float(next(iter(optimizers)).param_groups[0]["lr"])

@@ -1,0 +1,86 @@
+"""Checkpoints: written atomically, opened without running code, checked before they are used."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from halfmask.engine.atomic import atomic_path
+from halfmask.engine.module import CHECKPOINT_FORMAT
+from halfmask.errors import CheckpointError
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes beside the target and renames, so that an earlier checkpoint survives a full disk or a kill."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save tensors and plain types.
+
+        Raises:
+            CheckpointError: the disk is full or the folder cannot be written.
+        """
+        with atomic_path(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load with `weights_only=True`: a checkpoint cannot run code."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Open a checkpoint on the CPU.
+
+    Raises:
+        CheckpointError: missing, truncated, or not one of ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint. A run keeps its state in <run>/checkpoints/last.ckpt.")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise CheckpointError(
+            f"{path}: cannot be opened ({str(error).splitlines()[0]}). The file is damaged or holds more than tensors; "
+            "use another checkpoint of the run."
+        ) from error
+    if not isinstance(checkpoint, dict) or "halfmask" not in checkpoint:
+        raise CheckpointError(f"{path}: not a halfmask checkpoint.")
+    found = checkpoint["halfmask"]["format"]
+    if found != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {found}, this version reads {CHECKPOINT_FORMAT}. Use the halfmask version "
+            "named in the run's environment.json."
+        )
+    return checkpoint
+
+
+def check_matches(path: Path, checkpoint: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Refuse to continue a run whose classes or lists have changed.
+
+    Raises:
+        CheckpointError: class count, class names or split lists differ from the checkpoint's.
+    """
+    saved = checkpoint["halfmask"]
+    if saved["classes"] != meta["classes"]:
+        raise CheckpointError(
+            f"{path}: was trained for {len(saved['classes'])} classes ({', '.join(saved['classes'][:4])}, ...), the "
+            f"data has {len(meta['classes'])} ({', '.join(meta['classes'][:4])}, ...). Use the data it was trained "
+            "with, or start a new run with another --out."
+        )
+    changed = [name for name, digest in saved["split"].items() if meta["split"].get(name) != digest]
+    if changed:
+        raise CheckpointError(
+            f"{path}: the {' and '.join(changed)} list differs from the one the run started with. Restore the files "
+            "(the run's split.json names them all), or start a new run with another --out."
+        )

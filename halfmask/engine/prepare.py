@@ -1,0 +1,116 @@
+"""Everything about a run that can be checked, in seconds, before it trains."""
+
+from dataclasses import dataclass
+
+import torch
+
+from halfmask.data import splits
+from halfmask.data._dataset import Dataset
+from halfmask.data.loader import steps_per_epoch
+from halfmask.data.splits import Split
+from halfmask.engine.optim import base_rate
+from halfmask.errors import DataError, RecipeError, ShapeError
+from halfmask.methods import Method
+from halfmask.models.build import Builder
+from halfmask.models.model import Model
+from halfmask.plugins import resolve
+from halfmask.recipe import Recipe
+
+_VALIDATIONS_PER_RUN = 10
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can be checked without training."""
+
+    recipe: Recipe
+    dataset: Dataset
+    unlabeled: Dataset | None
+    split: Split
+    method: Method
+    steps_per_epoch: int
+    total_steps: int
+    eval_every: int
+
+
+def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
+    """Open data, build the method, and check that they fit, in seconds.
+
+    Raises:
+        RecipeError, ShapeError, DataError: with all problems of their kind.
+    """
+    run, data = recipe.run, recipe.data
+    world = run.devices * run.nodes
+    _check_batches(recipe, world)
+    dataset = splits.open_dataset(data)
+    split = splits.resolve_split(data, dataset)
+    splits.verify(dataset, split)
+    torch.manual_seed(run.seed)
+    builder = Builder(
+        recipe.model, dataset.task, crop=data.crop, channels=dataset.channels, mean=dataset.mean, std=dataset.std
+    )
+    cls = resolve("methods", recipe.method.name)
+    _check_task(cls, recipe.method.name, dataset.task.kind)
+    method: Method = cls(dataset.task, builder, **recipe.method.params)
+    _check_model(method.student, recipe, world)
+    unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
+    if method.draws and not split.unlabeled:
+        raise DataError(
+            f"method {recipe.method.name} learns from unlabeled images and there are none: every image of "
+            f"{data.root} has a mask in use. Name others with data.unlabeled, use fewer masks with data.labeled, or "
+            "choose method.name=supervised."
+        )
+    per_epoch = steps_per_epoch(split, data, draws=method.draws)
+    total = run.steps or (run.epochs or 1) * per_epoch
+    if run.steps is None and run.epochs is None:
+        raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")
+    total = min(total, limit or total)
+    every = run.eval_every or max(1, min(per_epoch, total // _VALIDATIONS_PER_RUN) or total)
+    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every)
+
+
+def _check_batches(recipe: Recipe, world: int) -> None:
+    for name in ("labeled", "unlabeled"):
+        size = getattr(recipe.data.batch, name)
+        if size % world:
+            raise RecipeError(
+                f"data.batch.{name}={size} is the total over all devices and cannot be divided by {world}. "
+                f"Use {max(size // world, 1) * world} or {(size // world + 1) * world}."
+            )
+
+
+def _check_task(cls: type[Method], name: str, kind: str) -> None:
+    if kind not in cls.tasks:
+        raise RecipeError(f"method {name} does not work for {kind} data, only for: {', '.join(sorted(cls.tasks))}.")
+
+
+def _check_model(model: Model, recipe: Recipe, world: int) -> None:
+    crop, multiple = recipe.data.crop, model.size_multiple
+    if crop % multiple:
+        raise ShapeError(
+            f"data.crop={crop}, but encoder {recipe.model.encoder.name} needs multiples of {multiple}. Use "
+            f"data.crop={max(crop // multiple, 1) * multiple} or {(crop // multiple + 1) * multiple}; evaluation fits "
+            "the size by itself (eval.fit)."
+        )
+    if model.has_batch_stats and recipe.data.batch.labeled // world == 1:
+        raise RecipeError(
+            "data.batch.labeled gives one image per device, and this model has batch normalization, which needs at "
+            "least two. Raise data.batch.labeled, or use a model without batch norm (model.encoder.name=dinov2, "
+            "model.decoder.name=dpt)."
+        )
+
+
+def describe(prepared: Prepared) -> str:
+    """Say in three lines what will be trained."""
+    split, recipe = prepared.split, prepared.recipe
+    parameters = sum(parameter.numel() for parameter in prepared.method.student.parameters()) / 1e6
+    epochs = prepared.total_steps / prepared.steps_per_epoch
+    return (
+        f"data     {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} validation images, "
+        f"{prepared.dataset.task.n_classes} classes\n"
+        f"method   {recipe.method.name}; network {parameters:.2f} M parameters\n"
+        f"training {prepared.total_steps} steps ({epochs:.1f} epochs), crop {recipe.data.crop}, batch "
+        f"{recipe.data.batch.labeled} labeled"
+        + (f" + {recipe.data.batch.unlabeled} unlabeled" if prepared.method.draws else "")
+        + f", learning rate {base_rate(recipe.optim, recipe.data.batch.labeled):g}"
+    )

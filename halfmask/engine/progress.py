@@ -1,0 +1,99 @@
+"""The progress line of a training run: a live bar in a terminal, plain lines elsewhere, nothing with `quiet`."""
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class ProgressLine:
+    """Writes to stderr: stdout carries results.
+
+    Args:
+        quiet: write nothing but warnings.
+        stream: where to write; stderr when `None`.
+    """
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.quiet = quiet
+        self.console = Console(file=stream or sys.stderr, highlight=False)
+        self._bar: Progress | None = None
+        self._total, self._began, self._first = 0, 0.0, 0
+
+    def start(self, step: int, total: int) -> None:
+        """Begin at `step` of `total`."""
+        self._total, self._began, self._first = total, time.monotonic(), step
+        if self.quiet or not self.console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TextColumn("eta"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=False,
+        )
+        self._bar.add_task("", total=total, completed=step)
+        self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Show loss, coverage and speed."""
+        text = describe(values)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        elif not self.quiet:
+            pace = (time.monotonic() - self._began) / max(step - self._first, 1)
+            self.console.print(f"step {step}/{self._total}  {text}  eta {_clock(pace * (self._total - step))}")
+
+    def validated(self, step: int, values: dict[str, float]) -> None:
+        """Print the validation scores of every predictor."""
+        if self.quiet:
+            return
+        scores = [f"{name[:-9]} {value:.1%}" for name, value in values.items() if name.endswith("/val/miou")]
+        self.console.print(f"step {step}/{self._total}  validation mIoU: {', '.join(scores)}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar, also when quiet."""
+        self.console.print(text)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def describe(values: dict[str, float]) -> str:
+    """Write the main values of a record in one line.
+
+    >>> describe({"train/loss": 0.41, "train/loss_sup": 0.22, "train/loss_unsup": 0.19, "pseudo/coverage": 0.63})
+    'loss 0.410 (sup 0.220 unsup 0.190)  pseudo-label coverage 63%'
+    """
+    parts = [f"loss {values.get('train/loss', float('nan')):.3f}"]
+    terms = [
+        f"{name.removeprefix('train/loss_')} {value:.3f}"
+        for name, value in values.items()
+        if name.startswith("train/loss_")
+    ]
+    if len(terms) > 1:
+        parts[0] += f" ({' '.join(terms)})"
+    if "pseudo/coverage" in values:
+        parts.append(f"pseudo-label coverage {values['pseudo/coverage']:.0%}")
+    if "train/img_per_s" in values:
+        parts.append(f"{values['train/img_per_s']:.1f} images/s")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,162 @@
+"""The folder of a run: what lies in it, how it is created, and how a resumed run finds its place.
+
+recipe.yaml (resolved, with the origin of each value), environment.json, split.json, metrics.jsonl, log.txt,
+tb/, checkpoints/{last,best-<predictor>}.ckpt, model.safetensors + model.json (the bundle), metrics.json
+(last `evaluate`), predictions/
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from halfmask.data.splits import Split
+from halfmask.engine.atomic import write_text
+from halfmask.errors import CheckpointError, DataError
+from halfmask.recipe import Recipe, load
+
+_PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
+
+
+class RunDir:
+    """Paths and small files of one run.
+
+    Args:
+        path: the folder; nothing is created until `create`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    recipe = property(lambda self: self.path / "recipe.yaml")
+    environment = property(lambda self: self.path / "environment.json")
+    split = property(lambda self: self.path / "split.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    log = property(lambda self: self.path / "log.txt")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    last = property(lambda self: self.path / "checkpoints" / "last.ckpt")
+
+    def best(self, predictor: str) -> Path:
+        """Checkpoint of the best validation score of a predictor."""
+        return self.path / "checkpoints" / f"best-{predictor}.ckpt"
+
+    def create(self, *, overwrite: bool = False) -> None:
+        """Make an empty run folder.
+
+        Raises:
+            DataError: the folder holds files and `overwrite` is false, or cannot be written.
+        """
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise DataError(f"{self.path} is a file. Choose another folder with --out.")
+            if self.path.is_dir() and any(self.path.iterdir()):
+                if not overwrite:
+                    hint = f"halfmask train --resume {self.path}" if self.last.exists() else "--overwrite"
+                    raise DataError(
+                        f"{self.path} is not empty. Continue it: halfmask train --resume {self.path}; "
+                        "start anew: --overwrite; or choose another --out."
+                        if self.last.exists()
+                        else f"{self.path} is not empty. Start anew in it with {hint}, or choose another --out."
+                    )
+                self._clear()
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except PermissionError:
+            raise DataError(f"{self.path}: no permission to write there. Choose another folder with --out.") from None
+
+    def _clear(self) -> None:
+        """Remove the files a run writes, and nothing else: a mistyped --out must not cost anyone's data."""
+        for name in ("recipe.yaml", "environment.json", "split.json", "metrics.jsonl", "log.txt", "metrics.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("model.safetensors", "model.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("tb", "checkpoints", "predictions", "cache"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def write_start(self, recipe: Recipe, split: Split) -> None:
+        """Write recipe, environment and split of a new run."""
+        write_text(self.recipe, recipe.to_yaml(origins=True))
+        write_text(self.environment, json.dumps(environment(), indent=2) + "\n")
+        write_text(self.split, json.dumps(describe_split(split), indent=1) + "\n")
+
+    def load_recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
+        """Read the run's resolved recipe.
+
+        Raises:
+            CheckpointError: the folder is no run.
+        """
+        if not self.recipe.exists():
+            raise CheckpointError(f"{self.path} is not a run folder: {self.recipe.name} is missing.")
+        return load(self.recipe, overrides)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics that a killed run wrote after its last checkpoint; they will be written again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue  # the line that the kill cut short
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def describe_split(split: Split) -> dict[str, Any]:
+    """Give the lists of a split with counts and one hash per list."""
+    lists = {"labeled": split.labeled, "unlabeled": split.unlabeled, "val": split.val}
+    return {
+        name: {
+            "count": len(ids),
+            "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+            "ids": list(ids),
+        }
+        for name, ids in lists.items()
+    }
+
+
+def split_hashes(split: Split) -> dict[str, str]:
+    """Give the hash of each list, as stored in checkpoints."""
+    return {name: entry["sha256"] for name, entry in describe_split(split).items()}
+
+
+def environment() -> dict[str, Any]:
+    """Record versions, hardware and the state of a git checkout in the working folder."""
+    import torch
+
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "packages": versions,
+        "git": _git_state(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _git_state() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,263 @@
+"""`train`: from a recipe to a run folder. Every check that needs no training comes first."""
+
+import logging
+import os
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from halfmask.data.splits import Split
+from halfmask.engine.callbacks import Checkpoints, MetricsLog, Validation
+from halfmask.engine.checkpoint import AtomicCheckpointIO, check_matches, read_checkpoint
+from halfmask.engine.evaluate import evaluate_model
+from halfmask.engine.loading import LoaderSource
+from halfmask.engine.metrics import Scores
+from halfmask.engine.module import LitMethod
+from halfmask.engine.optim import base_rate
+from halfmask.engine.prepare import Prepared, describe, prepare
+from halfmask.engine.progress import ProgressLine
+from halfmask.engine.rundir import RunDir, split_hashes
+from halfmask.errors import CheckpointError, Interrupted, RecipeError
+from halfmask.methods import Method, Stage
+from halfmask.models.model import Model
+from halfmask.plugins import resolve
+from halfmask.recipe import Recipe, RunRecipe, load
+
+# A resumed run may change how it is computed, not what is computed.
+_FREE_ON_RESUME = (
+    "data.workers",
+    "data.root",
+    "data.cache",
+    "run.devices",
+    "run.nodes",
+    "run.accelerator",
+    "run.logger",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run reports.
+
+    Args:
+        out: run folder.
+        steps: optimizer steps done.
+        seconds: time of this call.
+        best: best validation mIoU per predictor (empty without a validation set).
+        last: validation values of the last evaluation, as in metrics.jsonl.
+    """
+
+    out: Path
+    steps: int
+    seconds: float
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    recipe: Recipe | str | Path | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+    limit: int | None = None,
+    overrides: tuple[str, ...] = (),
+) -> TrainResult:
+    """Train by a recipe into a run folder.
+
+    Args:
+        recipe: a recipe, a file, or `None` with `resume`.
+        out: run folder; must be empty or new, unless `resume` or `overwrite`.
+        resume: continue the run in `out` from its last checkpoint, to the same result as an unbroken run.
+        overwrite: remove the files of an earlier run in `out`.
+        dry_run: check recipe, data and model, and stop.
+        quiet: no progress.
+        limit: stop after so many steps (the schedule is shortened too).
+        overrides: dotted overrides; with `resume` only those that do not change the result.
+
+    Raises:
+        RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
+        Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
+    """
+    run = RunDir(out)
+    if resume:
+        _check_resume_overrides(overrides)
+        recipe = run.load_recipe(overrides)
+    elif recipe is None or not isinstance(recipe, Recipe):
+        recipe = load(recipe, overrides)
+    elif overrides:
+        recipe = load(recipe.model_dump(mode="json"), overrides)
+    stages: list[Stage] = resolve("methods", recipe.method.name).plan(recipe)
+    result = None
+    for stage in stages:
+        stage_recipe = load(recipe.model_dump(mode="json"), stage.overrides) if stage.overrides else recipe
+        stage_run = run if len(stages) == 1 else RunDir(run.path / stage.name)
+        result = _train_stage(
+            stage_recipe, stage_run, resume=resume, overwrite=overwrite, dry_run=dry_run, quiet=quiet, limit=limit
+        )
+        if stage.after is not None and not dry_run:
+            from halfmask.engine.bundle import load_bundle
+
+            stage.after(stage_run.path, load_bundle(stage_run.path).model)
+    assert result is not None
+    return result
+
+
+def _train_stage(
+    recipe: Recipe, run: RunDir, *, resume: bool, overwrite: bool, dry_run: bool, quiet: bool, limit: int | None
+) -> TrainResult:
+    began = time.monotonic()
+    prepared = prepare(recipe, limit)
+    split, dataset, method = prepared.split, prepared.dataset, prepared.method
+    line = ProgressLine(quiet)
+    if not quiet and _is_first_rank():
+        line.say(describe(prepared))
+    if dry_run:
+        return TrainResult(run.path, 0, time.monotonic() - began)
+
+    meta = {
+        "recipe": recipe.model_dump(mode="json"),
+        "classes": list(dataset.task.classes),
+        "split": split_hashes(split),
+        "limit": limit,
+    }
+    start = _open_run(run, recipe, split, meta, resume=resume, overwrite=overwrite)
+    module = LitMethod(
+        method,
+        recipe.optim,
+        lr=base_rate(recipe.optim, recipe.data.batch.labeled),
+        total_steps=prepared.total_steps,
+        steps_per_epoch=prepared.steps_per_epoch,
+        seed=recipe.run.seed,
+        meta=meta,
+    )
+    source = LoaderSource(prepared.dataset, prepared.unlabeled, split, recipe, method, prepared.total_steps, run.path)
+    module.loader_source = source
+    log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
+    checkpoints = Checkpoints(run, prepared.eval_every)
+    validation = Validation(run, dataset.task, log, _evaluator(prepared), prepared.eval_every)
+    trainer = _trainer(recipe.run, run.path, method, [log, validation, checkpoints])
+    if start is not None and start["step"] >= prepared.total_steps:
+        line.say(f"{run.path} is finished: {start['step']} of {prepared.total_steps} steps are done.")
+        return TrainResult(run.path, start["step"], time.monotonic() - began, start["best"])
+    trainer.fit(module, ckpt_path=str(run.last) if start is not None else None, weights_only=True)
+    if checkpoints.interrupted:
+        raise Interrupted(
+            f"stopped at step {module.step} of {module.total_steps} ({checkpoints.interrupted}); the checkpoint is "
+            f"saved. Continue with: halfmask train --resume {run.path}"
+        )
+    return TrainResult(run.path, module.step, time.monotonic() - began, dict(module.best), dict(validation.last))
+
+
+def _open_run(
+    run: RunDir, recipe: Recipe, split: Split, meta: dict[str, Any], *, resume: bool, overwrite: bool
+) -> dict[str, Any] | None:
+    """Create the folder, or give the saved state's header of a run to continue."""
+    if resume:
+        if not run.last.exists():
+            raise CheckpointError(
+                f"{run.path}: nothing to resume, {run.last} is missing: the run stopped before its first checkpoint. "
+                "Start it anew with --overwrite."
+            )
+        checkpoint = read_checkpoint(run.last)
+        check_matches(run.last, checkpoint, meta)
+        header: dict[str, Any] = checkpoint["halfmask"]
+        if _is_first_rank():
+            run.forget_after(header["step"])
+        return header
+    if _is_first_rank():
+        run.create(overwrite=overwrite)
+        run.write_start(recipe, split)
+    return None
+
+
+def _trainer(recipe: RunRecipe, out: Path, method: Method, callbacks: list[L.Callback]) -> L.Trainer:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    _quiet_lightning()
+    many = recipe.devices * recipe.nodes > 1
+    gpu = recipe.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
+    if recipe.accelerator == "gpu" and not gpu:
+        raise RecipeError("run.accelerator=gpu, but torch sees no GPU here. Use run.accelerator=auto or cpu.")
+    if gpu and recipe.devices > torch.cuda.device_count():
+        raise RecipeError(f"run.devices={recipe.devices}, but this machine has {torch.cuda.device_count()} GPU(s).")
+    return L.Trainer(
+        accelerator="gpu" if gpu else ("mps" if recipe.accelerator == "mps" else "cpu"),
+        devices=recipe.devices,
+        num_nodes=recipe.nodes,
+        # Buffers are not broadcast: what ranks share is explicit in the method.
+        strategy=DDPStrategy(find_unused_parameters=method.partial_updates, broadcast_buffers=False)
+        if many
+        else "auto",
+        sync_batchnorm=many and gpu,
+        precision=precision_of(recipe, gpu=gpu),
+        max_epochs=1,
+        deterministic=recipe.deterministic or None,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=_logger(recipe.logger, out),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=out,
+    )
+
+
+def precision_of(recipe: RunRecipe, *, gpu: bool) -> Any:
+    """Resolve `auto`: bfloat16 autocast on a GPU that has it, else float32."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _evaluator(prepared: Prepared) -> Any:
+    part = prepared.recipe.eval.select_on
+    ids = list(prepared.split.val) if part == "val" else prepared.dataset.ids(part)
+    if not ids:
+        return None
+    protocol = prepared.recipe.eval
+    if protocol.mode == "slide" and protocol.window is None:
+        protocol = protocol.model_copy(update={"window": prepared.recipe.data.crop})
+
+    def evaluate(model: Model) -> Scores:
+        return evaluate_model(model, prepared.dataset, ids, protocol, workers=0)
+
+    return evaluate
+
+
+def _check_resume_overrides(overrides: tuple[str, ...]) -> None:
+    fixed = [item for item in overrides if item.partition("=")[0] not in _FREE_ON_RESUME]
+    if fixed:
+        raise RecipeError(
+            f"a resumed run keeps its recipe; {', '.join(fixed)} would change its result. Allowed with --resume: "
+            f"{', '.join(_FREE_ON_RESUME)}. For other values start a new run with another --out."
+        )
+
+
+def _logger(name: str, out: Path) -> Any:
+    if name == "none":
+        return False
+    from halfmask.engine import loggers
+
+    return loggers.make(name, out)
+
+
+def _is_first_rank() -> bool:
+    # Set by torchrun, SLURM and Lightning's own launcher in every process but the first.
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "RANK"))
+
+
+def _quiet_lightning() -> None:
+    """Silence lines that tell a user nothing: hardware tables, worker hints, our own way of resuming."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -1,0 +1,110 @@
+"""Recipes: overrides, origins, and errors that name everything wrong at once."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from halfmask.errors import RecipeError
+from halfmask.recipe import Recipe, load
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_override_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
+    path = write(tmp_path, "method: supervised\noptim: {lr: 0.5, momentum: 0.8}\n")
+    recipe = load(path, ["optim.lr=1e-4", "data.split=183"])
+    assert (recipe.optim.lr, recipe.optim.momentum, recipe.optim.power) == (1e-4, 0.8, 0.9)
+    assert recipe.data.split == "183"
+    assert recipe.origins["optim.lr"] == "override"
+    assert recipe.origins["optim.momentum"] == f"file {path}"
+    assert recipe.origins["optim.power"] == "default"
+
+
+def test_all_problems_are_reported_at_once_with_cures(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "method: {name: fixmatch, treshold: 0.9}\ndata: {flip: 2, bach: {}}\nrun: {steps: many}\noptm: {}\n",
+    )
+    with pytest.raises(RecipeError) as caught:
+        load(path, ["model.encoder.name=resent"])
+    message = str(caught.value)
+    assert message.startswith(f"{path}: 6 problems")
+    for part in (
+        "method.treshold is not a parameter of methods fixmatch. Did you mean `threshold` (float in [0, 1], default",
+        "data.flip=2: input should be less than or equal to 1. Allowed: float in [0, 1], default 0.5.",
+        "data.bach is not a parameter. Did you mean `batch`",
+        "run.steps='many'",
+        "optm is not a parameter. Did you mean `optim`",
+        "there is no encoder 'resent'. Did you mean `resnet`?",
+    ):
+        assert part in message
+
+
+def test_resolved_recipe_round_trips(tmp_path: Path) -> None:
+    recipe = load({"method": {"name": "fixmatch", "threshold": 0.8}}, {"model.encoder.depth": 18})
+    text = recipe.to_yaml(origins=True)
+    assert "threshold: 0.8  # argument" in text
+    assert "depth: 18  # override" in text
+    assert "flip: 0.5  # default" in text
+    again = load(write(tmp_path, text))
+    assert again.model_dump() == recipe.model_dump()
+
+
+def test_entries_are_filled_with_the_constructors_defaults() -> None:
+    recipe = load({"method": "fixmatch"})
+    assert recipe.method.params["threshold"] == 0.95
+    assert recipe.model.encoder.params["depth"] == 50
+
+
+def test_overriding_a_param_keeps_the_entry_and_a_new_name_drops_its_params() -> None:
+    base = {"model": {"encoder": {"name": "resnet", "depth": 18}}}
+    assert load(base, ["model.encoder.output_stride=8"]).model.encoder.params["depth"] == 18
+    assert "depth" not in load(base, ["model.encoder=mit"]).model.encoder.params
+
+
+def test_bad_values_inside_an_entry_name_the_range() -> None:
+    with pytest.raises(RecipeError, match=r"method\.threshold=1\.5: .* Allowed: float in \[0, 1\], default 0\.95"):
+        load({"method": {"name": "fixmatch", "threshold": 1.5}})
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "=3"])
+def test_malformed_override_shows_the_form(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"key=value"):
+        load({}, [text])
+
+
+def test_missing_file_points_to_the_shipped_recipes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="halfmask list recipes"):
+        load(tmp_path / "none.yaml")
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="given twice"):
+        load(write(tmp_path, "optim: {lr: 1.0e-3, lr: 1.0e-4}\n"))
+
+
+def test_yaml_exponent_without_dot_is_a_number(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "optim: {lr: 5e-6}\n")).optim.lr == 5e-6
+
+
+def test_class_from_outside_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mylab.py").write_text(
+        "from halfmask.methods import Method\n"
+        "class Mine(Method):\n"
+        "    def __init__(self, task, build, *, weight: float = 2.0) -> None:\n"
+        "        super().__init__(task)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = load({}, ["method.name=mylab:Mine"])
+    assert recipe.method.params == {"weight": 2.0}
+    with pytest.raises(RecipeError, match="cannot import nolab"):
+        load({}, ["method.name=nolab:Mine"])
+
+
+def test_every_default_is_valid_and_dumps() -> None:
+    assert yaml.safe_load(Recipe().to_yaml())["data"]["crop"] == Recipe().data.crop
