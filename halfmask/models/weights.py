@@ -142,8 +142,8 @@ def _download(release: Release) -> Path:
         raise CheckpointError(
             f"cannot fetch {release.file} of {release.repo} from the Hugging Face hub: {reason}\n"
             f"  Looked in {folder} first. On a machine with network: hf download {release.repo} {release.file}; "
-            f"then copy the file here and set model.encoder.weights=/path/to/{release.file}, or start from random weights with "
-            "model.encoder.weights=null."
+            f"then copy the file here and set model.encoder.weights=/path/to/{release.file}. "
+            "To start from random weights: model.encoder.weights=null."
         ) from error
 
 

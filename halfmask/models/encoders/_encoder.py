@@ -5,6 +5,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from halfmask.errors import ShapeError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -49,6 +51,21 @@ class Encoder(nn.Module):
     size_multiple: int = 1
     frozen: bool = False
     weights_license: ClassVar[str] = ""
+
+    def check_size(self, image: Tensor) -> None:
+        """Refuse an image whose sides are not multiples of `size_multiple`.
+
+        Raises:
+            ShapeError: with the nearest size that works.
+        """
+        height, width = image.shape[-2:]
+        if height % self.size_multiple or width % self.size_multiple:
+            name = type(self).__module__.rpartition(".")[2]
+            nearest = max(1, round(max(height, width) / self.size_multiple)) * self.size_multiple
+            raise ShapeError(
+                f"image is {width}x{height} but encoder {name} needs multiples of {self.size_multiple}. "
+                f"Use data.crop={nearest} for training; evaluation fits the size by itself (eval.fit)."
+            )
 
     def freeze(self) -> None:
         """Stop training it: no parameter gets a gradient and batch-norm statistics stay as they are."""

@@ -58,8 +58,9 @@ class ResNet(Encoder):
         self.net: Any = timm.create_model(
             f"resnet{depth}", num_classes=0, in_chans=in_channels, output_stride=output_stride, **shape
         )
-        self.channels = tuple(info["num_chs"] for info in self.net.feature_info[1:])
-        self.strides = tuple(info["reduction"] for info in self.net.feature_info[1:])
+        stages: list[dict[str, Any]] = list(self.net.feature_info)[1:]  # type: ignore[arg-type]  # [0] is the stem
+        self.channels = tuple(stage["num_chs"] for stage in stages)
+        self.strides = tuple(stage["reduction"] for stage in stages)
         self.mean, self.std = imagenet_statistics(in_channels)
         if weights is not None:
             architecture = f"resnet{depth}" if stem == "plain" else _DEEP_RELEASES.get(depth)
