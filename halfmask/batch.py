@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from halfmask.errors import DataError
+
 
 @dataclass(slots=True)
 class Samples:
@@ -29,6 +31,17 @@ class Samples:
     target: Int[Tensor, "B *S"] | None = None
     tags: Bool[Tensor, "B K"] | None = None
 
+    @property
+    def labels(self) -> Int[Tensor, "B *S"]:
+        """The target, where a method cannot do without.
+
+        Raises:
+            DataError: these samples have none.
+        """
+        if self.target is None:
+            raise DataError("this batch has no labels: give Samples(target=...), or list images that have masks.")
+        return self.target
+
 
 @dataclass(slots=True)
 class Batch:
@@ -46,6 +59,21 @@ class Batch:
     unlabeled: Samples | None
     partner: Samples | None = None
     domain: str = ""
+
+    def draw(self, number: int) -> Samples:
+        """Give the unlabeled samples of draw 0 (`unlabeled`) or 1 (`partner`).
+
+        Raises:
+            DataError: the batch was made without that draw.
+        """
+        samples = (self.unlabeled, self.partner)[number]
+        if samples is None:
+            name = ("unlabeled", "partner")[number]
+            raise DataError(
+                f"this batch has no `{name}` samples, but the method mixes or labels them. "
+                "Load as many unlabeled draws per step as the method's `draws` says."
+            )
+        return samples
 
 
 @dataclass(frozen=True, slots=True)

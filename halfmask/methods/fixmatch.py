@@ -1,0 +1,147 @@
+"""FixMatch for dense prediction, in the two forms that serve as baselines of UniMatch.
+
+Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
+arXiv:2001.07685; per-pixel forms as in Yang et al., UniMatch, CVPR 2023, arXiv:2208.09910 (`teacher: student`)
+and UniMatch V2, TPAMI 2025, arXiv:2410.10777 (`teacher: ema`).
+
+    p_w  = softmax f'(weak(x_u))                           f' = EMA teacher or the student; no gradient
+    L_u  = sum over valid pixels of 1[max p_w >= tau] * CE(f(strong(x_u)), argmax p_w) / number of valid pixels
+    L    = (CE(f(x_l), y) + lambda * L_u) / (1 + lambda)
+    f'   = d * f' + (1 - d) * f,  d = min(1 - 1 / (step + 1), ema_decay)      after the optimizer step
+
+strong = color changes and blur, then CutMix with a partner image; pseudo-label, confidence and validity are cut
+and pasted with the pixels.
+
+Which images share a forward pass matters for networks with batch normalization (it decides which images the
+statistics are taken over) and changes nothing for others. Both forms do as the published code does:
+  * `teacher: ema`: the student sees labeled and strong images in one pass; the teacher is in evaluation mode.
+  * `teacher: student`: labeled and weak images share one pass in training mode, which gives the pseudo-labels;
+    strong images pass alone. A separate partner view is labeled in evaluation mode, before that pass.
+
+Deviations from the paper:
+  * CutMix and the EMA teacher are additions of the dense forms; FixMatch evaluates, but does not label with, an EMA.
+  * The loss is divided by 1 + lambda, so that lambda does not change the effective learning rate.
+  * A batch without a valid pixel gives L_u = 0 (a plain division gives NaN).
+"""
+
+import warnings
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from halfmask.augment.device import StrongAugment
+from halfmask.batch import Batch, Progress
+from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
+from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
+from halfmask.blocks.mixing import box_mask, paste
+from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
+from halfmask.blocks.ramps import ema_ramp
+from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.models.model import Model
+from halfmask.task import Task
+
+
+class FixMatch(Method):
+    """Weak-to-strong consistency with a confidence threshold.
+
+    Args:
+        threshold: tau, the confidence a pseudo-label needs to be used; lower it where the coverage stays small.
+        unlabeled_weight: lambda.
+        teacher: who labels the weak images: an `ema` of the student, or the `student` itself.
+        ema_decay: largest d; unused with `teacher: student`.
+        cutmix: probability of pasting a box from the partner image.
+        cutmix_partner: the image with the mirrored place in the batch (`flip`); another draw of unlabeled images
+            (`shuffle`, one more forward pass); another crop of the same image (`same_view`, as UniMatch's code).
+        loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
+        ohem_threshold: pixels whose true class has at most this probability are hard.
+        ohem_min_kept: hard pixels to keep at least, per process and batch.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        build: ModelBuilder,
+        *,
+        threshold: Annotated[float, Field(ge=0, le=1)] = 0.95,
+        unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
+        teacher: Literal["ema", "student"] = "ema",
+        ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996,
+        cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        cutmix_partner: Literal["flip", "shuffle", "same_view"] = "flip",
+        loss: LossName = "ce",
+        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
+        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+    ) -> None:
+        super().__init__(task)
+        self.student = build()
+        self.teacher: Teacher[Model] | None = ema_copy(self.student) if teacher == "ema" else None
+        self.strong = StrongAugment()
+        self.boxes = partial(box_mask, p=cutmix)
+        self.labeled_loss = supervised_loss(
+            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
+        )
+        self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
+        self.cutmix, self.cutmix_partner = cutmix, cutmix_partner
+        self.draws = 1 if cutmix_partner == "flip" else 2
+        self.draws_share_images = cutmix_partner == "same_view"
+
+    def step(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Compute the loss of one batch."""
+        x_l, y_l = batch.labeled.image, batch.labeled.labels
+        x_u, valid = batch.draw(0).image, batch.draw(0).valid  # (B, *T, 3, H, W), (B, H, W)
+
+        # Pseudo-labels of the weak views; the partner's first, before a training pass moves batch statistics.
+        partner = self._partner(batch)
+        if self.teacher is None:
+            logits_l, logits_w = self._joint(x_l, x_u)
+        else:
+            with torch.no_grad():
+                logits_w = self.teacher(x_u)
+        label, confidence = pseudo_label(logits_w)  # (B, H, W) each
+        logs = pseudo_logs(label, confidence >= self.threshold, valid, self.task.n_classes)
+
+        # Strong view: one box per image; image, label, confidence and validity must travel together.
+        box = self.boxes(valid.shape, device=x_u.device)
+        x_s, label, confidence, valid = paste(box, self.strong(x_u), label, confidence, valid, partner=partner)
+        if self.teacher is None:
+            logits_s = self.student(x_s)
+        else:
+            logits_l, logits_s = self._joint(x_l, x_s)
+
+        loss_l = self.labeled_loss(logits_l, y_l)
+        keep = valid & (confidence >= self.threshold)
+        # Divided by all valid pixels, not by kept ones: an unsure batch should teach less.
+        loss_u = masked_cross_entropy(logits_s, label, keep, denominator=valid)
+
+        loss = (loss_l + self.unlabeled_weight * loss_u) / (1 + self.unlabeled_weight)
+        logs["pseudo/agreement"] = agreement(logits_s, label, valid)
+        return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
+
+    def after_update(self, progress: Progress) -> None:
+        """Move the teacher."""
+        if self.teacher is not None:
+            self.teacher.update(self.student, ema_ramp(progress.step, self.ema_decay))
+
+    def predictors(self) -> dict[str, Model]:
+        """The teacher where there is one, then the student."""
+        own: dict[str, Model] = {"student": self.student}
+        return own if self.teacher is None else {"teacher": self.teacher.model, **own}
+
+    def _joint(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.student(torch.cat((first, second)))
+        return logits[: len(first)], logits[len(first) :]
+
+    def _partner(self, batch: Batch) -> tuple[Tensor, ...] | None:
+        """Image, label, confidence and validity to paste from; `None` = the flipped batch."""
+        if self.cutmix_partner == "flip":
+            if self.cutmix > 0 and len(batch.draw(0).image) == 1:
+                warnings.warn("CutMix with the flipped batch does nothing at one image per process.", stacklevel=3)
+            return None
+        other = batch.draw(1)
+        labeler = self.student if self.teacher is None else self.teacher
+        with torch.no_grad(), eval_mode(labeler):
+            label, confidence = pseudo_label(labeler(other.image))
+        return self.strong(other.image), label, confidence, other.valid

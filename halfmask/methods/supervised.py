@@ -1,0 +1,48 @@
+"""Supervised baseline: labeled images only, weak augmentation.
+
+    L = CE(f(x_l), y)                                 mean over labeled pixels
+
+The number every semi-supervised method has to beat. It consumes no unlabeled images, so an epoch is one pass over
+the labeled list: give it as many steps as the method it is compared with, not as many epochs.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from halfmask.batch import Batch, Progress
+from halfmask.blocks.losses import LossName, supervised_loss
+from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.task import Task
+
+
+class Supervised(Method):
+    """Cross-entropy on the labeled images.
+
+    Args:
+        loss: `ce`, or `ohem`: cross-entropy of the hard pixels, as is usual on Cityscapes.
+        ohem_threshold: pixels whose true class has at most this probability are hard.
+        ohem_min_kept: hard pixels to keep at least, per process and batch.
+    """
+
+    draws = 0
+
+    def __init__(
+        self,
+        task: Task,
+        build: ModelBuilder,
+        *,
+        loss: LossName = "ce",
+        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
+        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+    ) -> None:
+        super().__init__(task)
+        self.student = build()
+        self.labeled_loss = supervised_loss(
+            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
+        )
+
+    def step(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Compute the loss of one batch."""
+        loss = self.labeled_loss(self.student(batch.labeled.image), batch.labeled.labels)
+        return StepOutput(loss, {"loss_sup": loss})
