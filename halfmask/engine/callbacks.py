@@ -18,7 +18,7 @@ from halfmask.engine.rundir import RunDir
 from halfmask.models.model import Model
 from halfmask.task import Task
 
-Evaluate = Callable[[Model], Scores]
+Evaluate = Callable[[Model, int, int], Scores]  # model, rank, world
 
 _SAVE_SECONDS = 300.0
 _COLLAPSE_SHARE, _COLLAPSE_LOGS = 0.98, 5
@@ -127,7 +127,7 @@ class Validation(L.Callback):
         resume_clock = self.log.pause_clock()
         values: dict[str, float] = {}
         for position, (name, model) in enumerate(module.method.predictors().items()):
-            scores = self.evaluate(model).to_dict()
+            scores = self.evaluate(model, trainer.global_rank, trainer.world_size).to_dict()
             values |= {f"{name}/val/{key}": value for key, value in scores.items()}
             values |= {f"val/{key}": value for key, value in scores.items()} if position == 0 else {}
             self._keep_best(trainer, module, name, scores["miou"], shipped=position == 0)

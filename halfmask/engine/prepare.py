@@ -6,7 +6,7 @@ import torch
 
 from halfmask.data import splits
 from halfmask.data._dataset import Dataset
-from halfmask.data.loader import steps_per_epoch
+from halfmask.data.sampler import steps_per_epoch
 from halfmask.data.splits import Split
 from halfmask.engine.optim import base_rate
 from halfmask.errors import DataError, RecipeError, ShapeError
@@ -60,7 +60,10 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
             f"{data.root} has a mask in use. Name others with data.unlabeled, use fewer masks with data.labeled, or "
             "choose method.name=supervised."
         )
-    per_epoch = steps_per_epoch(split, data, draws=method.draws)
+    length, batch = (
+        (len(split.unlabeled), data.batch.unlabeled) if method.draws else (len(split.labeled), data.batch.labeled)
+    )
+    per_epoch = steps_per_epoch(length, batch, drop_last=data.drop_last)
     total = run.steps or (run.epochs or 1) * per_epoch
     if run.steps is None and run.epochs is None:
         raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")

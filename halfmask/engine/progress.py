@@ -2,6 +2,8 @@
 
 import sys
 import time
+from datetime import datetime
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -18,6 +20,7 @@ class ProgressLine:
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.quiet = quiet
+        self.log: Path | None = None  # every line also goes here, with the time
         self.console = Console(file=stream or sys.stderr, highlight=False)
         self._bar: Progress | None = None
         self._total, self._began, self._first = 0, 0.0, 0
@@ -48,6 +51,7 @@ class ProgressLine:
     def show(self, step: int, values: dict[str, float]) -> None:
         """Show loss, coverage and speed."""
         text = describe(values)
+        self.keep(f"step {step}/{self._total}  {text}")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         elif not self.quiet:
@@ -56,14 +60,22 @@ class ProgressLine:
 
     def validated(self, step: int, values: dict[str, float]) -> None:
         """Print the validation scores of every predictor."""
-        if self.quiet:
-            return
         scores = [f"{name[:-9]} {value:.1%}" for name, value in values.items() if name.endswith("/val/miou")]
-        self.console.print(f"step {step}/{self._total}  validation mIoU: {', '.join(scores)}")
+        text = f"step {step}/{self._total}  validation mIoU: {', '.join(scores)}"
+        self.keep(text)
+        if not self.quiet:
+            self.console.print(text)
 
     def say(self, text: str) -> None:
         """Print a line above the bar, also when quiet."""
+        self.keep(text)
         self.console.print(text)
+
+    def keep(self, text: str) -> None:
+        """Write a line to the log file only."""
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().isoformat(timespec='seconds')}  {text}\n")
 
     def stop(self) -> None:
         """Leave the terminal as it was."""

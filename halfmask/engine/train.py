@@ -10,14 +10,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.utils.data import DataLoader
 
+from halfmask.data.loader import HostBatch, train_loader
 from halfmask.data.splits import Split
-from halfmask.engine.callbacks import Checkpoints, MetricsLog, Validation
+from halfmask.engine.callbacks import Checkpoints, Evaluate, MetricsLog, Validation
 from halfmask.engine.checkpoint import AtomicCheckpointIO, check_matches, read_checkpoint
-from halfmask.engine.evaluate import evaluate_model
-from halfmask.engine.loading import LoaderSource
+from halfmask.engine.evaluate import DatasetItems, evaluate_model
 from halfmask.engine.metrics import Scores
-from halfmask.engine.module import LitMethod
+from halfmask.engine.module import LitMethod, MakeLoader
 from halfmask.engine.optim import base_rate
 from halfmask.engine.prepare import Prepared, describe, prepare
 from halfmask.engine.progress import ProgressLine
@@ -117,8 +118,9 @@ def _train_stage(
     prepared = prepare(recipe, limit)
     split, dataset, method = prepared.split, prepared.dataset, prepared.method
     line = ProgressLine(quiet)
+    summary = describe(prepared)
     if not quiet and _is_first_rank():
-        line.say(describe(prepared))
+        line.say(summary)
     if dry_run:
         return TrainResult(run.path, 0, time.monotonic() - began)
 
@@ -129,6 +131,9 @@ def _train_stage(
         "limit": limit,
     }
     start = _open_run(run, recipe, split, meta, resume=resume, overwrite=overwrite)
+    if _is_first_rank():
+        line.log = run.log
+        line.keep(summary)
     module = LitMethod(
         method,
         recipe.optim,
@@ -136,10 +141,9 @@ def _train_stage(
         total_steps=prepared.total_steps,
         steps_per_epoch=prepared.steps_per_epoch,
         seed=recipe.run.seed,
+        make_loader=_loader_maker(prepared, run.path),
         meta=meta,
     )
-    source = LoaderSource(prepared.dataset, prepared.unlabeled, split, recipe, method, prepared.total_steps, run.path)
-    module.loader_source = source
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
     checkpoints = Checkpoints(run, prepared.eval_every)
     validation = Validation(run, dataset.task, log, _evaluator(prepared), prepared.eval_every)
@@ -219,17 +223,41 @@ def precision_of(recipe: RunRecipe, *, gpu: bool) -> Any:
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def _evaluator(prepared: Prepared) -> Any:
+def _loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
+    recipe, method = prepared.recipe, prepared.method
+
+    def make(start: int, stop: int, rank: int, world: int) -> DataLoader[HostBatch]:
+        loader = train_loader(
+            prepared.dataset,
+            prepared.unlabeled,
+            prepared.split,
+            recipe.data,
+            seed=recipe.run.seed,
+            draws=method.draws,
+            draws_share_images=method.draws_share_images,
+            rank=rank,
+            world=world,
+            pin=torch.cuda.is_available() and recipe.run.accelerator != "cpu",
+            cache=out / "cache",
+        )
+        loader.steps.start, loader.steps.stop = start, stop
+        return loader
+
+    return make
+
+
+def _evaluator(prepared: Prepared) -> Evaluate | None:
     part = prepared.recipe.eval.select_on
     ids = list(prepared.split.val) if part == "val" else prepared.dataset.ids(part)
     if not ids:
         return None
-    protocol = prepared.recipe.eval
-    if protocol.mode == "slide" and protocol.window is None:
-        protocol = protocol.model_copy(update={"window": prepared.recipe.data.crop})
+    items, task = DatasetItems(prepared.dataset, ids), prepared.dataset.task
 
-    def evaluate(model: Model) -> Scores:
-        return evaluate_model(model, prepared.dataset, ids, protocol, workers=0)
+    def evaluate(model: Model, rank: int, world: int) -> Scores:
+        device = next(model.parameters()).device
+        return evaluate_model(
+            model, items, task, prepared.recipe.eval, device, crop=prepared.recipe.data.crop, rank=rank, world=world
+        )
 
     return evaluate
 
