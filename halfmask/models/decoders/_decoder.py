@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from halfmask.errors import ShapeError
+
 
 class Decoder(nn.Module):
     """Subclass it and define `__init__(channels, strides, *, ...)`, `fuse` and `refine`.
@@ -31,3 +33,19 @@ class Decoder(nn.Module):
     def make_classifier(self, classes: int) -> nn.Module:
         """Make the layer from embedding to logits: a 1x1 convolution unless the paper has another one."""
         return nn.Conv2d(self.embedding, classes, 1)
+
+    def check_pooled_batch(self, x: Tensor) -> None:
+        """Refuse to train with batch norm on a globally pooled map of one image: it would see a single value.
+
+        Raises:
+            ShapeError: with the batch size to set.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        synchronized = all(isinstance(module, nn.SyncBatchNorm) for module in norms)
+        if self.training and len(x) == 1 and not synchronized:
+            name = type(self).__module__.rpartition(".")[2]
+            raise ShapeError(
+                f"decoder {name} cannot train on one image per forward: batch norm after global pooling sees a single "
+                "value. Use data.batch.labeled and data.batch.unlabeled of 2 or more per device, data.drop_last=true, "
+                "or decoder segformer."
+            )

@@ -20,7 +20,6 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from halfmask.errors import ShapeError
 from halfmask.models.decoders._decoder import Decoder
 
 Width = Annotated[int, Field(ge=1)]
@@ -70,11 +69,7 @@ class DeepLabV3Plus(Decoder):
         return self.convs(fused)  # type: ignore[no-any-return]
 
     def _pyramid(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B A h w"]:
-        if self.training and len(x) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.pool):
-            raise ShapeError(
-                "deeplabv3plus cannot train on one image per forward: batch norm after global pooling sees a single "
-                "value. Use data.batch.labeled and data.batch.unlabeled of 2 or more per device, or decoder segformer."
-            )
+        self.check_pooled_batch(x)
         pooled = self.pool(x.mean((-2, -1), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         return self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1))  # type: ignore[no-any-return]
 

@@ -18,14 +18,19 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
 from halfmask.models.weights import load_weights, timm_releases
 
-_TAPS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
+_SIZES = {  # width, heads, blocks whose output is used
+    "small": (384, 6, (2, 5, 8, 11)),
+    "base": (768, 12, (2, 5, 8, 11)),
+    "large": (1024, 16, (4, 11, 17, 23)),
+    "giant": (1536, 24, (9, 19, 29, 39)),
+}
 _GRID = 37
 
 
@@ -57,15 +62,14 @@ class DINOv2(Encoder):
     ) -> None:
         super().__init__()
         architecture = f"vit_{size}_patch14_dinov2"
-        shape = {"embed_dim": dim, "num_heads": heads}
-        changed: dict[str, Any] = {key: value for key, value in shape.items() if value is not None}
+        published_dim, published_heads, self.taps = _SIZES[size]
+        dim, heads = dim or published_dim, heads or published_heads
         # Layer scale starts at 1 as in the authors' code; timm's 1e-5 would silence every block of a fresh network.
         self.net: Any = timm.create_model(
-            architecture, num_classes=0, in_chans=in_channels, init_values=1.0, img_size=14 * _GRID, **changed
+            architecture, num_classes=0, in_chans=in_channels, init_values=1.0, embed_dim=dim, num_heads=heads
         )
         self.interpolation = interpolation
-        self.taps = _TAPS[len(self.net.blocks)]
-        self.channels = (self.net.embed_dim,) * 4
+        self.channels = (dim,) * 4
         self.strides = (14,) * 4
         self.size_multiple = 14
         self.mean, self.std = imagenet_statistics(in_channels)
@@ -102,7 +106,7 @@ class DINOv2(Encoder):
         if height == width == _GRID:
             return table  # type: ignore[no-any-return]
         if self.interpolation == "size":
-            return resample_abs_pos_embed(table, [height, width], num_prefix_tokens=1)
+            return resample_abs_pos_embed(table, [height, width], num_prefix_tokens=1)  # type: ignore[no-any-return]
         # In float32 whatever the model's dtype: the positions pretrained weights were tuned with.
         grid = table[:, 1:].float().transpose(1, 2).unflatten(2, (_GRID, _GRID))
         scale = ((height + 0.1) / _GRID, (width + 0.1) / _GRID)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from timm.layers import DropPath
+from timm.layers import DropPath  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from halfmask.errors import ShapeError
@@ -173,7 +173,7 @@ def _to_tokens(x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B N D"]:
 
 
 def _to_map(x: Float[Tensor, "B N D"], height: int, width: int) -> Float[Tensor, "B D h w"]:
-    return x.transpose(1, 2).unflatten(2, (height, width))
+    return x.transpose(1, 2).reshape(len(x), -1, height, width)
 
 
 def _init(module: nn.Module) -> None:
