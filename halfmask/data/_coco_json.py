@@ -1,0 +1,177 @@
+"""COCO json files (instances): polygons and run-length codes painted as class ids, without any extra package.
+
+Format: Lin et al., "Microsoft COCO", ECCV 2014, and the description of its run-length code at cocodataset.org.
+Polygons are filled by the even-odd rule at pixel centers; the parts of one instance are united.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from halfmask.data.masks import IGNORE
+from halfmask.errors import DataError
+
+
+class CocoFile:
+    """One json file with `images`, `annotations` and `categories`.
+
+    Args:
+        path: the file.
+        classes: class name -> training id, for every category that is used.
+
+    Raises:
+        DataError: not such a file, or a category that is no class.
+    """
+
+    def __init__(self, path: Path, classes: Mapping[str, int]) -> None:
+        self.path = path
+        content = load(path)
+        self.images: dict[str, dict[str, Any]] = {str(image["file_name"]): image for image in content["images"]}
+        self.annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            self.annotations[annotation["image_id"]].append(annotation)
+        used = {annotation["category_id"] for annotation in content["annotations"]}
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        unknown = sorted(str(names.get(id, id)) for id in used if names.get(id) not in classes)
+        if unknown:
+            raise DataError(f"{path}: categories that are no class: {', '.join(unknown)}.", "H203")
+        # Always through `categories`: ids may have gaps and start anywhere.
+        self._training_id = {id: classes[name] for id, name in names.items() if name in classes}
+
+    def __contains__(self, file_name: object) -> bool:
+        return file_name in self.images
+
+    def is_annotated(self, file_name: str) -> bool:
+        """Whether an image has at least one annotation."""
+        return bool(self.annotations.get(self.images[file_name]["id"]))
+
+    def paint(self, file_name: str) -> UInt8[np.ndarray, "H W"]:
+        """Paint the annotations of an image: crowds (255) first, then instances, the largest first.
+
+        Raises:
+            DataError: an annotation without an outline, or a broken one.
+        """
+        image = self.images[file_name]
+        height, width = int(image["height"]), int(image["width"])
+        target = np.zeros((height, width), dtype=np.uint8)
+        painted: list[tuple[bool, int, int, np.ndarray]] = []
+        for annotation in self.annotations.get(image["id"], []):
+            try:
+                region = decode_region(annotation.get("segmentation"), height, width)
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise DataError(
+                    f"{self.path}: annotation {annotation.get('id')} of {file_name}: {error}. "
+                    "Export polygons or masks, not boxes only.",
+                    "H203",
+                ) from error
+            crowd = bool(annotation.get("iscrowd", 0))
+            label = IGNORE if crowd else self._training_id[annotation["category_id"]]
+            painted.append((not crowd, -int(region.sum()), label, region))
+        for _, _, label, region in sorted(painted, key=lambda item: item[:2]):
+            target[region] = label
+        return target
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a json file of COCO form.
+
+    Raises:
+        DataError: broken json, or one of the three lists is missing.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a json file ({error}).", "H201") from error
+    absent = [key for key in ("images", "annotations", "categories") if key not in content]
+    if absent:
+        raise DataError(f"{path}: no {', '.join(absent)}; export it as COCO instances (COCO 1.0).", "H208")
+    return dict(content)
+
+
+def decode_region(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "H W"]:
+    """Turn polygons, or a run-length code (list or string), into a mask.
+
+    Raises:
+        ValueError: empty, or not one of the three forms.
+    """
+    if isinstance(segmentation, dict):
+        size, counts = segmentation["size"], segmentation["counts"]
+        if list(size) != [height, width]:
+            raise ValueError(f"run-length code of size {size} in an image of {[height, width]}")
+        return decode_runs(unpack_counts(counts) if isinstance(counts, str | bytes) else counts, height, width)
+    if not segmentation:
+        raise ValueError("no segmentation")
+    region = np.zeros((height, width), dtype=np.bool_)
+    for polygon in segmentation:
+        region |= fill_polygon(polygon, height, width)
+    return region
+
+
+def fill_polygon(polygon: Sequence[float], height: int, width: int) -> Bool[np.ndarray, "H W"]:
+    """Fill x0, y0, x1, y1, ... : pixels whose center (x + 0.5, y + 0.5) is inside by the even-odd rule.
+
+    >>> fill_polygon([1, 0, 3, 0, 3, 1, 1, 1], 2, 4).astype(int).tolist()
+    [[0, 1, 1, 0], [0, 0, 0, 0]]
+
+    Raises:
+        ValueError: fewer than three points.
+    """
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"a polygon of {len(polygon)} numbers")
+    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    # Every crossing of an edge with a row of centers flips all pixels to its right: the running parity is the fill.
+    flips = np.zeros((height, width + 1), dtype=np.bool_)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        low, high = sorted((y0, y1))
+        rows = np.arange(max(np.ceil(low - 0.5), 0), min(np.ceil(high - 0.5), height), dtype=np.int64)
+        if rows.size:
+            crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+            columns = np.ceil(crossing - 0.5).clip(0, width).astype(np.int64)
+            flips[rows, columns] ^= True  # one crossing per row and edge, so no index repeats
+    return np.logical_xor.accumulate(flips, axis=1)[:, :width]
+
+
+def decode_runs(counts: Sequence[int], height: int, width: int) -> Bool[np.ndarray, "H W"]:
+    """Expand runs that alternate 0, 1, beginning with 0, down the columns first.
+
+    >>> decode_runs([1, 2, 1], 2, 2).astype(int).tolist()
+    [[0, 1], [1, 0]]
+
+    Raises:
+        ValueError: the runs do not fill the image.
+    """
+    if sum(counts) != height * width:
+        raise ValueError(f"runs cover {sum(counts)} of {height * width} pixels")
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def unpack_counts(packed: str | bytes) -> list[int]:
+    """Unpack the string form of run lengths.
+
+    Each number is a chain of characters (code - 48): 5 value bits, bit 5 = more follow, sign-extended from bit 4 of
+    the last; from the fourth number on it is the difference to the one two places before.
+
+    >>> unpack_counts("112")
+    [1, 1, 2]
+    """
+    text = packed.decode("ascii") if isinstance(packed, bytes) else packed
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            if bits & 0x10:
+                value -= 1 << shift
+            counts.append(value + counts[-2] if len(counts) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise ValueError("run-length string ends in the middle of a number")
+    return counts

@@ -1,0 +1,109 @@
+"""What datasets made of image and mask files share, and the compact form of class tables."""
+
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from halfmask.data._dataset import Dataset
+from halfmask.data.images import is_image, read_image
+from halfmask.data.masks import LabelMap, read_mask
+from halfmask.errors import DataError
+
+
+class FileDataset(Dataset):
+    """A dataset with one image file per id and one mask file for some of them.
+
+    A subclass sets `task`, defines `ids`, `labels_of` and `find_mask`.
+
+    Attributes:
+        value_range: values that become black and white, for images with more than 8 bits.
+    """
+
+    value_range: tuple[float, float] | None = None
+
+    @abstractmethod
+    def find_mask(self, id: str) -> Path | None:
+        """Where the mask of an id lies by the dataset's own rule, or `None`."""
+
+    @abstractmethod
+    def labels_of(self, mask: Path) -> LabelMap:
+        """Meaning of the values stored in a mask."""
+
+    def mask_path(self, id: str) -> Path | None:
+        """Where the mask of an id lies: as a list says, if that file exists, else by the dataset's own rule."""
+        override = self.mask_overrides.get(id)
+        if override is not None and (self.root / override).is_file():
+            return self.root / override
+        return self.find_mask(id)
+
+    def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
+        """Decode an image upright, uint8, bands last."""
+        return read_image(self.root / id, channels=self.channels, value_range=self.value_range)
+
+    def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
+        """Decode a mask as training ids of the image's size."""
+        path = self.opened_mask(id)
+        return read_mask(path, self.labels_of(path), self.root / id)
+
+    def opened_mask(self, id: str) -> Path:
+        """Give the mask of an id that may be opened.
+
+        Raises:
+            DataError: the image has no mask, or is used without labels.
+        """
+        if id in self.sealed:
+            raise DataError(f"{id} is used as an unlabeled image: its mask must not be opened.", "H212")
+        path = self.mask_path(id)
+        if path is None:
+            raise DataError(
+                f"{id} has no mask below {self.root}. Add one, or take the image off the labeled list.", "H201"
+            )
+        return path
+
+
+def class_table(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Parse `name rrggbb; name rrggbb`.
+
+    >>> class_table("road 804080; traffic light faaa1e")
+    (('road', 'traffic light'), ((128, 64, 128), (250, 170, 30)))
+    """
+    rows = [entry.strip().rsplit(" ", 1) for entry in text.replace("\n", " ").split(";")]
+    colors = [bytes.fromhex(code) for _, code in rows]
+    return tuple(name for name, _ in rows), tuple((c[0], c[1], c[2]) for c in colors)
+
+
+def list_images(folder: Path, root: Path, recursive: bool = True) -> list[str]:
+    """List the images of a folder as sorted ids relative to `root`, skipping hidden files and folders."""
+    if not folder.is_dir():
+        return []
+    found = folder.rglob("*") if recursive else folder.glob("*")
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in found
+        if is_image(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def list_stems(path: Path) -> tuple[str, ...]:
+    """Read an image set of VOC form: one stem per line, perhaps followed by a flag."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return tuple(line.split()[0] for line in lines if line.strip())
+
+
+def require_folder(root: Path, expected: tuple[str, ...], dataset: str) -> None:
+    """Check that a root exists and holds at least one of the expected folders.
+
+    Raises:
+        DataError: missing, empty, or of another layout.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Give the dataset's root with --data DIR (data.root).", "H208")
+    if not any((root / name).is_dir() for name in expected):
+        inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        raise DataError(
+            f"{root}: not the layout of {dataset}: expected {' or '.join(f'{name}/' for name in expected)}, found "
+            f"{inside}. Check data.root, or use data.dataset=folder for your own layout.",
+            "H208",
+        )

@@ -1,0 +1,275 @@
+"""Decode images upright to uint8, bands last.
+
+JPEG goes through simplejpeg where that extra is installed and through torchvision otherwise, 8-bit RGB PNG through
+torchvision, everything else through Pillow; all of them give the same pixels. Three traps are closed here:
+
+  * EXIF orientation is applied, because annotators saw the upright image;
+  * data with more than 8 bits is never converted by clipping: it needs an explicit range of values;
+  * a 16-bit RGB file is not silently cut to its upper bytes, as Pillow would do.
+"""
+
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Shaped, UInt8
+from PIL import Image, UnidentifiedImageError
+from torchvision.io import ImageReadMode, decode_image, decode_jpeg
+
+from halfmask.errors import DataError, MissingExtraError
+
+try:
+    import simplejpeg
+except ImportError:  # the `fast` extra; torchvision decodes the same pixels a little slower
+    simplejpeg = None
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
+
+_ORIENTATION_TAG = 0x0112
+_TIFF_BITS_TAG = 258
+
+
+class Header(NamedTuple):
+    """What is known of an image without decoding it; sizes are (height, width)."""
+
+    upright: tuple[int, int]
+    stored: tuple[int, int]
+    orientation: int = 1
+
+
+def is_image(path: Path) -> bool:
+    """Tell image files from everything else: known suffix, not hidden (`.x`, `._x`)."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def read_image(
+    path: Path, *, channels: int = 3, value_range: tuple[float, float] | None = None
+) -> UInt8[np.ndarray, "H W C"]:
+    """Decode an image upright.
+
+    Args:
+        path: any format Pillow knows, `.npy` with bands first or last, or GeoTIFF (extra `geo`).
+        channels: bands to return. With 3, gray images are repeated and alpha is dropped.
+        value_range: values that become 0 and 255, needed for anything but 8-bit data.
+
+    Raises:
+        DataError: missing, empty, truncated, more than 8 bits without `value_range`, or another number of bands.
+    """
+    values = decode(path, channels=channels)
+    return _fit_bands(_to_uint8(values, path, value_range), path, channels)
+
+
+def decode(path: Path, *, channels: int = 3) -> Shaped[np.ndarray, "H W C"]:
+    """Decode an image upright with the values it holds, in whatever type they are stored.
+
+    Palette, CMYK and the like become RGB; gray stays one band, alpha stays a band.
+
+    Raises:
+        DataError: missing, empty or broken file.
+    """
+    if path.suffix.lower() == ".npy":
+        return _read_npy(path, channels)
+    data = _read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _decode_opened(image, data, path)
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() in {".tif", ".tiff"}:
+            return _read_geotiff(path)
+        raise broken(path, error) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: too many pixels to open at once ({error}). Cut it into tiles.", "H201") from error
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise broken(path, error) from error
+
+
+def read_header(path: Path) -> Header:
+    """Read the size and orientation of an image without decoding its pixels.
+
+    Raises:
+        DataError: missing, empty or broken file.
+    """
+    if path.suffix.lower() == ".npy":
+        shape = _read_npy(path, 3).shape
+        return Header((shape[0], shape[1]), (shape[0], shape[1]))
+    try:
+        with Image.open(path) as image:
+            # Pillow turns TIFF upright by itself and reports the upright size.
+            orientation = 1 if image.format == "TIFF" else _orientation(image)
+            size = (image.height, image.width)
+    except FileNotFoundError as error:
+        raise missing(path) from error
+    except UnidentifiedImageError as error:
+        if path.stat().st_size and path.suffix.lower() in {".tif", ".tiff"}:
+            shape = _read_geotiff(path).shape
+            return Header((shape[0], shape[1]), (shape[0], shape[1]))
+        raise broken(path, error) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise broken(path, error) from error
+    return Header(size[::-1] if orientation >= 5 else size, size, orientation)
+
+
+def turn_upright(pixels: Shaped[np.ndarray, "H W *C"], orientation: int) -> Shaped[np.ndarray, "H2 W2 *C"]:
+    """Apply an EXIF orientation (1 to 8) to stored pixels.
+
+    >>> turn_upright(np.array([[1, 2]]), 6).tolist()  # stored lying on its left side: rotate clockwise
+    [[1], [2]]
+    """
+    match orientation:
+        case 2:
+            return pixels[:, ::-1]
+        case 3:
+            return pixels[::-1, ::-1]
+        case 4:
+            return pixels[::-1]
+        case 5:
+            return pixels.swapaxes(0, 1)
+        case 6:
+            return pixels[::-1].swapaxes(0, 1)
+        case 7:
+            return pixels[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            return pixels.swapaxes(0, 1)[::-1]
+    return pixels
+
+
+def png_depth(data: bytes) -> tuple[int, int]:
+    """Give bits per sample and color type of a PNG file, which Pillow's mode hides."""
+    return data[24], data[25]
+
+
+def missing(path: Path) -> DataError:
+    """Make the error for a file that does not exist."""
+    return DataError(f"{path}: no such file. Restore it, or remove it from the lists.", "H201")
+
+
+def broken(path: Path, error: Exception) -> DataError:
+    """Make the error for a file that cannot be decoded."""
+    empty = path.exists() and path.stat().st_size == 0
+    reason = "the file is empty (0 bytes)" if empty else f"cannot be decoded, broken or truncated ({error})"
+    return DataError(
+        f"{path}: {reason}. Copy it again from its source, or remove it and its line in the lists.", "H201"
+    )
+
+
+def _decode_opened(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
+    if image.format in {"JPEG", "MPO"} and image.mode in {"L", "RGB"}:
+        return turn_upright(_decode_jpeg(data), _orientation(image))
+    if image.format == "PNG" and image.mode in {"RGB", "RGBA"} and (image.mode == "RGB" or png_depth(data)[0] == 16):
+        mode = ImageReadMode.UNCHANGED if png_depth(data)[0] == 16 else ImageReadMode.RGB
+        return turn_upright(_to_numpy(decode_image(_buffer(data), mode)), _orientation(image))
+    if image.format == "TIFF" and len(image.getbands()) > 1 and max(_tiff_bits(image)) > 8:
+        return _read_geotiff(path)
+    image.load()
+    orientation = _orientation(image)
+    if image.mode in {"P", "PA"}:
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode in {"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La"}:
+        image = image.convert("RGB")
+    values = np.array(image)
+    return turn_upright(values if values.ndim == 3 else values[:, :, None], orientation)
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray:
+    if simplejpeg is not None:
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+        except ValueError:
+            # Strict about harmless oddities; torchvision decides whether the file is really broken.
+            pass
+    return _to_numpy(decode_jpeg(_buffer(data), mode=ImageReadMode.RGB))
+
+
+def _to_uint8(values: np.ndarray, path: Path, value_range: tuple[float, float] | None) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if value_range is None:
+        low, high = (values[np.isfinite(values)].min(), values[np.isfinite(values)].max()) if values.size else (0, 0)
+        raise DataError(
+            f"{path}: {values.dtype} pixels (here {low} to {high}), not 8 bits. Say which values are black and white: "
+            "`range: [0, 4095]` (for 12-bit data) in halfmask.yaml, or data.dataset.range='[0, 4095]'.",
+            "H207",
+        )
+    low, high = value_range
+    scaled = np.nan_to_num((values.astype(np.float32) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+    return (scaled.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _fit_bands(pixels: np.ndarray, path: Path, channels: int) -> np.ndarray:
+    bands = pixels.shape[2]
+    if bands == channels:
+        return np.ascontiguousarray(pixels)
+    if channels == 3 and bands in {1, 2}:  # gray, gray with alpha
+        return np.repeat(pixels[:, :, :1], 3, axis=2)
+    if channels == 3 and bands == 4:
+        return np.ascontiguousarray(pixels[:, :, :3])
+    if channels == 1 and bands == 3 and (pixels == pixels[:, :, :1]).all():
+        return np.ascontiguousarray(pixels[:, :, :1])
+    raise DataError(
+        f"{path}: {bands} bands, but the dataset has {channels}. Set `bands: {bands}` in halfmask.yaml "
+        f"(or data.dataset.bands={bands}) if every image has {bands}.",
+        "H207",
+    )
+
+
+def _read_npy(path: Path, channels: int) -> np.ndarray:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise missing(path) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise broken(path, error) from error
+    if values.ndim == 2:
+        return np.asarray(values[:, :, None])
+    if values.ndim != 3:
+        raise DataError(f"{path}: array of shape {values.shape}; an image is (H, W), (H, W, C) or (C, H, W).", "H207")
+    if values.shape[2] != channels and (values.shape[0] == channels or values.shape[0] < min(values.shape[1:])):
+        values = np.moveaxis(values, 0, 2)
+    return np.asarray(values)
+
+
+def _read_geotiff(path: Path) -> np.ndarray:
+    try:
+        import rasterio
+    except ImportError:
+        raise MissingExtraError(f"{path}: TIFF with more than 8 bits or 4 bands", "geo") from None
+    try:
+        with rasterio.open(path) as source:
+            return np.moveaxis(np.asarray(source.read()), 0, 2)
+    except rasterio.errors.RasterioError as error:
+        raise broken(path, error) from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise missing(path) from error
+    except OSError as error:
+        raise broken(path, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    # `getexif` of a PNG without the chunk would decode all pixels to look for one at the end.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    value = image.getexif().get(_ORIENTATION_TAG, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _tiff_bits(image: Any) -> tuple[int, ...]:
+    return tuple(image.tag_v2.get(_TIFF_BITS_TAG, (8,)))
+
+
+def _buffer(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _to_numpy(pixels: torch.Tensor) -> np.ndarray:
+    return pixels.permute(1, 2, 0).contiguous().numpy()
