@@ -130,8 +130,11 @@ class Scores:
     class_accuracy: float
     absent: Absent
 
-    def to_dict(self, part: str = "val") -> dict[str, float]:
-        """Give flat metric names and fractions: `val/miou`, `val/iou/<class>`, `val/dice`, `val/acc`, ...
+    def to_dict(self, part: str = "") -> dict[str, float]:
+        """Give flat metric names and fractions: `miou`, `iou/<class>`, `dice`, `acc`, ...
+
+        Args:
+            part: put in front of every name: `val` gives `val/miou`.
 
         Classes that gave no number are left out: JSON has no nan.
         """
@@ -139,7 +142,8 @@ class Scores:
         per_class = {"iou": self.iou, "dice": self.dice, "precision": self.precision, "recall": self.recall}
         for metric, values in per_class.items():
             named |= {f"{metric}/{name}": value for name, value in zip(self.classes, values, strict=True)}
-        return {f"{part}/{name}": value for name, value in named.items() if not math.isnan(value)}
+        prefix = f"{part}/" if part else ""
+        return {f"{prefix}{name}": value for name, value in named.items() if not math.isnan(value)}
 
     def print_table(self, file: TextIO | None = None, title: str = "") -> None:
         """Print one line per class, in percent; "n/a" where a class gives no number."""

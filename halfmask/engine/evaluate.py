@@ -1,0 +1,288 @@
+"""Evaluate a predictor: every image exactly once, by one protocol, into one confusion matrix.
+
+Published multi-GPU code repeats images to make the list divisible by the number of processes; here each process
+takes every world-size-th image and none twice, so the scores do not depend on the number of processes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from halfmask import __version__
+from halfmask.blocks.ema import eval_mode
+from halfmask.data._dataset import Dataset
+from halfmask.data.splits import open_dataset, resolve_split
+from halfmask.engine.atomic import write_json
+from halfmask.engine.bundle import Bundle, load_bundle
+from halfmask.engine.device import pick_device
+from halfmask.engine.inference import class_map
+from halfmask.engine.metrics import ConfusionMatrix, Scores
+from halfmask.engine.runs import memory_cure, open_run
+from halfmask.errors import CheckpointError, DataError, RecipeError, nearest
+from halfmask.models.model import Model
+from halfmask.recipe import DataRecipe, EvalRecipe
+from halfmask.task import Task
+
+# Images of a size that is still short of a full batch wait for more; so many may wait.
+_WAITING_BATCHES = 8
+
+_PARTS = ("val", "test", "train", "all")
+
+
+@runtime_checkable
+class Items(Protocol):
+    """Images with targets, read on demand; reading must be safe from several threads."""
+
+    def __len__(self) -> int:
+        """Give the number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "*T C H W"], UInt8[Tensor, "*S"]]:
+        """Give one image and its target."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetItems:
+    """Images and targets of a dataset, by id."""
+
+    dataset: Dataset
+    ids: Sequence[str]
+
+    def __len__(self) -> int:
+        """Give the number of images."""
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "*T C H W"], UInt8[Tensor, "*S"]]:
+        """Read one image and its target."""
+        id = self.ids[index]
+        image = np.moveaxis(self.dataset.read_image(id), -1, -3)
+        target = self.dataset.read_target(id)
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(target))
+
+
+def evaluate_model(
+    model: Model,
+    items: Items,
+    task: Task,
+    protocol: EvalRecipe,
+    device: torch.device | str,
+    *,
+    crop: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 2,
+    on_batch: Callable[[int], None] | None = None,
+) -> Scores:
+    """Evaluate a model that is already on `device`; its training mode is restored afterwards.
+
+    Args:
+        model: takes images in [0, 1].
+        items: uint8 images and targets.
+        task: classes and ignore index.
+        protocol: how to evaluate.
+        device: where the model is.
+        crop: training crop side, the default window of `slide`; `None` asks the model's spec.
+        rank: this process; with `world` > 1 the counts of all processes are summed.
+        world: number of processes.
+        workers: threads that read images ahead.
+        on_batch: called with the number of images after each forward.
+
+    Raises:
+        DataError: no image, or no pixel whose target is a class.
+    """
+    if not len(items):
+        raise DataError("there is no image to evaluate. Name a part that has masks: --part val | test | train | all.")
+    matrix = count(model, items, task, protocol, device, crop=crop, rank=rank, world=world, workers=workers,
+                   on_batch=on_batch)  # fmt: skip
+    if world > 1:
+        matrix.all_reduce()
+    if not matrix.counts[:-1].any():
+        raise DataError(
+            f"none of the {len(items)} evaluated masks has a pixel of a class: all pixels are ignored or unknown. "
+            "Check the masks with halfmask check."
+        )
+    return matrix.scores(task.classes, protocol.absent_classes)
+
+
+def count(
+    model: Model,
+    items: Items,
+    task: Task,
+    protocol: EvalRecipe,
+    device: torch.device | str,
+    *,
+    crop: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 2,
+    on_batch: Callable[[int], None] | None = None,
+) -> ConfusionMatrix:
+    """Count the pixels of one process's share of the images; arguments as in `evaluate_model`."""
+    crop = crop or model.spec.get("crop")
+    matrix = ConfusionMatrix(task.n_classes, task.ignore_index, device)
+    shown = _read_ahead(items, range(rank, len(items), world), workers)
+    with eval_mode(model):
+        for images, targets in _equal_size(shown, protocol.batch):
+            image = torch.stack(images).to(device, non_blocking=True).to(model.mean.dtype) / 255
+            prediction = class_map(model, image, protocol, crop)
+            matrix.update(prediction, torch.stack(targets).to(device, non_blocking=True))
+            if on_batch is not None:
+                on_batch(len(images))
+    return matrix
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    part: str = "val",
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    workers: int = 2,
+    limit: int | None = None,
+    write: bool = True,
+    quiet: bool = False,
+) -> Scores:
+    """Evaluate the shipped predictor of a run, or any bundle, and write `metrics.json` beside it.
+
+    Args:
+        run: run folder, bundle folder or model.json.
+        data: folder of the dataset; `None` takes the one the run was trained on.
+        part: `val` (of the run's split), `test`, `train`, or `all` (every image with a mask).
+        overrides: dotted `eval.*` and `data.*` keys, for example `["eval.mode=slide"]`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        workers: threads that read images ahead.
+        limit: evaluate only the first so many images.
+        write: write metrics.json.
+        quiet: show no progress.
+
+    Raises:
+        CheckpointError: no bundle, a damaged one, or one made for other classes than the data has.
+        DataError: no data folder, or no image with a mask in the part.
+        RecipeError: an override is wrong.
+    """
+    where = pick_device(device)
+    opened = open_run(run, overrides, sections=("eval", "data"))
+    bundle = load_bundle(opened.folder, where)
+    recipe = opened.data if data is None else opened.data.model_copy(update={"root": str(data)})
+    if recipe.root is None:
+        raise DataError(f"{opened.folder} does not say where its data is. Give the folder: --data DIR.")
+    dataset = open_dataset(recipe)
+    _check_classes(bundle, dataset)
+    known = opened.recorded_val if not any(text.startswith("data.") for text in overrides) else None
+    ids = _part_ids(recipe, dataset, part, known)[:limit]
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        bar = progress.add_task("evaluate", total=len(ids))
+        with memory_cure(opened.protocol):
+            scores = evaluate_model(
+                bundle.model, DatasetItems(dataset, ids), bundle.task, opened.protocol, where,
+                crop=bundle.crop, workers=workers, on_batch=lambda n: progress.advance(bar, n),
+            )  # fmt: skip
+    if write:
+        write_json(opened.folder / "metrics.json", _record(scores, opened.protocol, bundle, part, len(ids), recipe))
+    return scores
+
+
+def _record(
+    scores: Scores, protocol: EvalRecipe, bundle: Bundle, part: str, images: int, data: DataRecipe
+) -> dict[str, Any]:
+    """What metrics.json holds: a number is worth nothing without the protocol behind it."""
+    return {
+        "metrics": scores.to_dict(part),
+        "protocol": protocol.model_dump(mode="json") | {"window": protocol.window or bundle.crop},
+        "part": part,
+        "images": images,
+        "support": dict(zip(scores.classes, scores.support, strict=True)),
+        "data": {"root": data.root, "dataset": data.dataset.name, "split": data.split},
+        "checkpoint": {"sha256": bundle.meta["sha256"], "step": bundle.meta.get("step")},
+        "halfmask": __version__,
+    }
+
+
+def _check_classes(bundle: Bundle, dataset: Dataset) -> None:
+    model, data = bundle.task.classes, dataset.task.classes
+    if len(model) != len(data):
+        raise CheckpointError(
+            f"{bundle.folder} predicts {len(model)} classes ({_some(model)}), but the masks in {dataset.root} have "
+            f"{len(data)} ({_some(data)}). Evaluate on data of the same classes (--data), name the classes in "
+            "halfmask.yaml as in training, or train a model for these."
+        )
+    if model != data and sorted(model) == sorted(data):
+        raise CheckpointError(
+            f"{bundle.folder} has the classes of {dataset.root} in another order: ({_some(model)}) against "
+            f"({_some(data)}). Use the order of training in the data's halfmask.yaml."
+        )
+    if bundle.task.kind != dataset.task.kind:
+        raise CheckpointError(
+            f"{bundle.folder} was trained for {bundle.task.kind}, {dataset.root} is {dataset.task.kind} data. "
+            "Give matching data with --data."
+        )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _part_ids(recipe: DataRecipe, dataset: Dataset, part: str, recorded_val: list[str] | None) -> list[str]:
+    if part not in _PARTS:
+        raise RecipeError(f"part {part!r} is unknown.{nearest(part, _PARTS)} Known: {', '.join(_PARTS)}.")
+    if part == "val":
+        ids = recorded_val or list(resolve_split(recipe, dataset).val)
+    elif part == "all":
+        ids = sorted({id for name in ("train", "val", "test") for id in dataset.ids(name)})
+        ids = [id for id in ids if dataset.mask_path(id) is not None]
+    else:
+        ids = [id for id in dataset.ids(part) if dataset.mask_path(id) is not None]
+    if not ids:
+        raise DataError(
+            f"{dataset.root}: the part {part!r} has no image with a mask. Choose another: "
+            "--part val | test | train | all (every image with a mask)."
+        )
+    return ids
+
+
+def _read_ahead(items: Items, indices: range, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read items in order, a few ahead of their use; decoders release the interpreter lock, so threads suffice."""
+    if workers < 1:
+        yield from (items[index] for index in indices)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        try:
+            for index in indices:
+                pending.append(pool.submit(items.__getitem__, index))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _equal_size(stream: Iterator[tuple[Tensor, Tensor]], batch: int) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Collect images of equal size into batches; the order of images does not matter to a sum."""
+    waiting: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+    for image, target in stream:
+        waiting.setdefault(image.shape, []).append((image, target))
+        full = len(waiting[image.shape]) == batch
+        if full or sum(map(len, waiting.values())) >= _WAITING_BATCHES * batch:
+            largest = image.shape if full else max(waiting, key=lambda shape: len(waiting[shape]))
+            yield _unzip(waiting.pop(largest))
+    for group in waiting.values():
+        yield _unzip(group)
+
+
+def _unzip(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [image for image, _ in pairs], [target for _, target in pairs]

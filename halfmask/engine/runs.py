@@ -1,0 +1,101 @@
+"""What evaluation and prediction need of a finished run or a bare bundle: folder, protocol, data."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from halfmask.engine.bundle import bundle_folder, read_meta
+from halfmask.errors import CheckpointError, OutOfMemoryError, RecipeError
+from halfmask.recipe import DataRecipe, EvalRecipe, load
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """The parts of a run that outlive its training.
+
+    Args:
+        folder: where model.json lies.
+        protocol: how the run evaluates.
+        data: its data section; the defaults for a bare bundle.
+        recorded_val: ids of the validation images as written in split.json, or `None`.
+    """
+
+    folder: Path
+    protocol: EvalRecipe
+    data: DataRecipe
+    recorded_val: list[str] | None
+
+
+def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str]) -> OpenedRun:
+    """Read recipe and split of a run folder, or the protocol of a bare bundle, and apply overrides.
+
+    Args:
+        run: run folder, bundle folder or model.json.
+        overrides: dotted keys.
+        sections: recipe sections that overrides may change.
+
+    Raises:
+        CheckpointError: no bundle there.
+        RecipeError: an override is wrong or of another section.
+    """
+    foreign = [text for text in overrides if text.partition(".")[0] not in sections]
+    if foreign:
+        allowed = " or ".join(f"{name}.*" for name in sections)
+        raise RecipeError(
+            f"{', '.join(foreign)}: the model is trained, only {allowed} can be changed now. "
+            "Other keys belong to halfmask train."
+        )
+    folder = bundle_folder(run)
+    # Only these two sections: a method from someone's own file need not be importable to use its model.
+    recipe = load(_stored_sections(folder), overrides)
+    return OpenedRun(folder, recipe.eval, recipe.data, _recorded_val(folder))
+
+
+@contextmanager
+def memory_cure(protocol: EvalRecipe) -> Iterator[None]:
+    """Turn an out-of-memory error of the device into one that names the setting to change.
+
+    Raises:
+        OutOfMemoryError: the device has too little memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if protocol.batch > 1:
+            cure = "Use eval.batch=1."
+        elif protocol.mode == "whole":
+            cure = "Use windows: eval.mode=slide eval.window=512."
+        else:
+            cure = f"Use smaller windows than {protocol.window or 'the crop'}: eval.window=256; or --device cpu."
+        raise OutOfMemoryError(f"the device has too little memory for evaluation ({error}). {cure}") from error
+
+
+def _stored_sections(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return {"eval": read_meta(folder / "model.json").get("eval") or {}}
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Restore it, or remove it to use the bundle alone.") \
+            from error  # fmt: skip
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: not a recipe. Restore it, or remove it to use the bundle alone.")
+    return {name: raw[name] for name in ("eval", "data") if name in raw}
+
+
+def _recorded_val(folder: Path) -> list[str] | None:
+    path = folder / "split.json"
+    if not path.is_file():
+        return None
+    try:
+        return [str(id) for id in json.loads(path.read_text(encoding="utf-8"))["val"]["ids"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error!r}). Restore it, or remove it to use the recipe.") \
+            from error  # fmt: skip
