@@ -1,0 +1,121 @@
+"""Train several methods with few masks of one dataset, over seeds, with equal steps; test once at the end.
+
+    python benchmarks/few_masks.py --data DIR --labeled 2 4 --methods supervised mean_teacher fixmatch \\
+        --seeds 0 1 2 --steps 400 --out runs/facades --json benchmarks/results/facades.json
+
+Every run shares network, crop, batch, optimizer and the choice of labeled images of its seed; only the method
+differs. There is no validation set: the last weights are scored, once, on the test part. Finished runs are kept and
+not repeated, an interrupted one is resumed.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from halfmask.engine.evaluate import evaluate
+from halfmask.engine.rundir import environment
+from halfmask.engine.train import train
+from halfmask.recipe import Recipe, load
+
+
+def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int) -> Recipe:
+    """Give the recipe of one run; small images suit a CPU."""
+    base: dict[str, Any] = {
+        "method": {"name": method},
+        "model": {"name": "smp", "arch": "linknet", "encoder": {"name": "resnet18"}},
+        "data": {
+            "root": str(options.data),
+            "labeled": labeled,
+            "labeled_seed": seed,
+            "val": "none",
+            "crop": options.crop,
+            "batch": {"labeled": 8, "unlabeled": 8},
+            "scale": list(options.scale),
+            "workers": 0,
+        },
+        "optim": {"name": "adamw", "lr": 1e-3},
+        "eval": {"scales": [options.eval_scale]},
+        "run": {"steps": options.steps, "seed": seed, "accelerator": options.accelerator, "logger": "none"},
+    }
+    return load(base, options.set)
+
+
+def run_one(options: argparse.Namespace, method: str, labeled: int, seed: int) -> dict[str, Any]:
+    """Train (or resume, or skip) one run and score it on the test part."""
+    out = Path(options.out) / f"{method}_{labeled}_{seed}"
+    score_file = out / "score.json"
+    if score_file.exists():
+        return json.loads(score_file.read_text())  # type: ignore[no-any-return]
+    began = time.monotonic()
+    if (out / "checkpoints" / "last.ckpt").exists():
+        train(None, out, resume=True, quiet=True)
+    else:
+        train(recipe_of(options, method, labeled, seed), out, overwrite=True, quiet=True)
+    minutes = (time.monotonic() - began) / 60
+    scores = evaluate(out, part="test")
+    score = {"method": method, "labeled": labeled, "seed": seed, "test_miou": scores.miou, "minutes": minutes}
+    score_file.write_text(json.dumps(score))
+    return score
+
+
+def table(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reduce the seeds of each method and label count to mean and sample standard deviation."""
+    rows = []
+    for labeled, method in dict.fromkeys((score["labeled"], score["method"]) for score in scores):
+        group = [score for score in scores if (score["labeled"], score["method"]) == (labeled, method)]
+        values = [score["test_miou"] for score in group]
+        rows.append(
+            {
+                "labeled": labeled,
+                "method": method,
+                "mean": statistics.mean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+                "values": values,
+                "minutes": statistics.mean(score["minutes"] for score in group),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Run everything and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--labeled", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--methods", nargs="+", default=["supervised", "mean_teacher", "fixmatch"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--crop", type=int, default=96)
+    parser.add_argument("--scale", nargs=2, type=float, default=[0.2, 0.5], help="of the long side, while training")
+    parser.add_argument("--eval-scale", type=float, default=0.3125, help="of the image, while testing")
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--out", required=True, help="folder of the runs")
+    parser.add_argument("--json", type=Path, help="file of the results")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides for every run")
+    options = parser.parse_args()
+    scores = []
+    for labeled in options.labeled:
+        for seed in options.seeds:
+            for method in options.methods:
+                scores.append(run_one(options, method, labeled, seed))
+                print(json.dumps(scores[-1]), flush=True)
+    rows = table(scores)
+    for row in rows:
+        spread = "" if row["sd"] is None else f" ± {row['sd']:.1%}"
+        print(f"{row['labeled']:>4} labeled  {row['method']:<14} {row['mean']:.1%}{spread}  {row['minutes']:.1f} min")
+    if options.json:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        settings["data"] = options.data.name
+        settings.pop("out")
+        settings.pop("json")
+        state = environment()
+        kept = {name: state[name] for name in ("python", "cpu_cores", "devices", "packages")}
+        content = {"settings": settings, "environment": kept, "rows": rows, "runs": scores}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
