@@ -135,10 +135,10 @@ class _Span(NamedTuple):
 
 def _source_span(corner: int, extent: int, scaled: int, source: int, reach: int) -> _Span:
     ratio = source / scaled
-    start, stop = corner * ratio, min((corner + extent) * ratio, source)
+    start, stop = corner * ratio, min((corner + extent) * ratio, float(source))
     margin = math.ceil(reach * max(1.0, ratio)) + 1
     first, last = max(0, math.floor(start) - margin), min(source, math.ceil(stop) + margin)
-    return _Span(first, last, start - first, min(stop - first, last - first))
+    return _Span(first, last, start - first, float(min(stop - first, last - first)))
 
 
 def _resize(

@@ -22,12 +22,12 @@ class SampleKey(NamedTuple):
 
     Args:
         stream: 0 labeled, 1 unlabeled, 2 the second unlabeled draw.
-        index: position in the list of the stream.
+        position: place in the list of the stream.
         n: running number of the sample in its stream over the whole run; seeds its augmentation.
     """
 
     stream: int
-    index: int
+    position: int
     n: int
 
 

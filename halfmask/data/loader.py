@@ -1,0 +1,381 @@
+"""From lists of ids to batches on the device: decode and cut in worker processes, carry bytes, finish on the device.
+
+What travels is one uint8 crop per image, a uint8 target for labeled images only, and three numbers that tell where
+the padding is: a fourth of the bytes of floats, and no views that the device can make itself. An unlabeled stream
+holds a reader of images and nothing else, so a mask of an unlabeled image cannot reach a method.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from halfmask.augment.host import Geometry, Resample, covered, cut_image, cut_target
+from halfmask.batch import Batch, Samples
+from halfmask.data._dataset import Dataset
+from halfmask.data.cache import cached
+from halfmask.data.sampler import LABELED, SampleKey, StepKeys, StepSampler
+from halfmask.errors import DataError, HalfmaskError
+from halfmask.sections import DataRecipe
+from halfmask.task import Task
+
+ReadArray = Callable[[str], np.ndarray]  # id -> uint8 (H, W, C) or (H, W)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+@runtime_checkable
+class Lists(Protocol):
+    """What is needed of a split: the ids with and without masks."""
+
+    @property
+    def labeled(self) -> tuple[str, ...]:
+        """Ids whose masks are used."""
+        ...
+
+    @property
+    def unlabeled(self) -> tuple[str, ...]:
+        """Ids of which only the images are used."""
+        ...
+
+
+@dataclass(slots=True)
+class HostSamples:
+    """The crops of one stream as bytes.
+
+    Args:
+        image: crops, bands first; for change detection the bands of the two dates follow each other.
+        covered: (left, right, bottom) of the real pixels in each crop; outside is padding.
+        index: position in the list of the stream.
+        target: training ids, the task's ignore index where unknown or padded; `None` for unlabeled streams.
+    """
+
+    image: UInt8[Tensor, "B C S S"]
+    covered: Int[Tensor, "B 3"]
+    index: Int[Tensor, " B"]
+    target: UInt8[Tensor, "B S S"] | None = None
+
+    def pin_memory(self) -> "HostSamples":
+        """Copy to page-locked memory, from which copies to a GPU run asynchronously."""
+        target = None if self.target is None else self.target.pin_memory()
+        return HostSamples(self.image.pin_memory(), self.covered.pin_memory(), self.index.pin_memory(), target)
+
+
+@dataclass(slots=True)
+class HostBatch:
+    """One rank's samples of one step, in host memory.
+
+    Args:
+        step: number of the step.
+        streams: labeled samples, then one entry per unlabeled draw.
+    """
+
+    step: int
+    streams: tuple[HostSamples, ...]
+
+    def pin_memory(self) -> "HostBatch":
+        """Copy all tensors to page-locked memory."""
+        return HostBatch(self.step, tuple(samples.pin_memory() for samples in self.streams))
+
+
+def to_batch(host: HostBatch, device: torch.device | str, task: Task, dtype: torch.dtype = torch.float32) -> Batch:
+    """Copy a batch to the device and make it what a method expects: images in [0, 1], validity, int64 targets."""
+
+    def finish(samples: HostSamples) -> Samples:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        image = move(samples.image).to(dtype).div_(255)
+        if task.kind == "change":
+            image = image.reshape(image.shape[0], 2, -1, *image.shape[2:])  # (B, 2, C, H, W)
+        valid = _valid(move(samples.covered), samples.image.shape[-1])
+        target = None if samples.target is None else move(samples.target).long()
+        return Samples(image, valid, move(samples.index), target)
+
+    labeled, unlabeled, partner = (*map(finish, host.streams), None, None)[:3]
+    assert labeled is not None
+    return Batch(labeled, unlabeled, partner)
+
+
+def _valid(covered: Int[Tensor, "B 3"], side: int) -> Bool[Tensor, "B S S"]:
+    left, right, bottom = covered[:, :, None].unbind(1)  # (B, 1) each
+    places = torch.arange(side, device=covered.device)
+    across = (places >= left) & (places < right)
+    return (places < bottom)[:, :, None] & across[:, None, :]
+
+
+@dataclass(slots=True)
+class Cutter:
+    """What the recipe says about crops: ranges, filter, padding, and the seed of the draws."""
+
+    geometry: Geometry
+    resample: Resample
+    black: bool
+    mean: tuple[float, ...]
+    seed: int
+
+    def fill(self, bands: int) -> UInt8[np.ndarray, " C"]:
+        """Give the color of the padding; the mean of one date serves both dates of a pair."""
+        if self.black:
+            return np.zeros(bands, dtype=np.uint8)
+        if bands % len(self.mean):
+            return np.full(bands, 128, dtype=np.uint8)
+        color = np.tile(np.asarray(self.mean), bands // len(self.mean))
+        return np.rint(color * 255).astype(np.uint8)  # type: ignore[no-any-return]
+
+
+@dataclass(slots=True)
+class ImageStream:
+    """A list of images without masks."""
+
+    ids: Sequence[str]
+    read_image: ReadArray
+
+    def read(self, index: int) -> tuple[np.ndarray, None]:
+        """Decode one image."""
+        return self.read_image(self.ids[index]), None
+
+
+@dataclass(slots=True)
+class LabeledStream:
+    """A list of images with masks."""
+
+    ids: Sequence[str]
+    read_image: ReadArray
+    read_target: ReadArray
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode one image and its mask.
+
+        Raises:
+            DataError: their sizes differ.
+        """
+        name = self.ids[index]
+        image, target = self.read_image(name), self.read_target(name)
+        if image.shape[:2] != target.shape:
+            raise DataError(
+                f"{name}: the image is {image.shape[1]}x{image.shape[0]} but its mask is "
+                f"{target.shape[1]}x{target.shape[0]} pixels. Export the mask at the size of the image."
+            )
+        return image, target
+
+
+class _Failure(NamedTuple):
+    """An error of a worker on its way to the main process, without the worker's traceback."""
+
+    kind: type[HalfmaskError]
+    message: str
+
+    def error(self) -> HalfmaskError:
+        error = self.kind.__new__(self.kind)
+        error.args = (self.message,)
+        return error
+
+
+class StepReader(TorchDataset[Any]):
+    """What the workers run: the keys of a step in, its bytes out. Picklable, so that workers may be spawned."""
+
+    def __init__(self, streams: tuple[ImageStream | LabeledStream, ...], cutter: Cutter, ignore: int) -> None:
+        self.streams, self.cutter, self.ignore = streams, cutter, ignore
+
+    def __getitem__(self, keys: StepKeys) -> HostBatch | _Failure:
+        try:
+            return HostBatch(keys.step, tuple(self._samples(keys, stream) for stream in range(len(self.streams))))
+        except HalfmaskError as error:
+            return _Failure(type(error), str(error))
+
+    def _samples(self, keys: StepKeys, stream: int) -> HostSamples:
+        own = [key for key in keys.samples if key.stream == stream]
+        crops, extents, targets = zip(*(self._cut(key) for key in own), strict=True)
+        if len({crop.shape[0] for crop in crops}) > 1:
+            names = [
+                f"{self.streams[stream].ids[key.position]}: {crop.shape[0]}"
+                for key, crop in zip(own, crops, strict=True)
+            ]
+            raise DataError(f"images of one dataset differ in their number of bands: {', '.join(names)}.")
+        return HostSamples(
+            torch.from_numpy(np.stack(crops)),
+            torch.tensor(extents, dtype=torch.int32),
+            torch.tensor([key.position for key in own]),
+            torch.from_numpy(np.stack(targets)) if stream == LABELED else None,
+        )
+
+    def _cut(self, key: SampleKey) -> tuple[np.ndarray, tuple[int, int, int], np.ndarray | None]:
+        image, target = self.streams[key.stream].read(key.position)
+        cutter, crop = self.cutter, self.cutter.geometry.crop
+        rng = np.random.default_rng([cutter.seed, key.stream, key.n])
+        window = cutter.geometry.sample(rng, image.shape[1], image.shape[0])
+        cut = cut_image(image, window, crop, fill=cutter.fill(image.shape[2]), resample=cutter.resample)
+        mask = None if target is None else cut_target(target, window, crop, ignore=self.ignore)
+        return cut, covered(window, crop), mask
+
+
+class TrainLoader(DataLoader[HostBatch]):
+    """A loader of steps: set `steps.start` and `steps.stop`, then iterate."""
+
+    @property
+    def steps(self) -> StepSampler:
+        """The sampler; it knows the steps per epoch and holds the range of the next iteration."""
+        assert isinstance(self.batch_sampler, StepSampler)
+        return self.batch_sampler
+
+    def __iter__(self) -> Iterator[HostBatch]:  # type: ignore[override]  # the base class names a private type
+        return _raise_failures(super().__iter__())
+
+
+def train_loader(
+    labeled: Dataset,
+    unlabeled: Dataset | None,
+    split: Lists,
+    recipe: DataRecipe,
+    *,
+    seed: int = 0,
+    draws: int = 1,
+    draws_share_images: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+    cache: Path | None = None,
+) -> TrainLoader:
+    """Make the loader of training batches.
+
+    Args:
+        labeled: dataset of `split.labeled`.
+        unlabeled: dataset of `split.unlabeled`; `None`: the same one.
+        split: which ids have masks, and which have none.
+        recipe: the `data` section.
+        seed: of order and geometry (`run.seed`).
+        draws: unlabeled batches per step (`Method.draws`).
+        draws_share_images: `Method.draws_share_images`.
+        rank: number of this process.
+        world: number of processes.
+        pin: use page-locked memory (when training on a GPU).
+        cache: folder of decoded images, used when `recipe.cache` is not "none".
+
+    Raises:
+        DataError: a list is empty or cannot be dealt to the ranks. Broken files raise while iterating.
+    """
+    source = labeled if unlabeled is None else unlabeled
+    folder = None if recipe.cache == "none" else cache
+    read_unlabeled = cached(source.read_image, source, folder)
+    streams: list[ImageStream | LabeledStream] = [
+        LabeledStream(
+            split.labeled,
+            cached(labeled.read_image, labeled, folder),
+            cached(labeled.read_target, labeled, folder, masks=True),
+        )
+    ]
+    streams += [ImageStream(split.unlabeled, read_unlabeled)] * draws
+    cutter = Cutter(
+        Geometry(recipe.crop, recipe.scale, recipe.flip),
+        recipe.resample,
+        black=recipe.pad == "black",
+        mean=labeled.mean or IMAGENET_MEAN,
+        seed=seed,
+    )
+    sampler = StepSampler(
+        len(split.labeled),
+        len(split.unlabeled) if draws else 0,
+        batch_labeled=recipe.batch.labeled,
+        batch_unlabeled=recipe.batch.unlabeled,
+        seed=seed,
+        draws=draws,
+        draws_share_images=draws_share_images,
+        labeled_cut=recipe.labeled_cut,
+        independent_shuffle=recipe.independent_shuffle,
+        drop_last=recipe.drop_last,
+        rank=rank,
+        world=world,
+    )
+    workers = worker_count(recipe.workers, world)
+    return TrainLoader(
+        StepReader(tuple(streams), cutter, labeled.task.ignore_index),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_only,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        worker_init_fn=_ignore_interrupt,
+    )
+
+
+def worker_count(workers: int | str, world: int = 1) -> int:
+    """Resolve `auto`: one core is left to the main process, at most 8 workers, cores are shared by the ranks."""
+    if isinstance(workers, int):
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, (cores - 1) // world))
+
+
+class EvalItem(NamedTuple):
+    """One image to evaluate or predict, at its own size.
+
+    Args:
+        id: of the dataset.
+        image: uint8 (H, W, C).
+        target: uint8 (H, W) training ids, or `None` when none were asked for.
+    """
+
+    id: str
+    image: np.ndarray
+    target: np.ndarray | None
+
+
+def eval_items(dataset: Dataset, ids: Sequence[str], *, targets: bool = True, workers: int = 0) -> Iterator[EvalItem]:
+    """Read images (and masks) ahead in worker processes and give them in the order of `ids`.
+
+    Raises:
+        DataError: a file is missing or broken, or a mask and its image differ in size.
+    """
+    stream = LabeledStream(ids, dataset.read_image, dataset.read_target) if targets else None
+    loader = DataLoader(
+        _EvalReader(stream or ImageStream(ids, dataset.read_image)),
+        batch_size=None,
+        num_workers=min(workers, len(ids)),
+        collate_fn=_itself,
+        worker_init_fn=_ignore_interrupt,
+    )
+    return _raise_failures(iter(loader))
+
+
+class _EvalReader(TorchDataset[Any]):
+    def __init__(self, stream: ImageStream | LabeledStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream.ids)
+
+    def __getitem__(self, index: int) -> EvalItem | _Failure:
+        try:
+            return EvalItem(self.stream.ids[index], *self.stream.read(index))
+        except HalfmaskError as error:
+            return _Failure(type(error), str(error))
+
+
+def _raise_failures(items: Iterator[Any]) -> Iterator[Any]:
+    for item in items:
+        if isinstance(item, _Failure):
+            raise item.error()
+        yield item
+
+
+def _only(items: list[HostBatch | _Failure]) -> HostBatch | _Failure:
+    return items[0]  # a worker already made the whole batch
+
+
+def _itself(item: Any) -> Any:
+    return item
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; only the main process may react, or its workers die noisily first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
