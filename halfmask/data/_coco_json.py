@@ -16,6 +16,8 @@ from jaxtyping import Bool, UInt8
 from halfmask.data.masks import IGNORE
 from halfmask.errors import DataError
 
+_BACKGROUND_NAMES = ("background", "_background_")
+
 
 class CocoFile:
     """One json file with `images`, `annotations` and `categories`.
@@ -75,6 +77,49 @@ class CocoFile:
         for _, _, label, region in sorted(painted, key=lambda item: item[:2]):
             target[region] = label
         return target
+
+
+class CocoFolder:
+    """The json files of a folder, joined with its images by file name.
+
+    Training id 0 is the background; the categories follow in the order of their ids. Images that no file lists, and
+    listed ones without any annotation, count as unlabeled: tools also list what nobody has annotated yet.
+
+    Args:
+        root: the folder.
+        paths: json files.
+        images: ids of all images below `root`.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[Path], images: Sequence[str]) -> None:
+        contents = [load(path) for path in paths]
+        self.classes = _class_names(contents)
+        ids = {name: id for id, name in enumerate(self.classes)} | dict.fromkeys(_BACKGROUND_NAMES, 0)
+        self.parts: dict[str, list[str]] = defaultdict(list)
+        self._file_of: dict[str, tuple[CocoFile, str]] = {}
+        by_name: dict[str, list[str]] = defaultdict(list)
+        for id in images:
+            by_name[id.rpartition("/")[2]].append(id)
+        for path in paths:
+            file = CocoFile(path, ids)
+            for name in file.images:
+                id = _locate(name, path, root, by_name)
+                if id is not None and file.is_annotated(name):
+                    self._file_of[id] = (file, name)
+                if id is not None:
+                    self.parts[_part_of(path, root)].append(id)
+        listed = {id for part in self.parts.values() for id in part}
+        self.parts["unlabeled"] = [id for id in images if id not in listed]
+        self.parts = {part: sorted(set(found)) for part, found in self.parts.items()}
+
+    def file_of(self, id: str) -> Path | None:
+        """The json file that annotates an image."""
+        return self._file_of[id][0].path if id in self._file_of else None
+
+    def paint(self, id: str) -> UInt8[np.ndarray, "H W"]:
+        """Paint the annotations of an image."""
+        file, name = self._file_of[id]
+        return file.paint(name)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -175,3 +220,35 @@ def unpack_counts(packed: str | bytes) -> list[int]:
     if shift:
         raise ValueError("run-length string ends in the middle of a number")
     return counts
+
+
+def _class_names(contents: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    used = {annotation["category_id"] for content in contents for annotation in content["annotations"]}
+    categories = {category["id"]: category for content in contents for category in content["categories"]}
+    # Some exporters add a parent category that no annotation uses; it is no class.
+    parents = {category.get("supercategory") for category in categories.values()}
+    names = [
+        str(category["name"])
+        for id, category in sorted(categories.items())
+        if category["name"] not in _BACKGROUND_NAMES and (id in used or category["name"] not in parents)
+    ]
+    return ("background", *dict.fromkeys(names))
+
+
+def _locate(name: str, path: Path, root: Path, by_name: Mapping[str, list[str]]) -> str | None:
+    """Find the image a json file means: a path below the root that ends in `name`, nearest to the json file."""
+    clean = name.replace("\\", "/").removeprefix("./")
+    found = [id for id in by_name.get(clean.rpartition("/")[2], []) if f"/{id}".endswith(f"/{clean}")]
+    if len(found) < 2:
+        return found[0] if found else None
+    # annotations/instances_train2017.json names images in train2017/; train/_annotations.coco.json those in train/.
+    hints = {path.parent.relative_to(root).as_posix().rpartition("/")[2], path.stem.rpartition("_")[2]}
+    near = [id for id in found if hints & set(id.split("/")[:-1])]
+    if len(near) != 1:
+        raise DataError(f"{path}: {name} fits {', '.join(found[:3])}. Give `file_name` with its folder.", "H208")
+    return near[0]
+
+
+def _part_of(path: Path, root: Path) -> str:
+    name = path.relative_to(root).as_posix().lower()
+    return "val" if "val" in name else "test" if "test" in name else "train"

@@ -70,8 +70,8 @@ class LabelMap:
             return self.values[stored]
         if self.complete:
             return _UNKNOWN
-        if self.binary:
-            return {0: 0, 1: 1, 255: 1}.get(stored, _UNKNOWN)
+        if self.binary and stored in {0, 1, 255}:
+            return min(stored, 1)
         if stored == self.stored_ignore:
             return IGNORE
         return stored if 0 <= stored < self.classes else _UNKNOWN
@@ -106,12 +106,16 @@ class LabelMap:
         present = set(np.unique(ids).tolist()) if ids is not None else set(found)
         counts = ", ".join(f"{value} ({count} px)" for value, count in list(found.items())[:8])
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        known = f"0 to {self.classes - 1}" if not self.values else ", ".join(map(str, sorted(self.values)[:12]))
-        text = f"{path}: values that are no class: {counts}{more}. Known: {known}, {self.stored_ignore} = ignore."
+        known = [value for value in range(256) if self.training_id(value) not in {_UNKNOWN, IGNORE}]
+        shown = f"{known[0]} to {known[-1]}" if len(known) == known[-1] + 1 - known[0] else ", ".join(map(str, known))
+        void = [str(value) for value in range(256) if self.training_id(value) == IGNORE]
+        text = (
+            f"{path}: values that are no class: {counts}{more}. Known: {shown}; ignored: {', '.join(void) or 'none'}."
+        )
         if present <= {0, 1, 255} and 255 in found:
             return DataError(f"{text} {binary_cure()}", "H204")
         labels = present - {self.stored_ignore}
-        if not self.values and 0 not in labels and max(labels) == self.classes:
+        if 0 not in labels and max(labels) == self.classes and self.training_id(0) == 0:
             return DataError(f"{text} {off_by_one_cure(self.classes)}", "H205")
         first = next(iter(found))
         return DataError(
@@ -216,8 +220,8 @@ def stored_ids(stored: Stored, labels: LabelMap, path: Path) -> Integer[np.ndarr
         )
     share = 1 - matched.mean()
     raise DataError(
-        f"{path}: {share:.1%} of the pixels have colors that are in no table: {list_colors(values[~matched])}. "
-        "Correct the colors in halfmask.yaml `palette` (255: [R, G, B] for pixels to ignore).",
+        f"{path}: {share:.1%} of the pixels have colors that name no class, or more than one: "
+        f"{list_colors(values[~matched])}. Correct the colors in halfmask.yaml `palette` (255: [R, G, B] for pixels to ignore).",
         "H206",
     )
 

@@ -1,0 +1,245 @@
+"""Your own folder: images and masks in any common layout, classes named in `halfmask.yaml` or read off the masks.
+
+Layouts: see `halfmask.data.layouts`. An image without a mask is unlabeled. Nothing is guessed: masks of 0 and 255
+only, ids that start at 1, colors without a table and values without a class are refused with the line that mends it.
+"""
+
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from halfmask.data._coco_json import CocoFolder
+from halfmask.data._description import Description, read_description
+from halfmask.data._files import FileDataset
+from halfmask.data.ade20k import ADE20K
+from halfmask.data.cityscapes import Cityscapes
+from halfmask.data.images import decode
+from halfmask.data.layouts import Layout, detect
+from halfmask.data.masks import IGNORE, LabelMap, binary_cure, fit_to_image, off_by_one_cure, read_stored, stored_ids
+from halfmask.data.pascal import Pascal
+from halfmask.errors import DataError
+from halfmask.task import Task
+
+# Masks opened to find the values in use, when nobody named the classes.
+_SCANNED = 200
+# Masks opened to see whether a two-class folder holds 0 and 255 only.
+_PROBED = 25
+
+
+class Folder(FileDataset):
+    """Images and masks in any common layout.
+
+    Args:
+        root: the folder; `halfmask.yaml` in it may hold the same keys, arguments win.
+        binary: 255 in the masks is class 1, not "ignore".
+        map: stored value -> class id (as numbered in `classes`), or 255 = ignore.
+        classes: names, as a list or by stored id.
+        ignore_index: stored value of unknown pixels; in targets it is always 255.
+        palette: class id -> color (`[r, g, b]` or `"#rrggbb"`), for masks saved as colors.
+        foreground: names or ids of the object-like classes.
+        bands: number of image bands.
+        range: image values that become black and white; needed for 16-bit and float images.
+        resize_masks: bring masks of another size to the image's by nearest neighbor instead of refusing them.
+        transparent_ignored: mask pixels with alpha 0 are unknown.
+
+    Attributes:
+        layout: what was found, with the reason.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        binary: bool | None = None,
+        map: dict[int, int] | None = None,
+        classes: list[str] | dict[int, str] | None = None,
+        ignore_index: int | None = None,
+        palette: dict[int, list[int] | str] | None = None,
+        foreground: list[int | str] | None = None,
+        bands: int | None = None,
+        range: tuple[float, float] | None = None,
+        resize_masks: bool = False,
+        transparent_ignored: bool = False,
+    ) -> None:
+        self.layout: Layout = detect(Path(root))
+        super().__init__(self.layout.root)
+        given: dict[str, Any] = {
+            "binary": binary, "map": map, "classes": classes, "ignore_index": ignore_index, "palette": palette,
+            "foreground": foreground, "bands": bands, "range": range,
+        }  # fmt: skip
+        self._said: Description = read_description(Path(root), given)
+        self._mask_options = {"resize": resize_masks, "transparent_ignored": transparent_ignored}
+        self._known = self._known_dataset()
+        self._coco = self._open_coco() if self.layout.name == "coco json" else None
+        self.channels, self.value_range = self._said.bands, self._said.range
+        self.mean, self.std = self._said.mean, self._said.std
+
+    @cached_property
+    def task(self) -> Task:  # type: ignore[override]  # found out on first use, when it is known which masks are sealed
+        """Classes as named, or as found in the masks that may be opened."""
+        if self._known is not None:
+            return self._known.task
+        said = self._named
+        return Task(
+            "segmentation",
+            tuple(name for _, name in sorted((said.classes or {}).items())),
+            foreground=said.foreground_flags(),
+            palette=said.display_palette(),
+        )
+
+    def ids(self, part: str) -> list[str]:
+        """Sorted ids of a part; images that are in no part are "unlabeled"."""
+        if self._known is not None:
+            return self._known.ids(part)
+        return list((self._coco.parts if self._coco else self.layout.parts).get(part, []))
+
+    def find_mask(self, id: str) -> Path | None:
+        """The mask that pairs with an image."""
+        if self._known is not None:
+            return self._known.mask_path(id)
+        if self._coco is not None:
+            return self._coco.file_of(id)
+        mask = self.layout.masks.get(id)
+        return self.root / mask if mask is not None else None
+
+    def labels_of(self, mask: Path) -> LabelMap:
+        """The same for every mask of a folder."""
+        if self._known is not None:
+            self._known.sealed = self.sealed
+            return self._known.labels_of(mask)
+        return self._labels
+
+    def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
+        """Decode an image upright; pixels without data are black."""
+        pixels = super().read_image(id)
+        if self._said.nodata is not None:
+            pixels[self._no_data(id)] = 0
+        return pixels
+
+    def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
+        """Decode a mask as training ids; image pixels without data are ignored."""
+        path = self.opened_mask(id)
+        if self._coco is not None and path.suffix == ".json":
+            target = fit_to_image(self._coco.paint(id), path, self.root / id)
+        else:
+            target = super().read_target(id)
+        if self._said.nodata is not None:
+            target[self._no_data(id)] = IGNORE
+        return target
+
+    def _no_data(self, id: str) -> np.ndarray:
+        values = decode(self.root / id, channels=self.channels)
+        return np.asarray((values == self._said.nodata).all(axis=2))
+
+    def _known_dataset(self) -> FileDataset | None:
+        """Public datasets bring their own classes and encodings, unless the folder says otherwise."""
+        if self._said.classes is not None or self._said.binary or self._said.map:
+            return None
+        match self.layout.name:
+            case "cityscapes":
+                return Cityscapes(self.root)
+            case "ade20k":
+                return ADE20K(self.root)
+            case "voc" if all(Path(id).stem[:4].isdigit() and Path(id).stem[4] == "_" for id in self.ids_found()[:8]):
+                return Pascal(self.root)
+        return None
+
+    def ids_found(self) -> list[str]:
+        """Every id of the layout, of whatever part."""
+        return [id for part in self.layout.parts.values() for id in part]
+
+    def _open_coco(self) -> CocoFolder:
+        return CocoFolder(self.root, self.layout.annotations, self.ids_found())
+
+    @cached_property
+    def _named(self) -> Description:
+        """The description with classes filled in."""
+        said = self._said
+        if self._coco is not None and said.classes is None:
+            return said.model_copy(update={"classes": dict(enumerate(self._coco.classes))})
+        if said.classes is None and said.binary:
+            return said.model_copy(update={"classes": {0: "background", 1: "foreground"}})
+        if said.classes is None and said.palette is not None:
+            found = [id for id in sorted(said.palette) if id != said.ignore_index]
+        elif said.classes is None:
+            found = self._discover()
+        else:
+            self._refuse_undecided_binary()
+            return said
+        return said.model_copy(update={"classes": {id: f"class_{id}" for id in found}})
+
+    @cached_property
+    def _labels(self) -> LabelMap:
+        said = self._named
+        return LabelMap(
+            len(said.classes or {}),
+            said.ignore_index,
+            said.map if said.binary else said.training_ids(),
+            complete=not said.binary,
+            colors=self._colors,
+            binary=said.binary,
+            **self._mask_options,
+        )
+
+    @property
+    def _colors(self) -> dict[tuple[int, int, int], int] | None:
+        """Color -> stored id; a color of two classes names neither."""
+        if self._said.palette is None:
+            return None
+        uses = Counter(self._said.palette.values())
+        return {color: id for id, color in self._said.palette.items() if uses[color] == 1}
+
+    def _masks(self, limit: int) -> list[Path]:
+        """Some masks that may be opened, evenly over all labeled images."""
+        open_ids = [id for part in ("train", "val", "test") for id in self.ids(part) if id not in self.sealed]
+        masks = [path for id in open_ids if (path := self.mask_path(id)) is not None]
+        return masks[:: max(1, -(-len(masks) // limit))]
+
+    def _discover(self) -> list[int]:
+        """Find the ids in use.
+
+        Raises:
+            DataError: no masks, or values whose meaning is not plain.
+        """
+        counts: Counter[int] = Counter()
+        table = LabelMap(0, colors=self._colors)
+        for path in self._masks(_SCANNED):
+            values, found = np.unique(stored_ids(read_stored(path), table, path), return_counts=True)
+            counts.update(dict(zip(values.tolist(), found.tolist(), strict=True)))
+        if not counts:
+            raise DataError(
+                f"{self.root}: no classes are named and no mask is there to show them. Name them in halfmask.yaml: "
+                "`classes: {0: background, 1: NAME}`.",
+                "H210",
+            )
+        if set(counts) == {0, 255} and 255 not in self._said.map:
+            raise DataError(f"{self.root}: the masks hold 0 and 255 only. {binary_cure()}", "H204")
+        ids = sorted({self._said.map.get(value, value) for value in counts} - {self._said.ignore_index, IGNORE})
+        listed = ", ".join(f"{value} ({counts[value]} px)" for value in sorted(counts)[:12])
+        name_them = "Name the classes in halfmask.yaml: `classes: {ID: NAME, ...}`."
+        if not ids or ids == [0]:
+            raise DataError(f"{self.root}: the masks hold a single class: {listed}. {name_them}", "H203")
+        if ids[0] == 1:
+            raise DataError(f"{self.root}: no mask holds 0: {listed}. {off_by_one_cure(ids[-1])} {name_them}", "H205")
+        # A class may be missing from few masks, but values such as 0, 85, 170 are no numbering.
+        if ids[0] < 0 or ids[-1] >= 2 * len(ids):
+            raise DataError(f"{self.root}: the values are not numbered 0 to K-1: {listed}. {name_them}", "H203")
+        return list(range(ids[-1] + 1))
+
+    def _refuse_undecided_binary(self) -> None:
+        said = self._said
+        if said.binary or sorted(said.classes or {}) != [0, 1] or 255 in said.map or self._coco is not None:
+            return
+        if self._colors is not None:
+            return
+        seen: set[int] = set()
+        for path in self._masks(_PROBED):
+            seen |= set(np.unique(read_stored(path).values).tolist())
+            if 1 in seen or seen - {0, 1, 255}:
+                return
+        if 255 in seen:
+            raise DataError(f"{self.root}: the masks hold 0 and 255 only. {binary_cure()}", "H204")
