@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from halfmask.reference import class_map as reference
@@ -29,7 +29,7 @@ def upsampled_argmax(
     *,
     keep: tuple[int, int] | None = None,
     impl: Implementation = "auto",
-) -> Int[Tensor, "B H2 W2"]:
+) -> Integer[Tensor, "B H2 W2"]:
     """Upsample logits bilinearly to `size` (H, W), take the best class of each pixel, keep the top left part.
 
     Args:

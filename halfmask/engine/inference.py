@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from halfmask.engine.class_map import upsampled_argmax
@@ -32,7 +32,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 @torch.inference_mode()
 def class_map(
     model: Model, image: Float[Tensor, "B *T C H W"], protocol: EvalRecipe, crop: int | None = None
-) -> Int[Tensor, "B *S"]:
+) -> Integer[Tensor, "B *S"]:
     """Predict the class of every pixel (or image).
 
     Args:
@@ -147,7 +147,7 @@ def _equal_size(boxes: list[Box], at_once: int) -> Iterator[list[Box]]:
             yield group[start : start + at_once]
 
 
-def _coverage(boxes: list[Box], size: tuple[int, int]) -> Int[Tensor, "H W"]:
+def _coverage(boxes: list[Box], size: tuple[int, int]) -> Integer[Tensor, "H W"]:
     """How many windows cover each pixel."""
     count = torch.zeros(size, dtype=torch.int64)
     for top, left, height, width in boxes:

@@ -11,12 +11,11 @@ A score without a denominator is nan, never 0; how the mean treats such classes 
 """
 
 import math
-import sys
 from dataclasses import dataclass
-from typing import Literal, Self, TextIO
+from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -47,7 +46,7 @@ class ConfusionMatrix:
         self.classes, self.ignore_index = classes, ignore_index
         self.counts = torch.zeros(classes + 1, classes, dtype=torch.int64, device=device)  # (K + 1, K)
 
-    def update(self, prediction: Int[Tensor, "*S"], target: Int[Tensor, "*S"]) -> None:
+    def update(self, prediction: Integer[Tensor, "*S"], target: Integer[Tensor, "*S"]) -> None:
         """Add pixels, without any host synchronization.
 
         Args:
@@ -61,7 +60,7 @@ class ConfusionMatrix:
         bins = torch.where(target == self.ignore_index, (k + 1) * k, row * k + prediction.long()).flatten()
         self.counts += _histogram(bins, (k + 1) * k + 1)[:-1].view(k + 1, k)
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: "ConfusionMatrix") -> None:
         """Add the counts of another matrix, for example of another part of the images."""
         self.counts += other.counts.to(self.counts.device)
 
@@ -145,8 +144,8 @@ class Scores:
         prefix = f"{part}/" if part else ""
         return {f"{prefix}{name}": value for name, value in named.items() if not math.isnan(value)}
 
-    def print_table(self, file: TextIO | None = None, title: str = "") -> None:
-        """Print one line per class, in percent; "n/a" where a class gives no number."""
+    def print_table(self, console: Console | None = None, title: str = "") -> None:
+        """Print one line per class, in percent, to stdout or `console`; "n/a" where a class gives no number."""
         table = Table("class", title=title or None)
         for column in ("IoU", "Dice", "precision", "recall", "pixels"):
             table.add_column(column, justify="right")
@@ -155,16 +154,18 @@ class Scores:
             table.add_row(escape(name), *map(_percent, values), f"{support:,}")
         table.add_section()
         table.add_row("mean", _percent(self.miou), _percent(self.mean_dice), "", _percent(self.class_accuracy), "")
-        console = Console(file=file or sys.stdout)
+        console = console or Console()
         console.print(table)
         console.print(f"pixel accuracy {_percent(self.accuracy)}   absent classes: {self.absent}", highlight=False)
 
 
-def _histogram(bins: Int[Tensor, " N"], size: int) -> Int[Tensor, " size"]:
+def _histogram(bins: Integer[Tensor, " N"], size: int) -> Integer[Tensor, " _size"]:
     """Count each value of [0, size)."""
-    if bins.device.type == "cpu":
-        return torch.bincount(bins, minlength=size)
     # bincount reads the largest value back to the host on accelerators.
+    return torch.bincount(bins, minlength=size) if bins.device.type == "cpu" else _spread_histogram(bins, size)
+
+
+def _spread_histogram(bins: Integer[Tensor, " N"], size: int) -> Integer[Tensor, " _size"]:
     lane = torch.arange(bins.numel(), device=bins.device) % _SPREAD
     lanes = torch.zeros(size * _SPREAD, dtype=torch.int64, device=bins.device)
     lanes.scatter_add_(0, bins * _SPREAD + lane, torch.ones_like(bins))
