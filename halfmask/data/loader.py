@@ -229,7 +229,22 @@ class TrainLoader(DataLoader[HostBatch]):
         return self.batch_sampler
 
     def __iter__(self) -> Iterator[HostBatch]:  # type: ignore[override]  # the base class names a private type
-        return _raise_failures(super().__iter__())
+        # The workers start here, not at the first batch.
+        return self._checked(super().__iter__())
+
+    def close(self) -> None:
+        """Stop the workers now; otherwise they live until the loader is collected."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+
+    def _checked(self, items: Iterator[HostBatch]) -> Iterator[HostBatch]:
+        try:
+            yield from _raise_failures(items)
+        except HalfmaskError:
+            # Left to the garbage collector, each worker would be waited for in vain for five seconds.
+            self.close()
+            raise
 
 
 def train_loader(
@@ -362,10 +377,13 @@ class _EvalReader(TorchDataset[Any]):
 
 
 def _raise_failures(items: Iterator[Any]) -> Iterator[Any]:
-    for item in items:
-        if isinstance(item, _Failure):
-            raise item.error()
-        yield item
+    try:
+        for item in items:
+            if isinstance(item, _Failure):
+                raise item.error()
+            yield item
+    finally:
+        del items  # or the traceback would keep the workers alive
 
 
 def _only(items: list[HostBatch | _Failure]) -> HostBatch | _Failure:

@@ -128,9 +128,11 @@ def test_a_batch_holds_floats_on_labels_and_no_mask_of_an_unlabeled_image(datase
     batch = to_batch(batches(loader(dataset, draws=2))[0], "cpu", dataset.task)
     assert batch.labeled.image.shape == (4, 3, 48, 48)
     assert batch.labeled.image.dtype == torch.float32
-    assert 0 <= batch.labeled.image.min() and batch.labeled.image.max() <= 1
+    assert 0 <= batch.labeled.image.min()
+    assert batch.labeled.image.max() <= 1
     assert batch.labeled.target.dtype == torch.int64
-    assert batch.unlabeled.target is None and batch.partner.target is None
+    assert batch.unlabeled.target is None
+    assert batch.partner.target is None
     assert to_batch(batches(loader(dataset, draws=0))[0], "cpu", dataset.task).unlabeled is None
 
 
