@@ -1,0 +1,62 @@
+"""Same class maps and scores as the published evaluation of UniMatch and UniMatch V2, with their networks."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from halfmask.engine.inference import class_map
+from halfmask.engine.metrics import ConfusionMatrix
+from halfmask.models.decoders.deeplabv3plus import DeepLabV3Plus
+from halfmask.models.decoders.dpt import DPT
+from halfmask.models.encoders.dinov2 import DINOv2
+from halfmask.models.encoders.resnet import ResNet
+from halfmask.models.model import Model, Segmenter
+from halfmask.recipe import EvalRecipe
+
+Tensors = dict[str, Tensor]
+Renamer = Callable[[Tensors], Tensors]
+# The recorded images are already normalized.
+IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def load(model: Model, tensors: Tensors, names: Renamer) -> Model:
+    weights = {key.removeprefix("weight."): value for key, value in tensors.items() if key.startswith("weight.")}
+    model.load_state_dict({**names(weights), "mean": model.mean, "std": model.std})
+    return model.double().eval()
+
+
+def check(model: Model, tensors: Tensors, role: str, protocol: EvalRecipe) -> None:
+    matrix = ConfusionMatrix(19)
+    images = [key.removeprefix(f"{role}.image") for key in tensors if key.startswith(f"{role}.image")]
+    assert images
+    for number in images:
+        found = class_map(model, tensors[f"{role}.image{number}"].double(), protocol)
+        assert torch.equal(found, tensors[f"{role}.pred{number}"]), number
+        matrix.update(found, tensors[f"{role}.label{number}"])
+    scores = matrix.scores(tuple(map(str, range(19))), "zero")
+    assert scores.miou == pytest.approx(tensors[f"{role}.miou"].item() / 100, abs=1e-10)
+
+
+V2 = [
+    ("v2_original", EvalRecipe(mode="whole", fit="resize")),
+    ("v2_sliding", EvalRecipe(mode="slide", window=28, border="shift", batch=3)),
+]
+V1 = [("v1_original", EvalRecipe()), ("v1_sliding", EvalRecipe(mode="slide", window=33, border="clip"))]
+
+
+@pytest.mark.parametrize(("role", "protocol"), V2, ids=[role for role, _ in V2])
+def test_unimatch_v2_protocols(golden, dpt_names, role: str, protocol: EvalRecipe) -> None:
+    tensors = golden("unimatch/v2_eval")
+    encoder = DINOv2(dim=24, heads=2)
+    decoder = DPT(encoder.channels, encoder.strides, features=12, projections=(8, 8, 12, 16))
+    check(load(Segmenter(encoder, decoder, 19, **IDENTITY), tensors, dpt_names), tensors, role, protocol)
+
+
+@pytest.mark.parametrize(("role", "protocol"), V1, ids=[role for role, _ in V1])
+def test_unimatch_v1_protocols(golden, deeplab_names, role: str, protocol: EvalRecipe) -> None:
+    tensors = golden("unimatch/v1_eval")
+    encoder = ResNet(depth=50, width=4, blocks=(2, 2, 2, 2), output_stride=16)
+    decoder = DeepLabV3Plus(encoder.channels, encoder.strides, aspp=16, low=6, embedding=24)
+    check(load(Segmenter(encoder, decoder, 19, **IDENTITY), tensors, deeplab_names), tensors, role, protocol)
