@@ -62,10 +62,23 @@ def load_weights(
     convert: Callable[[State], State] = dict,
     drop: tuple[str, ...] = (),
 ) -> None:
-    """Fill a module with pretrained weights.
+    """Fill a module with pretrained weights; arguments and errors of `fitting_state`."""
+    module.load_state_dict(fitting_state(module, weights, releases, stem=stem, convert=convert, drop=drop))
+
+
+def fitting_state(
+    module: nn.Module,
+    weights: str,
+    releases: Mapping[str, Release],
+    *,
+    stem: str,
+    convert: Callable[[State], State] = dict,
+    drop: tuple[str, ...] = (),
+) -> State:
+    """Read pretrained weights and check that they fill a module completely; the module is not changed.
 
     Args:
-        module: receives every tensor of the file, and needs every tensor it has.
+        module: needs every tensor it has, and takes every tensor of the file.
         weights: a tag among `releases`, `default` for the first of them, or a path.
         releases: by tag.
         stem: name of the first convolution's weight; it is adapted when the module has other input channels.
@@ -75,17 +88,33 @@ def load_weights(
     Raises:
         CheckpointError: unknown tag, no file, no network, or keys that do not fit.
     """
-    if _is_path(weights) and weights not in releases:
-        path, origin = Path(weights).expanduser(), weights
-    else:
-        release = _release(weights, releases)
-        path, origin = _download(release), f"{release.repo}/{release.file}"
-        _announce(release.repo, release.license)
+    path = find_file(weights, releases)
     state = {key: value for key, value in convert(read_state(path)).items() if not key.startswith(drop)}
     own = module.state_dict()
     if stem in state and stem in own and state[stem].shape[1] == 3 != own[stem].shape[1]:
         state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
-    _load_strictly(module, state, own, origin)
+    _check_fit(type(module).__name__, state, own, path if is_local(weights, releases) else weights)
+    return state
+
+
+def is_local(weights: str, releases: Mapping[str, Release]) -> bool:
+    """Tell a path from a tag."""
+    looks_like_path = Path(weights).suffix in _SUFFIXES or "/" in weights or "\\" in weights
+    return looks_like_path and weights not in releases
+
+
+def find_file(weights: str, releases: Mapping[str, Release]) -> Path:
+    """Give the local path of a weight file, fetching a release if it is not cached; its license is logged once.
+
+    Raises:
+        CheckpointError: unknown tag, or no network.
+    """
+    if is_local(weights, releases):
+        return Path(weights).expanduser()
+    release = _release(weights, releases)
+    path = _download(release)
+    _announce(release.repo, release.license)
+    return path
 
 
 def read_state(path: Path) -> State:
@@ -111,10 +140,6 @@ def read_state(path: Path) -> State:
             content = content[wrapper]
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _is_path(weights: str) -> bool:
-    return Path(weights).suffix in _SUFFIXES or "/" in weights or "\\" in weights
 
 
 def _release(tag: str, releases: Mapping[str, Release]) -> Release:
@@ -153,7 +178,7 @@ def _announce(repo: str, license_name: str) -> None:
     _log.info("weights %s (license: %s)", repo, license_name)
 
 
-def _load_strictly(module: nn.Module, state: State, own: State, origin: str) -> None:
+def _check_fit(name: str, state: State, own: State, origin: str | Path) -> None:
     problems = [f"missing: {key}" for key in own if key not in state]
     problems += [f"unexpected: {key}" for key in state if key not in own]
     problems += [
@@ -163,7 +188,6 @@ def _load_strictly(module: nn.Module, state: State, own: State, origin: str) -> 
     ]
     if problems:
         raise CheckpointError(
-            f"weights {origin} do not fit {type(module).__name__}: {len(problems)} problems\n{bullet_list(problems)}\n"
+            f"weights {origin} do not fit {name}: {len(problems)} problems\n{bullet_list(problems)}\n"
             "  Check that model.encoder (name, size or depth, stem) is what the file was made for."
         )
-    module.load_state_dict(state)

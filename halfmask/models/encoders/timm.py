@@ -1,0 +1,167 @@
+"""Any feature extractor of the timm library, by its name.
+
+Wightman, "PyTorch Image Models", 2019, https://github.com/huggingface/pytorch-image-models: about 1,000 networks with
+a common interface for intermediate maps. The maps' real sizes are probed once with shapes only (no computation),
+because some networks round sizes down or accept multiples only, and their own tables do not say so.
+"""
+
+from typing import Annotated, Any
+
+import timm
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from halfmask.errors import RecipeError, nearest
+from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
+from halfmask.models.weights import find_file, fitting_state, is_local, timm_releases
+
+
+class Timm(Encoder):
+    """Maps of any timm network that offers `features_only`.
+
+    Args:
+        model: timm's name, without the tag: `convnext_tiny`, `vit_small_patch16_224`, ...
+        in_channels: bands of the image.
+        weights: `null`, `default`, a tag of this network (`in12k_ft_in1k`), or a local file.
+        output_stride: 16 or 8 where the network supports dilation; `null` leaves it as it is.
+        out_indices: which maps; `null` takes all of stride 4 or more, or four evenly spaced blocks of a plain
+            transformer.
+        frozen: not trained.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        in_channels: Annotated[int, Field(ge=1)] = 3,
+        weights: str | None = None,
+        output_stride: Annotated[int, Field(ge=1)] | None = None,
+        out_indices: tuple[int, ...] | None = None,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        arguments: dict[str, Any] = {"in_chans": in_channels}
+        if output_stride is not None:
+            arguments["output_stride"] = output_stride
+        arguments |= _size_arguments(model, arguments)
+        arguments["out_indices"] = out_indices or _default_indices(model, arguments)
+        if weights is not None:
+            arguments |= _pretrained(model, weights, in_channels)
+        self.net: Any = _create(model, **arguments)
+        self.channels, self.strides = _widths(self.net)
+        self.channels_last = _is_channels_last(self.net)
+        self.size_multiple = _probe(model, arguments, self.strides)
+        self.mean, self.std = _statistics(model, in_channels)
+        if frozen:
+            self.freeze()
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
+        """Give the maps at `out_indices`."""
+        self.check_size(image)
+        maps = self.net(image)
+        return [x.permute(0, 3, 1, 2).contiguous() for x in maps] if self.channels_last else list(maps)
+
+
+def _create(model: str, **arguments: Any) -> nn.Module:
+    if model not in timm.list_models():
+        raise RecipeError(
+            f"model.encoder.model={model!r} is not a network of timm.{nearest(model, timm.list_models())} "
+            "A weight tag goes to model.encoder.weights."
+        )
+    try:
+        return timm.create_model(model, features_only=True, **arguments)
+    except (RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(
+            f"timm network {model} cannot give feature maps with {arguments}: {error}. "
+            "Try other model.encoder.output_stride or out_indices, or another network."
+        ) from error
+
+
+def _create_shapes_only(model: str, **arguments: Any) -> nn.Module:
+    with torch.device("meta"):
+        kept = {key: value for key, value in arguments.items() if not key.startswith("pretrained")}
+        return _create(model, **kept).eval()
+
+
+def _size_arguments(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Ask networks made for one image size to accept others; the option's name depends on the family."""
+    config = timm.models.get_pretrained_cfg(model)
+    if config is None or not config.fixed_input_size:
+        return {}
+    for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+        try:
+            _create_shapes_only(model, **arguments, **option)
+        except TypeError:
+            continue
+        return option
+    return {}
+
+
+def _default_indices(model: str, arguments: dict[str, Any]) -> tuple[int, ...]:
+    net = _create_shapes_only(model, **arguments)
+    _, strides = _widths(net)
+    if len(set(strides)) == 1:  # a plain transformer: the library takes the last blocks only
+        depth = len(net.model.blocks)  # type: ignore[arg-type, union-attr]
+        return tuple(depth * part // 4 - 1 for part in range(1, 5))
+    return tuple(index for index, stride in enumerate(strides) if stride >= 4)
+
+
+def _widths(net: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    info: Any = net.feature_info
+    return tuple(info.channels()), tuple(info.reduction())
+
+
+def _is_channels_last(net: nn.Module) -> bool:
+    layout = getattr(net, "output_fmt", None)
+    return layout is not None and str(layout.value).upper() == "NHWC"
+
+
+def _pretrained(model: str, weights: str, in_channels: int) -> dict[str, Any]:
+    releases = timm_releases(model)
+    if not is_local(weights, releases):
+        # The library knows which keys of its own releases belong to the classifier.
+        return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(find_file(weights, releases))}}
+    with torch.device("meta"):
+        whole = timm.create_model(model, num_classes=0, in_chans=in_channels)
+    config: Any = whole.pretrained_cfg
+    classifiers = config.get("classifier") or ()
+    stems = config.get("first_conv") or ""
+    state = fitting_state(
+        whole,
+        weights,
+        releases,
+        stem=f"{stems if isinstance(stems, str) else stems[0]}.weight",
+        drop=tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers)),
+    )
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+
+
+def _statistics(model: str, in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    config = timm.models.get_pretrained_cfg(model)
+    if config is None or in_channels != 3:
+        return imagenet_statistics(in_channels)
+    return tuple(config.mean), tuple(config.std)
+
+
+def _probe(model: str, arguments: dict[str, Any], strides: tuple[int, ...]) -> int:
+    """Find the smallest multiple whose map sizes are the image's divided by the strides, rounded up."""
+    net = _create_shapes_only(model, **arguments)
+    last = _is_channels_last(net)
+    coarsest = max(strides)
+    failure: Exception | None = None
+    for multiple in sorted({1, min(strides), coarsest, 2 * coarsest}):
+        height, width = 4 * coarsest + multiple, 6 * coarsest + multiple
+        try:
+            maps = net(torch.empty(1, arguments["in_chans"], height, width, device="meta"))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            failure = error
+            continue
+        sizes = [tuple(x.shape[1:3] if last else x.shape[2:]) for x in maps]
+        if sizes == [(-(-height // stride), -(-width // stride)) for stride in strides]:
+            return multiple
+    raise RecipeError(
+        f"timm network {model} does not take images of any size ({failure}). Choose another, for "
+        "example convnext_tiny, vit_small_patch16_224 or pvt_v2_b2."
+    )
