@@ -58,7 +58,9 @@ class Builder:
         """
         section = _merge(self.recipe.model_dump(mode="json"), overrides)
         recipe = _validated(section)
-        model = self._segmenter(recipe)
+        if self.task.kind != "segmentation":
+            raise RecipeError(f"no model is available for tasks of kind {self.task.kind!r}; use kind segmentation.")
+        model = self._smp(recipe) if recipe.name == "smp" else self._segmenter(recipe)
         model.spec = {
             "model": recipe.model_dump(mode="json"),
             "task": _plain_task(self.task),
@@ -70,18 +72,34 @@ class Builder:
         return model
 
     def _segmenter(self, recipe: ModelRecipe) -> Model:
-        if self.task.kind != "segmentation":
-            raise RecipeError(f"no model is available for tasks of kind {self.task.kind!r}; use kind segmentation.")
-        encoder = _construct("encoders", recipe.encoder, **self._encoder_arguments(recipe.encoder))
+        overrides: dict[str, Any] = {"in_channels": self.channels}
+        if not self.pretrained:
+            overrides["weights"] = None
+        encoder = _construct("encoders", recipe.encoder, **overrides)
         decoder = _construct("decoders", recipe.decoder, encoder.channels, encoder.strides)
         bottleneck = None
         if recipe.bottleneck is not None:
             bottleneck = _construct("bottlenecks", recipe.bottleneck, encoder.channels[-1])
         return Segmenter(encoder, decoder, self.task.n_classes, bottleneck, mean=self.mean, std=self.std)
 
-    def _encoder_arguments(self, entry: Entry) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"in_channels": self.channels}
-        return arguments if self.pretrained else arguments | {"weights": None}
+    def _smp(self, recipe: ModelRecipe) -> Model:
+        if recipe.bottleneck is not None:
+            raise RecipeError("model.bottleneck works with model.name=segmenter only; set model.bottleneck=null.")
+        # Imported here: the library and all its encoders take longer to import than everything else.
+        from halfmask.models.smp import SmpSegmenter
+
+        params = recipe.encoder.params
+        weights = params.pop("weights", None)
+        return SmpSegmenter(
+            recipe.arch,
+            recipe.encoder.name,
+            self.task.n_classes,
+            in_channels=self.channels,
+            weights=weights if self.pretrained else None,
+            options={f"encoder_{key}": value for key, value in params.items()},
+            mean=self.mean,
+            std=self.std,
+        )
 
 
 def build_model(spec: Mapping[str, Any], *, pretrained: bool = False) -> Model:
