@@ -27,7 +27,8 @@ _FOREACH_LERP = getattr(torch, "_foreach_lerp_", None)
 
 # The dictionary of a module that holds a tensor, and the tensor's key in it: unlike the tensor itself, this
 # survives `.to(device)`, which replaces buffers.
-_Slot = tuple[dict[str, Tensor | None], str]
+_Slot = tuple[dict[str, Any], str]
+_Pairs = list[tuple[_Slot, _Slot]]
 
 
 class Teacher(nn.Module, Generic[Net]):
@@ -46,7 +47,7 @@ class Teacher(nn.Module, Generic[Net]):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.buffer_rule: Buffers = buffers
-        self._pairing: tuple[weakref.ref[nn.Module], list[tuple[_Slot, _Slot]], list[tuple[_Slot, _Slot]]] | None = None
+        self._pairing: tuple[weakref.ref[nn.Module], _Pairs, _Pairs] | None = None
         self.train(self.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +71,7 @@ class Teacher(nn.Module, Generic[Net]):
         for mine, theirs in copied:
             _read(mine).copy_(_read(theirs))
 
-    def _pair(self, student: nn.Module) -> tuple[list[tuple[_Slot, _Slot]], list[tuple[_Slot, _Slot]]]:
+    def _pair(self, student: nn.Module) -> tuple[_Pairs, _Pairs]:
         # Walking a thousand modules on every step costs milliseconds, so the pairs are kept per student.
         if self._pairing is not None and self._pairing[0]() is student:
             return self._pairing[1], self._pairing[2]
@@ -82,7 +83,8 @@ class Teacher(nn.Module, Generic[Net]):
                 "Update a teacher with the network it was copied from, or make a new one with ema_copy(student)."
             )
         parameters = {name for name, _ in student.named_parameters()}
-        averaged, copied = [], []
+        averaged: _Pairs = []
+        copied: _Pairs = []
         for name in mine:
             pair = mine[name], theirs[name]
             if name in parameters or self.buffer_rule == "ema":
@@ -148,11 +150,10 @@ def _slots(module: nn.Module) -> Iterator[tuple[str, _Slot]]:
             for key, tensor in tensors.items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    yield f"{prefix}.{key}" if prefix else key, (tensors, key)  # type: ignore[misc]
+                    yield f"{prefix}.{key}" if prefix else key, (tensors, key)
 
 
 def _read(slot: _Slot) -> Tensor:
     tensors, key = slot
-    tensor = tensors[key]
-    assert tensor is not None
+    tensor: Tensor = tensors[key]
     return tensor

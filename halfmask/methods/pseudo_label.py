@@ -1,0 +1,85 @@
+"""Naive self-training: the network's own labels on unlabeled images, made anew in every step.
+
+Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks", ICML
+Workshop 2013; dense form as used as the baseline of Wang et al., AllSpark, CVPR 2024, arXiv:2403.01818.
+
+    yhat = argmax f(x_u)                              evaluation mode, the same weights, no gradient
+    L    = (CE(f(x_l), y) + CE(f(x_u), yhat)) / 2
+
+The unlabeled image is the same tensor in both passes: there is no weak/strong pair and no threshold, so it is the
+self-training other methods have to improve on. It can collapse: watch `pseudo/share`.
+
+Labeled and unlabeled images share one training pass; with batch normalization that is part of the method, because
+the statistics are taken over both.
+
+Deviations:
+  * Padded pixels teach nothing by default; the published code trains on them (`ignore_padding: false`).
+  * Lee raises the unlabeled weight slowly; AllSpark's code, followed here, uses 1 throughout.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from halfmask.augment.device import StrongAugment
+from halfmask.batch import Batch, Progress
+from halfmask.blocks.ema import eval_mode
+from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
+from halfmask.blocks.pseudo import pseudo_label, pseudo_logs
+from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.task import Task
+
+
+class PseudoLabel(Method):
+    """Online self-training on one view.
+
+    Args:
+        threshold: confidence a pseudo-label needs to be used; 0 uses all. Raise it if one class takes over.
+        labeled_color: color changes and blur on the labeled images, which these otherwise would not get.
+        ignore_padding: leave the padded part of unlabeled crops out of the loss.
+        loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
+        ohem_threshold: pixels whose true class has at most this probability are hard.
+        ohem_min_kept: hard pixels to keep at least, per process and batch.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        build: ModelBuilder,
+        *,
+        threshold: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        labeled_color: bool = True,
+        ignore_padding: bool = True,
+        loss: LossName = "ce",
+        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
+        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+    ) -> None:
+        super().__init__(task)
+        self.student = build()
+        self.strong = StrongAugment()
+        self.labeled_loss = supervised_loss(
+            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
+        )
+        self.threshold, self.labeled_color, self.ignore_padding = threshold, labeled_color, ignore_padding
+
+    def step(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Compute the loss of one batch."""
+        x_l, y_l = batch.labeled.image, batch.labeled.labels
+        x_u, valid = batch.draw(0).image, batch.draw(0).valid  # (B, *T, 3, H, W), (B, H, W)
+
+        with torch.no_grad(), eval_mode(self.student):
+            label, confidence = pseudo_label(self.student(x_u))  # (B, H, W) each
+        if not self.ignore_padding:
+            valid = torch.ones_like(valid)
+        keep = valid & (confidence >= self.threshold)
+
+        if self.labeled_color:
+            x_l = self.strong(x_l)
+        logits = self.student(torch.cat((x_l, x_u)))
+        logits_l, logits_u = logits[: len(x_l)], logits[len(x_l) :]
+
+        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)
+        logs = pseudo_logs(label, keep, valid, self.task.n_classes)
+        return StepOutput((loss_l + loss_u) / 2, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
