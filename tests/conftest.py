@@ -1,7 +1,7 @@
 """Fixtures of all tests: shape checks on, the reference data, small helpers."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 # Before any import of halfmask: every jaxtyping annotation of the package is checked at run time.
@@ -26,6 +26,26 @@ def shared() -> Path:
     if not (path / "golden").is_dir():
         pytest.skip(f"needs reference data: set HALFMASK_SHARED (looked in {path})")
     return path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the reference data: `pytest -m 'not shared'` leaves it out."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With HALFMASK_REQUIRE_SHARED=1, fail where a comparison with the reference data was skipped."""
+    report = yield
+    required = os.environ.get("HALFMASK_REQUIRE_SHARED") == "1" and item.get_closest_marker("shared") is not None
+    if required and report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("gpu") is None:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"HALFMASK_REQUIRE_SHARED=1 forbids skipping this test. {reason}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,232 @@
+"""The shape of the tree: what is tracked, who imports whom, how long files and functions are."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "halfmask"
+CHECKER = ROOT / ".ci" / "check_files.py"
+SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+# Lowest first. A module imports its own package, its neighbors of the same set, and whatever stands lower.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors"}),
+    frozenset({"reference"}),
+    frozenset({"task", "batch", "schema", "plugins", "sections", "recipe", "shipped", "palette"}),
+    frozenset({"blocks", "augment", "models"}),
+    frozenset({"methods"}),
+    frozenset({"data"}),
+    frozenset({"engine"}),
+    frozenset({"importers", "report", "plan", "testing"}),
+    frozenset({"demo"}),
+    frozenset({"cli"}),
+    frozenset({"__main__", "__init__"}),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+NO_TRAINER = {"reference", "blocks", "augment", "models", "methods"}
+REFERENCE_NEEDS = {"torch", "numpy", "PIL", "jaxtyping"}
+VAGUE = {"util", "utils", "misc", "helper", "helpers", "common"}
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60  # of code: a signature that is a recipe's schema, and its docstring, do not count
+MAX_PARAMETERS = 10
+MAX_SCHEMA_PARAMETERS = 15  # of constructors whose keyword-only arguments are the keys of a recipe
+SCHEMAS = ("Method", "Encoder", "Decoder", "Dataset")
+MAX_DEPTH = 2  # classes of ours above a class
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def home(path: Path) -> str:
+    """Top-level module or package a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules imported anywhere in a file, except for type checkers only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom):
+            # `from halfmask import plugins` imports halfmask.plugins
+            base = node.module or ""
+            yield from (f"{base}.{name.name}" for name in node.names) if base == "halfmask" else [base]
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        else:
+            yield from imports(node)
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{relative(path)}:{node.lineno} {node.name}", node
+
+
+def classes() -> dict[str, ast.ClassDef]:
+    return {node.name: node for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def base_names(node: ast.ClassDef) -> list[str]:
+    return [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+
+
+def ancestors(name: str, known: dict[str, ast.ClassDef]) -> list[str]:
+    """The longest line of classes of ours above a class, nearest first."""
+    lines = [[base, *ancestors(base, known)] for base in base_names(known[name]) if base in known]
+    return max(lines, key=len, default=[])
+
+
+# --- what is tracked ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checker():
+    spec = importlib.util.spec_from_file_location("check_files", CHECKER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tracked_files_hold_no_machine_paths_indexes_lock_files_or_large_files():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    done = subprocess.run([sys.executable, CHECKER], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "finding"),
+    [
+        ("a.md", "data in /{}/me/images".format("home"), "machine path"),
+        ("a.md", "https://{}/simple/torch".format("example.com"), "package index"),
+        ("a.toml", "url = 'https://files.{}.org/x'".format("pythonhosted"), "package index"),
+        ("uv.lock", "version = 1", "lock file"),
+        ("a.bin", "x" * 1_000_001, "1,000,001 bytes"),
+        ("a.ipynb", '{"cells": [{"outputs": [{"text": "3"}]}]}', "notebook with outputs"),
+    ],
+)
+def test_the_check_of_files_finds_each_kind_of_mistake(checker, tmp_path, name, text, finding):
+    (tmp_path / name).write_text(text)
+    assert any(finding in line for line in checker.findings(tmp_path / name))
+
+
+def test_the_check_of_files_accepts_relative_paths_and_clean_notebooks(checker, tmp_path):
+    (tmp_path / "a.md").write_text("runs/home/x and ~/work/x, https://example.org/paper")
+    (tmp_path / "a.ipynb").write_text('{"cells": [{"outputs": [], "execution_count": null}]}')
+    assert checker.findings(tmp_path / "a.md") == []
+    assert checker.findings(tmp_path / "a.ipynb") == []
+
+
+def test_constraints_hold_names_versions_and_hashes_only():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line for line in lines if not line.startswith(" ")]
+    assert len(packages) > 50
+    assert all("==" in line for line in packages)
+    assert all(line.strip().startswith(("--hash=sha256:", "#")) for line in lines if line.startswith(" "))
+
+
+# --- who imports whom -----------------------------------------------------------------------------------------
+
+
+def test_every_module_imports_only_what_stands_lower():
+    unplaced = {home(path) for path in SOURCES} - LEVEL.keys()
+    assert not unplaced, f"give these a place in LAYERS: {sorted(unplaced)}"
+    wrong = [
+        f"{relative(path)} imports {module}"
+        for path, tree in SOURCES.items()
+        for module in imports(tree)
+        if module.startswith("halfmask.") and module != "halfmask.__version__"
+        if LEVEL[module.split(".")[1]] > LEVEL[home(path)]
+    ]
+    assert wrong == []
+
+
+def test_methods_and_their_parts_know_no_trainer():
+    wrong = [
+        f"{relative(path)} imports {module}"
+        for path, tree in SOURCES.items()
+        if home(path) in NO_TRAINER
+        for module in imports(tree)
+        if module.split(".")[0] in {"lightning", "pytorch_lightning", "accelerate"}
+    ]
+    assert wrong == []
+
+
+def test_the_textbook_versions_need_torch_numpy_and_pillow_only():
+    wrong = [
+        f"{relative(path)} imports {module}"
+        for path, tree in SOURCES.items()
+        if home(path) == "reference"
+        for module in imports(tree)
+        if not module.startswith("halfmask.reference")
+        and module.split(".")[0] not in REFERENCE_NEEDS | set(sys.stdlib_module_names)
+    ]
+    assert wrong == []
+
+
+# --- names and sizes ------------------------------------------------------------------------------------------
+
+
+def test_modules_are_named_after_an_idea():
+    assert [relative(path) for path in SOURCES if path.stem.strip("_") in VAGUE or path.parent.name in VAGUE] == []
+
+
+def test_files_fit_in_the_head():
+    lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
+
+
+def test_functions_fit_on_a_screen():
+    def lines_of_code(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+        code = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        return node.end_lineno - code[0].lineno + 1 if code else 0
+
+    assert {name: lines_of_code(node) for name, node in functions() if lines_of_code(node) > MAX_FUNCTION_LINES} == {}
+
+
+def test_constructors_take_few_parameters():
+    known = classes()
+    wrong = {}
+    for name, node in known.items():
+        limit = MAX_SCHEMA_PARAMETERS if {*ancestors(name, known)} & {*SCHEMAS} else MAX_PARAMETERS
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                count = len(method.args.args) - 1 + len(method.args.kwonlyargs)
+                if count > limit:
+                    wrong[name] = count
+    assert wrong == {}
+
+
+def test_classes_are_abstract_or_final():
+    """A class that others derive from is a contract; behavior is shared by composition."""
+    known = classes()
+    families = {name for name in known if name.endswith("Error")} | {"Section"}  # exceptions; settings of pydantic
+
+    def is_contract(node: ast.ClassDef) -> bool:
+        text = ast.unparse(node)
+        return "Protocol" in base_names(node) or "@abstractmethod" in text or "raise NotImplementedError" in text
+
+    derived_from = {base for name in known for base in ancestors(name, known)[:1]}
+    assert {name for name in derived_from - families if not is_contract(known[name])} == set()
+
+
+def test_inheritance_is_shallow():
+    known = classes()
+    lines = {name: [name, *ancestors(name, known)] for name in known}
+    assert [" < ".join(line) for line in lines.values() if len(line) - 1 > MAX_DEPTH] == []
+
+
+def test_layers_name_existing_modules_once():
+    assert len(LEVEL) == sum(len(names) for names in LAYERS)
+    present = {home(path) for path in SOURCES}
+    assert LEVEL.keys() - present <= {"importers", "report", "plan"}  # their first file is still to come
