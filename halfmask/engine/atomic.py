@@ -100,7 +100,7 @@ def _explain(cause: Exception, path: Path) -> str | None:
             f"{path}: the disk is full; nothing was changed, the earlier file (if any) is intact. "
             "Free some space, or choose another folder with --out."
         )
-    if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}:
+    if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
         return (
             f"{path}: cannot be written ({os.strerror(number or 0)}). "
             "Make the folder writable, or choose another one with --out."

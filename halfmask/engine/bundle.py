@@ -211,8 +211,9 @@ def _load_state(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
             f"{path} does not fit the model that {_META} describes; use the halfmask version named there, "
             f"or save the bundle anew.\n{bullet_list(problems, limit=20)}"
         )
-    # assign keeps the dtype of the file: a float64 model stays one.
-    model.load_state_dict(dict(state), assign=True)
+    # `assign` keeps the dtype of the file. Copies, because tensors mapped from the file are not aligned: other
+    # kernels run on them, and the logits would differ from the saved model's in the last digit.
+    model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
 
 
 def _plain_state(model: Model) -> dict[str, Tensor]:

@@ -4,10 +4,9 @@ Published multi-GPU code repeats images to make the list divisible by the number
 takes every world-size-th image and none twice, so the scores do not depend on the number of processes.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,12 +20,13 @@ from torch import Tensor
 from halfmask import __version__
 from halfmask.blocks.ema import eval_mode
 from halfmask.data._dataset import Dataset
-from halfmask.data.splits import open_dataset, resolve_split
+from halfmask.data.splits import open_dataset, read_list, resolve_split
 from halfmask.engine.atomic import write_json
 from halfmask.engine.bundle import Bundle, load_bundle
 from halfmask.engine.device import pick_device
 from halfmask.engine.inference import class_map
 from halfmask.engine.metrics import ConfusionMatrix, Scores
+from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
 from halfmask.errors import CheckpointError, DataError, RecipeError, nearest
 from halfmask.models.model import Model
@@ -103,8 +103,9 @@ def evaluate_model(
     """
     if not len(items):
         raise DataError("there is no image to evaluate. Name a part that has masks: --part val | test | train | all.")
-    matrix = count(model, items, task, protocol, device, crop=crop, rank=rank, world=world, workers=workers,
-                   on_batch=on_batch)  # fmt: skip
+    matrix = count(
+        model, items, task, protocol, device, crop=crop, rank=rank, world=world, workers=workers, on_batch=on_batch
+    )
     if world > 1:
         matrix.all_reduce()
     if not matrix.counts[:-1].any():
@@ -131,7 +132,7 @@ def count(
     """Count the pixels of one process's share of the images; arguments as in `evaluate_model`."""
     crop = crop or model.spec.get("crop")
     matrix = ConfusionMatrix(task.n_classes, task.ignore_index, device)
-    shown = _read_ahead(items, range(rank, len(items), world), workers)
+    shown = read_ahead(items.__getitem__, range(rank, len(items), world), workers)
     with eval_mode(model):
         for images, targets in _equal_size(shown, protocol.batch):
             image = torch.stack(images).to(device, non_blocking=True).to(model.mean.dtype) / 255
@@ -159,7 +160,7 @@ def evaluate(
     Args:
         run: run folder, bundle folder or model.json.
         data: folder of the dataset; `None` takes the one the run was trained on.
-        part: `val` (of the run's split), `test`, `train`, or `all` (every image with a mask).
+        part: `val` (of the run's split), `test`, `train`, `all` (every image with a mask), or a list file.
         overrides: dotted `eval.*` and `data.*` keys, for example `["eval.mode=slide"]`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         workers: threads that read images ahead.
@@ -179,16 +180,24 @@ def evaluate(
     if recipe.root is None:
         raise DataError(f"{opened.folder} does not say where its data is. Give the folder: --data DIR.")
     dataset = open_dataset(recipe)
+    changed = any(text.startswith("data.") for text in overrides)
+    ids = _part_ids(recipe, dataset, part, None if changed else opened.recorded_val)[:limit]
     _check_classes(bundle, dataset)
-    known = opened.recorded_val if not any(text.startswith("data.") for text in overrides) else None
-    ids = _part_ids(recipe, dataset, part, known)[:limit]
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         bar = progress.add_task("evaluate", total=len(ids))
         with memory_cure(opened.protocol):
+            items = DatasetItems(dataset, ids)
+            advance = partial(progress.advance, bar)
             scores = evaluate_model(
-                bundle.model, DatasetItems(dataset, ids), bundle.task, opened.protocol, where,
-                crop=bundle.crop, workers=workers, on_batch=lambda n: progress.advance(bar, n),
-            )  # fmt: skip
+                bundle.model,
+                items,
+                bundle.task,
+                opened.protocol,
+                where,
+                crop=bundle.crop,
+                workers=workers,
+                on_batch=advance,
+            )
     if write:
         write_json(opened.folder / "metrics.json", _record(scores, opened.protocol, bundle, part, len(ids), recipe))
     return scores
@@ -199,7 +208,7 @@ def _record(
 ) -> dict[str, Any]:
     """What metrics.json holds: a number is worth nothing without the protocol behind it."""
     return {
-        "metrics": scores.to_dict(part),
+        "metrics": scores.to_dict(Path(part).stem),
         "protocol": protocol.model_dump(mode="json") | {"window": protocol.window or bundle.crop},
         "part": part,
         "images": images,
@@ -235,40 +244,30 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def _part_ids(recipe: DataRecipe, dataset: Dataset, part: str, recorded_val: list[str] | None) -> list[str]:
-    if part not in _PARTS:
-        raise RecipeError(f"part {part!r} is unknown.{nearest(part, _PARTS)} Known: {', '.join(_PARTS)}.")
     if part == "val":
-        ids = recorded_val or list(resolve_split(recipe, dataset).val)
+        # Resolving first seals the same masks as in training, so that classes are found in the same files.
+        resolved = list(resolve_split(recipe, dataset).val)
+        same_data = recorded_val is not None and all(dataset.mask_path(id) is not None for id in recorded_val)
+        # A held-out part drawn anew after images were added could hold images of the training.
+        ids = recorded_val if recorded_val is not None and same_data else resolved
     elif part == "all":
         ids = sorted({id for name in ("train", "val", "test") for id in dataset.ids(name)})
-        ids = [id for id in ids if dataset.mask_path(id) is not None]
+    elif part in _PARTS:
+        ids = dataset.ids(part)
+    elif Path(part).is_file():
+        ids = [id for id, *_ in read_list(Path(part))]
     else:
-        ids = [id for id in dataset.ids(part) if dataset.mask_path(id) is not None]
+        raise RecipeError(
+            f"part {part!r} is unknown.{nearest(part, _PARTS)} Known: {', '.join(_PARTS)}, or a list file that exists."
+        )
+    ids = [id for id in ids if dataset.mask_path(id) is not None]
     if not ids:
         raise DataError(
             f"{dataset.root}: the part {part!r} has no image with a mask. Choose another: "
-            "--part val | test | train | all (every image with a mask)."
+            "--part val | test | train | all (every image with a mask), or name a list file."
         )
+    dataset.sealed -= frozenset(ids)
     return ids
-
-
-def _read_ahead(items: Items, indices: range, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read items in order, a few ahead of their use; decoders release the interpreter lock, so threads suffice."""
-    if workers < 1:
-        yield from (items[index] for index in indices)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
-        try:
-            for index in indices:
-                pending.append(pool.submit(items.__getitem__, index))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _equal_size(stream: Iterator[tuple[Tensor, Tensor]], batch: int) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

@@ -8,10 +8,9 @@ Masks have the size of the upright image (EXIF orientation applied). Each file a
 and the mask last: an interrupted call continues where it stopped, and a broken image costs nothing but itself.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from halfmask.engine.atomic import atomic_path
 from halfmask.engine.bundle import Bundle, load_bundle
 from halfmask.engine.device import pick_device
 from halfmask.engine.inference import class_map, probabilities
+from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
 from halfmask.errors import DataError, RecipeError, bullet_list
 from halfmask.palette import Color, overlay, palette_of
@@ -97,7 +97,7 @@ def predict(
     failed: list[str] = []
     with _bar(quiet) as progress:
         task = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(open_jobs))
-        for job, image in _read_ahead(open_jobs, bundle, workers):
+        for job, image in read_ahead(partial(_read, bundle=bundle), open_jobs, workers):
             if isinstance(image, DataError):
                 failed.append(str(image))
             else:
@@ -188,33 +188,14 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read_ahead(
-    jobs: list[Job], bundle: Bundle, workers: int
-) -> Iterator[tuple[Job, UInt8[np.ndarray, "H W C"] | DataError]]:
-    """Decode a few images ahead of their use; an unreadable one comes as its error."""
-    channels = bundle.model.mean.numel()
+def _read(job: Job, bundle: Bundle) -> tuple[Job, UInt8[np.ndarray, "H W C"] | DataError]:
+    """Decode an image; an unreadable one comes as its error, so that the others go on."""
     value_range = bundle.meta.get("range")
-
-    def read(job: Job) -> UInt8[np.ndarray, "H W C"] | DataError:
-        try:
-            return read_image(job.image, channels=channels, value_range=value_range and tuple(value_range))
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        pending: deque[tuple[Job, Future[UInt8[np.ndarray, "H W C"] | DataError]]] = deque()
-        try:
-            for job in jobs:
-                pending.append((job, pool.submit(read, job)))
-                if len(pending) > 2 * workers:
-                    first, future = pending.popleft()
-                    yield first, future.result()
-            while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+    try:
+        limits = None if value_range is None else (float(value_range[0]), float(value_range[1]))
+        return job, read_image(job.image, channels=bundle.model.mean.numel(), value_range=limits)
+    except DataError as error:
+        return job, error
 
 
 def _predict_one(
@@ -251,7 +232,5 @@ def _to_numpy(classes: Tensor) -> Integer[np.ndarray, "H W"]:
 
 
 def _bar(quiet: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=quiet, transient=True,
-    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)

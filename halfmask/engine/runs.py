@@ -14,6 +14,8 @@ from halfmask.engine.bundle import bundle_folder, read_meta
 from halfmask.errors import CheckpointError, OutOfMemoryError, RecipeError
 from halfmask.recipe import DataRecipe, EvalRecipe, load
 
+_RESTORE = "Restore the file, or remove it to use the bundle alone."
+
 
 @dataclass(frozen=True, slots=True)
 class OpenedRun:
@@ -22,7 +24,7 @@ class OpenedRun:
     Args:
         folder: where model.json lies.
         protocol: how the run evaluates.
-        data: its data section; the defaults for a bare bundle.
+        data: its data section; the defaults for a bare bundle, or where the section was not asked for.
         recorded_val: ids of the validation images as written in split.json, or `None`.
     """
 
@@ -38,7 +40,7 @@ def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str])
     Args:
         run: run folder, bundle folder or model.json.
         overrides: dotted keys.
-        sections: recipe sections that overrides may change.
+        sections: recipe sections to read; overrides may change only them.
 
     Raises:
         CheckpointError: no bundle there.
@@ -52,8 +54,8 @@ def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str])
             "Other keys belong to halfmask train."
         )
     folder = bundle_folder(run)
-    # Only these two sections: a method from someone's own file need not be importable to use its model.
-    recipe = load(_stored_sections(folder), overrides)
+    # Only these sections: a method or dataset from someone's own file need not be importable to use its model.
+    recipe = load(_stored_sections(folder, sections), overrides)
     return OpenedRun(folder, recipe.eval, recipe.data, _recorded_val(folder))
 
 
@@ -76,18 +78,17 @@ def memory_cure(protocol: EvalRecipe) -> Iterator[None]:
         raise OutOfMemoryError(f"the device has too little memory for evaluation ({error}). {cure}") from error
 
 
-def _stored_sections(folder: Path) -> dict[str, Any]:
+def _stored_sections(folder: Path, sections: Sequence[str]) -> dict[str, Any]:
     path = folder / "recipe.yaml"
     if not path.is_file():
         return {"eval": read_meta(folder / "model.json").get("eval") or {}}
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}). Restore it, or remove it to use the bundle alone.") \
-            from error  # fmt: skip
+        raise CheckpointError(f"{path}: cannot be read ({error}). {_RESTORE}") from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: not a recipe. Restore it, or remove it to use the bundle alone.")
-    return {name: raw[name] for name in ("eval", "data") if name in raw}
+        raise CheckpointError(f"{path}: not a recipe. {_RESTORE}")
+    return {name: raw[name] for name in sections if name in raw}
 
 
 def _recorded_val(folder: Path) -> list[str] | None:
@@ -97,5 +98,4 @@ def _recorded_val(folder: Path) -> list[str] | None:
     try:
         return [str(id) for id in json.loads(path.read_text(encoding="utf-8"))["val"]["ids"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}). Restore it, or remove it to use the recipe.") \
-            from error  # fmt: skip
+        raise CheckpointError(f"{path}: cannot be read ({error!r}). {_RESTORE}") from error
