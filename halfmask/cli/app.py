@@ -1,0 +1,66 @@
+"""The `halfmask` command: its verbs, and nothing heavy, so that every `--help` is instant."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from halfmask import __version__
+from halfmask.cli.demo import demo
+from halfmask.cli.evaluate import evaluate
+from halfmask.cli.exits import reporting_errors
+from halfmask.cli.listing import list_
+from halfmask.cli.predict import predict
+from halfmask.cli.split import split
+from halfmask.cli.train import train
+
+_SETTINGS = {"help_option_names": ["--help", "-h"]}
+
+# Plain help and errors: rich would double the start-up time. `default_map`: an option without a value makes
+# typer import pydantic (0.2 s) to convert None, even when only a verb's help is asked for.
+app = typer.Typer(
+    name="halfmask",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={**_SETTINGS, "default_map": {"help": False}},
+)
+_VERBS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "split": split,
+    "list": list_,
+    "demo": demo,
+}
+for _verb, _function in _VERBS.items():
+    app.command(_verb, context_settings=_SETTINGS)(reporting_errors(_function))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _halfmask(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Semi-supervised semantic segmentation: train from few masks and many images.
+
+    Results go to stdout, progress to stderr. Exit codes: 0 ok, 1 a check failed or a bug, 2 usage, recipe or
+    shape, 3 data or checkpoint, 4 out of memory, 5 missing optional dependency, 130 interrupted.
+    """
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `halfmask` script."""
+    app(prog_name="halfmask")
+
+
+if __name__ == "__main__":
+    main()

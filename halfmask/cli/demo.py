@@ -1,0 +1,34 @@
+"""`halfmask demo`: see what unlabeled images are worth, on data rendered on the spot."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfmask.cli import flags
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for data, runs and page.")] = Path(
+        "halfmask-demo"
+    ),
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Steps of each of the two runs.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the scenes and of training.")] = 0,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
+) -> None:
+    """See what unlabeled images are worth.
+
+    Renders a small dataset, trains with and without its unlabeled images, and compares: minutes without a GPU.
+    """
+    flags.set_verbosity(quiet, verbose)
+    from halfmask.demo.run import run_demo
+
+    result = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, quiet=quiet)
+    print(json.dumps(result.to_dict(), indent=2) if as_json else result.table())

@@ -1,0 +1,46 @@
+"""`halfmask evaluate`: score a run or a bundle on images with masks."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfmask.cli import flags
+
+
+def evaluate(
+    run: flags.Run,
+    overrides: flags.Overrides = None,
+    data: flags.Data = None,
+    part: Annotated[str, typer.Option("--part", metavar="NAME", help="val, test, train or all.")] = "val",
+    device: flags.Device = "auto",
+    workers: flags.Readers = 2,
+    limit: flags.Limit = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Score a run on images with masks.
+
+    The protocol is stored beside the number, in metrics.json.
+    """
+    flags.check_overrides(overrides or ())
+    flags.set_verbosity(quiet, verbose)
+    from halfmask.engine.evaluate import evaluate as score
+
+    scores = score(
+        run,
+        data=None if data is None else Path(data),
+        part=part,
+        overrides=overrides or (),
+        device=device,
+        workers=workers,
+        limit=limit,
+        quiet=quiet,
+    )
+    if as_json:
+        print(json.dumps(scores.to_dict(part), indent=2))
+    else:
+        scores.print_table(title=f"{run} on {part}")

@@ -1,0 +1,151 @@
+"""Options that several verbs share, and how they become dotted keys of the recipe.
+
+A flag is sugar: `--data DIR` is `data.root=DIR`. Positional `key=value` reaches every other key, and wins over
+a flag for the same key.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halfmask.errors import RecipeError
+
+if TYPE_CHECKING:
+    from halfmask.recipe import Recipe
+
+Data = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of the dataset [data.root].")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N images.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.")]
+Readers = Annotated[int, typer.Option("--workers", metavar="N", min=0, help="Threads that read images ahead.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or folder of a bundle.", show_default=False)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the libraries log.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any key of the recipe.", show_default=False)
+]
+
+
+def set_verbosity(quiet: bool, verbose: bool) -> None:
+    """Let libraries log nothing, warnings, or everything.
+
+    Raises:
+        RecipeError: both are asked for.
+    """
+    if quiet and verbose:
+        raise RecipeError("--quiet and --verbose contradict each other: give one.")
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if quiet:
+        warnings.simplefilter("ignore")
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """Print a line of progress on stderr; stdout is for results."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def split_arguments(arguments: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """Tell the recipe (or run) apart from the overrides that follow it.
+
+    >>> split_arguments(["fixmatch/folder", "data.crop=96"])
+    ('fixmatch/folder', ['data.crop=96'])
+    >>> split_arguments(["data.crop=96"])
+    (None, ['data.crop=96'])
+
+    Raises:
+        RecipeError: a further argument is not of the form key=value.
+    """
+    first, rest = None, list(arguments or ())
+    if rest and "=" not in rest[0]:
+        first, *rest = rest
+    check_overrides(rest)
+    return first, rest
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse arguments that are not of the form key=value, before anything slow is imported."""
+    wrong = [item for item in overrides if item.partition("=")[0] == "" or "=" not in item]
+    if wrong:
+        raise RecipeError(
+            f"{', '.join(map(repr, wrong))}: expected key=value, for example data.crop=320. "
+            "A recipe comes first: halfmask train RECIPE key=value ..."
+        )
+
+
+def merge(flags: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Join flags (those that were given) with positional overrides, which come later and win."""
+    from halfmask.recipe import parse_override
+
+    given = {key: value for key, value in flags.items() if value is not None}
+    for item in overrides:
+        key, value = parse_override(item)
+        given.pop(key, None)  # so that the later one also comes later
+        given[key] = value
+    return given
+
+
+def number_or_text(value: str | None) -> int | float | str | None:
+    """Read `--labeled 12`, `--labeled 0.1` and `--labeled list.txt`.
+
+    >>> number_or_text("12"), number_or_text("0.1"), number_or_text("list.txt")
+    (12, 0.1, 'list.txt')
+    """
+    for kind in (int, float):
+        try:
+            return kind(value) if value is not None else None
+        except ValueError:
+            continue
+    return value
+
+
+def numbers(text: str, flag: str) -> list[int]:
+    """Read `0,1,2`.
+
+    Raises:
+        RecipeError: something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise RecipeError(f"{flag} {text}: expected numbers with commas, such as 0,1,2.")
+    return [int(part) for part in parts]
+
+
+def batch_keys(value: str | None) -> dict[str, int]:
+    """Read `--batch-size 8` (8 labeled and 8 unlabeled images) or `--batch-size 4+8`.
+
+    >>> batch_keys("4+8")
+    {'data.batch.labeled': 4, 'data.batch.unlabeled': 8}
+
+    Raises:
+        RecipeError: something else.
+    """
+    if value is None:
+        return {}
+    labeled, plus, unlabeled = value.partition("+")
+    if not labeled.isdecimal() or (plus and not unlabeled.isdecimal()):
+        raise RecipeError(f"--batch-size {value}: expected a number, or two as labeled+unlabeled: 4+8.")
+    return {"data.batch.labeled": int(labeled), "data.batch.unlabeled": int(unlabeled if plus else labeled)}
+
+
+def unlabeled_key(value: str | None) -> dict[str, str]:
+    """Read `--unlabeled DIR` (images from another folder) or `--unlabeled list.txt`."""
+    if value is None:
+        return {}
+    return {"data.unlabeled.root" if Path(value).is_dir() else "data.unlabeled": value}
+
+
+def load_recipe(source: str | None, flags: dict[str, Any], overrides: Sequence[str]) -> "Recipe":
+    """Load a recipe file or a shipped recipe with flags and overrides applied."""
+    from halfmask.recipe import load
+    from halfmask.shipped import find_recipe
+
+    return load(None if source is None else find_recipe(source), merge(flags, overrides))

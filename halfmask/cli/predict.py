@@ -1,0 +1,54 @@
+"""`halfmask predict`: write a mask for every image of a folder."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfmask.cli import flags
+
+
+def predict(
+    run: flags.Run,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input", metavar="DIR|IMAGE", help="Folder, file or pattern 'photos/*.jpg'.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the masks.", show_default=False)],
+    overrides: flags.Overrides = None,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write the masks drawn over the images.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+    device: flags.Device = "auto",
+    workers: flags.Readers = 2,
+    limit: flags.Limit = None,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Write masks for images.
+
+    Palette PNGs of the size of the images; images that have theirs already are skipped.
+    """
+    flags.check_overrides(overrides or ())
+    flags.set_verbosity(quiet, verbose)
+    from halfmask.engine.predict import predict as write
+
+    count = write(
+        run,
+        source,
+        out,
+        overlay=overlay,
+        probabilities=probabilities,
+        overrides=overrides or (),
+        device=device,
+        overwrite=overwrite,
+        limit=limit,
+        workers=workers,
+        quiet=quiet,
+    )
+    print(json.dumps({"images": count, "out": str(out)}) if as_json else f"{out}  {count} masks")

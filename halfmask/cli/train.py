@@ -1,0 +1,171 @@
+"""`halfmask train`: from a recipe, or from a folder of images alone, to a run folder."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halfmask.cli import flags
+from halfmask.cli.exits import is_out_of_memory
+from halfmask.errors import OutOfMemoryError, RecipeError
+
+if TYPE_CHECKING:
+    from halfmask.engine.train import TrainResult
+    from halfmask.recipe import Recipe
+
+
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE KEY=VALUE",
+            help="A recipe file or the name of a shipped one (fixmatch/folder), then any key of it.",
+            show_default=False,
+        ),
+    ] = None,
+    data: flags.Data = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Run folder to write.")] = None,
+    method: Annotated[str | None, typer.Option("--method", metavar="NAME", help="[method.name]")] = None,
+    labeled: Annotated[
+        str | None, typer.Option("--labeled", metavar="N|LIST", help="How many masks, or a list file [data.labeled].")
+    ] = None,
+    unlabeled: Annotated[
+        str | None, typer.Option("--unlabeled", metavar="DIR|LIST", help="Images without masks [data.unlabeled].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="[run.seed]")] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="N,N,...", help="One run per seed, in RUN/seed-N.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="[run.epochs]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="[run.steps]")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option("--batch-size", metavar="N|N+N", help="Labeled+unlabeled images [data.batch].")
+    ] = None,
+    crop: Annotated[int | None, typer.Option("--crop", metavar="N", help="[data.crop]")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", metavar="X", help="[optim.lr]")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="NAME", help="auto, 32-true or bf16-mixed [run.precision].")
+    ] = None,
+    devices: Annotated[int | None, typer.Option("--devices", metavar="N", help="[run.devices]")] = None,
+    workers: Annotated[str | None, typer.Option("--workers", metavar="N", help="[data.workers]")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint.")
+    ] = None,
+    overwrite: flags.Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe, data and model, and stop.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N steps.")] = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Train by a recipe, or by a plan.
+
+    With only --data and --out the plan is chosen for this machine, and printed.
+    """
+    source, overrides = flags.split_arguments(arguments)
+    flags.set_verbosity(quiet, verbose)
+    if epochs is not None and steps is not None:
+        raise RecipeError("--epochs and --steps both say how long to train: give one.")
+    sugar: dict[str, Any] = {
+        "data.root": data,
+        "method": method,
+        "data.labeled": flags.number_or_text(labeled),
+        "run.seed": seed,
+        "run.epochs": epochs,
+        "run.steps": steps,
+        "data.crop": crop,
+        "optim.lr": lr,
+        "run.precision": precision,
+        "run.devices": devices,
+        "data.workers": flags.number_or_text(workers),
+        **flags.unlabeled_key(unlabeled),
+        **flags.batch_keys(batch_size),
+    }
+    if epochs is not None:
+        overrides = ["run.steps=null", *overrides]  # a recipe's steps would win over epochs
+    options = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
+    if resume is not None:
+        if source or seeds or overwrite or (out is not None and out != resume):
+            raise RecipeError("--resume RUN continues that run by its own recipe: leave out RECIPE, --out, --seeds.")
+        results = [_resume(resume, flags.merge(sugar, overrides), dry_run=dry_run, quiet=quiet, limit=limit)]
+    else:
+        if out is None:
+            raise RecipeError("where to? Name a run folder: --out runs/first")
+        results = []
+        for folder, seed_key in _folders(out, seeds, seed):
+            recipe = _recipe(source, {**sugar, **seed_key}, overrides, quiet)
+            results.append(_train(recipe, folder, **options))
+    if dry_run:
+        flags.say("dry run: recipe, data and model fit.", quiet)
+    _report(results, as_json)
+
+
+def _recipe(source: str | None, sugar: dict[str, Any], overrides: list[str], quiet: bool) -> "Recipe":
+    if source is not None:
+        return flags.load_recipe(source, sugar, overrides)
+    from halfmask.plan import choose_plan
+
+    if not flags.merge(sugar, overrides).get("data.root"):
+        raise RecipeError(
+            "train on what? Give a recipe and data (halfmask train fixmatch/folder --data DIR --out RUN), or only "
+            "--data DIR --out RUN. Shipped recipes: halfmask list recipes"
+        )
+    plan = choose_plan()
+    given = flags.merge(sugar, overrides)
+    flags.say(plan.describe(given), quiet)
+    return flags.load_recipe(plan.recipe, {**plan.settings, **given}, [])
+
+
+def _folders(out: Path, seeds: str | None, seed: int | None) -> list[tuple[Path, dict[str, Any]]]:
+    if seeds is None:
+        return [(out, {})]
+    if seed is not None:
+        raise RecipeError("--seed and --seeds contradict each other: give one.")
+    return [(out / f"seed-{number}", {"run.seed": number}) for number in flags.numbers(seeds, "--seeds")]
+
+
+def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
+    from halfmask.engine.train import train as run
+
+    try:
+        return run(recipe, out, **options)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(_smaller(recipe, out, error)) from error
+        raise
+
+
+def _resume(run: Path, overrides: dict[str, Any], **options: Any) -> "TrainResult":
+    from halfmask.engine.train import train as train_run
+
+    texts = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    return train_run(None, run, resume=True, overrides=texts, **options)
+
+
+def _smaller(recipe: "Recipe", out: Path, error: Exception) -> str:
+    """Say what to try next: smaller batches cost time only, a smaller crop costs accuracy."""
+    batch, crop = recipe.data.batch, recipe.data.crop
+    tries = []
+    if batch.labeled > 2 or batch.unlabeled > 2:
+        tries.append(
+            f"data.batch.labeled={max(batch.labeled // 2, 2)} data.batch.unlabeled={batch.unlabeled // 2 or 1}"
+        )
+    tries.append(f"data.crop={max(crop * 3 // 4 // 32 * 32, 32)}")
+    first = str(error).partition("\n")[0]
+    return (
+        f"{first}\n  The run used batch {batch.labeled}+{batch.unlabeled} at crop {crop}. Next to try: "
+        f"{', then '.join(tries)} (with --overwrite for {out})."
+    )
+
+
+def _report(results: "list[TrainResult]", as_json: bool) -> None:
+    if as_json:
+        rows = [json.loads(json.dumps(dataclasses.asdict(result), default=str)) for result in results]
+        print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2))
+        return
+    for result in results:
+        scores = "".join(f"  best {name} val mIoU {value:.1%}" for name, value in result.best.items())
+        print(f"{result.out}  {result.steps} steps{scores}")

@@ -1,0 +1,57 @@
+"""Find the recipes that come with the package: `fixmatch/folder` is recipes/fixmatch/folder.yaml.
+
+In a checkout they lie beside the package, in an installed wheel inside it.
+"""
+
+from pathlib import Path
+
+from halfmask.errors import RecipeError, nearest
+
+
+def recipes_folder() -> Path:
+    """Give the folder of the shipped recipes.
+
+    Raises:
+        RecipeError: the installation is incomplete.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise RecipeError(f"no recipes beside {package}: the installation is incomplete. Give the path of a recipe file.")
+
+
+def recipe_names() -> list[str]:
+    """List the shipped recipes as `<method>/<dataset>`."""
+    folder = recipes_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def recipe_summary(name: str) -> str:
+    """Give the first comment line of a shipped recipe."""
+    for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            return line.lstrip("# ").strip()
+        if line.strip():
+            break
+    return ""
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Give the file that a path or the name of a shipped recipe means; an existing file wins.
+
+    Raises:
+        RecipeError: neither exists.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    name = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
+    known = recipe_names()
+    for candidate in (name, name.removeprefix("recipes/")):
+        if candidate in known:
+            return recipes_folder() / f"{candidate}.yaml"
+    raise RecipeError(
+        f"{source}: no such recipe file, and no shipped recipe of that name.{nearest(name, known)} "
+        "List them: halfmask list recipes"
+    )
