@@ -109,8 +109,8 @@ class MetricsLog(L.Callback):
 class Validation(L.Callback):
     """Evaluates every predictor at its cadence and keeps the best of each."""
 
-    def __init__(self, run: RunDir, task: Task, log: MetricsLog, evaluate: Evaluate | None, every: int) -> None:
-        self.run, self.task, self.log, self.evaluate, self.every = run, task, log, evaluate, every
+    def __init__(self, run: RunDir, task: Task, metrics: MetricsLog, evaluate: Evaluate | None, every: int) -> None:
+        self.run, self.task, self.metrics, self.evaluate, self.every = run, task, metrics, evaluate, every
         self.last: dict[str, float] = {}
 
     def on_train_batch_end(
@@ -124,7 +124,7 @@ class Validation(L.Callback):
             if last:
                 self._save_bundle(trainer, module, None)
             return
-        resume_clock = self.log.pause_clock()
+        resume_clock = self.metrics.pause_clock()
         values: dict[str, float] = {}
         for position, (name, model) in enumerate(module.method.predictors().items()):
             scores = self.evaluate(model, trainer.global_rank, trainer.world_size).to_dict()
@@ -134,8 +134,8 @@ class Validation(L.Callback):
         module.method.after_evaluation(values, module.progress)
         self.last = values
         if trainer.is_global_zero:
-            self.log.record(trainer, module, values)
-            self.log.line.validated(module.step, values)
+            self.metrics.record(trainer, module, values)
+            self.metrics.line.validated(module.step, values)
         resume_clock()
 
     def _keep_best(self, trainer: L.Trainer, module: LitMethod, name: str, miou: float, *, shipped: bool) -> None:

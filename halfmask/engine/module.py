@@ -118,7 +118,8 @@ class LitMethod(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
             self.manual_backward(update.output.loss)
             if self.optim.clip_norm is not None:
-                self.clip_gradients(optimizer, self.optim.clip_norm, gradient_clip_algorithm="norm")
+                own = self.optimizer_by_key[update.group]
+                self.clip_gradients(own, self.optim.clip_norm, gradient_clip_algorithm="norm")
             optimizer.step()
             self.log_sums.add({"loss": update.output.loss, **update.output.logs})
         self.method.after_update(self.progress)

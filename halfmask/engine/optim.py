@@ -25,7 +25,7 @@ def rate_factor(step: int, total_steps: int, optim: OptimRecipe) -> float:
     warmup = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
     done = min(max(step - optim.schedule_lag, 0) / total_steps, 1.0)
     if optim.schedule == "poly":
-        return warmup * (1 - done) ** optim.power
+        return float(warmup * (1 - done) ** optim.power)
     if optim.schedule == "cosine":
         return float(warmup * 0.5 * (1 + math.cos(math.pi * done)))
     return warmup

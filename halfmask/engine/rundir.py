@@ -135,7 +135,7 @@ def environment() -> dict[str, Any]:
     """Record versions, hardware and the state of a git checkout in the working folder."""
     import torch
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
