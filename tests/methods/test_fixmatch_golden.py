@@ -6,7 +6,6 @@ Everything runs in float64, as recorded; stored float32 tensors carry 6e-8 relat
 from collections.abc import Callable
 from typing import NamedTuple
 
-import official_names
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from halfmask.models.encoders.resnet import ResNet
 from halfmask.models.model import Model, Segmenter
 from halfmask.recipe import OptimRecipe
 from halfmask.task import Task
+from tests.methods import official_names
 
 TASK = Task("segmentation", tuple(f"class {number}" for number in range(7)))
 IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # recorded images are already normalized
