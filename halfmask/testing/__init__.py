@@ -1,1 +1,17 @@
-"""Contract checks that third parties can run on their own files."""
+"""Checks that your own method, encoder or decoder keeps its contract, and tiny networks and batches to try it on."""
+
+from halfmask.testing.host_sync import HostSyncError, no_host_sync
+from halfmask.testing.methods import check_method
+from halfmask.testing.models import check_decoder, check_encoder
+from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
+
+__all__ = [
+    "HostSyncError",
+    "check_decoder",
+    "check_encoder",
+    "check_method",
+    "no_host_sync",
+    "tiny_batch",
+    "tiny_builder",
+    "tiny_task",
+]

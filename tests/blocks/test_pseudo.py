@@ -1,0 +1,64 @@
+"""Pseudo-labels and their statistics."""
+
+import pytest
+import torch
+
+from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
+from halfmask.reference import pseudo as plain
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7), (8, 5), (2, 3, 4)])
+def test_one_pass_equals_softmax_then_maximum(shape):
+    logits = 4 * torch.randn(shape)
+    label, confidence = pseudo_label(logits)
+    expected_label, expected_confidence = plain.pseudo_label(logits)
+    assert torch.equal(label, expected_label)
+    torch.testing.assert_close(confidence, expected_confidence)
+
+
+def test_confidence_is_exact_at_extreme_logits():
+    logits = torch.tensor([[1e4, -1e4], [-1e4, -1e4], [0.0, 0.0]])
+    label, confidence = pseudo_label(logits.T.contiguous())
+    assert label.tolist() == [0, 2]
+    assert confidence.tolist() == [1.0, 1.0]
+
+
+def test_half_precision_logits_give_a_float32_confidence():
+    logits = torch.tensor([[3.0, 0.0, 0.0]], dtype=torch.bfloat16)
+    _, confidence = pseudo_label(logits)
+    assert confidence.dtype == torch.float32
+    torch.testing.assert_close(confidence, logits.float().softmax(1).amax(1))
+
+
+def test_no_gradient_flows_into_pseudo_labels():
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    label, confidence = pseudo_label(logits)
+    assert not confidence.requires_grad
+    assert label.dtype == torch.int64
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 8), (12,)])
+def test_statistics_equal_the_count_class_by_class(shape):
+    label = torch.randint(0, 4, shape)
+    valid, keep = torch.rand(shape) < 0.7, torch.rand(shape) < 0.5
+    label[~valid] = 255  # whatever stands under invalid pixels does not matter
+    logs, expected = pseudo_logs(label, keep, valid, 6), plain.pseudo_logs(label, keep, valid, 6)
+    assert logs.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(logs[key], value, msg=key)
+    assert logs["pseudo/share"].sum().item() == pytest.approx(1)
+    assert logs["pseudo/share"][4:].tolist() == [0, 0]  # classes that never occur
+
+
+def test_statistics_of_an_all_padded_batch_are_zero():
+    label, nothing = torch.zeros(2, 4, 4, dtype=torch.long), torch.zeros(2, 4, 4, dtype=torch.bool)
+    for value in pseudo_logs(label, nothing, nothing, 3).values():
+        assert value.abs().sum().item() == 0
+    assert agreement(torch.randn(2, 3, 4, 4), label, nothing).item() == 0
+
+
+def test_agreement_counts_equal_classes_among_valid_pixels():
+    logits = torch.eye(3)[[0, 1, 2, 0]].T.reshape(1, 3, 2, 2)  # classes 0 1 / 2 0
+    label = torch.tensor([[[0, 2], [2, 1]]])
+    valid = torch.tensor([[[True, True], [True, False]]])
+    assert agreement(logits, label, valid).item() == pytest.approx(2 / 3)

@@ -1,0 +1,205 @@
+"""Every method file keeps the contract, and the checks notice methods that do not."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from halfmask.batch import Batch, Progress
+from halfmask.blocks.ema import ema_copy
+from halfmask.blocks.losses import cross_entropy
+from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.plugins import names, resolve
+from halfmask.task import Task
+from halfmask.testing import HostSyncError, check_method, no_host_sync, tiny_batch, tiny_builder, tiny_task
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "supervised": [{"loss": "ohem", "ohem_min_kept": 50}],
+    "fixmatch": [
+        {"teacher": "student", "cutmix_partner": "same_view", "threshold": 0.3},
+        {"cutmix_partner": "shuffle", "cutmix": 1.0, "threshold": 0.3, "loss": "ohem"},
+        {"threshold": 0.0},
+    ],
+    "pseudo_label": [{"ignore_padding": False, "labeled_color": False}],
+    "mean_teacher": [{"ramp_up": 0.0}],
+}
+
+
+@pytest.mark.parametrize("name", names("methods"))
+def test_every_method_keeps_the_contract(name):
+    check_method(resolve("methods", name))
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [(name, params) for name, variants in VARIANTS.items() for params in variants]
+)
+def test_variants_keep_the_contract(name, params):
+    check_method(resolve("methods", name), **params)
+
+
+class Plain(Method):
+    """A correct method, for the broken ones below to break in one place."""
+
+    def __init__(self, task: Task, build: ModelBuilder) -> None:
+        super().__init__(task)
+        self.student = build()
+
+    def loss(self, batch: Batch) -> Tensor:
+        return cross_entropy(self.student(batch.labeled.image), batch.labeled.labels, self.task.ignore_index)
+
+    def step(self, batch: Batch, progress: Progress) -> StepOutput:
+        return StepOutput(self.loss(batch), {})
+
+
+class ReadsTheLoss(Plain):
+    def step(self, batch, progress):
+        loss = self.loss(batch)
+        return StepOutput(loss, {"loss_sup": torch.tensor(loss.item())})
+
+
+class IndexesWithAMask(Plain):
+    def step(self, batch, progress):
+        known = batch.labeled.labels != 255
+        logits = self.student(batch.labeled.image).movedim(1, -1)[known]
+        return StepOutput(nn.functional.cross_entropy(logits, batch.labeled.labels[known]), {})
+
+
+class ChangesTheBatch(Plain):
+    def step(self, batch, progress):
+        batch.unlabeled.image.mul_(0.5)
+        return super().step(batch, progress)
+
+
+class ForgetsANetwork(Plain):
+    def __init__(self, task: Task, build: ModelBuilder) -> None:
+        super().__init__(task, build)
+        self.spare = build()
+
+
+class TrainsItsTeacher(Plain):
+    def __init__(self, task: Task, build: ModelBuilder) -> None:
+        super().__init__(task, build)
+        self.teacher = ema_copy(self.student)
+        self.teacher.requires_grad_(True)
+
+    def step(self, batch, progress):
+        loss = cross_entropy(self.teacher(batch.labeled.image), batch.labeled.labels)
+        return StepOutput(self.loss(batch) + loss, {})
+
+
+class CountsOutsideItsState(Plain):
+    steps = 0
+
+    def step(self, batch, progress):
+        self.steps += 1
+        return StepOutput(self.loss(batch) * self.steps, {})
+
+
+class HardCodesTheIgnoredLabel(Plain):
+    def loss(self, batch):
+        target = batch.labeled.labels
+        target = torch.where(target > 200, 255, target).clamp_max(self.task.n_classes - 1)
+        return cross_entropy(self.student(batch.labeled.image), torch.where(batch.labeled.labels == 255, 255, target))
+
+
+class DividesByZero(Plain):
+    def loss(self, batch):
+        return nn.functional.cross_entropy(
+            self.student(batch.labeled.image), batch.labeled.labels, ignore_index=self.task.ignore_index
+        )
+
+
+class UsesAPrivateGenerator(Plain):
+    def __init__(self, task: Task, build: ModelBuilder) -> None:
+        super().__init__(task, build)
+        self.generator = torch.Generator()
+        self.generator.seed()
+
+    def step(self, batch, progress):
+        return StepOutput(self.loss(batch) * torch.rand((), generator=self.generator), {})
+
+
+class LogsNumbers(Plain):
+    def step(self, batch, progress):
+        return StepOutput(self.loss(batch), {"weight": 1.0})
+
+
+class PredictsNothing(Plain):
+    def predictors(self):
+        return {}
+
+
+def test_the_plain_method_passes():
+    check_method(Plain)
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "advice"),
+    [
+        (ReadsTheLoss, HostSyncError, r"\.item\(\)"),
+        (IndexesWithAMask, HostSyncError, "torch.where"),
+        (ChangesTheBatch, AssertionError, "work on copies"),
+        (ForgetsANetwork, AssertionError, "partial_updates"),
+        (TrainsItsTeacher, AssertionError, "teacher receives gradients"),
+        (CountsOutsideItsState, AssertionError, "registered buffers"),
+        (HardCodesTheIgnoredLabel, AssertionError, "task.ignore_index"),
+        (DividesByZero, AssertionError, "clamped to 1"),
+        (UsesAPrivateGenerator, AssertionError, "global generators"),
+        (LogsNumbers, AssertionError, r"without \.item"),
+        (PredictsNothing, AssertionError, "shipped"),
+    ],
+)
+def test_broken_methods_are_told_what_to_do(broken, error, advice):
+    with pytest.raises(error, match=advice):
+        check_method(broken)
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda x: x.sum().item(),
+        lambda x: float(x.sum()),
+        lambda x: bool((x > 0).any()),
+        lambda x: x.nonzero(),
+        lambda x: torch.where(x > 0),
+        lambda x: x[x > 0],
+        lambda x: x.__setitem__(x > 0, torch.zeros(4)),
+        lambda x: x.unique(),
+        lambda x: x.unique(dim=0),
+        lambda x: torch.unique_consecutive(x),
+        lambda x: x.masked_select(x > 0),
+        lambda x: torch.equal(x, x),
+        lambda x: x.long().bincount(minlength=3),
+        lambda x: x.repeat_interleave(x.long()),
+        lambda x: nn.functional.one_hot(x.long()),
+    ],
+)
+def test_reading_values_on_the_host_is_noticed(reads):
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    with pytest.raises(HostSyncError, match="makes the host wait"), no_host_sync():
+        reads(x)
+    reads(x)  # outside nothing is forbidden
+
+
+def test_masks_and_integer_gathers_are_allowed():
+    x, order = torch.arange(6.0), torch.tensor([2, 1, 0])
+    with no_host_sync():
+        y = torch.where(x > 2, x, 0.0)[order] + x.masked_fill(x > 2, 0)[order]
+        x[order] = y
+        x[:2] += 1
+    assert x.tolist() == [1.0, 2.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_batches_say_which_stream_they_lack():
+    from halfmask.errors import DataError
+
+    task = tiny_task()
+    method = resolve("methods", "fixmatch")(task, tiny_builder(task), cutmix_partner="shuffle")
+    with pytest.raises(DataError, match=r"`partner`.*draws"):
+        method.step(tiny_batch(task, draws=1), Progress(0, 1, 1))
+    with pytest.raises(DataError, match="`unlabeled`"):
+        method.step(tiny_batch(task, draws=0), Progress(0, 1, 1))
+    unlabeled = tiny_batch(task).unlabeled
+    with pytest.raises(DataError, match="no labels"):
+        resolve("methods", "supervised")(task, tiny_builder(task)).step(Batch(unlabeled, None), Progress(0, 1, 1))
