@@ -20,23 +20,21 @@ from torch import Tensor
 from halfmask import __version__
 from halfmask.blocks.ema import eval_mode
 from halfmask.data._dataset import Dataset
-from halfmask.data.splits import open_dataset, read_list, resolve_split
 from halfmask.engine.atomic import write_json
 from halfmask.engine.bundle import Bundle, load_bundle
 from halfmask.engine.device import pick_device
 from halfmask.engine.inference import class_map
 from halfmask.engine.metrics import ConfusionMatrix, Scores
+from halfmask.engine.parts import check_classes, open_part
 from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
-from halfmask.errors import CheckpointError, DataError, RecipeError, nearest
+from halfmask.errors import DataError
 from halfmask.models.model import Model
-from halfmask.recipe import DataRecipe, EvalRecipe
+from halfmask.recipe import EvalRecipe
 from halfmask.task import Task
 
 # Images of a size that is still short of a full batch wait for more; so many may wait.
 _WAITING_BATCHES = 8
-
-_PARTS = ("val", "test", "train", "all")
 
 
 @runtime_checkable
@@ -176,13 +174,10 @@ def evaluate(
     where = pick_device(device)
     opened = open_run(run, overrides, sections=("eval", "data"))
     bundle = load_bundle(opened.folder, where)
-    recipe = opened.data if data is None else opened.data.model_copy(update={"root": str(data)})
-    if recipe.root is None:
-        raise DataError(f"{opened.folder} does not say where its data is. Give the folder: --data DIR.")
-    dataset = open_dataset(recipe)
     changed = any(text.startswith("data.") for text in overrides)
-    ids = _part_ids(recipe, dataset, part, None if changed else opened.recorded_val)[:limit]
-    _check_classes(bundle, dataset)
+    dataset, ids = open_part(opened.data, data, part, None if changed else opened.recorded_val)
+    ids = ids[:limit]
+    check_classes(bundle, dataset)
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         bar = progress.add_task("evaluate", total=len(ids))
         with memory_cure(opened.protocol):
@@ -199,12 +194,12 @@ def evaluate(
                 on_batch=advance,
             )
     if write:
-        write_json(opened.folder / "metrics.json", _record(scores, opened.protocol, bundle, part, len(ids), recipe))
+        write_json(opened.folder / "metrics.json", _record(scores, opened.protocol, bundle, part, len(ids), dataset))
     return scores
 
 
 def _record(
-    scores: Scores, protocol: EvalRecipe, bundle: Bundle, part: str, images: int, data: DataRecipe
+    scores: Scores, protocol: EvalRecipe, bundle: Bundle, part: str, images: int, dataset: Dataset
 ) -> dict[str, Any]:
     """What metrics.json holds: a number is worth nothing without the protocol behind it."""
     return {
@@ -213,61 +208,10 @@ def _record(
         "part": part,
         "images": images,
         "support": dict(zip(scores.classes, scores.support, strict=True)),
-        "data": {"root": data.root, "dataset": data.dataset.name, "split": data.split},
+        "data": str(dataset.root),
         "checkpoint": {"sha256": bundle.meta["sha256"], "step": bundle.meta.get("step")},
         "halfmask": __version__,
     }
-
-
-def _check_classes(bundle: Bundle, dataset: Dataset) -> None:
-    model, data = bundle.task.classes, dataset.task.classes
-    if len(model) != len(data):
-        raise CheckpointError(
-            f"{bundle.folder} predicts {len(model)} classes ({_some(model)}), but the masks in {dataset.root} have "
-            f"{len(data)} ({_some(data)}). Evaluate on data of the same classes (--data), name the classes in "
-            "halfmask.yaml as in training, or train a model for these."
-        )
-    if model != data and sorted(model) == sorted(data):
-        raise CheckpointError(
-            f"{bundle.folder} has the classes of {dataset.root} in another order: ({_some(model)}) against "
-            f"({_some(data)}). Use the order of training in the data's halfmask.yaml."
-        )
-    if bundle.task.kind != dataset.task.kind:
-        raise CheckpointError(
-            f"{bundle.folder} was trained for {bundle.task.kind}, {dataset.root} is {dataset.task.kind} data. "
-            "Give matching data with --data."
-        )
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def _part_ids(recipe: DataRecipe, dataset: Dataset, part: str, recorded_val: list[str] | None) -> list[str]:
-    if part == "val":
-        # Resolving first seals the same masks as in training, so that classes are found in the same files.
-        resolved = list(resolve_split(recipe, dataset).val)
-        same_data = recorded_val is not None and all(dataset.mask_path(id) is not None for id in recorded_val)
-        # A held-out part drawn anew after images were added could hold images of the training.
-        ids = recorded_val if recorded_val is not None and same_data else resolved
-    elif part == "all":
-        ids = sorted({id for name in ("train", "val", "test") for id in dataset.ids(name)})
-    elif part in _PARTS:
-        ids = dataset.ids(part)
-    elif Path(part).is_file():
-        ids = [id for id, *_ in read_list(Path(part))]
-    else:
-        raise RecipeError(
-            f"part {part!r} is unknown.{nearest(part, _PARTS)} Known: {', '.join(_PARTS)}, or a list file that exists."
-        )
-    ids = [id for id in ids if dataset.mask_path(id) is not None]
-    if not ids:
-        raise DataError(
-            f"{dataset.root}: the part {part!r} has no image with a mask. Choose another: "
-            "--part val | test | train | all (every image with a mask), or name a list file."
-        )
-    dataset.sealed -= frozenset(ids)
-    return ids
 
 
 def _equal_size(stream: Iterator[tuple[Tensor, Tensor]], batch: int) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
