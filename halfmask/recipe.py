@@ -32,6 +32,7 @@ from halfmask.sections import (
     UnlabeledRecipe,
     named,
 )
+from halfmask.shipped import find_recipe
 
 __all__ = [
     "BatchRecipe",
@@ -72,7 +73,7 @@ def load(
     """Read a recipe, apply dotted overrides, and check everything at once.
 
     Args:
-        source: a YAML file, a mapping, or `None` for the defaults.
+        source: a YAML file, the name of a shipped recipe (`fixmatch/folder`), a mapping, or `None` for the defaults.
         overrides: `["data.split=183", ...]` or `{"data.split": "183"}`; they win over the file.
 
     Raises:
@@ -119,9 +120,7 @@ def entry_kinds() -> dict[str, Kind]:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe file. Shipped recipes: halfmask list recipes") from None
+        text = find_recipe(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as a text file ({error}).") from None
     try:
