@@ -96,7 +96,7 @@ class Builder:
             self.task.n_classes,
             in_channels=self.channels,
             weights=weights if self.pretrained else None,
-            options={f"encoder_{key}": value for key, value in params.items()},
+            options=params,
             mean=self.mean,
             std=self.std,
         )

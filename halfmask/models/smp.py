@@ -11,9 +11,11 @@ maps a method could perturb, and no decoder reads their values, so `encode` leav
 zeros of the right shape in their place.
 """
 
+import inspect
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class SmpSegmenter(Model):
         classes: K, number of logits.
         in_channels: bands of the image.
         weights: `imagenet` or another tag of that library; `None` starts from random weights.
-        options: further arguments of the architecture, for example `encoder_depth`.
+        options: further arguments of the encoder, for example `depth` or `output_stride`.
         mean: as for `Model`.
         std: as for `Model`.
 
@@ -55,9 +57,10 @@ class SmpSegmenter(Model):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> None:
-        net = _create(arch, encoder, weights, in_channels=in_channels, classes=classes, **(options or {}))
+        net = _create(arch, encoder, weights, options or {}, in_channels=in_channels, classes=classes)
         adapted = _SmpEncoder(net.encoder, *_statistics(encoder, weights, in_channels))
         super().__init__(adapted, _SmpDecoder(net, adapted), classes, mean=mean, std=std)
+        self._fix_unused_parameters(in_channels)
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
         """Logits of the padded image, cropped to `size` (H, W)."""
@@ -67,6 +70,21 @@ class SmpSegmenter(Model):
         if tuple(logits.shape[-2:]) != padded:
             logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
         return logits[..., : size[0], : size[1]]  # type: ignore[no-any-return]
+
+    def _fix_unused_parameters(self, in_channels: int) -> None:
+        """Exclude parameters no output depends on from training (layers behind the deepest map in use).
+
+        Data-parallel training would wait for their gradients forever.
+        """
+        assert isinstance(self.encoder, _SmpEncoder)
+        training, side = self.training, max(128, 4 * self.encoder.multiple)
+        self.eval()  # so that the probe leaves batch-norm statistics alone
+        self(torch.zeros(1, in_channels, side, side, device=self.mean.device)).sum().backward()
+        for parameter in self.parameters():
+            if parameter.grad is None:
+                parameter.requires_grad_(False)
+            parameter.grad = None
+        self.train(training)
 
 
 class _SmpEncoder(Encoder):
@@ -126,7 +144,7 @@ class _SmpDecoder(Decoder):
         return self._head[0]  # type: ignore[no-any-return]
 
 
-def _create(arch: str, encoder: str, weights: str | None, **arguments: Any) -> Any:
+def _create(arch: str, encoder: str, weights: str | None, options: dict[str, Any], **arguments: Any) -> Any:
     known = [name for name in smp.MODEL_ARCHITECTURES_MAPPING if name != "dpt"]
     if arch == "dpt":
         raise RecipeError("model.arch=dpt is not offered through smp: use model.name=segmenter with decoder dpt.")
@@ -139,6 +157,18 @@ def _create(arch: str, encoder: str, weights: str | None, **arguments: Any) -> A
             f"{nearest(encoder, encoders)} Use one of its {len(encoders)} names, for example resnet34 or mit_b0, or "
             "tu-<timm name>."
         )
+    signature = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[arch]).parameters
+    allowed = {name.removeprefix("encoder_") for name in signature if name.startswith("encoder_")} - {"name", "weights"}
+    for key, value in options.items():
+        if key in allowed:
+            arguments[f"encoder_{key}"] = value
+        elif encoder.startswith("tu-"):
+            arguments[key] = value  # timm checks it
+        else:  # the library would ignore it silently
+            raise RecipeError(
+                f"model.encoder.{key} is not a parameter of smp encoder {encoder}.{nearest(key, allowed)} "
+                f"Known: weights, {', '.join(sorted(allowed))}."
+            )
     try:
         return smp.create_model(arch, encoder_name=encoder, encoder_weights=weights, **arguments)
     except OSError as error:

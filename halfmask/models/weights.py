@@ -138,6 +138,8 @@ def read_state(path: Path) -> State:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"weights file {path} holds a {type(content).__name__}, not a table of named tensors.")
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     return {key.removeprefix("module."): value for key, value in state.items()}
 

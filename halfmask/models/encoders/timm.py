@@ -50,6 +50,9 @@ class Timm(Encoder):
         if weights is not None:
             arguments |= _pretrained(model, weights, in_channels)
         self.net: Any = _create(model, **arguments)
+        arguments.pop("pretrained_cfg_overlay", None)  # may hold a second copy of all weights
+        for module in self.net.modules():
+            vars(module).pop("pretrained_cfg", None)
         self.channels, self.strides = _widths(self.net)
         self.channels_last = _is_channels_last(self.net)
         self.size_multiple = _probe(model, arguments, self.strides)

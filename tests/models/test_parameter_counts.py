@@ -1,0 +1,88 @@
+"""Sizes of the published networks, counted on the meta device (no memory, no computation)."""
+
+import pytest
+import torch
+from torch import nn
+
+from halfmask.models.decoders.deeplabv3plus import DeepLabV3Plus
+from halfmask.models.decoders.dpt import DPT
+from halfmask.models.decoders.psp import PSP
+from halfmask.models.decoders.segformer import SegFormer
+from halfmask.models.encoders.dinov2 import DINOv2
+from halfmask.models.encoders.mit import MiT
+from halfmask.models.encoders.resnet import ResNet
+
+
+def count(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def millions(*modules: nn.Module) -> float:
+    return count(*modules) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "tensors"),
+    [
+        ("b0", 3.32, 176),
+        ("b1", 13.15, 176),
+        ("b2", 24.20, 332),
+        ("b3", 44.07, 572),
+        ("b4", 60.84, 832),
+        ("b5", 81.44, 1052),
+    ],
+)
+def test_mit(size, parameters, tensors):
+    with torch.device("meta"):
+        encoder = MiT(size=size)
+    assert millions(encoder) == pytest.approx(parameters, abs=0.005)
+    assert len(encoder.state_dict()) == tensors
+
+
+@pytest.mark.parametrize(
+    ("size", "encoder_total", "total", "dim", "features"),
+    [
+        ("small", 22.06, 24.80, 384, 64),
+        ("base", 86.58, 97.53, 768, 128),
+        ("large", 304.37, 335.58, 1024, 256),
+        ("giant", 1136.5, 1258.7, 1536, 384),
+    ],
+)
+def test_dinov2_with_dpt(size, encoder_total, total, dim, features):
+    with torch.device("meta"):
+        encoder = DINOv2(size=size)
+        decoder = DPT(encoder.channels, encoder.strides)
+        classifier = decoder.make_classifier(21)
+    # The published networks hold two things that never get a gradient, and ours does not.
+    mask_token, unused_unit = dim, 2 * (9 * features**2 + features)
+    precision = 0.05 if size == "giant" else 0.005
+    assert (count(encoder) + mask_token) / 1e6 == pytest.approx(encoder_total, abs=precision)
+    published = count(encoder, decoder, classifier) + mask_token + unused_unit
+    assert published / 1e6 == pytest.approx(total, abs=precision)
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(50, 40.48), (101, 59.47)])
+def test_deeplab_on_a_deep_stem_resnet(depth, parameters):
+    with torch.device("meta"):
+        encoder = ResNet(depth=depth)
+        decoder = DeepLabV3Plus(encoder.channels, encoder.strides)
+        classifier = decoder.make_classifier(21)
+    assert millions(encoder, decoder, classifier) == pytest.approx(parameters, abs=0.005)
+
+
+def test_resnet50_with_psp_as_in_cct():
+    with torch.device("meta"):
+        encoder = ResNet(depth=50, output_stride=8)
+        decoder = PSP(encoder.channels, encoder.strides)
+    assert count(encoder) == 23_631_808
+    assert count(decoder) == 23_073_792
+    assert encoder.strides == (4, 8, 8, 8)
+    assert decoder.embedding == 512
+
+
+def test_segformer_head():
+    with torch.device("meta"):
+        decoder = SegFormer((64, 128, 320, 512), (4, 8, 16, 32))
+        classifier = decoder.make_classifier(21)
+    assert millions(decoder, classifier) == pytest.approx(3.17, abs=0.005)
+    assert SegFormer((32, 64, 160, 256), (4, 8, 16, 32)).embedding == 256
