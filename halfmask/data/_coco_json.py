@@ -157,7 +157,7 @@ def decode_region(segmentation: Any, height: int, width: int) -> Bool[np.ndarray
     return region
 
 
-def fill_polygon(polygon: Sequence[float], height: int, width: int) -> Bool[np.ndarray, "H W"]:
+def fill_polygon(polygon: Sequence[int | float], height: int, width: int) -> Bool[np.ndarray, "H W"]:
     """Fill x0, y0, x1, y1, ... : pixels whose center (x + 0.5, y + 0.5) is inside by the even-odd rule.
 
     >>> fill_polygon([1, 0, 3, 0, 3, 1, 1, 1], 2, 4).astype(int).tolist()

@@ -1,0 +1,310 @@
+"""The user's own folder: every layout, and the refusal to guess."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from halfmask.data import masks
+from halfmask.data.folder import Folder
+from halfmask.data.layouts import pair
+from halfmask.errors import DataError
+from tests.data import trees
+from tests.data.trees import image, mask
+
+
+def describe(root: Path, text: str) -> Path:
+    (root / "halfmask.yaml").write_text(text)
+    return root
+
+
+def test_images_and_masks_pair_by_stem_and_suffix(tmp_path: Path) -> None:
+    for name in ("a.JPG", "b c.jpeg", "ä.png", "d.tif"):
+        image(tmp_path / "images" / name)
+    for name in ("a_gt.png", "b c_mask.png", "ä.png"):
+        mask(tmp_path / "masks" / name, (0, 1))
+    for junk in ("images/Thumbs.db", "images/._a.JPG", "images/.hidden.png", "masks/.DS_Store", "masks/._a_gt.png"):
+        (tmp_path / junk).write_bytes(b"x")
+    image(tmp_path / "unlabeled/u.png")
+    data = Folder(tmp_path)
+    assert (data.layout.name, data.layout.reason) == ("images+masks", "images/ and masks/")
+    assert data.ids("train") == ["images/a.JPG", "images/b c.jpeg", "images/d.tif", "images/ä.png"]
+    assert data.ids("unlabeled") == ["unlabeled/u.png"]
+    names = [path.name if (path := data.mask_path(id)) else None for id in data.ids("train")]
+    assert names == ["a_gt.png", "b c_mask.png", None, "ä.png"]
+
+
+def test_parts_as_folders_and_inside_folders(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for pattern in (f"outer/{part}/images/{part}.png", f"inner/images/{part}/{part}.png"):
+            image(tmp_path / pattern)
+        for pattern in (f"outer/{part}/masks/{part}.png", f"inner/masks/{part}/{part}_label.png"):
+            mask(tmp_path / pattern, (0, 1))
+    image(tmp_path / "outer/unlabeled/u.png")
+    image(tmp_path / "inner/images/weak/u.png")
+    for name, layout in (("outer", "parts"), ("inner", "parts inside")):
+        data = Folder(tmp_path / name)
+        assert data.layout.name == layout
+        assert [len(data.ids(part)) for part in ("train", "val", "test", "unlabeled")] == [1, 1, 1, 1]
+        assert all(data.mask_path(id) for part in ("train", "val", "test") for id in data.ids(part))
+
+
+def test_several_folders_with_images_and_masks_are_training_images(tmp_path: Path) -> None:
+    for tile in ("Tile 1", "Tile 2"):
+        image(tmp_path / tile / "images/part_1.png")
+        mask(tmp_path / tile / "masks/part_1.png", (0, 1))
+    data = Folder(tmp_path)
+    assert data.ids("train") == ["Tile 1/images/part_1.png", "Tile 2/images/part_1.png"]
+    assert str(data.mask_path("Tile 2/images/part_1.png")).endswith("Tile 2/masks/part_1.png")
+
+
+def test_voc_layout_reads_the_class_names_of_a_labeling_tool(tmp_path: Path) -> None:
+    image(tmp_path / "JPEGImages/a.jpg")
+    image(tmp_path / "JPEGImages/b.jpg")
+    mask(tmp_path / "SegmentationClass/a.png", (0, 1, 255), palette=True)
+    (tmp_path / "class_names.txt").write_text("_background_\ncrack\n")
+    data = Folder(tmp_path)
+    assert (data.layout.name, data.task.classes) == ("voc", ("_background_", "crack"))
+    assert set(np.unique(data.read_target("JPEGImages/a.jpg"))) == {0, 1, 255}
+
+
+def test_color_masks_with_a_label_map(tmp_path: Path) -> None:
+    image(tmp_path / "JPEGImages/a.jpg")
+    (tmp_path / "SegmentationClass").mkdir()
+    colors = np.resize(np.array([[0, 0, 0], [250, 50, 83]], dtype=np.uint8), (trees.H, trees.W, 3))
+    Image.fromarray(colors).save(tmp_path / "SegmentationClass/a.png")
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:250,50,83::\n")
+    data = Folder(tmp_path)
+    assert data.task.classes == ("background", "road")
+    assert data.read_target("JPEGImages/a.jpg").ravel()[:2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["pascal", "cityscapes", "ade20k"])
+def test_public_layouts_are_recognized_and_bring_their_classes(name: str, tmp_path: Path) -> None:
+    data = Folder(getattr(trees, name)(tmp_path))
+    assert data.task.n_classes == {"pascal": 21, "cityscapes": 19, "ade20k": 150}[name]
+    target = data.read_target(data.ids("train")[0])
+    assert set(np.unique(target)) <= {*range(data.task.n_classes), 255}
+
+
+@pytest.mark.parametrize("place", ["annotations/instances_default.json", "train/_annotations.coco.json"])
+def test_coco_json_from_any_tool(place: str, tmp_path: Path) -> None:
+    base = "train" if place.startswith("train") else "images"
+    for name in ("a.png", "b.png", "c.png"):
+        image(tmp_path / base / name)
+    path = trees.coco_json(tmp_path / place, ["a.png", "b.png"], categories=((0, "weed"), (7, "crop")))
+    content = json.loads(path.read_text())
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] == 0]
+    path.write_text(json.dumps(content))
+    data = Folder(tmp_path)
+    assert data.task.classes == ("background", "weed", "crop")
+    assert np.array_equal(data.read_target(f"{base}/a.png"), trees.COCO_EXPECTED)
+    # Listed without annotation, and not listed: both unlabeled.
+    assert data.mask_path(f"{base}/b.png") is None
+    assert data.ids("unlabeled") == [f"{base}/c.png"]
+
+
+def test_a_category_that_only_groups_others_is_no_class(tmp_path: Path) -> None:
+    image(tmp_path / "train/a.png")
+    path = trees.coco_json(tmp_path / "train/_annotations.coco.json", ["a.png"], categories=((1, "weed"), (2, "crop")))
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 0, "name": "x", "supercategory": "none"}, *content["categories"]]
+    path.write_text(json.dumps(content))
+    assert Folder(tmp_path).task.classes == ("background", "weed", "crop")
+
+
+def test_boxes_without_outlines_are_refused(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.png")
+    path = trees.coco_json(tmp_path / "annotations.json", ["a.png"])
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = []
+    path.write_text(json.dumps(content))
+    data = Folder(tmp_path)
+    with pytest.raises(DataError, match="Export polygons or masks"):
+        data.read_target("images/a.png")
+
+
+def test_masks_beside_their_images(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "b.jpg")
+    mask(tmp_path / "a_mask.png", (0, 1))
+    data = Folder(tmp_path)
+    assert (data.layout.name, data.ids("train")) == ("side by side", ["a.jpg", "b.jpg"])
+    assert set(np.unique(data.read_target("a.jpg"))) == {0, 1}
+
+
+def test_a_plain_folder_is_unlabeled_and_needs_class_names(tmp_path: Path) -> None:
+    image(tmp_path / "sub/a.png")
+    data = Folder(tmp_path)
+    assert (data.ids("train"), data.ids("unlabeled")) == ([], ["sub/a.png"])
+    with pytest.raises(DataError, match=r"halfmask\.yaml: `classes:"):
+        _ = data.task
+
+
+def test_masks_are_never_taken_for_unlabeled_images(tmp_path: Path) -> None:
+    image(tmp_path / "photos/a.png")
+    mask(tmp_path / "masks/a.png", (0, 1))
+    with pytest.raises(DataError, match="looks like masks"):
+        Folder(tmp_path)
+
+
+def test_an_empty_or_absent_folder_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="into images/"):
+        Folder(tmp_path)
+    with pytest.raises(DataError, match="--data DIR"):
+        Folder(tmp_path / "absent")
+
+
+def test_two_images_of_one_stem_are_refused(tmp_path: Path) -> None:
+    trees.folder(tmp_path)
+    image(tmp_path / "images/im_0.jpg")
+    with pytest.raises(DataError, match=r"im_0\.jpg and images/im_0\.png have the same stem"):
+        Folder(tmp_path)
+
+
+def test_two_masks_of_one_image_are_refused() -> None:
+    with pytest.raises(DataError, match=r"both fit a\.png"):
+        pair(["a.png"], ["m/a.png", "m/a_mask.png"], mask_base="m")
+
+
+def test_masks_that_pair_with_nothing_are_refused(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.png")
+    mask(tmp_path / "masks/other.png", (0, 1))
+    with pytest.raises(DataError, match=r"a\.png against other\.png"):
+        Folder(tmp_path)
+
+
+def test_classes_are_counted_in_the_masks_when_nobody_names_them(tmp_path: Path) -> None:
+    data = Folder(trees.folder(tmp_path, values=(0, 1, 3, 255)))
+    assert data.task.classes == ("class_0", "class_1", "class_2", "class_3")
+
+
+def test_masks_of_0_and_255_are_refused_with_both_cures(tmp_path: Path) -> None:
+    trees.folder(tmp_path, values=(0, 255))
+    for text in ("", "classes: [background, crack]"):
+        with pytest.raises(DataError, match=r"binary: true.*map: \{255: 255\}") as caught:
+            _ = (data := Folder(describe(tmp_path, text))).task, data.read_target("images/im_0.png")
+        assert caught.value.code == "H204"
+    describe(tmp_path, "binary: true")
+    assert Folder(tmp_path).read_target("images/im_0.png").ravel()[:2].tolist() == [0, 1]
+    describe(tmp_path, "{classes: [background, crack], map: {255: 255}}")
+    assert Folder(tmp_path).read_target("images/im_0.png").ravel()[:2].tolist() == [0, 255]
+    assert Folder(tmp_path, binary=True, map={}).task.classes == ("background", "crack")
+
+
+def test_0_and_255_in_some_masks_of_a_two_class_folder_mean_ignore(tmp_path: Path) -> None:
+    trees.folder(tmp_path, values=(0, 255))
+    mask(tmp_path / "masks/im_2_mask.png", (0, 1, 255))
+    data = Folder(describe(tmp_path, "classes: [background, crack]"))
+    assert data.read_target("images/im_0.png").ravel()[:2].tolist() == [0, 255]
+
+
+def test_ids_from_one_are_refused_and_mended_by_map_or_numbered_names(tmp_path: Path) -> None:
+    trees.folder(tmp_path, values=(1, 2))
+    with pytest.raises(DataError, match=r"map: \{1: 0, 2: 1\}") as caught:
+        _ = Folder(tmp_path).task
+    assert caught.value.code == "H205"
+    data = Folder(describe(tmp_path, "classes: [soil, weed]"))
+    with pytest.raises(DataError, match="start at 1"):
+        data.read_target("images/im_0.png")
+    for text in ("{classes: [soil, weed], map: {1: 0, 2: 1}}", "classes: {1: soil, 2: weed}"):
+        data = Folder(describe(tmp_path, text))
+        assert data.task.classes == ("soil", "weed")
+        assert data.read_target("images/im_0.png").ravel()[:2].tolist() == [0, 1]
+
+
+def test_values_that_are_no_numbering_are_refused(tmp_path: Path) -> None:
+    trees.folder(tmp_path, values=(0, 85, 170))
+    with pytest.raises(DataError, match=r"85 \(\d+ px\).*classes: \{ID: NAME"):
+        _ = Folder(tmp_path).task
+    data = Folder(describe(tmp_path, "classes: {0: a, 85: b, 170: c}"))
+    assert data.read_target("images/im_0.png").ravel()[:3].tolist() == [0, 1, 2]
+
+
+def test_a_single_value_is_no_task(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="single class"):
+        _ = Folder(trees.folder(tmp_path, values=(0,))).task
+
+
+def test_classes_txt_names_classes_and_colors(tmp_path: Path) -> None:
+    trees.folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("0\tsky\t1,2,3\n1\troad\t4,5,6\n2\ttree\t7,8,9\n255\tvoid\t0,0,0\n")
+    task = Folder(tmp_path).task
+    assert (task.classes, task.palette) == (("sky", "road", "tree"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+    (tmp_path / "classes.txt").write_text("sky\nroad\ntree\n")
+    assert Folder(tmp_path).task.classes == ("sky", "road", "tree")
+
+
+def test_wrong_colors_in_a_distributed_table_are_found(tmp_path: Path) -> None:
+    trees.folder(tmp_path, labeled=0)
+    path = tmp_path / "masks/im_0.png"
+    path.parent.mkdir()
+    colors = np.resize(np.array([[226, 169, 41], [60, 16, 152]], dtype=np.uint8), (trees.H, trees.W, 3))
+    Image.fromarray(colors).save(path)
+    describe(tmp_path, '{classes: [water, building], palette: {0: "#50E3C2", 1: "#3C1098", 255: "#9B9B9B"}}')
+    with pytest.raises(DataError, match=r"50\.0% .*226,169,41 \(24 px\)"):
+        Folder(tmp_path).read_target("images/im_0.png")
+    data = Folder(tmp_path, palette={0: "#E2A929", 1: "#3C1098"})
+    assert data.read_target("images/im_0.png").ravel()[:2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clases: [a, b]", r"`clases` is not known\. Did you mean `classes`\?"),
+        ("{classes: [a, b], ignore_index: 1}", "both a class and `ignore_index`"),
+        ("{classes: [a, b, c], binary: true}", "exactly the classes 0 and 1"),
+        ("{classes: [a, b], map: {3: 7}}", r"leads to \[7\]"),
+        ("{classes: [a, b], foreground: [c]}", "names c, which are no classes"),
+        ("range: [5, 5]", "must increase"),
+        ("mean: [0.5]", "1 numbers, the images 3 bands"),
+        ("classes: [a", "not valid YAML"),
+        ("just text", "expected keys"),
+    ],
+)
+def test_contradictions_in_the_description_are_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        Folder(describe(trees.folder(tmp_path), text))
+    assert caught.value.code == "H209"
+
+
+def test_description_reaches_task_and_normalization(tmp_path: Path) -> None:
+    describe(
+        trees.folder(tmp_path, values=(0, 1, 9)),
+        "{classes: [a, b], ignore_index: 9, foreground: [b], mean: [0.1, 0.2, 0.3], std: [1, 1, 1], "
+        'palette: {0: "#000000", 1: [255, 0, 0]}}',
+    )
+    data = Folder(tmp_path)
+    assert data.task.foreground == (False, True)
+    assert data.task.palette == ((0, 0, 0), (255, 0, 0))
+    assert data.mean == (0.1, 0.2, 0.3)
+    assert data.read_target("images/im_0.png").ravel()[:3].tolist() == [0, 1, 255]
+
+
+def test_pixels_without_data_are_black_and_ignored(tmp_path: Path) -> None:
+    trees.folder(tmp_path, labeled=1, unlabeled=0, values=(0, 1))
+    pixels = np.full((trees.H, trees.W, 3), 9, dtype=np.uint8)
+    pixels[0, 0] = 77
+    Image.fromarray(pixels).save(tmp_path / "images/im_0.png")
+    data = Folder(describe(tmp_path, "nodata: 77"))
+    assert data.read_image("images/im_0.png")[0, :2, 0].tolist() == [0, 9]
+    assert data.read_target("images/im_0.png")[0, :2].tolist() == [255, 1]
+
+
+def test_sealed_masks_are_not_opened_to_find_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.folder(tmp_path, labeled=2, unlabeled=0)
+    mask(tmp_path / "masks/im_1_mask.png", (0, 1, 2, 3, 4))
+    opened: list[str] = []
+    real = masks.read_stored
+
+    def spy(path: Path) -> masks.Stored:
+        opened.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr("halfmask.data.folder.read_stored", spy)
+    data = Folder(tmp_path)
+    data.sealed = frozenset({"images/im_1.png"})
+    assert data.task.n_classes == 3
+    assert opened == ["im_0_mask.png"]
