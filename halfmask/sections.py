@@ -61,7 +61,12 @@ class ModelRecipe(Section):
 
 
 class BatchRecipe(Section):
-    """Images per step, summed over all devices."""
+    """Images per step, summed over all devices.
+
+    Args:
+        labeled: images with masks.
+        unlabeled: images without; one such batch per draw of the method.
+    """
 
     labeled: PositiveInt = 8
     unlabeled: PositiveInt = 8
@@ -139,7 +144,8 @@ class OptimRecipe(Section):
         name: `sgd` or `adamw`.
         lr: rate of the encoder.
         decoder_lr_scale: factor for everything that is not the encoder.
-        weight_decay: applied to all parameters, or without norms and biases (`decay_norm_bias: false`).
+        weight_decay: applied to all parameters, or to some (`decay_norm_bias`).
+        decay_norm_bias: decay norms and biases too.
         momentum: of SGD.
         betas: of AdamW.
         schedule: `poly` (1 - t/T)^power, `cosine`, or `constant`.
