@@ -10,7 +10,8 @@ which sum to 1), so with projections P_j, b_j
     W concat_j up(P_j x_j + b_j)  =  sum_j up((W_j P_j) x_j)  +  sum_j W_j b_j
 
 and the mixing runs at each map's own resolution: 4 instead of 82 GFLOPs per 513-pixel image, forward and
-backward together 5 times faster on one CPU thread (E = 768, float32). The parameters are those of the plain form (`halfmask/reference/segformer_head.py`).
+backward together 5 times faster on one CPU thread (E = 768, float32).
+The parameters are those of the plain form (`halfmask/reference/segformer_head.py`).
 """
 
 from typing import Annotated, Literal
