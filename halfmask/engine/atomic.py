@@ -43,7 +43,7 @@ def atomic_path(path: str | Path, *, error: type[HalfmaskError] = CheckpointErro
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        _flush(part)
+        flush(part)
         os.replace(part, path)
         _flush_folder(path.parent)
     except Exception as cause:
@@ -73,12 +73,17 @@ def write_json(path: str | Path, value: Any, *, error: type[HalfmaskError] = Che
         HalfmaskError: of type `error`, when the disk is full or the folder cannot be written.
         ValueError: the data holds nan or infinity, which JSON has no word for.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", error=error)
+    write_text(path, json_text(value), error=error)
 
 
-def _flush(part: Path) -> None:
-    # Without it a power cut after the rename can leave an empty file under the final name.
-    with open(part, "rb+") as file:
+def json_text(value: Any) -> str:
+    """Write plain data as indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content is on the disk: a rename must not overtake it, and a full disk must show now."""
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 

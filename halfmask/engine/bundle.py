@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halfmask import __version__
-from halfmask.engine.atomic import atomic_path, write_json
+from halfmask.engine.atomic import atomic_path, flush, json_text
 from halfmask.errors import CheckpointError, RecipeError, bullet_list
 from halfmask.models.build import build_model
 from halfmask.models.model import Model
@@ -86,25 +86,12 @@ def save_bundle(folder: str | Path, model: Model, task: Task, *, extra: Mapping[
             f"{folder / _META}: the model has no spec, so it could not be built again. "
             "Make it with halfmask.models.build.Builder, or set Model.spec."
         )
-    with atomic_path(folder / _WEIGHTS) as part:
-        save_file(_plain_state(model), part)
-        # Hashed before the rename: model.json must name exactly these bytes.
-        digest = _sha256(part)
-    meta = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "halfmask": __version__,
-        "sha256": digest,
-        "task": asdict(task),
-        "model": model.spec,
-        "classes": list(task.classes),
-        "bands": model.mean.numel(),
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        "crop": model.spec.get("crop"),
-        "license": _license(model),
-    }
-    write_json(folder / _META, {**dict(extra or {}), **meta})
+    # Both are on the disk before either replaces its predecessor: one new and one old file would be no bundle.
+    with atomic_path(folder / _META) as meta_part, atomic_path(folder / _WEIGHTS) as weights_part:
+        save_file(_plain_state(model), weights_part)
+        meta = _describe(model, task) | {"sha256": _sha256(weights_part)}
+        meta_part.write_text(json_text({**dict(extra or {}), **meta}), encoding="utf-8", newline="\n")
+        flush(meta_part)
     return folder / _META
 
 
@@ -136,6 +123,22 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
         raise CheckpointError(f"{folder / _META}: the model cannot be built here. {error}") from error
     _load_state(model, state, weights)
     return Bundle(model.eval(), task, meta, folder)
+
+
+def _describe(model: Model, task: Task) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "halfmask": __version__,
+        "task": asdict(task),
+        "model": model.spec,
+        "classes": list(task.classes),
+        "bands": model.mean.numel(),
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "crop": model.spec.get("crop"),
+        "license": _license(model),
+    }
 
 
 def bundle_folder(path: str | Path) -> Path:

@@ -166,7 +166,7 @@ def _fitted_logits(model: Model, image: Tensor, protocol: EvalRecipe) -> Tensor:
     if logits.ndim != 4 or logits.shape[-2:] == size:
         return logits
     if protocol.fit == "resize":
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+        return _interpolate(logits, size)
     return logits[:, :, : size[0], : size[1]]
 
 
@@ -196,14 +196,12 @@ def _fit(image: Tensor, multiple: int, protocol: EvalRecipe) -> Tensor:
         return image
     # An image cannot be mirrored by more than its own size; its border pixels are repeated instead.
     mode = "reflect" if bottom < height and right < width else "replicate"
-    flat = image.flatten(0, -4)
-    return F.pad(flat, (0, right, 0, bottom), mode=mode).unflatten(0, image.shape[:-3])
+    padded = F.pad(image.flatten(0, -4), (0, right, 0, bottom), mode=mode)
+    return padded.reshape(*image.shape[:-2], height + bottom, width + right)
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    flat = image.flatten(0, -4)
-    resized = F.interpolate(flat, size=size, mode="bilinear", align_corners=True)
-    return resized.unflatten(0, image.shape[:-3])
+    return _interpolate(image.flatten(0, -4), size).reshape(*image.shape[:-2], *size)
 
 
 def _interpolate(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -142,12 +142,16 @@ def test_all_keys_that_do_not_fit_are_listed(saved: Path, monkeypatch: pytest.Mo
         assert part in str(caught.value)
 
 
-def full_disk(*arguments: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk_leaves_the_earlier_bundle_intact(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fits", [0, 1])
+def test_a_full_disk_leaves_the_earlier_bundle_intact(saved: Path, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    flushed: list[int] = []
+
+    def full_disk(handle: int) -> None:
+        flushed.append(handle)
+        if len(flushed) > fits:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "fsync", full_disk)
         with pytest.raises(CheckpointError, match=r"disk is full.*Free some space"):
