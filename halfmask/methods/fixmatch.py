@@ -25,6 +25,7 @@ Deviations from the paper:
 """
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal
 
@@ -79,7 +80,7 @@ class FixMatch(Method):
         self.student = build()
         self.teacher: Teacher[Model] | None = ema_copy(self.student) if teacher == "ema" else None
         self.strong = StrongAugment()
-        self.boxes = partial(box_mask, p=cutmix)
+        self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )

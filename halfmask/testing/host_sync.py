@@ -68,7 +68,7 @@ def no_host_sync() -> Iterator[None]:
     if cuda:
         torch.cuda.set_sync_debug_mode("error")
     try:
-        with _Watch():
+        with _Watch():  # type: ignore[no-untyped-call]
             yield
     finally:
         restore()

@@ -62,13 +62,14 @@ class _Bench:
     """Makes methods of one class for one task, and steps them."""
 
     def __init__(self, cls: type[Method], task: Task, norm: bool, device: torch.device, params: dict[str, Any]) -> None:
+        self.make: Callable[..., Method] = cls
         self.cls, self.task, self.norm, self.device, self.params = cls, task, norm, device, params
         self.name = cls.__name__
 
     def method(self, seed: int = 1, task: Task | None = None) -> Method:
         torch.manual_seed(seed)
         task = task or self.task
-        return self.cls(task, tiny_builder(task, norm=self.norm), **self.params).to(self.device).train()
+        return self.make(task, tiny_builder(task, norm=self.norm), **self.params).to(self.device).train()
 
     def batch(self, method: Method, seed: int = 0) -> Batch:
         share = method.draws_share_images
@@ -88,7 +89,7 @@ class _Bench:
             torch.manual_seed(1000 + step)
             for update in method.updates(self.batch(method, seed=step), progress):
                 optimizers[update.group].zero_grad(set_to_none=True)
-                update.output.loss.backward()  # type: ignore[no-untyped-call]
+                update.output.loss.backward()
                 optimizers[update.group].step()
                 losses.append(update.output.loss.detach().clone())
             method.after_update(progress)
@@ -112,7 +113,7 @@ def _step_gives_a_finite_loss_and_logs(bench: _Bench) -> None:
             _rule(isinstance(value, Tensor), f"{bench.name}: log {key} must be a tensor, without .item().")
             _rule(value.shape in ((), (classes,)), f"{bench.name}: log {key} must be 0-d or (K,), not {value.shape}.")
             _rule(bool(value.isfinite().all()), f"{bench.name}: log {key} is not finite.")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     _rule(count > 0, f"{bench.name}: updates() yields nothing, so nothing is trained.")
 
 
@@ -135,7 +136,7 @@ def _gradients_reach_the_networks_but_no_teacher(bench: _Bench) -> None:
     reached: set[int] = set()
     for update in method.updates(bench.batch(method), Progress(_TOTAL - 1, _TOTAL, 4)):
         method.zero_grad()
-        update.output.loss.backward()  # type: ignore[no-untyped-call]
+        update.output.loss.backward()
         reached |= {id(p) for p in method.parameters() if p.grad is not None and bool(p.grad.isfinite().all())}
     named = dict(method.named_parameters())
     missed = [name for name, p in named.items() if p.requires_grad and id(p) not in reached]
@@ -194,7 +195,7 @@ def _no_host_sync(bench: _Bench) -> None:
             if update is None:
                 method.after_update(progress)
                 return
-            update.output.loss.backward()  # type: ignore[no-untyped-call]
+            update.output.loss.backward()
         optimizers[update.group].step()
 
 
@@ -250,7 +251,7 @@ def _no_labeled_pixel_is_no_accident(bench: _Bench) -> None:
             stream.valid = torch.zeros_like(stream.valid)
     for update in method.updates(batch, Progress(0, _TOTAL, 4)):
         method.zero_grad()
-        update.output.loss.backward()  # type: ignore[no-untyped-call]
+        update.output.loss.backward()
         gradients = [p.grad for p in method.parameters() if p.grad is not None]
         finite = update.output.loss.isfinite() and all(bool(g.isfinite().all()) for g in gradients)
         _rule(

@@ -1,0 +1,84 @@
+"""Every shipped recipe is valid, short, and describes a network that can be built."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from halfmask.models.build import Builder
+from halfmask.plugins import names, resolve
+from halfmask.recipe import load
+from halfmask.shipped import recipe_names, recipe_summary, recipes_folder
+from halfmask.task import Task
+from halfmask.testing import tiny_builder
+
+NAMES = recipe_names()
+CLASSES = {"pascal": 21, "cityscapes": 19, "ade20k": 150, "coco": 81, "camvid": 11}
+
+
+def path(name: str) -> Path:
+    return recipes_folder() / f"{name}.yaml"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_is_valid_and_names_its_method(name):
+    recipe = load(path(name))
+    assert recipe.method.name == name.partition("/")[0]
+    assert recipe.run.steps or recipe.run.epochs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_fits_on_a_page_and_says_what_it_is(name):
+    assert len(path(name).read_text(encoding="utf-8").splitlines()) <= 60
+    assert len(recipe_summary(name)) > 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_network_of_the_recipe_can_be_built_and_takes_its_crop(name):
+    recipe = load(path(name))
+    classes = CLASSES.get(recipe.data.dataset.name, 2)
+    task = Task("segmentation", tuple(f"class {number}" for number in range(classes)))
+    # Shapes only: no memory for 80 million weights, no computation.
+    # The folded SegFormer decoder switches autocast off, which does not know the meta device.
+    plain = {"decoder": {"impl": "reference"}} if recipe.model.decoder.name == "segformer" else {}
+    with torch.device("meta"):
+        model = Builder(recipe.model, task, crop=recipe.data.crop, pretrained=False)(**plain)
+        image = torch.empty(2, 3, recipe.data.crop, recipe.data.crop)
+        assert model(image).shape == (2, classes, recipe.data.crop, recipe.data.crop)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if load(path(name)).expected is not None])
+def test_expected_numbers_are_fractions_with_a_source_and_name_the_split(name):
+    recipe = load(path(name))
+    value = recipe.expected.value
+    numbers = value if isinstance(value, dict) else {recipe.data.split: value}
+    assert all(0 < number < 1 for number in numbers.values())
+    assert recipe.data.split in numbers
+    assert len(recipe.expected.source) > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_settings_are_written_out(name):
+    """Values that change numbers stand in the file, so that a later default does not change the run."""
+    written = yaml.safe_load(path(name).read_text(encoding="utf-8"))
+    required = {
+        "data": {"dataset", "crop", "batch", "scale", "flip", "pad", "labeled_cut"},
+        "optim": {"name", "lr", "decoder_lr_scale", "weight_decay", "schedule", "schedule_lag"},
+        "eval": {"mode", "fit", "absent_classes"},
+        "run": {"seed", "precision"},
+    }
+    for section, keys in required.items():
+        assert keys <= written[section].keys(), section
+
+
+def test_every_method_has_a_recipe():
+    assert {name.partition("/")[0] for name in NAMES} >= set(names("methods"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_method_of_the_recipe_is_made_from_its_parameters(name):
+    recipe = load(path(name))
+    task = Task("segmentation", ("ground", "disc", "bar"))
+    method = resolve("methods", recipe.method.name)(task, tiny_builder(task), **recipe.method.params)
+    assert method.draws in (0, 1, 2)
