@@ -204,7 +204,7 @@ def _record(
     """What metrics.json holds: a number is worth nothing without the protocol behind it."""
     return {
         "metrics": scores.to_dict(Path(part).stem),
-        "protocol": protocol.model_dump(mode="json") | {"window": protocol.window or bundle.crop},
+        "protocol": _resolved(protocol, bundle.crop).model_dump(mode="json"),
         "part": part,
         "images": images,
         "support": dict(zip(scores.classes, scores.support, strict=True)),
@@ -212,6 +212,11 @@ def _record(
         "checkpoint": {"sha256": bundle.meta["sha256"], "step": bundle.meta.get("step")},
         "halfmask": __version__,
     }
+
+
+def _resolved(protocol: EvalRecipe, crop: int | None) -> EvalRecipe:
+    """The protocol with the window that was used in place of "the training crop"."""
+    return protocol.model_copy(update={"window": protocol.window or crop}) if protocol.mode == "slide" else protocol
 
 
 def _equal_size(stream: Iterator[tuple[Tensor, Tensor]], batch: int) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
