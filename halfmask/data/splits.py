@@ -94,7 +94,10 @@ def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
     split = Split(labeled, unlabeled, tuple(val))
     problems = lists.problems + _contradictions(split, dataset, other)
     if problems:
-        raise DataError(f"{dataset.root}: the split cannot be used:\n{bullet_list(problems, limit=30)}", "H211")
+        raise DataError(
+            f"{dataset.root}: the split cannot be used (an image may have one role only):\n{bullet_list(problems, limit=30)}",
+            "H211",
+        )
     if other is dataset:
         dataset.sealed = frozenset(unlabeled)
     return split
@@ -175,11 +178,11 @@ class _Lists:
             if masks and entry.mask is not None and (mask := finder.mask_of(entry.mask)) is not None:
                 self.dataset.mask_overrides[id] = mask
         if absent:
-            self._note(f"{path}: {len(absent)} of {len(absent) + len(ids)} images are not below {finder.root}", absent)
+            self._note(f"{path}: not below {finder.root} ({len(absent)} of {len(absent) + len(ids)})", absent)
         if masks and (bare := [id for id in ids if self.dataset.mask_path(id) is None]):
-            self._note(f"{path}: {len(bare)} {what} images have no mask", bare)
+            self._note(f"{path}: {what}, but without a mask ({len(bare)})", bare)
         if twice := _repeated(ids):
-            self._note(f"{path}: {len(twice)} images are listed more than once", twice)
+            self._note(f"{path}: listed more than once ({len(twice)})", twice)
         return tuple(ids)
 
     def _note(self, problem: str, examples: Sequence[str]) -> None:
@@ -237,14 +240,14 @@ def _contradictions(split: Split, dataset: Dataset, other: Dataset) -> list[str]
             "no labeled image: put masks named like their images into masks/, or name a list with data.labeled"
         )
     labeled, val = set(split.labeled), set(split.val)
-    if both := [id for id in split.labeled if id in val]:
-        problems.append(f"{len(both)} images are labeled and for validation: {_examples(both)}")
+    if both := sorted(labeled & val):
+        problems.append(f"both labeled and for validation ({len(both)}): {_examples(both)}")
     place = {_absolute(dataset, id): id for id in (*split.labeled, *split.val)}
     overlap = [place[path] for id in split.unlabeled if (path := _absolute(other, id)) in place]
     if both := [id for id in overlap if id in labeled]:
-        problems.append(f"{len(both)} images are labeled and unlabeled: {_examples(both)}")
+        problems.append(f"both labeled and unlabeled ({len(both)}): {_examples(both)}")
     if both := [id for id in overlap if id in val]:
-        problems.append(f"{len(both)} images are unlabeled and for validation: {_examples(both)}")
+        problems.append(f"both unlabeled and for validation ({len(both)}): {_examples(both)}")
     return problems
 
 
