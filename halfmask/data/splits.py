@@ -95,7 +95,7 @@ def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
     problems = lists.problems + _contradictions(split, dataset, other)
     if problems:
         raise DataError(
-            f"{dataset.root}: the split cannot be used (an image may have one role only):\n{bullet_list(problems, limit=30)}",
+            f"{dataset.root}: the split cannot be used (one role per image):\n{bullet_list(problems, limit=30)}",
             "H211",
         )
     if other is dataset:
