@@ -1,6 +1,6 @@
-"""Train several methods with few masks of one dataset, over seeds, with equal steps; test once at the end.
+r"""Train several methods with few masks of one dataset, over seeds, with equal steps; test once at the end.
 
-    python benchmarks/few_masks.py --data DIR --labeled 2 4 --methods supervised mean_teacher fixmatch \\
+    python benchmarks/few_masks.py --data DIR --labeled 2 4 --methods supervised mean_teacher fixmatch \
         --seeds 0 1 2 --steps 400 --out runs/facades --json benchmarks/results/facades.json
 
 Every run shares network, crop, batch, optimizer and the choice of labeled images of its seed; only the method

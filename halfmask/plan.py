@@ -36,9 +36,9 @@ def choose_plan() -> Plan:
     recipe = "fixmatch/folder"
     if device is not None:
         return Plan(recipe, {}, (f"because this machine has an accelerator ({device.type}): the recipe as it is",))
+    # 0.25 of the multiply-adds per pixel, and 0.28 of the pixels per step, of the recipe.
     settings = {
-        "model.encoder.name": "resnet",
-        "model.encoder.depth": 18,
+        "model.encoder.width": 32,
         "data.crop": 192,
         "data.batch.labeled": 4,
         "data.batch.unlabeled": 4,
@@ -47,5 +47,5 @@ def choose_plan() -> Plan:
     return Plan(
         recipe,
         settings,
-        ("because there is no GPU: a small network, small crops and few steps; a GPU run is more accurate",),
+        ("because there is no GPU: half the width, small crops, few steps; a run on a GPU is more accurate",),
     )

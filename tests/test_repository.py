@@ -108,7 +108,7 @@ def test_tracked_files_hold_no_machine_paths_indexes_lock_files_or_large_files()
     ("name", "text", "finding"),
     [
         ("a.md", "data in /{}/me/images".format("home"), "machine path"),
-        ("a.md", "https://{}/simple/torch".format("example.com"), "package index"),
+        ("a.md", "https://example.com/{}/torch".format("simple"), "package index"),
         ("a.toml", "url = 'https://files.{}.org/x'".format("pythonhosted"), "package index"),
         ("uv.lock", "version = 1", "lock file"),
         ("a.bin", "x" * 1_000_001, "1,000,001 bytes"),

@@ -98,9 +98,10 @@ def train(
         for folder, seed_key in _folders(out, seeds, seed):
             recipe = _recipe(source, {**sugar, **seed_key}, overrides, quiet)
             results.append(_train(recipe, folder, **options))
-    if dry_run:
-        flags.say("dry run: recipe, data and model fit.", quiet)
-    _report(results, as_json)
+    if dry_run and not as_json:
+        print("dry run: recipe, data and model fit.")
+    else:
+        _report(results, as_json)
 
 
 def _recipe(source: str | None, sugar: dict[str, Any], overrides: list[str], quiet: bool) -> "Recipe":

@@ -26,6 +26,7 @@ class Dataset(ABC):
         channels: number of image bands.
         mean: per band for images in [0, 1], or `None` for the encoder's own.
         std: likewise.
+        value_range: values that become black and white, for images with more than 8 bits.
         splits_name: folder name of this dataset's published lists below `data.splits`.
         mask_overrides: mask path per id (relative to `root`), from two-column lists.
         sealed: ids used without labels: what a dataset finds out from masks (classes, encoding) must not come from
@@ -37,6 +38,7 @@ class Dataset(ABC):
     channels: int = 3
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    value_range: tuple[float, float] | None = None
     splits_name: ClassVar[str] = ""
 
     def __init__(self, root: Path) -> None:

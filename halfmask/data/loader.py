@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,28 +24,14 @@ from halfmask.batch import Batch, Samples
 from halfmask.data._dataset import Dataset
 from halfmask.data.cache import cached
 from halfmask.data.sampler import LABELED, SampleKey, StepKeys, StepSampler
+from halfmask.data.splits import Split
 from halfmask.errors import DataError, HalfmaskError
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
 
-ReadArray = Callable[[str], np.ndarray]  # id -> uint8 (H, W, C) or (H, W)
+ReadArray = Callable[[str], np.ndarray]  # id -> uint8 image (H, W, C), pair of dates (2, H, W, C), or mask (H, W)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
-@runtime_checkable
-class Lists(Protocol):
-    """What is needed of a split: the ids with and without masks."""
-
-    @property
-    def labeled(self) -> tuple[str, ...]:
-        """Ids whose masks are used."""
-        ...
-
-    @property
-    def unlabeled(self) -> tuple[str, ...]:
-        """Ids of which only the images are used."""
-        ...
 
 
 @dataclass(slots=True)
@@ -142,7 +128,7 @@ class ImageStream:
 
     def read(self, index: int) -> tuple[np.ndarray, None]:
         """Decode one image."""
-        return self.read_image(self.ids[index]), None
+        return _one_image(self.read_image(self.ids[index])), None
 
 
 @dataclass(slots=True)
@@ -160,13 +146,18 @@ class LabeledStream:
             DataError: their sizes differ.
         """
         name = self.ids[index]
-        image, target = self.read_image(name), self.read_target(name)
+        image, target = _one_image(self.read_image(name)), self.read_target(name)
         if image.shape[:2] != target.shape:
             raise DataError(
                 f"{name}: the image is {image.shape[1]}x{image.shape[0]} but its mask is "
                 f"{target.shape[1]}x{target.shape[0]} pixels. Export the mask at the size of the image."
             )
         return image, target
+
+
+def _one_image(image: np.ndarray) -> UInt8[np.ndarray, "H W C"]:
+    """Put the bands of a pair of dates behind each other: both are cut by the same window."""
+    return np.concatenate(image, axis=-1) if image.ndim == 4 else image
 
 
 class _Failure(NamedTuple):
@@ -250,7 +241,7 @@ class TrainLoader(DataLoader[HostBatch]):
 def train_loader(
     labeled: Dataset,
     unlabeled: Dataset | None,
-    split: Lists,
+    split: Split,
     recipe: DataRecipe,
     *,
     seed: int = 0,
@@ -331,51 +322,6 @@ def worker_count(workers: int | str, world: int = 1) -> int:
     return max(0, min(8, (cores - 1) // world))
 
 
-class EvalItem(NamedTuple):
-    """One image to evaluate or predict, at its own size.
-
-    Args:
-        id: of the dataset.
-        image: uint8 (H, W, C).
-        target: uint8 (H, W) training ids, or `None` when none were asked for.
-    """
-
-    id: str
-    image: np.ndarray
-    target: np.ndarray | None
-
-
-def eval_items(dataset: Dataset, ids: Sequence[str], *, targets: bool = True, workers: int = 0) -> Iterator[EvalItem]:
-    """Read images (and masks) ahead in worker processes and give them in the order of `ids`.
-
-    Raises:
-        DataError: a file is missing or broken, or a mask and its image differ in size.
-    """
-    stream = LabeledStream(ids, dataset.read_image, dataset.read_target) if targets else None
-    loader = DataLoader(
-        _EvalReader(stream or ImageStream(ids, dataset.read_image)),
-        batch_size=None,
-        num_workers=min(workers, len(ids)),
-        collate_fn=_itself,
-        worker_init_fn=_ignore_interrupt,
-    )
-    return _raise_failures(iter(loader))
-
-
-class _EvalReader(TorchDataset[Any]):
-    def __init__(self, stream: ImageStream | LabeledStream) -> None:
-        self.stream = stream
-
-    def __len__(self) -> int:
-        return len(self.stream.ids)
-
-    def __getitem__(self, index: int) -> EvalItem | _Failure:
-        try:
-            return EvalItem(self.stream.ids[index], *self.stream.read(index))
-        except HalfmaskError as error:
-            return _Failure(type(error), str(error))
-
-
 def _raise_failures(items: Iterator[Any]) -> Iterator[Any]:
     try:
         for item in items:
@@ -388,10 +334,6 @@ def _raise_failures(items: Iterator[Any]) -> Iterator[Any]:
 
 def _only(items: list[HostBatch | _Failure]) -> HostBatch | _Failure:
     return items[0]  # a worker already made the whole batch
-
-
-def _itself(item: Any) -> Any:
-    return item
 
 
 def _ignore_interrupt(worker: int) -> None:

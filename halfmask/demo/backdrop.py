@@ -50,7 +50,7 @@ def _planks(rng: np.random.Generator, salt: int) -> Paint:
 
 
 def _gingham(rng: np.random.Generator, salt: int) -> Paint:
-    stripe, size = hsv(rng.uniform(), rng.uniform(0.4, 0.8), rng.uniform(0.4, 0.8)), rng.uniform(0.25, 0.45)
+    stripe, size = hsv(rng.uniform(), rng.uniform(0.2, 0.45), rng.uniform(0.5, 0.8)), rng.uniform(0.25, 0.45)
     white, angle = hsv(0.12, 0.05, 0.95), rng.uniform(0, np.pi)
 
     def paint(q: Plane) -> Colors:
@@ -76,7 +76,7 @@ def _terrazzo(rng: np.random.Generator, salt: int) -> Paint:
 
 
 def _linen(rng: np.random.Generator, salt: int) -> Paint:
-    cloth = hsv(rng.uniform(), rng.uniform(0.1, 0.5), rng.uniform(0.35, 0.85))
+    cloth = hsv(rng.uniform(), rng.uniform(0.05, 0.25), rng.uniform(0.45, 0.85))
     angle, stripes = rng.uniform(0, np.pi), rng.uniform() < 0.5
 
     def paint(q: Plane) -> Colors:
@@ -124,8 +124,8 @@ def _marble(rng: np.random.Generator, salt: int) -> Paint:
 
 def _wall(rng: np.random.Generator, salt: int) -> Paint:
     hue, pattern, pitch = rng.uniform(), int(rng.integers(4)), rng.uniform(0.35, 0.7)
-    base = hsv(hue, rng.uniform(0.1, 0.5), rng.uniform(0.45, 0.9))
-    mark = hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.2, 0.6), rng.uniform(0.4, 0.95))
+    base = hsv(hue, rng.uniform(0.05, 0.25), rng.uniform(0.5, 0.9))
+    mark = hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.1, 0.3), rng.uniform(0.45, 0.95))
 
     def paint(q: Plane) -> Colors:
         plaster = 0.85 + 0.3 * fractal_noise((q * 1.5).astype(np.float32), 3, salt)

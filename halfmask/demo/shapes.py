@@ -57,7 +57,7 @@ class Apple(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        first, second = [(0.0, 0.12), (0.26, 0.12), (0.13, 0.02), (0.96, 0.2), (0.3, 0.22)][rng.integers(5)]
+        first, second = [(0.0, 0.12), (0.26, 0.16), (0.99, 0.1), (0.02, 0.2)][rng.integers(4)]
         self.base, self.blush = hsv(first, 0.85, rng.uniform(0.6, 0.85)), hsv(second, 0.7, 0.85)
         self.height = rng.uniform(1.05, 1.25)
 
@@ -89,9 +89,9 @@ class Mug(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        hue = rng.uniform()
-        self.glaze = hsv(hue, rng.uniform(0.15, 0.8), rng.uniform(0.45, 0.95))
-        self.motif = hsv(hue + rng.uniform(0.3, 0.7), rng.uniform(0.1, 0.7), rng.uniform(0.35, 0.95))
+        hue = rng.uniform(0.5, 0.66)
+        self.glaze = hsv(hue, rng.uniform(0.25, 0.75), rng.uniform(0.5, 0.95))
+        self.motif = hsv(hue + rng.uniform(-0.15, 0.15), rng.uniform(0.0, 0.4), rng.uniform(0.6, 0.95))
         self.pattern = int(rng.integers(4))
         self.drink = hsv(rng.uniform(0.05, 0.1), 0.75, rng.uniform(0.2, 0.5))
 
@@ -136,9 +136,9 @@ class Can(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        hue = rng.uniform()
-        self.label = hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.4, 0.9))
-        self.band = hsv(hue + rng.uniform(0.35, 0.65), rng.uniform(0.2, 0.8), rng.uniform(0.5, 0.95))
+        hue = [0.0, 0.36, 0.13][rng.integers(3)] + rng.uniform(-0.03, 0.03)
+        self.label = hsv(hue, rng.uniform(0.6, 0.9), rng.uniform(0.45, 0.8))
+        self.band = hsv(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.1, 0.4), rng.uniform(0.75, 0.95))
         self.edge = rng.uniform(0.2, 0.4)
 
     def distance(self, p: Points) -> Numbers:
@@ -180,7 +180,7 @@ class Block(Shape):
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
         self.wood = hsv(rng.uniform(0.08, 0.12), rng.uniform(0.3, 0.5), rng.uniform(0.75, 0.92))
-        self.paint = hsv(rng.uniform(), rng.uniform(0.55, 0.9), rng.uniform(0.45, 0.85))
+        self.paint = hsv([0.02, 0.6, 0.8][rng.integers(3)], rng.uniform(0.55, 0.85), rng.uniform(0.45, 0.8))
         self.signs = rng.permutation(4)
 
     def distance(self, p: Points) -> Numbers:
@@ -218,7 +218,7 @@ class Mushroom(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        hue = [0.01, 0.05, 0.09, 0.8, 0.12][rng.integers(5)]
+        hue = [0.01, 0.04, 0.07, 0.78][rng.integers(4)]
         self.cap = hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.4, 0.8))
         self.flecked = rng.uniform() < 0.75
         self.dome = rng.uniform(0.38, 0.52)
@@ -256,7 +256,7 @@ class Leaf(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        hue = [0.3, 0.24, 0.15, 0.08, 0.02][rng.integers(5)]
+        hue = [0.3, 0.26, 0.22, 0.12][rng.integers(4)]
         self.blade = hsv(hue, rng.uniform(0.6, 0.9), rng.uniform(0.4, 0.75))
         self.lobes = rng.uniform(0.15, 0.3) if rng.uniform() < 0.5 else 0.0
         self.width, self.curl = rng.uniform(0.36, 0.52), rng.uniform(0.1, 0.45)

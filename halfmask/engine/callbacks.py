@@ -149,7 +149,13 @@ class Validation(L.Callback):
     def _save_bundle(self, trainer: L.Trainer, module: LitMethod, miou: float | None) -> None:
         if trainer.is_global_zero:
             name, model = next(iter(module.method.predictors().items()))
-            extra = {"method": module.meta["recipe"]["method"]["name"], "predictor": name, "step": module.step}
+            extra = {
+                "method": module.meta["recipe"]["method"]["name"],
+                "predictor": name,
+                "step": module.step,
+                "eval": module.meta["recipe"]["eval"],
+                "range": module.meta["range"],
+            }
             save_bundle(self.run.path, model, self.task, extra=extra | ({} if miou is None else {"val_miou": miou}))
 
 

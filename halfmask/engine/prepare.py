@@ -31,6 +31,7 @@ class Prepared:
     steps_per_epoch: int
     total_steps: int
     eval_every: int
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
@@ -44,7 +45,6 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
     _check_batches(recipe, world)
     dataset = splits.open_dataset(data)
     split = splits.resolve_split(data, dataset)
-    splits.verify(dataset, split)
     torch.manual_seed(run.seed)
     builder = Builder(
         recipe.model, dataset.task, crop=data.crop, channels=dataset.channels, mean=dataset.mean, std=dataset.std
@@ -54,6 +54,7 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
     method: Method = cls(dataset.task, builder, **recipe.method.params)
     _check_model(method.student, recipe, world)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
+    warnings = splits.verify(dataset, split, unlabeled)
     if method.draws and not split.unlabeled:
         raise DataError(
             f"method {recipe.method.name} learns from unlabeled images and there are none: every image of "
@@ -69,7 +70,7 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
         raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")
     total = min(total, limit or total)
     every = run.eval_every or max(1, min(per_epoch, total // _VALIDATIONS_PER_RUN) or total)
-    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every)
+    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings)
 
 
 def _check_batches(recipe: Recipe, world: int) -> None:

@@ -121,6 +121,8 @@ def _train_stage(
     summary = describe(prepared)
     if not quiet and _is_first_rank():
         line.say(summary)
+        for warning in prepared.warnings:
+            line.say(f"warning: {warning}")
     if dry_run:
         return TrainResult(run.path, 0, time.monotonic() - began)
 
@@ -128,6 +130,7 @@ def _train_stage(
         "recipe": recipe.model_dump(mode="json"),
         "classes": list(dataset.task.classes),
         "split": split_hashes(split),
+        "range": dataset.value_range,
         "limit": limit,
     }
     start = _open_run(run, recipe, split, meta, resume=resume, overwrite=overwrite)

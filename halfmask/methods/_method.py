@@ -128,4 +128,3 @@ class Method(nn.Module):
     def plan(cls, recipe: "Recipe") -> list[Stage]:
         """Stages of the run; more than one only for multi-stage methods."""
         return [Stage("train")]
-

@@ -194,7 +194,7 @@ def test_strong_views_have_the_published_distribution(shared: Path):
     recorded = json.loads((shared / "golden/unimatch/augmentation_stats.json").read_text())["strong_augmentation"]
     source = load_file(shared / "golden/unimatch/stats_images.safetensors")["strong_image"]
     original = source.permute(2, 0, 1)[None].float() / 255
-    draws, chunk = 1200, 40
+    draws, chunk = 800, 10
     augment, found = StrongAugment(), []
     fractions = {"is_gray": 0, "is_unchanged": 0}
     for _ in range(draws // chunk):

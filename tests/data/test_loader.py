@@ -2,7 +2,6 @@
 
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ import torch
 from PIL import Image
 
 from halfmask.data._dataset import Dataset
-from halfmask.data.loader import HostBatch, TrainLoader, eval_items, to_batch, train_loader, worker_count
+from halfmask.data.loader import HostBatch, TrainLoader, to_batch, train_loader, worker_count
+from halfmask.data.splits import Split
 from halfmask.errors import DataError, MissingExtraError
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
@@ -19,10 +19,10 @@ from halfmask.task import Task
 class Squares(Dataset):
     """Images on disk whose first band is ten times their mask; the other bands are patterns without repetition."""
 
-    def __init__(self, root: Path, bands: int = 3) -> None:
+    def __init__(self, root: Path, dates: int = 0) -> None:
         super().__init__(root)
-        self.task = Task("segmentation", ("a", "b", "c"))
-        self.bands = bands
+        self.task = Task("change" if dates else "segmentation", ("a", "b", "c"))
+        self.dates, self.bands = dates, 3 * max(1, dates)
 
     def ids(self, part: str) -> list[str]:
         return sorted(path.name for path in self.root.glob("*.png")) if part == "train" else []
@@ -36,7 +36,8 @@ class Squares(Dataset):
             raise DataError(f"{id}: no such image") from None
         rows, columns = np.indices(first.shape)
         others = [(17 * rows + rows * columns + 31 * band) % 256 for band in range(1, self.bands)]
-        return np.stack([first, *others], axis=2).astype(np.uint8)
+        image = np.stack([first, *others], axis=2).astype(np.uint8)
+        return np.stack(np.split(image, self.dates, axis=2)) if self.dates else image
 
     def read_target(self, id: str) -> np.ndarray:
         target = np.array(Image.open(self.root / id)) // 10
@@ -58,7 +59,7 @@ def dataset(tmp_path: Path) -> Squares:
 
 def loader(dataset: Dataset, recipe: dict | None = None, unlabeled: Dataset | None = None, **kwargs) -> TrainLoader:
     ids = tuple(dataset.ids("train"))
-    split = SimpleNamespace(labeled=ids[:5], unlabeled=ids[5:])
+    split = Split(ids[:5], ids[5:], ())
     recipe = {"crop": 48, "batch": {"labeled": 4, "unlabeled": 4}, "workers": 0} | (recipe or {})
     return train_loader(dataset, unlabeled, split, DataRecipe.model_validate(recipe), **kwargs)
 
@@ -160,8 +161,7 @@ def test_padding_has_the_color_of_the_recipe(dataset, pad, color):
 
 
 def test_a_pair_of_dates_gets_a_time_axis(tmp_path, dataset):
-    pairs = Squares(tmp_path, bands=6)
-    pairs.task = Task("change", ("same", "changed", "c"))
+    pairs = Squares(tmp_path, dates=2)
     samples = to_batch(batches(loader(pairs, {"scale": (1, 1), "crop": 32}))[0], "cpu", pairs.task).labeled
     assert samples.image.shape == (4, 2, 3, 32, 32)
     assert samples.valid.shape == (4, 32, 32)
@@ -174,7 +174,7 @@ def test_a_pair_of_dates_gets_a_time_axis(tmp_path, dataset):
 def test_a_broken_image_is_one_clear_error(dataset, workers):
     (dataset.root / "03.png").unlink()
     ids = tuple(f"{number:02d}.png" for number in range(14))
-    split = SimpleNamespace(labeled=ids[:5], unlabeled=ids[5:])
+    split = Split(ids[:5], ids[5:], ())
     recipe = DataRecipe.model_validate({"crop": 48, "batch": {"labeled": 4, "unlabeled": 4}, "workers": workers})
     with pytest.raises(DataError) as caught:
         batches(train_loader(dataset, None, split, recipe), stop=8)
@@ -189,26 +189,16 @@ def test_errors_with_another_constructor_survive_the_way_from_the_worker(dataset
 
 def test_a_mask_of_another_size_names_both_sizes(dataset):
     dataset.root.joinpath("00.png").rename(dataset.root / "short.png")
-    items = eval_items(dataset, ["short.png"])
+    split = Split(("short.png",), tuple(dataset.ids("train")), ())
+    recipe = DataRecipe.model_validate({"crop": 48, "batch": {"labeled": 1, "unlabeled": 1}, "workers": 0})
     with pytest.raises(DataError, match="image is 70x40 but its mask is 70x39"):
-        next(items)
+        batches(train_loader(dataset, None, split, recipe))
 
 
 def test_the_reader_can_be_sent_to_a_spawned_worker(dataset):
     reader = loader(dataset, draws=2).dataset
     keys = loader(dataset, draws=2).steps.keys(3)
     assert_equal([pickle.loads(pickle.dumps(reader))[keys]], [reader[keys]])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_eval_items_come_whole_and_in_order(dataset, workers):
-    ids = dataset.ids("train")[::-1]
-    items = list(eval_items(dataset, ids, workers=workers))
-    assert [item.id for item in items] == ids
-    for item in items:
-        assert np.array_equal(item.image, dataset.read_image(item.id))
-        assert np.array_equal(item.target, dataset.read_target(item.id))
-    assert all(item.target is None for item in eval_items(dataset, ids, targets=False))
 
 
 def test_the_cache_gives_the_same_batches_and_is_used(dataset, tmp_path, monkeypatch):
