@@ -10,11 +10,13 @@ import torch
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional as tv
 
 from halfmask.augment import color
 from halfmask.augment.blur import gaussian_blur
 from halfmask.augment.device import StrongAugment, StrongParams
+from halfmask.blocks.mixing import box_mask, paste
 from halfmask.reference import strong_views
 
 
@@ -172,6 +174,26 @@ def test_drawn_parameters_have_the_published_ranges():
     counts = counts[counts > 0].float() / 20_000
     assert len(counts) == 24
     assert (counts - 1 / 24).abs().max() < 4.5 * math.sqrt(1 / 24 / 20_000)
+
+
+class NoHostVisit(TorchDispatchMode):
+    """Raise on operations that would make a GPU wait for the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if any(part in name for part in ("_local_scalar_dense", "nonzero", "unique", "masked_select", "index.Tensor")):
+            raise AssertionError(f"{name} visits the host")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_batched_form_and_mixing_never_ask_the_device():
+    augment, image = StrongAugment(), images(6, dtype=torch.float32)
+    with NoHostVisit():
+        view = augment.apply_params(image, augment.sample(6, "cpu"), batched=True)
+        bands = augment.apply_params(image[:, :2], augment.sample(6, "cpu"), batched=True)
+        paste(box_mask((6, 20, 23)), view, bands)
+        with pytest.raises(AssertionError, match="visits the host"):
+            view.max().item()
 
 
 def measures(view: Tensor, original: Tensor) -> dict[str, Tensor]:
