@@ -1,0 +1,211 @@
+"""Write the tables of README.md and docs/*.md from docstrings and signatures, so that nothing is typed twice.
+
+python docs/tables.py           rewrite what stands between `<!-- table: NAME -->` and `<!-- end of table -->`
+python docs/tables.py --check   only say which pages are out of date; exit code 1 if any is
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from halfmask.cli.listing import argument_docs, describe_entry
+from halfmask.models.model import Model
+from halfmask.plugins import Kind, names, resolve
+from halfmask.recipe import Recipe, entry_kinds
+from halfmask.schema import describe_field
+from halfmask.sections import Entry, Section
+from halfmask.testing import tiny_builder, tiny_task
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+_MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_CITATION = re.compile(
+    r'(?P<who>[^".]+(?:\bet al\.)?),? "(?P<title>[^"]+)",? (?P<venue>[^,;:."]+?)(?:, arXiv:(?P<arxiv>\d+\.\d+))?[,;:.]'
+)
+
+
+def methods_table() -> str:
+    """One row per method."""
+    rows = []
+    for name in names("methods"):
+        entry = describe_entry("methods", name)
+        module = _module_doc("methods", name)
+        rows.append(
+            [f"[`{name}`](METHODS#{name})", _first_line(module), _citation(module), _networks(name), entry["status"]]
+        )
+    return _table(["method", "what", "paper", "networks", "status"], rows)
+
+
+def method_sections() -> str:
+    """One section per method: docstring, parameters, how to use it."""
+    sections = []
+    for name in names("methods"):
+        about = inspect.cleandoc(_module_doc("methods", name))
+        summary, _, rest = about.partition("\n")
+        use = f"Use it: `method.name={name}`, or `--method {name}`."
+        sections.append(f"## {name}\n\n{summary} {use}\n\n{_prose(rest)}\n\n{_parameters('methods', name)}")
+    return "\n\n".join(sections)
+
+
+def kind_sections(kind: Kind) -> Callable[[], str]:
+    """One section per encoder, decoder or dataset."""
+
+    def write() -> str:
+        sections = []
+        for name in names(kind):
+            summary, _, rest = inspect.cleandoc(_module_doc(kind, name)).partition("\n")
+            parts = [f"### {name}", summary, _prose(rest), _parameters(kind, name)]
+            sections.append("\n\n".join(part for part in parts if part))
+        return "\n\n".join(sections)
+
+    return write
+
+
+def recipe_sections() -> str:
+    """Every key of a recipe, by section."""
+    sections = []
+    for name, field in Recipe.model_fields.items():
+        section = _section_of(field.annotation)
+        if section is None or name in entry_kinds():
+            continue
+        sections.append(f"### {name}\n\n{_first_line(inspect.getdoc(section) or '')}\n\n{_keys(name, section)}")
+    return "\n\n".join(sections)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods_table,
+    "method-sections": method_sections,
+    "encoders": kind_sections("encoders"),
+    "decoders": kind_sections("decoders"),
+    "datasets": kind_sections("datasets"),
+    "recipe": recipe_sections,
+}
+
+
+def fill(page: Path) -> str:
+    """Give a page's text with its tables made anew."""
+
+    def make(match: re.Match[str]) -> str:
+        # Links are relative to the page.
+        methods = "docs/methods.md" if page.name == "README.md" else "" if page.name == "methods.md" else "methods.md"
+        return match[1] + "\n" + TABLES[match["name"]]().replace("METHODS", methods) + "\n\n" + match[3]
+
+    return _MARKED.sub(make, page.read_text(encoding="utf-8"))
+
+
+def _module_doc(kind: Kind, name: str) -> str:
+    return inspect.getdoc(inspect.getmodule(resolve(kind, name))) or ""
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def _citation(docstring: str) -> str:
+    """Give the first paper a docstring cites: "Sohn et al., NeurIPS 2020", linked where it is on arXiv."""
+    for paragraph in docstring.split("\n\n"):
+        found = _CITATION.match(" ".join(paragraph.split()))
+        if found is not None:
+            text = f"{found['who'].strip(', ')}, {found['venue']}"
+            return f"[{text}](https://arxiv.org/abs/{found['arxiv']})" if found["arxiv"] else text
+    return ""
+
+
+def _networks(name: str) -> str:
+    task = tiny_task("segmentation")
+    method = resolve("methods", name)(task, tiny_builder(task))
+    models = [module for module in method.modules() if isinstance(module, Model)]
+    trained = sum(any(parameter.requires_grad for parameter in model.parameters()) for model in models)
+    averaged = len(models) - trained
+    return f"{trained}" + (f" + {averaged} averaged" if averaged else "")
+
+
+def _parameters(kind: Kind, name: str) -> str:
+    rows = [
+        [
+            f"`{parameter['name']}`",
+            parameter["type"],
+            "required" if parameter["required"] else _code(parameter["default"]),
+            parameter["meaning"],
+        ]
+        for parameter in describe_entry(kind, name)["parameters"]
+    ]
+    return _table(["parameter", "values", "default", "meaning"], rows) if rows else ""
+
+
+def _keys(prefix: str, section: type[BaseModel]) -> str:
+    return _table(["key", "values", "default", "meaning"], _key_rows(prefix, section))
+
+
+def _key_rows(prefix: str, section: type[BaseModel]) -> list[list[str]]:
+    meanings = argument_docs(inspect.getdoc(section) or "")
+    rows = []
+    for key, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        values = describe_field(field).partition(", default ")[0]
+        default = "required" if field.is_required() else _code(_plain(field.get_default(call_default_factory=True)))
+        if inner is not None and issubclass(inner, Section):
+            values, default = f"section with {', '.join(inner.model_fields)}", "" if default != "`null`" else default
+        rows.append([f"`{prefix}.{key}`", values, default, meanings.get(key, "")])
+        if inner is not None and issubclass(inner, Section):
+            rows += _key_rows(f"{prefix}.{key}", inner)
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """Turn a default into what a recipe would say."""
+    if isinstance(value, Entry) and not value.params:
+        return value.name
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for member in get_args(annotation) if (found := _section_of(member)) is not None), None)
+
+
+def _code(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _prose(docstring: str) -> str:
+    """Turn a docstring's body into markdown: indented equations become blocks of text, bullets become a list."""
+    parts: list[str] = []
+    for paragraph in docstring.strip("\n").split("\n\n"):
+        lines = paragraph.splitlines()
+        if lines and all(line.startswith("    ") for line in lines):
+            text = inspect.cleandoc("\n" + paragraph)
+            parts.append(f"```text\n{text}\n```")
+        else:
+            parts.append("\n".join(re.sub(r"^  \* ", "- ", line) for line in lines).replace(":\n- ", ":\n\n- "))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+
+    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite or check all pages."""
+    stale = [(page, text) for page in PAGES if (text := fill(page)) != page.read_text(encoding="utf-8")]
+    for page, text in stale:
+        print(page.relative_to(ROOT))
+        if "--check" not in arguments:
+            page.write_text(text, encoding="utf-8")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
