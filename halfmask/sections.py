@@ -211,7 +211,7 @@ class RunRecipe(Section):
         accelerator: `auto` takes the GPU when there is one.
         devices: processes, one device each.
         nodes: machines.
-        eval_every: steps between validations; `null` = once per epoch, at least 10 times in a run.
+        eval_every: steps between validations; `null` = once per epoch, but 10 to 20 times in a run.
         log_every: steps between lines of metrics.jsonl.
         deterministic: deterministic kernels.
         compile: compile encoder and decoder.

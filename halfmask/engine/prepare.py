@@ -16,7 +16,7 @@ from halfmask.models.model import Model
 from halfmask.plugins import resolve
 from halfmask.recipe import Recipe
 
-_VALIDATIONS_PER_RUN = 10
+_FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
     if run.steps is None and run.epochs is None:
         raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")
     total = min(total, limit or total)
-    every = run.eval_every or max(1, min(per_epoch, total // _VALIDATIONS_PER_RUN) or total)
+    every = run.eval_every or max(1, min(max(per_epoch, total // _MOST_VALIDATIONS), total // _FEWEST_VALIDATIONS))
     return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings)
 
 
