@@ -207,7 +207,8 @@ class RunRecipe(Section):
         epochs: passes over the unlabeled list (the labeled one for supervised methods); or give `steps`.
         steps: optimizer steps; wins over `epochs`.
         seed: of initialization, data order, augmentation.
-        precision: `auto` = bfloat16 autocast where the device has it natively and is an accelerator, else 32-true.
+        precision: `auto` = bfloat16 autocast where the device computes in it natively (GPUs since Ampere, CPUs with
+            AVX512-BF16), else 32-true.
         accelerator: `auto` takes the GPU when there is one.
         devices: processes, one device each.
         nodes: machines.

@@ -1,22 +1,20 @@
 """`train`: from a recipe to a run folder. Every check that needs no training comes first."""
 
-import logging
 import os
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
 from halfmask.data.loader import HostBatch, train_loader
 from halfmask.data.splits import Split
 from halfmask.engine.callbacks import Checkpoints, Evaluate, MetricsLog, Validation
-from halfmask.engine.checkpoint import AtomicCheckpointIO, check_matches, read_checkpoint
+from halfmask.engine.checkpoint import check_matches, read_checkpoint
 from halfmask.engine.evaluate import DatasetItems, evaluate_model
+from halfmask.engine.hardware import make_trainer, prepare_networks, with_precision
 from halfmask.engine.metrics import Scores
 from halfmask.engine.module import LitMethod, MakeLoader
 from halfmask.engine.optim import base_rate
@@ -24,10 +22,10 @@ from halfmask.engine.prepare import Prepared, describe, prepare
 from halfmask.engine.progress import ProgressLine
 from halfmask.engine.rundir import RunDir, split_hashes
 from halfmask.errors import CheckpointError, Interrupted, RecipeError
-from halfmask.methods import Method, Stage
+from halfmask.methods import Stage
 from halfmask.models.model import Model
 from halfmask.plugins import resolve
-from halfmask.recipe import Recipe, RunRecipe, load
+from halfmask.recipe import Recipe, load
 
 # A resumed run may change how it is computed, not what is computed.
 _FREE_ON_RESUME = (
@@ -115,6 +113,7 @@ def _train_stage(
     recipe: Recipe, run: RunDir, *, resume: bool, overwrite: bool, dry_run: bool, quiet: bool, limit: int | None
 ) -> TrainResult:
     began = time.monotonic()
+    recipe = with_precision(recipe)
     prepared = prepare(recipe, limit)
     split, dataset, method = prepared.split, prepared.dataset, prepared.method
     line = ProgressLine(quiet)
@@ -150,7 +149,8 @@ def _train_stage(
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
     checkpoints = Checkpoints(run, prepared.eval_every)
     validation = Validation(run, dataset.task, log, _evaluator(prepared), prepared.eval_every)
-    trainer = _trainer(recipe.run, run.path, method, [log, validation, checkpoints])
+    prepare_networks(method, recipe.run)
+    trainer = make_trainer(recipe.run, run.path, method, [log, validation, checkpoints])
     if start is not None and start["step"] >= prepared.total_steps:
         line.say(f"{run.path} is finished: {start['step']} of {prepared.total_steps} steps are done.")
         return TrainResult(run.path, start["step"], time.monotonic() - began, start["best"])
@@ -183,47 +183,6 @@ def _open_run(
         run.create(overwrite=overwrite)
         run.write_start(recipe, split)
     return None
-
-
-def _trainer(recipe: RunRecipe, out: Path, method: Method, callbacks: list[L.Callback]) -> L.Trainer:
-    from lightning.pytorch.strategies import DDPStrategy
-
-    _quiet_lightning()
-    many = recipe.devices * recipe.nodes > 1
-    gpu = recipe.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
-    if recipe.accelerator == "gpu" and not gpu:
-        raise RecipeError("run.accelerator=gpu, but torch sees no GPU here. Use run.accelerator=auto or cpu.")
-    if gpu and recipe.devices > torch.cuda.device_count():
-        raise RecipeError(f"run.devices={recipe.devices}, but this machine has {torch.cuda.device_count()} GPU(s).")
-    return L.Trainer(
-        accelerator="gpu" if gpu else ("mps" if recipe.accelerator == "mps" else "cpu"),
-        devices=recipe.devices,
-        num_nodes=recipe.nodes,
-        # Buffers are not broadcast: what ranks share is explicit in the method.
-        strategy=DDPStrategy(find_unused_parameters=method.partial_updates, broadcast_buffers=False)
-        if many
-        else "auto",
-        sync_batchnorm=many and gpu,
-        precision=precision_of(recipe, gpu=gpu),
-        max_epochs=1,
-        deterministic=recipe.deterministic or None,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=_logger(recipe.logger, out),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=out,
-    )
-
-
-def precision_of(recipe: RunRecipe, *, gpu: bool) -> Any:
-    """Resolve `auto`: bfloat16 autocast on a GPU that has it, else float32."""
-    if recipe.precision != "auto":
-        return recipe.precision
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def _loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
@@ -274,21 +233,6 @@ def _check_resume_overrides(overrides: tuple[str, ...]) -> None:
         )
 
 
-def _logger(name: str, out: Path) -> Any:
-    if name == "none":
-        return False
-    from halfmask.engine import loggers
-
-    return loggers.make(name, out)
-
-
 def _is_first_rank() -> bool:
     # Set by torchrun, SLURM and Lightning's own launcher in every process but the first.
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "RANK"))
-
-
-def _quiet_lightning() -> None:
-    """Silence lines that tell a user nothing: hardware tables, worker hints, our own way of resuming."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")

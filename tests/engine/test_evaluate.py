@@ -137,7 +137,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> Path:
-    recipe = load({"method": "supervised", "data": {"root": str(data), "val": "auto", "crop": 32}, "eval": {"batch": 2}})
+    recipe = load(
+        {"method": "supervised", "data": {"root": str(data), "val": "auto", "crop": 32}, "eval": {"batch": 2}}
+    )
     save_bundle(tmp_path / "run", small_model(SHAPES), SHAPES, extra={"step": 5})
     (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml(origins=True))
     return tmp_path / "run"
@@ -225,6 +227,8 @@ def test_a_failed_evaluation_leaves_the_earlier_record(run: Path) -> None:
 
 
 def test_a_data_recipe_without_root_is_refused(run: Path) -> None:
-    (run / "recipe.yaml").write_text(load({"method": "supervised", "data": DataRecipe().model_dump(mode="json")}).to_yaml())
+    (run / "recipe.yaml").write_text(
+        load({"method": "supervised", "data": DataRecipe().model_dump(mode="json")}).to_yaml()
+    )
     with pytest.raises(DataError, match="--data DIR"):
         evaluate(run, quiet=True)

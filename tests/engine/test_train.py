@@ -119,6 +119,13 @@ def test_stopped_in_mid_epoch_and_resumed_equals_unbroken(
     assert_same_run(finished, tmp_path / "run")
 
 
+def test_auto_precision_is_resolved_and_written_down(data: Path, tmp_path: Path) -> None:
+    train(recipe(data, "run.precision=auto", "run.steps=2", "data.val=none"), tmp_path / "run", quiet=True)
+    text = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "precision: bf16-mixed  # auto: native on this device" in text or "precision: 32-true  # auto" in text
+    assert all(value.dtype != torch.bfloat16 for value in state(tmp_path / "run")["state_dict"].values())
+
+
 def test_a_crash_loses_only_what_came_after_the_last_checkpoint(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,13 @@ def recipe(root: Path, *overrides: str, method: str = "fixmatch", **params: Any)
             "val": "auto",
         },
         "optim": {"name": "adamw", "lr": 1e-3},
-        "run": {"steps": 6, "log_every": 2, "eval_every": 3, "accelerator": "cpu", "logger": "none"},
+        "run": {
+            "steps": 6,
+            "log_every": 2,
+            "eval_every": 3,
+            "accelerator": "cpu",
+            "logger": "none",
+            "precision": "32-true",
+        },
     }
     return load(base, overrides)
