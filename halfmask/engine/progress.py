@@ -56,7 +56,7 @@ class ProgressLine:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         elif not self.quiet:
             pace = (time.monotonic() - self._began) / max(step - self._first, 1)
-            self.console.print(f"step {step}/{self._total}  {text}  eta {_clock(pace * (self._total - step))}")
+            self._print(f"step {step}/{self._total}  {text}  eta {_clock(pace * (self._total - step))}")
 
     def validated(self, step: int, values: dict[str, float]) -> None:
         """Print the validation scores of every predictor."""
@@ -64,12 +64,16 @@ class ProgressLine:
         text = f"step {step}/{self._total}  validation mIoU: {', '.join(scores)}"
         self.keep(text)
         if not self.quiet:
-            self.console.print(text)
+            self._print(text)
 
     def say(self, text: str) -> None:
         """Print a line above the bar, also when quiet."""
         self.keep(text)
-        self.console.print(text)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        # Names of files and classes may hold brackets, which are no markup; a log file needs no wrapping.
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def keep(self, text: str) -> None:
         """Write a line to the log file only."""
