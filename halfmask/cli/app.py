@@ -38,10 +38,11 @@ for _verb, _function in _VERBS.items():
     app.command(_verb, context_settings=_SETTINGS)(reporting_errors(_function))
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(__version__)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

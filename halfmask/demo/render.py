@@ -43,7 +43,7 @@ def render(
 def _camera_rays(scene: Scene, side: int) -> Array:
     v, u = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
     plane = np.stack([(2 * u + 1 - side) / side, (side - 2 * v - 1) / side, np.full(u.shape, scene.zoom)], -1)
-    rays = plane.reshape(-1, 3) @ scene.axes
+    rays = float32(plane.reshape(-1, 3) @ scene.axes)
     return float32(rays / np.sqrt(_dot(rays, rays))[:, None])
 
 
@@ -97,7 +97,7 @@ def _meet_sphere(thing: Placed, start: Array, rays: Array) -> tuple[Array, Array
 
 def _dot(a: Array, b: Array) -> Array:
     # Three products: numpy's sum over an axis of length 3 is several times slower.
-    return np.asarray(a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2])
+    return float32(a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2])
 
 
 def _march(thing: Placed, start: Array, rays: Array, near: Array, far: Array) -> Array:

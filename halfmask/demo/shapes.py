@@ -64,7 +64,7 @@ class Apple(Shape):
     def distance(self, p: Points) -> Numbers:
         """Torus around the axis, wider above than below, and a capsule."""
         y = (p[:, 1] - 0.58) / self.height
-        r = np.hypot(p[:, 0], p[:, 2]) / (1 + 0.22 * y)
+        r = np.hypot(p[:, 0], p[:, 2]) / (1 + 0.22 * np.clip(y, -0.5, 0.5))
         body = np.hypot(r - 0.25, y) - 0.48
         return float32(np.minimum(body, capsule(p, (0.0, 0.9, 0.0), (0.1, 1.22, 0.03), 0.035)))
 
@@ -132,7 +132,7 @@ class Can(Shape):
     """A tin with a printed label, standing or lying."""
 
     name = "can"
-    center, radius, gloss = 0.6, 0.76, 0.7
+    center, radius, gloss, stride = 0.6, 0.76, 0.7, 0.85
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
@@ -145,7 +145,7 @@ class Can(Shape):
         """A cylinder with two rims and a sunken lid."""
         y = p[:, 1] - 0.6
         r = np.hypot(p[:, 0], p[:, 2])
-        rim = 0.025 * smoothstep(0.53, 0.56, np.abs(y))
+        rim = 0.025 * smoothstep(0.5, 0.56, np.abs(y))
         hull = box2(r - 0.4 - rim, np.abs(y) - 0.59) - 0.01
         sunk = np.maximum(r - 0.37, 0.555 - np.abs(y))
         return float32(np.maximum(hull, -sunk))

@@ -1,0 +1,235 @@
+"""The command line in this process: what it passes on, what it prints where, and its exit codes."""
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from halfmask import __version__
+from halfmask.cli.app import app
+from halfmask.engine import train as engine
+from halfmask.engine.train import TrainResult
+from halfmask.errors import Interrupted
+from halfmask.plugins import names, resolve
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="halfmask")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replace training by a recorder of what it was asked to do."""
+    calls = []
+
+    def record(recipe, out, **options):
+        calls.append((recipe, Path(out), options))
+        return TrainResult(Path(out), 7, 1.0, {"teacher": 0.5})
+
+    monkeypatch.setattr(engine, "train", record)
+    return calls
+
+
+def test_version():
+    result = run("--version")
+    assert (result.exit_code, result.stdout.strip()) == (0, __version__)
+
+
+def test_a_misspelled_option_suggests_the_right_one():
+    result = run("train", "--epoch", "3")
+    assert result.exit_code == 2
+    assert "--epochs" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_misspelled_verb_suggests_the_right_one():
+    result = run("trian")
+    assert result.exit_code == 2
+    assert "train" in result.stderr
+
+
+def test_flags_are_sugar_for_keys_of_the_recipe(trained, tmp_path):
+    flags = "--data D --method mean_teacher --labeled 0.25 --unlabeled more.txt --seed 3 --steps 11 --batch-size 4+8"
+    more = "--crop 128 --lr 1e-4 --precision 32-true --devices 2 --workers 0 --limit 5 --overwrite --quiet"
+    result = run("train", "fixmatch/folder", *flags.split(), *more.split(), "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    ((recipe, out, options),) = trained
+    assert recipe.method.name == "mean_teacher"
+    data = recipe.data
+    assert (data.root, data.labeled, data.unlabeled, data.crop, data.workers) == ("D", 0.25, "more.txt", 128, 0)
+    assert (data.batch.labeled, data.batch.unlabeled) == (4, 8)
+    assert (recipe.run.seed, recipe.run.steps, recipe.run.devices, recipe.run.precision) == (3, 11, 2, "32-true")
+    assert recipe.optim.lr == 1e-4
+    assert recipe.origins["data.crop"] == "override"
+    assert recipe.origins["optim.name"].startswith("file ")
+    assert out == tmp_path / "run"
+    assert options == {"overwrite": True, "dry_run": False, "quiet": True, "limit": 5}
+
+
+def test_a_key_wins_over_its_flag_and_text_that_looks_like_a_number_stays_text(trained, tmp_path):
+    result = run("train", "fixmatch/folder", "data.crop=96", "--crop", 128, "--data", "2024", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    assert (trained[0][0].data.crop, trained[0][0].data.root) == (96, "2024")
+
+
+def test_epochs_win_over_the_steps_of_the_recipe(trained, tmp_path):
+    result = run("train", "fixmatch/folder", "--data", "D", "--epochs", 9, "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    assert (trained[0][0].run.epochs, trained[0][0].run.steps) == (9, None)
+
+
+def test_a_folder_of_unlabeled_images_may_lie_elsewhere(trained, tmp_path):
+    (tmp_path / "more").mkdir()
+    result = run("train", "fixmatch/folder", "--data", "D", "--unlabeled", tmp_path / "more", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    assert trained[0][0].data.unlabeled.root == str(tmp_path / "more")
+
+
+def test_several_seeds_make_several_runs(trained, tmp_path):
+    result = run("train", "fixmatch/folder", "--data", "D", "--seeds", "0,2", "--out", tmp_path, "--json")
+    assert [(recipe.run.seed, out.name) for recipe, out, _ in trained] == [(0, "seed-0"), (2, "seed-2")]
+    assert [Path(row["out"]).name for row in json.loads(result.stdout)] == ["seed-0", "seed-2"]
+
+
+def test_without_a_recipe_the_plan_is_chosen_printed_and_open_to_overrides(trained, tmp_path):
+    result = run("train", "--data", "D", "--out", tmp_path / "r", "--crop", 64)
+    assert result.exit_code == 0, result.output
+    assert trained[0][0].method.name == "fixmatch"
+    assert trained[0][0].data.crop == 64
+    assert "plan     recipe fixmatch/folder" in result.stderr
+    assert "because" in result.stderr
+    assert "data.crop" not in result.stderr  # set by the user, not by the plan
+    assert "fixmatch/folder" not in result.stdout
+
+
+def test_resume_continues_a_run_by_its_own_recipe(trained, tmp_path):
+    result = run("train", "--resume", tmp_path, "--workers", 0)
+    assert result.exit_code == 0, result.output
+    recipe, out, options = trained[0]
+    assert recipe is None
+    assert out == tmp_path
+    assert options["resume"]
+    assert options["overrides"] == ("data.workers=0",)
+    assert run("train", "fixmatch/folder", "--resume", tmp_path).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mending"),
+    [
+        (["--out", "R"], "--data DIR"),
+        (["fixmatch/folder", "--data", "D"], "--out"),
+        (["fixmatch/foldr", "--data", "D", "--out", "R"], "Did you mean `fixmatch/folder`"),
+        (["fixmatch/folder", "data.crp=96", "--out", "R"], "Did you mean `crop`"),
+        (["fixmatch/folder", "method.treshold=0.9", "--out", "R"], "threshold"),
+        (["fixmatch/folder", "other/recipe", "--out", "R"], "key=value"),
+        (["fixmatch/folder", "--method", "fixmach", "--out", "R"], "Did you mean `fixmatch`"),
+        (["fixmatch/folder", "--batch-size", "many", "--out", "R"], "4+8"),
+        (["fixmatch/folder", "--seeds", "0;1", "--out", "R"], "0,1,2"),
+        (["fixmatch/folder", "--steps", "3", "--epochs", "3", "--out", "R"], "give one"),
+        (["fixmatch/folder", "-q", "-v", "--out", "R"], "give one"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_to_do(trained, arguments, mending):
+    result = run("train", *arguments)
+    assert result.exit_code == 2, result.output
+    assert mending in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert trained == []
+
+
+def test_missing_data_exits_with_3(tmp_path):
+    result = run("train", "fixmatch/folder", "--data", tmp_path / "nowhere", "--out", tmp_path / "r", "--dry-run")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("DataError: ")
+    assert "nowhere" in result.stderr
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 4, "data.batch.labeled=4"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), 4, "data.crop=192"),
+        (Interrupted("stopped at step 3; continue with halfmask train --resume R"), 130, "--resume R"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyError("surprise"), 1, "--debug"),
+        (RuntimeError("shapes differ"), 1, "report"),
+    ],
+)
+def test_failures_have_their_exit_code_and_message(monkeypatch, tmp_path, error, code, text):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(engine, "train", fail)
+    command = ["train", "fixmatch/folder", "--data", "D", "--out", tmp_path / "r", "--batch-size", 8, "--crop", 256]
+    result = run(*command)
+    assert result.exit_code == code
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+    debug = run(*command, "--debug")
+    assert debug.exit_code == code
+    assert "Traceback" in debug.stderr
+    assert text in debug.stderr
+
+
+@pytest.mark.parametrize("kind", ["methods", "encoders", "decoders", "datasets"])
+def test_list_names_every_plugin_with_a_summary(kind):
+    rows = json.loads(run("list", kind, "--json").stdout)
+    assert [row["name"] for row in rows] == names(kind)
+    assert all(row["summary"] for row in rows)
+    assert all(row["name"] in run("list", kind).stdout for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["methods", "encoders", "decoders", "datasets"])
+def test_every_listed_thing_documents_each_of_its_parameters(kind):
+    for name in names(kind):
+        entry = json.loads(run("list", kind, name, "--json").stdout)
+        signature = inspect.signature(resolve(kind, name)).parameters.values()
+        expected = [parameter.name for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
+        assert [parameter["name"] for parameter in entry["parameters"]] == expected
+        undocumented = [parameter["name"] for parameter in entry["parameters"] if not parameter["meaning"]]
+        assert undocumented == [], f"{name}: Args: section misses {undocumented}"
+
+
+def test_a_parameter_is_shown_with_type_range_default_and_meaning():
+    text = run("list", "methods", "fixmatch").stdout
+    assert "threshold: float in [0, 1], default 0.95" in text
+    assert "confidence a pseudo-label needs" in text
+
+
+def test_list_shows_the_text_of_a_recipe():
+    assert "name: fixmatch" in run("list", "recipes", "fixmatch/folder").stdout
+    wrong = run("list", "recipes", "fixmatch/foldre")
+    assert wrong.exit_code == 2
+    assert "fixmatch/folder" in wrong.stderr
+
+
+def test_list_suggests_near_names():
+    result = run("list", "methods", "fixmach")
+    assert result.exit_code == 2
+    assert "Did you mean `fixmatch`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mending"),
+    [
+        ([], "--count"),
+        (["--count", "3"], "--data"),
+        (["--data", "D", "--fraction", "1/0"], "1/8"),
+        (["--data", "D", "--fraction", "2"], "(0, 1]"),
+        (["--data", "D", "--count", "2", "--fraction", "1/2"], "--count"),
+    ],
+)
+def test_split_says_what_is_missing(arguments, mending):
+    result = run("split", *arguments)
+    assert result.exit_code == 2
+    assert mending in result.stderr
+
+
+def test_evaluating_something_that_is_no_run_exits_with_3(tmp_path):
+    assert run("evaluate", tmp_path / "none", "-q").exit_code == 3
+    assert run("evaluate", tmp_path / "none", "eval.mode", "-q").exit_code == 2

@@ -1,0 +1,65 @@
+"""What must be instant: importing the package, and every help screen. Each case is a fresh interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import halfmask
+from halfmask.cli.app import app
+
+# Each costs more than all of `--help` may.
+HEAVY = {"torch", "torchvision", "timm", "numpy", "cv2", "lightning", "PIL", "pydantic", "rich", "matplotlib"}
+VERBS = sorted(command.name for command in app.registered_commands if command.name)
+
+
+def imported_by(*command: str) -> set[str]:
+    """Run python and give the top-level packages it imported."""
+    done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert len(lines) > 20
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)], ids=["halfmask", *VERBS])
+def test_help_imports_nothing_heavy(verb):
+    assert not imported_by("-m", "halfmask", *verb, "--help") & HEAVY
+
+
+@pytest.mark.parametrize("code", ["import halfmask; dir(halfmask)", "import halfmask.errors, halfmask.shipped"])
+def test_importing_the_package_imports_nothing_heavy(code):
+    assert not imported_by("-c", code) & HEAVY
+
+
+@pytest.mark.parametrize("what", ["methods", "encoders", "datasets", "recipes"])
+def test_plain_lists_import_neither_torch_nor_numpy(what):
+    assert not imported_by("-m", "halfmask", "list", what) & {"torch", "numpy", "timm", "lightning"}
+
+
+def test_version_imports_nothing_heavy():
+    assert not imported_by("-m", "halfmask", "--version") & HEAVY
+
+
+def test_help_costs_little_more_than_the_parser_library():
+    """A ratio, because machines differ: the library alone is most of the time."""
+    help_time = min(cpu_seconds("-m", "halfmask", "train", "--help") for _ in range(3))
+    library_time = min(cpu_seconds("-c", "import typer") for _ in range(3))
+    assert help_time < 2.5 * library_time
+
+
+def cpu_seconds(*command: str) -> float:
+    before = os.times()
+    subprocess.run([sys.executable, *command], capture_output=True, check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@pytest.mark.parametrize("name", halfmask.__all__)
+def test_every_public_name_exists(name):
+    assert getattr(halfmask, name) is not None
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(AttributeError, match="load_recipe"):
+        halfmask.trian  # noqa: B018
