@@ -52,7 +52,7 @@ def choose_plan() -> Plan:
         recipe,
         settings,
         (
-            f"because this machine has an accelerator ({device.type}): larger crops and batches, finer maps, more steps",
+            f"because this machine has an accelerator ({device.type}): larger crops and batches, finer maps, longer",
             "better still with pretrained weights, which are downloaded: model.encoder.weights=imagenet",
         ),
     )
