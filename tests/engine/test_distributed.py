@@ -79,7 +79,7 @@ def test_two_processes_train_the_weights_of_one(folder: Path) -> None:
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
-def test_a_teacher_is_the_same_on_both_ranks_and_the_run_resumes(folder: Path) -> None:
+def test_a_method_with_a_teacher_trains_on_two_ranks(folder: Path) -> None:
     out = run(folder, "fixmatch", "run.devices=2")
     saved = read_checkpoint(out / "checkpoints" / "last.ckpt")
     assert saved["halfmask"]["step"] == 4
