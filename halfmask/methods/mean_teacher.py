@@ -39,7 +39,7 @@ class MeanTeacher(Method):
     """Consistency between a student on strong views and its moving average on weak views.
 
     Args:
-        unlabeled_weight: lambda, reached after the ramp-up.
+        unlabeled_weight: lambda, reached after the ramp-up; soft targets of a poor teacher hold the student back.
         ramp_up: part of the run over which the weight rises; longer where masks are few.
         ema_decay: largest d; higher for long runs.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
@@ -52,7 +52,7 @@ class MeanTeacher(Method):
         task: Task,
         build: ModelBuilder,
         *,
-        unlabeled_weight: Annotated[float, Field(ge=0)] = 5.0,
+        unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         ramp_up: Annotated[float, Field(ge=0, le=1)] = 0.25,
         ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99,
         loss: LossName = "ce",
