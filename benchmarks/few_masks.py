@@ -23,6 +23,7 @@ from halfmask.recipe import Recipe, load
 
 def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int) -> Recipe:
     """Give the recipe of one run; small images suit a CPU."""
+    params = [item.partition(".")[2] for item in options.params if item.startswith(f"{method}.")]
     base: dict[str, Any] = {
         "method": {"name": method},
         "model": {"name": "smp", "arch": "linknet", "encoder": {"name": "resnet18"}},
@@ -40,7 +41,7 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int)
         "eval": {"scales": [options.eval_scale]},
         "run": {"steps": options.steps, "seed": seed, "accelerator": options.accelerator, "logger": "none"},
     }
-    return load(base, options.set)
+    return load(base, [*options.set, *(f"method.{param}" for param in params)])
 
 
 def run_one(options: argparse.Namespace, method: str, labeled: int, seed: int) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def run_one(options: argparse.Namespace, method: str, labeled: int, seed: int) -
     if score_file.exists():
         return json.loads(score_file.read_text())  # type: ignore[no-any-return]
     began = time.monotonic()
-    if (out / "checkpoints" / "last.ckpt").exists():
+    if (out / "recipe.yaml").exists() and (out / "checkpoints" / "last.ckpt").exists():
         train(None, out, resume=True, quiet=True)
     else:
         train(recipe_of(options, method, labeled, seed), out, overwrite=True, quiet=True)
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the runs")
     parser.add_argument("--json", type=Path, help="file of the results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides for every run")
+    parser.add_argument("--params", nargs="*", default=[], metavar="METHOD.KEY=VALUE", help="of one method's runs")
     options = parser.parse_args()
     scores = []
     for labeled in options.labeled:

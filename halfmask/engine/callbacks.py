@@ -91,7 +91,9 @@ class MetricsLog(L.Callback):
             if trainer.world_size > 1:
                 mean = trainer.strategy.reduce(torch.tensor(numbers, device=module.device), reduce_op="mean")
                 numbers = mean.tolist()
-            names = [full] if len(numbers) == 1 else [f"{full}/{label}" for label in self.task.classes]
+            # A step cannot log a number and a vector under one key; in the record they are one family.
+            family = full.removesuffix("_by_class")
+            names = [full] if len(numbers) == 1 else [f"{family}/{label}" for label in self.task.classes]
             values |= dict(zip(names, numbers, strict=True))
         return values
 

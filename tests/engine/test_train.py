@@ -78,7 +78,14 @@ def test_metrics_use_the_fields_names_and_one_value_per_class(finished: Path) ->
     assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
     assert [line["step"] for line in lines if "val/miou" in line] == [3, 6]
     training = next(line for line in lines if "train/loss" in line)
-    assert {"train/loss_sup", "train/loss_unsup", "train/lr", "pseudo/coverage", "pseudo/share/disc"} <= set(training)
+    assert {
+        "train/loss_sup",
+        "train/loss_unsup",
+        "train/lr",
+        "pseudo/coverage",
+        "pseudo/share/disc",
+        "pseudo/coverage/disc",
+    } <= set(training)
     validation = next(line for line in lines if "val/miou" in line)
     assert validation["val/miou"] == validation["teacher/val/miou"]
     assert "student/val/miou" in validation
