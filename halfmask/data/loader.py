@@ -291,14 +291,10 @@ def train_loader(
     sampler = StepSampler(
         len(split.labeled),
         len(split.unlabeled) if draws else 0,
-        batch_labeled=recipe.batch.labeled,
-        batch_unlabeled=recipe.batch.unlabeled,
+        recipe,
         seed=seed,
         draws=draws,
         draws_share_images=draws_share_images,
-        labeled_cut=recipe.labeled_cut,
-        independent_shuffle=recipe.independent_shuffle,
-        drop_last=recipe.drop_last,
         rank=rank,
         world=world,
     )

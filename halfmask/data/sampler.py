@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from halfmask.errors import DataError
+from halfmask.sections import DataRecipe
 
 LABELED, UNLABELED, PARTNER = 0, 1, 2  # stream numbers
 
@@ -93,16 +94,12 @@ class StepSampler(Sampler[list[StepKeys]]):
     Args:
         labeled: length of the labeled list.
         unlabeled: length of the unlabeled list; 0 if there is none.
-        batch_labeled: labeled entries per step, over all ranks.
-        batch_unlabeled: unlabeled entries per step and draw, over all ranks.
+        recipe: the `data` section: `batch`, `drop_last`, and how the two lists are walked (`labeled_cut`,
+            `independent_shuffle`). With `drop_last: false` every pass of every list ends with its smaller batch;
+            otherwise only the list that defines the epoch loses its tail, and others run on into their next pass.
         seed: of all orders.
         draws: unlabeled batches per step; 0 makes an epoch one pass over the labeled list.
         draws_share_images: further draws are the same images again (with their own augmentation).
-        labeled_cut: repeat the labeled list and cut it to the length of the unlabeled one.
-        independent_shuffle: `False`: lists of equal length share their order, so that with equal batch sizes
-            labeled entry i always meets unlabeled entry i.
-        drop_last: leave out a last, smaller batch of each pass over the list that defines the epoch; other lists run
-            on, a batch may reach into their next pass. `False`: every pass of every list ends with its smaller batch.
         rank: whose share of each batch is given.
         world: number of ranks.
 
@@ -114,15 +111,11 @@ class StepSampler(Sampler[list[StepKeys]]):
         self,
         labeled: int,
         unlabeled: int,
+        recipe: DataRecipe,
         *,
-        batch_labeled: int,
-        batch_unlabeled: int,
         seed: int = 0,
         draws: int = 1,
         draws_share_images: bool = False,
-        labeled_cut: bool = False,
-        independent_shuffle: bool = True,
-        drop_last: bool = True,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -137,18 +130,19 @@ class StepSampler(Sampler[list[StepKeys]]):
             )
         self.rank, self.world = rank, world
         self.labeled_length = labeled
-        length = unlabeled if draws and labeled_cut else labeled  # of the labeled list as it is walked
-        main, main_batch = (unlabeled, batch_unlabeled) if draws else (labeled, batch_labeled)
+        batch, drop_last = recipe.batch, recipe.drop_last
+        length = unlabeled if draws and recipe.labeled_cut else labeled  # of the labeled list as it is walked
+        main, main_batch = (unlabeled, batch.unlabeled) if draws else (labeled, batch.labeled)
         self.steps_per_epoch = steps_per_epoch(main, main_batch, drop_last=drop_last)
         used = min(main, self.steps_per_epoch * main_batch)
         # A labeled list walked in step with the unlabeled one loses the same tail, or the pairs would drift apart.
-        in_step = length == main and batch_labeled == main_batch
-        shared_order = not independent_shuffle and length == main
+        in_step = length == main and batch.labeled == main_batch
+        shared_order = not recipe.independent_shuffle and length == main
 
         def walk(length: int, batch: int, used: int, stream: int) -> Walk:
             return Walk(length, batch, used=used, short_last=not drop_last, seed=seed, stream=stream)
 
-        self.walks = [walk(length, batch_labeled, used if in_step else length, UNLABELED if shared_order else LABELED)]
+        self.walks = [walk(length, batch.labeled, used if in_step else length, UNLABELED if shared_order else LABELED)]
         for draw in range(draws):
             self.walks.append(walk(main, main_batch, used, UNLABELED if draws_share_images else UNLABELED + draw))
         self._refuse_empty_shares()

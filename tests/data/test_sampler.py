@@ -4,11 +4,14 @@ import pytest
 
 from halfmask.data.sampler import StepSampler, steps_per_epoch
 from halfmask.errors import DataError
+from halfmask.sections import DataRecipe
 
 
 def make(labeled: int = 7, unlabeled: int = 20, **kwargs) -> StepSampler:
-    kwargs = {"batch_labeled": 4, "batch_unlabeled": 4, "seed": 3} | kwargs
-    return StepSampler(labeled, unlabeled, **kwargs)
+    batch = {"labeled": kwargs.pop("batch_labeled", 4), "unlabeled": kwargs.pop("batch_unlabeled", 4)}
+    switches = {key: kwargs.pop(key) for key in ("labeled_cut", "independent_shuffle", "drop_last") if key in kwargs}
+    recipe = DataRecipe.model_validate({"batch": batch, **switches})
+    return StepSampler(labeled, unlabeled, recipe, **({"seed": 3} | kwargs))
 
 
 def indices(sampler: StepSampler, stream: int, start: int, stop: int) -> list[int]:
