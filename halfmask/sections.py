@@ -236,7 +236,13 @@ class RunRecipe(Section):
 
 
 class ExpectedRecipe(Section):
-    """The published number this recipe is compared with by reports."""
+    """The published number this recipe is compared with by reports.
+
+    Args:
+        metric: name of the score.
+        value: as a fraction; one per split where the recipe serves several.
+        source: paper and table.
+    """
 
     metric: str = "miou"
     value: float | dict[str, float]

@@ -6,7 +6,8 @@ A block's first line is its language and options, of which readers see only the 
     ```python                          run in one interpreter per page
     ```python file=mylab/x.py          written to that file (as the text above it tells the reader to do)
     ```bash no-run="needs four GPUs"   not run, for the reason given
-    ```text                            output, or a file that nothing reads
+    ```text output                     every line of it is printed by the commands above it
+    ```text                            anything else: a folder, equations, a script for a cluster
 
 What a test changes stands in a comment of the page before the block:
 
@@ -21,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"bash", "python", "yaml", "text", "bibtex"}
-OPTIONS = {"file", "no-run"}
+OPTIONS = {"file", "no-run", "output"}
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _SUBSTITUTION = re.compile(r"<!-- tested with: (?P<shown>.+?) -> (?P<used>.+?) -->")

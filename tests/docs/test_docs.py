@@ -48,7 +48,8 @@ def place(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def run_command(block: Block, place: Path) -> None:
+def run_command(block: Block, place: Path) -> str:
+    """Run a block and give what it printed."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -63,6 +64,7 @@ def run_command(block: Block, place: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, f"{block.where} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -74,13 +76,16 @@ def run_command(block: Block, place: Path) -> None:
 )
 def test_the_blocks_of_a_page_run_in_order(page, place):
     names = {"__name__": "__page__"}
+    printed = ""
     for block in blocks(page):
         if "file" in block.options:
             path = place / block.options["file"]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.tested_code)
         elif block.runs and block.language == "bash":
-            run_command(block, place)
+            printed = run_command(block, place)
+        elif "output" in block.options:
+            assert [line for line in block.code.splitlines() if line not in printed] == [], f"{block.where}\n{printed}"
         elif block.runs:
             exec(compile(block.tested_code, block.where, "exec"), names)
 
@@ -102,7 +107,7 @@ def test_a_stale_substitution_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_inside_the_repository_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
