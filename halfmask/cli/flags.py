@@ -43,6 +43,9 @@ def set_verbosity(quiet: bool, verbose: bool) -> None:
         raise RecipeError("--quiet and --verbose contradict each other: give one.")
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if not quiet:
+        # Ours are few and matter: the license of the weights in use, a download that begins.
+        logging.getLogger("halfmask").setLevel(min(level, logging.INFO))
     if quiet:
         warnings.simplefilter("ignore")
 
