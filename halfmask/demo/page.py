@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -123,7 +123,7 @@ def _curves(out: Path, methods: Sequence[str], steps: int) -> str:
     coverage = [(row["step"], row["pseudo/coverage"]) for row in records[methods[1]] if "pseudo/coverage" in row]
     scale = max(0.1, -(-10 * max([top, *(value for _, value in coverage)]) // 1) / 10)
 
-    def place(step: float, value: float) -> str:
+    def place(step: int, value: float) -> str:
         x = left + (width - left - 10) * step / max(steps, 1)
         return f"{x:.1f},{height - bottom - (height - bottom - 10) * value / scale:.1f}"
 
@@ -144,7 +144,7 @@ def _curves(out: Path, methods: Sequence[str], steps: int) -> str:
     return "".join(parts)
 
 
-def _read_metrics(path: Path) -> list[dict[str, float]]:
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

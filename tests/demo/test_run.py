@@ -1,0 +1,70 @@
+"""The demonstration end to end, small: equal budgets, figures from the run's own files, one page without a network."""
+
+import json
+import re
+
+import pytest
+import yaml
+from PIL import Image
+
+from halfmask.demo.dataset import Size
+from halfmask.demo.run import METHODS, recipe_of, run_demo
+from halfmask.demo.scene import CLASSES
+from halfmask.errors import DataError
+from halfmask.recipe import load
+
+SIZE = Size(labeled=3, unlabeled=4, val=1, test=2, side=48)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run_demo(tmp_path_factory.mktemp("demo"), steps=2, seed=3, size=SIZE, quiet=True)
+
+
+def test_both_runs_differ_in_the_method_alone(tmp_path):
+    first, second = (load(recipe_of(name, tmp_path, 10, 0)).model_dump(mode="json") for name in METHODS)
+    assert {key for key in first if first[key] != second[key]} == {"method"}
+
+
+def test_scores_on_the_page_and_in_the_files_are_those_of_the_runs(result):
+    stored = json.loads((result.out / "result.json").read_text())
+    for name in METHODS:
+        measured = json.loads((result.out / name / "metrics.json").read_text())
+        assert measured["part"] == "test"
+        assert measured["metrics"]["test/miou"] == stored["scores"][name]["test/miou"] == result.scores[name].miou
+        assert f"{100 * result.scores[name].miou:.1f} %" in result.page.read_text()
+    assert stored["gain"] == pytest.approx(result.scores["fixmatch"].miou - result.scores["supervised"].miou)
+    assert f"{100 * result.gain:+.1f}" in result.table()
+    assert all(name in result.table() for name in CLASSES)
+
+
+def test_both_runs_took_equal_steps_and_only_one_saw_unlabeled_images(result):
+    recipes = [yaml.safe_load((result.out / name / "recipe.yaml").read_text()) for name in METHODS]
+    assert [recipe["run"]["steps"] for recipe in recipes] == [2, 2]
+    splits = [json.loads((result.out / name / "split.json").read_text()) for name in METHODS]
+    assert splits[0]["labeled"]["sha256"] == splits[1]["labeled"]["sha256"]
+    records = [(result.out / name / "metrics.jsonl").read_text() for name in METHODS]
+    assert ["pseudo/coverage" in text for text in records] == [False, True]
+
+
+def test_the_page_needs_nothing_but_itself(result):
+    page = result.page.read_text()
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    assert "<script" not in page
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert page.count("<polyline") == 3
+    assert "NaN" not in page
+    assert f"--seed {result.seed}" in page
+
+
+def test_the_figure_shows_scenes_truth_and_both_predictions(result):
+    figure = Image.open(result.out / "predictions.png")
+    assert figure.width > 2 * 192
+    assert figure.height > 4 * 192
+
+
+def test_an_earlier_demonstration_is_not_overwritten_unasked(result):
+    with pytest.raises(DataError, match="--overwrite"):
+        run_demo(result.out, steps=1, size=SIZE, quiet=True)
