@@ -103,14 +103,14 @@ class CocoFolder:
         for path in paths:
             file = CocoFile(path, ids)
             for name in file.images:
-                id = _locate(name, path, root, by_name)
-                if id is not None and file.is_annotated(name):
-                    self._file_of[id] = (file, name)
-                if id is not None:
-                    self.parts[_part_of(path, root)].append(id)
+                found = _locate(name, path, root, by_name)
+                if found is not None and file.is_annotated(name):
+                    self._file_of[found] = (file, name)
+                if found is not None:
+                    self.parts[_part_of(path, root)].append(found)
         listed = {id for part in self.parts.values() for id in part}
         self.parts["unlabeled"] = [id for id in images if id not in listed]
-        self.parts = {part: sorted(set(found)) for part, found in self.parts.items()}
+        self.parts = {part: sorted(set(held)) for part, held in self.parts.items()}
 
     def file_of(self, id: str) -> Path | None:
         """The json file that annotates an image."""

@@ -80,8 +80,8 @@ def inspect(dataset: Dataset, split: "Split", unlabeled: Dataset | None = None, 
         histograms.append(np.bincount(dataset.read_target(id).ravel(), minlength=256)[: task.n_classes])
 
     read = _evenly(split.labeled, limit)
-    for ids in (read, _evenly(split.val, limit)):
-        errors += [error for error in _in_threads(count, ids) if str(error) not in known]
+    for sample in (read, _evenly(split.val, limit)):
+        errors += [error for error in _in_threads(count, sample) if str(error) not in known]
     counts = np.sum([np.zeros(task.n_classes, dtype=np.int64), *histograms], axis=0)
     return Findings(tuple(errors), tuple(_unseen_classes(task.classes, counts, len(read))), tuple(counts.tolist()))
 

@@ -208,7 +208,7 @@ def _to_uint8(values: np.ndarray, path: Path, value_range: tuple[float, float] |
         )
     low, high = value_range
     scaled = np.nan_to_num((values.astype(np.float32) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
-    return (scaled.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.asarray(scaled.clip(0, 1) * 255 + 0.5, dtype=np.uint8)
 
 
 def _fit_bands(pixels: np.ndarray, path: Path, channels: int) -> np.ndarray:

@@ -91,7 +91,7 @@ class LabelMap:
         if (mapped == _UNKNOWN).any():
             values, counts = np.unique(ids[mapped == _UNKNOWN], return_counts=True)
             raise self.unknown_values(path, dict(zip(values.tolist(), counts.tolist(), strict=True)), ids)
-        return mapped.astype(np.uint8)
+        return np.asarray(mapped, dtype=np.uint8)
 
     def unknown_values(
         self, path: Path, found: Mapping[int, int], ids: Integer[np.ndarray, "H W"] | None = None
