@@ -1,5 +1,6 @@
 """The `halfmask` command: its verbs, and nothing heavy, so that every `--help` is instant."""
 
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -60,6 +61,9 @@ def _halfmask(
 
 def main() -> None:
     """Run the command line; the entry point of the `halfmask` script."""
+    # As `python -m` does: `method.name=mine:Mine` finds mine.py in the folder the user is in.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     app(prog_name="halfmask")
 
 

@@ -109,7 +109,7 @@ def evaluate_model(
     if not matrix.counts[:-1].any():
         raise DataError(
             f"none of the {len(items)} evaluated masks has a pixel of a class: all pixels are ignored or unknown. "
-            "Check the masks with halfmask check."
+            "Check the values of the masks against the classes (halfmask.yaml or classes.txt)."
         )
     return matrix.scores(task.classes, protocol.absent_classes)
 

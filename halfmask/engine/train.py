@@ -115,6 +115,11 @@ def _train_stage(
     began = time.monotonic()
     recipe = with_precision(recipe)
     prepared = prepare(recipe, limit)
+    if limit is not None:
+        # Written down, so that a resumed run follows the same, shorter schedule.
+        shorter = recipe.run.model_copy(update={"steps": prepared.total_steps})
+        origins = recipe.origins | {"run.steps": "--limit"}
+        recipe = recipe.model_copy(update={"run": shorter, "origins": origins})
     split, dataset, method = prepared.split, prepared.dataset, prepared.method
     line = ProgressLine(quiet)
     summary = describe(prepared)
@@ -130,7 +135,6 @@ def _train_stage(
         "classes": list(dataset.task.classes),
         "split": split_hashes(split),
         "range": dataset.value_range,
-        "limit": limit,
     }
     start = _open_run(run, recipe, split, meta, resume=resume, overwrite=overwrite)
     if _is_first_rank():

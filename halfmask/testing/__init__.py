@@ -1,5 +1,6 @@
-"""Checks that your own method, encoder or decoder keeps its contract, and tiny networks and batches to try it on."""
+"""Checks that your own method, dataset, encoder or decoder keeps its contract, and tiny networks and batches to try it on."""
 
+from halfmask.testing.datasets import check_dataset
 from halfmask.testing.host_sync import HostSyncError, no_host_sync
 from halfmask.testing.methods import check_method
 from halfmask.testing.models import check_decoder, check_encoder
@@ -7,6 +8,7 @@ from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
 
 __all__ = [
     "HostSyncError",
+    "check_dataset",
     "check_decoder",
     "check_encoder",
     "check_method",

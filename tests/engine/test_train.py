@@ -191,6 +191,11 @@ def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
     assert state(finished)["halfmask"] == before
 
 
+def test_a_limited_run_keeps_its_limit_when_resumed(data: Path, tmp_path: Path) -> None:
+    train(recipe(data, "data.val=none"), tmp_path / "run", limit=2, quiet=True)
+    assert train(None, tmp_path / "run", resume=True, quiet=True).steps == 2
+
+
 def test_dry_run_checks_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     train(recipe(data), tmp_path / "run", dry_run=True, quiet=True)
     assert not (tmp_path / "run").exists()
