@@ -1,4 +1,4 @@
-"""Checks that your own method, dataset, encoder or decoder keeps its contract, and tiny networks and batches to try it on."""
+"""Checks that your own method, dataset, encoder or decoder keeps its contract, and tiny networks to try it on."""
 
 from halfmask.testing.datasets import check_dataset
 from halfmask.testing.host_sync import HostSyncError, no_host_sync
