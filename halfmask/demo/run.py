@@ -1,7 +1,6 @@
 """Run the demonstration: render, train twice with the same budget, score both on scenes neither has seen."""
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -165,8 +164,3 @@ def recipe_of(method: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
 def _say(quiet: bool, text: str) -> None:
     if not quiet:
         print(text, file=sys.stderr, flush=True)
-
-
-def cores() -> int:
-    """Give the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -136,7 +136,7 @@ class Can(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        hue = [0.0, 0.36, 0.13][rng.integers(3)] + rng.uniform(-0.03, 0.03)
+        hue = [0.36, 0.13][rng.integers(2)] + rng.uniform(-0.04, 0.04)
         self.label = hsv(hue, rng.uniform(0.6, 0.9), rng.uniform(0.45, 0.8))
         self.band = hsv(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.1, 0.4), rng.uniform(0.75, 0.95))
         self.edge = rng.uniform(0.2, 0.4)
@@ -180,7 +180,9 @@ class Block(Shape):
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
         self.wood = hsv(rng.uniform(0.08, 0.12), rng.uniform(0.3, 0.5), rng.uniform(0.75, 0.92))
-        self.paint = hsv([0.02, 0.6, 0.8][rng.integers(3)], rng.uniform(0.55, 0.85), rng.uniform(0.45, 0.8))
+        self.paint = hsv(
+            [0.6, 0.8][rng.integers(2)] + rng.uniform(-0.04, 0.04), rng.uniform(0.55, 0.85), rng.uniform(0.45, 0.8)
+        )
         self.signs = rng.permutation(4)
 
     def distance(self, p: Points) -> Numbers:
@@ -218,9 +220,9 @@ class Mushroom(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        hue = [0.01, 0.04, 0.07, 0.78][rng.integers(4)]
+        hue = rng.uniform(0.0, 0.06)
         self.cap = hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.4, 0.8))
-        self.flecked = rng.uniform() < 0.75
+        self.flecked = rng.uniform() < 0.9
         self.dome = rng.uniform(0.38, 0.52)
 
     def distance(self, p: Points) -> Numbers:
@@ -256,7 +258,7 @@ class Leaf(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        hue = [0.3, 0.26, 0.22, 0.12][rng.integers(4)]
+        hue = rng.uniform(0.2, 0.32)
         self.blade = hsv(hue, rng.uniform(0.6, 0.9), rng.uniform(0.4, 0.75))
         self.lobes = rng.uniform(0.15, 0.3) if rng.uniform() < 0.5 else 0.0
         self.width, self.curl = rng.uniform(0.36, 0.52), rng.uniform(0.1, 0.45)
@@ -296,15 +298,9 @@ class Donut(Shape):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
-        hue, saturation, value = [
-            (0.95, 0.45, 0.9),
-            (0.06, 0.7, 0.3),
-            (0.1, 0.1, 0.95),
-            (0.4, 0.35, 0.85),
-            (0.13, 0.6, 0.9),
-        ][rng.integers(5)]
+        hue, saturation, value = [(0.94, 0.5, 0.9), (0.06, 0.7, 0.3)][rng.integers(2)]
         self.icing, self.dough = hsv(hue, saturation, value), hsv(0.09, 0.6, rng.uniform(0.6, 0.8))
-        self.sprinkled = rng.uniform() < 0.75
+        self.sprinkled = rng.uniform() < 0.9
         self.waves = int(rng.integers(5, 10))
 
     def distance(self, p: Points) -> Numbers:
