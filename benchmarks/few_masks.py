@@ -10,15 +10,41 @@ not repeated, an interrupted one is resumed.
 
 import argparse
 import json
+import shutil
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from halfmask.data.splits import open_dataset
 from halfmask.engine.evaluate import evaluate
 from halfmask.engine.rundir import environment
 from halfmask.engine.train import train
-from halfmask.recipe import Recipe, load
+from halfmask.recipe import DataRecipe, Recipe, load
+
+
+def resized(source: Path, side: int, out: Path) -> Path:
+    """Write a copy of a dataset with all images squeezed to `side` x `side` pixels (masks by nearest neighbor)."""
+    target = out / f"{source.name}_{side}"
+    if target.exists():
+        return target
+    dataset = open_dataset(DataRecipe(root=str(source)))
+    part_folder = target.with_suffix(".part")
+    for part in ("train", "val", "test"):
+        for id in dataset.ids(part):
+            pairs = (
+                ("images", dataset.read_image(id), Image.Resampling.BILINEAR),
+                ("masks", dataset.read_target(id), Image.Resampling.NEAREST),
+            )
+            for folder, pixels, filter in pairs:
+                path = part_folder / folder / part / f"{Path(id).stem}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).resize((side, side), filter).save(path)
+    shutil.copy(source / "classes.txt", part_folder / "classes.txt")
+    part_folder.rename(target)
+    return target
 
 
 def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int) -> Recipe:
@@ -28,7 +54,7 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int)
         "method": {"name": method},
         "model": {"name": "smp", "arch": "linknet", "encoder": {"name": "resnet18"}},
         "data": {
-            "root": str(options.data),
+            "root": str(options.root),
             "labeled": labeled,
             "labeled_seed": seed,
             "val": "none",
@@ -97,7 +123,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file of the results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides for every run")
     parser.add_argument("--params", nargs="*", default=[], metavar="METHOD.KEY=VALUE", help="of one method's runs")
+    parser.add_argument("--resize", type=int, metavar="SIDE", help="squeeze all images to SIDE x SIDE pixels first")
     options = parser.parse_args()
+    options.root = resized(options.data, options.resize, Path(options.out)) if options.resize else options.data
     scores = []
     for labeled in options.labeled:
         for seed in options.seeds:
@@ -112,6 +140,7 @@ def main() -> None:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
         settings["data"] = options.data.name
         settings.pop("out")
+        settings.pop("root")
         settings.pop("json")
         state = environment()
         kept = {name: state[name] for name in ("python", "cpu_cores", "devices", "packages")}
