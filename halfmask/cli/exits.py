@@ -1,6 +1,8 @@
 """What a failed command prints, and the code it exits with."""
 
+import errno
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -8,9 +10,19 @@ from typing import Any, ParamSpec
 
 import typer
 
-from halfmask.errors import HalfmaskError, Interrupted, OutOfMemoryError
+from halfmask.errors import DataError, HalfmaskError, Interrupted, OutOfMemoryError
 
 P = ParamSpec("P")
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EEXIST,
+)
 
 
 def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -58,6 +70,13 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
         )
         return f"{message}, then a smaller data.crop; to evaluate or predict: eval.batch=1 eval.mode=slide.", (
             OutOfMemoryError.exit_code
+        )
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        place = f"{error.filename}: " if error.filename else ""
+        return (
+            f"DataError: {place}{os.strerror(error.errno)}. Free space, make the folder writable, or choose another "
+            "folder (--out).",
+            DataError.exit_code,
         )
     return (
         f"{type(error).__name__}: {error}\n"

@@ -195,6 +195,13 @@ class Checkpoints(L.Callback):
 
     def teardown(self, trainer: L.Trainer, module: LitMethod, stage: str) -> None:
         """Give the signals back."""
+        self._give_back()
+
+    def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
+        """Give the signals back; Lightning skips `teardown` after an exception."""
+        self._give_back()
+
+    def _give_back(self) -> None:
         for number, former in self._former.items():
             signal.signal(number, former)
         self._former = {}

@@ -55,6 +55,12 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
     _check_model(method.student, recipe, world)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
     warnings = splits.verify(dataset, split, unlabeled)
+    if not split.val and recipe.eval.select_on == "val" and data.val != "none":
+        warnings = (
+            *warnings,
+            "no validation images (fewer than five masks are in use): no best checkpoint is chosen, the last weights "
+            "are kept. Name a list or part with data.val, or evaluate another part: halfmask evaluate RUN --part test.",
+        )
     if method.draws and not split.unlabeled:
         raise DataError(
             f"method {recipe.method.name} learns from unlabeled images and there are none: every image of "

@@ -46,28 +46,34 @@ class RunDir:
         """Checkpoint of the best validation score of a predictor."""
         return self.path / "checkpoints" / f"best-{predictor}.ckpt"
 
+    def check_free(self, *, overwrite: bool = False) -> None:
+        """Refuse a place where a new run cannot begin.
+
+        Raises:
+            DataError: the folder holds files and `overwrite` is false, or it is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path} is a file. Choose another folder with --out.")
+        if overwrite or not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        go_on = f"Continue it: halfmask train --resume {self.path}; start" if self.last.exists() else "Start"
+        raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.")
+
     def create(self, *, overwrite: bool = False) -> None:
         """Make an empty run folder.
 
         Raises:
             DataError: the folder holds files and `overwrite` is false, or cannot be written.
         """
+        self.check_free(overwrite=overwrite)
         try:
-            if self.path.exists() and not self.path.is_dir():
-                raise DataError(f"{self.path} is a file. Choose another folder with --out.")
-            if self.path.is_dir() and any(self.path.iterdir()):
-                if not overwrite:
-                    hint = f"halfmask train --resume {self.path}" if self.last.exists() else "--overwrite"
-                    raise DataError(
-                        f"{self.path} is not empty. Continue it: halfmask train --resume {self.path}; "
-                        "start anew: --overwrite; or choose another --out."
-                        if self.last.exists()
-                        else f"{self.path} is not empty. Start anew in it with {hint}, or choose another --out."
-                    )
+            if self.path.is_dir():
                 self._clear()
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except PermissionError:
-            raise DataError(f"{self.path}: no permission to write there. Choose another folder with --out.") from None
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror}). Choose another folder with --out."
+            ) from None
 
     def _clear(self) -> None:
         """Remove the files a run writes, and nothing else: a mistyped --out must not cost anyone's data."""

@@ -87,6 +87,8 @@ def train(
     """
     run = RunDir(out)
     if resume:
+        if limit is not None:
+            raise RecipeError("a resumed run keeps its length: --limit and --resume exclude each other.")
         _check_resume_overrides(overrides)
         recipe = run.load_recipe(overrides)
     elif recipe is None or not isinstance(recipe, Recipe):
@@ -113,6 +115,8 @@ def _train_stage(
     recipe: Recipe, run: RunDir, *, resume: bool, overwrite: bool, dry_run: bool, quiet: bool, limit: int | None
 ) -> TrainResult:
     began = time.monotonic()
+    if not resume and _is_first_rank():
+        run.check_free(overwrite=overwrite)  # before minutes of preparation
     recipe = with_precision(recipe)
     prepared = prepare(recipe, limit)
     if limit is not None:

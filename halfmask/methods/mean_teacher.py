@@ -8,7 +8,7 @@ semi-supervised deep learning results", NeurIPS 2017, arXiv:1703.01780; per-pixe
     f'   = d * f' + (1 - d) * f,  d = min(1 - 1 / (step + 1), ema_decay)      after the optimizer step
 
 strong = color changes and blur. There is no threshold: a soft target is small where the teacher is unsure, which
-keeps the method stable with very few masks, and weak as a teacher.
+also makes it a weak teacher: early soft targets can hold a student from scratch back.
 
 Labeled and strong images share one training pass, as in the paper; with batch normalization the statistics are
 taken over both.
