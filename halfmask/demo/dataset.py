@@ -30,10 +30,10 @@ class Size:
         side: pixels.
     """
 
-    labeled: int = 6
-    unlabeled: int = 90
-    val: int = 12
-    test: int = 24
+    labeled: int = 8
+    unlabeled: int = 160
+    val: int = 16
+    test: int = 48
     side: int = 128
 
     @property

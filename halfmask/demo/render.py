@@ -178,12 +178,18 @@ def _shade(
 
 
 def _develop(image: Array, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Apply exposure, a film-like curve (Narkowicz 2015), vignetting and sensor noise."""
-    size = len(image)
-    x = np.linspace(-1, 1, size)
+    """Take the picture as some camera would: exposure, white balance, a film-like curve, color, vignette, noise.
+
+    No two cameras agree: what a few labeled pictures show of this is not what all the others look like.
+    """
+    x = np.linspace(-1, 1, len(image))
     fall = 1 - rng.uniform(0.1, 0.35) * (x[:, None] ** 2 + x**2) / 2
-    exposed = image * fall[..., None] * rng.uniform(0.55, 0.95)
-    curved = exposed * (2.51 * exposed + 0.03) / (exposed * (2.43 * exposed + 0.59) + 0.14)
-    srgb = np.clip(curved, 0, 1) ** (1 / 2.2) * 255
-    noisy = srgb + rng.normal(0, rng.uniform(1.0, 4.0), image.shape)
+    warm, tint = rng.uniform(-0.35, 0.35), rng.uniform(-0.08, 0.08)
+    balance = np.exp([warm, tint, -warm])
+    exposed = image * fall[..., None] * balance * np.exp(rng.uniform(-0.9, 0.2))
+    curved = exposed * (2.51 * exposed + 0.03) / (exposed * (2.43 * exposed + 0.59) + 0.14)  # Narkowicz 2015
+    srgb = np.clip(curved, 0, 1) ** (1 / 2.2)
+    gray: np.ndarray = srgb @ np.array([0.299, 0.587, 0.114])
+    colored = gray[..., None] + (srgb - gray[..., None]) * rng.uniform(0.3, 1.3)
+    noisy = 255 * colored + rng.normal(0, rng.uniform(1.0, 6.0), image.shape)
     return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)

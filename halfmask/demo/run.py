@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from halfmask.engine.metrics import Scores
 
 METHODS = ("supervised", "fixmatch")
-STEPS = 400
+STEPS = 800
 
 
 @dataclass(frozen=True)
@@ -135,19 +135,20 @@ def run_demo(
 
 
 def recipe_of(method: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
-    """Give the recipe of one run: all but the method is the same.
+    """Give the recipe of one run; all but the method is the same.
 
-    A ResNet-18 at a quarter of its width from random weights: a CPU trains it in a minute, and nothing is downloaded.
+    A ResNet-18 at a quarter of its width, from random weights: a CPU trains it in a minute or two, and nothing is
+    downloaded. The learning rate is the better one of 1e-3 to 4e-3 for the supervised run.
     """
     methods: dict[str, dict[str, Any]] = {
         "supervised": {"name": "supervised"},
-        "fixmatch": {"name": "fixmatch", "threshold": 0.9, "unlabeled_weight": 1.0, "ema_decay": 0.99},
+        "fixmatch": {"name": "fixmatch", "threshold": 0.8, "ema_decay": 0.99},
     }
     return {
         "method": methods[method],
         "model": {
-            "encoder": {"name": "resnet", "depth": 18, "width": 24, "stem": "plain", "output_stride": 16},
-            "decoder": {"name": "deeplabv3plus", "rates": [2, 4, 6], "aspp": 64, "low": 24, "embedding": 64},
+            "encoder": {"name": "resnet", "depth": 18, "width": 16, "stem": "plain", "output_stride": 16},
+            "decoder": {"name": "deeplabv3plus", "rates": [2, 4, 6], "aspp": 48, "low": 16, "embedding": 48},
         },
         "data": {
             "root": str(data),
@@ -155,9 +156,17 @@ def recipe_of(method: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
             "batch": {"labeled": 6, "unlabeled": 6},
             "scale": [0.7, 1.4],
             "workers": 0,
+            "cache": "memmap",
         },
-        "optim": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.01, "schedule": "poly"},
-        "run": {"steps": steps, "seed": seed, "eval_every": max(steps // 8, 1), "logger": "none"},
+        "optim": {"name": "adamw", "lr": 4e-3, "warmup_steps": min(40, steps // 10)},
+        "run": {
+            "steps": steps,
+            "seed": seed,
+            "eval_every": max(steps // 8, 1),
+            "log_every": max(steps // 40, 1),
+            "channels_last": True,  # pooling and small convolutions are a fifth faster on a CPU, too
+            "logger": "none",
+        },
     }
 
 
