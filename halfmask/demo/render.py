@@ -192,4 +192,4 @@ def _develop(image: Array, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3
     gray: np.ndarray = srgb @ np.array([0.299, 0.587, 0.114])
     colored = gray[..., None] + (srgb - gray[..., None]) * rng.uniform(0.3, 1.3)
     noisy = 255 * colored + rng.normal(0, rng.uniform(1.0, 6.0), image.shape)
-    return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(noisy + 0.5, 0, 255), dtype=np.uint8)
