@@ -5,6 +5,7 @@ Polygons are filled by the even-odd rule at pixel centers; the parts of one inst
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from halfmask.data.layouts import PART_NAMES
 from halfmask.data.masks import IGNORE
 from halfmask.errors import DataError
 
@@ -107,7 +109,7 @@ class CocoFolder:
                 if found is not None and file.is_annotated(name):
                     self._file_of[found] = (file, name)
                 if found is not None:
-                    self.parts[_part_of(path, root)].append(found)
+                    self.parts[part_of(path, root)].append(found)
         listed = {id for part in self.parts.values() for id in part}
         self.parts["unlabeled"] = [id for id in images if id not in listed]
         self.parts = {part: sorted(set(held)) for part, held in self.parts.items()}
@@ -249,6 +251,18 @@ def _locate(name: str, path: Path, root: Path, by_name: Mapping[str, list[str]])
     return near[0]
 
 
-def _part_of(path: Path, root: Path) -> str:
-    name = path.relative_to(root).as_posix().lower()
-    return "val" if "val" in name else "test" if "test" in name else "train"
+def part_of(path: Path, root: Path) -> str:
+    """Tell the part a json file belongs to by the words of its name, or of its nearest folder that says so.
+
+    >>> part_of(Path("annotations/instances_val2017.json"), Path())
+    'val'
+    >>> part_of(Path("latest.json"), Path())  # "test" is no word of it
+    'train'
+    """
+    for name in reversed(path.relative_to(root).with_suffix("").parts):
+        words = re.findall(r"[a-z]+", re.sub(r"([a-z])(?=[A-Z])", r"\1_", name).lower())
+        if (parts := {PART_NAMES[word] for word in words if word in PART_NAMES}) == {"val"} or parts == {"test"}:
+            return parts.pop()
+        if parts:  # also `train_val.json`: used for training
+            return "train"
+    return "train"

@@ -26,7 +26,8 @@ LayoutName = Literal[
     "voc", "cityscapes", "ade20k", "images+masks", "parts", "parts inside", "coco json", "side by side", "plain"
 ]
 
-_PART_NAMES = {
+# How folders and files name the parts of a dataset.
+PART_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled",
 }  # fmt: skip
@@ -147,7 +148,7 @@ def _ade20k(root: Path) -> Layout | None:
 def _parts_inside(root: Path) -> Layout | None:
     mask_folder = next((name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
     inside = [path.name for path in _folders(root / "images")]
-    if mask_folder is None or not any(_PART_NAMES.get(name.lower()) in {"train", "val", "test"} for name in inside):
+    if mask_folder is None or not any(PART_NAMES.get(name.lower()) in {"train", "val", "test"} for name in inside):
         return None
     parts: dict[str, list[str]] = {}
     masks: dict[str, str] = {}
@@ -157,7 +158,7 @@ def _parts_inside(root: Path) -> Layout | None:
         found = list_images(root / mask_folder / name, root)
         pairs = pair(images, found, f"images/{name}", f"{mask_folder}/{name}")
         orphans += sorted(set(found) - set(pairs.values()))
-        part = _PART_NAMES.get(name.lower(), "train" if pairs else "unlabeled")
+        part = PART_NAMES.get(name.lower(), "train" if pairs else "unlabeled")
         parts[part] = sorted(parts.get(part, []) + images)
         masks |= pairs
     loose = list_images(root / "images", root, recursive=False) + list_images(root / "unlabeled", root)
@@ -194,7 +195,7 @@ def _parts(root: Path) -> Layout | None:
             continue
         pairs = pair(images, found, f"{folder.name}/images", f"{folder.name}/{mask_folder}")
         orphans += sorted(set(found) - set(pairs.values()))
-        part = _PART_NAMES.get(folder.name.lower(), "train")
+        part = PART_NAMES.get(folder.name.lower(), "train")
         parts[part] = sorted(parts.get(part, []) + images)
         masks |= pairs
         used.append(folder.name)

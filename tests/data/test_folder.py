@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from halfmask.data import masks
+from halfmask.data._coco_json import part_of
 from halfmask.data.folder import Folder
 from halfmask.data.layouts import pair
 from halfmask.errors import DataError
@@ -104,6 +105,29 @@ def test_coco_json_from_any_tool(place: str, tmp_path: Path) -> None:
     # Listed without annotation, and not listed: both unlabeled.
     assert data.mask_path(f"{base}/b.png") is None
     assert data.ids("unlabeled") == [f"{base}/c.png"]
+
+
+@pytest.mark.parametrize(
+    ("place", "part"),
+    [
+        ("latest.json", "train"),
+        ("annotations/intervals.json", "train"),
+        ("annotations/instances_val2017.json", "val"),
+        ("annotations/instancesTest.json", "test"),
+        ("valid/_annotations.coco.json", "val"),
+        ("contest/test/annotations.json", "test"),
+        ("test-site/train.json", "train"),
+        ("train_val.json", "train"),
+    ],
+)
+def test_the_part_of_a_coco_json_is_told_by_whole_words(place: str, part: str) -> None:
+    assert part_of(Path("root") / place, Path("root")) == part
+
+
+def test_annotations_called_latest_are_for_training(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.png")
+    trees.coco_json(tmp_path / "latest.json", ["a.png"])
+    assert Folder(tmp_path).ids("train") == ["images/a.png"]
 
 
 def test_a_category_that_only_groups_others_is_no_class(tmp_path: Path) -> None:
