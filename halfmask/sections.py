@@ -236,14 +236,22 @@ class RunRecipe(Section):
 
 
 class ExpectedRecipe(Section):
-    """The published number this recipe is compared with by reports.
+    """The published number this recipe is compared with by `halfmask evaluate` and by reports.
 
     Args:
-        metric: name of the score.
+        metric: name of the score as in metrics.json: `miou`, `acc`, `iou/<class>`.
         value: as a fraction; one per split where the recipe serves several.
         source: paper and table.
     """
 
     metric: str = "miou"
-    value: float | dict[str, float]
+    value: Fraction | dict[Text, Fraction]
     source: str
+
+    def number(self, split: str | None) -> float | None:
+        """Give the published value of a split, or `None` where that split has none.
+
+        >>> ExpectedRecipe(value={"92": 0.863}, source="Table 1").number("92")
+        0.863
+        """
+        return self.value.get(split or "") if isinstance(self.value, dict) else self.value

@@ -24,11 +24,13 @@ def evaluate(
 ) -> None:
     """Score a run on images with masks.
 
-    The protocol is stored beside the number, in metrics.json.
+    The protocol is stored beside the number, in metrics.json. On the validation part, the number that the run's
+    recipe expects for its split is printed beside it.
     """
     flags.check_overrides(overrides or ())
     flags.set_verbosity(quiet, verbose)
     from halfmask.engine.evaluate import evaluate as score
+    from halfmask.engine.runs import published
 
     scores = score(
         run,
@@ -42,5 +44,11 @@ def evaluate(
     )
     if as_json:
         print(json.dumps(scores.to_dict(part), indent=2))
-    else:
-        scores.print_table(title=f"{run} on {part}")
+        return
+    scores.print_table(title=f"{run} on {part}")
+    same_images = part == "val" and limit is None and not any(text.startswith("data.") for text in overrides or ())
+    found = published(run) if same_images else None
+    ours = scores.to_dict().get(found.metric) if found else None
+    if found is not None and ours is not None:
+        split = f" with split {found.split}" if found.split else ""
+        print(f"{found.metric} {100 * ours:.2f}   published{split}: {100 * found.value:.2f} ({found.source})")

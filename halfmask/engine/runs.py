@@ -59,6 +59,36 @@ def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str])
     return OpenedRun(folder, recipe.eval, recipe.data, _recorded_val(folder))
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A number from a paper, for the setting of a run's recipe.
+
+    Args:
+        metric: name of the score, as in `Scores.to_dict`.
+        value: as a fraction.
+        source: paper and table.
+        split: which labels it was reached with.
+    """
+
+    metric: str
+    value: float
+    source: str
+    split: str | None
+
+
+def published(run: str | Path) -> Published | None:
+    """Give the number that the run's recipe names for its split; `None` for a bare bundle or an unpublished split.
+
+    Raises:
+        CheckpointError: no bundle there, or a damaged recipe.
+    """
+    recipe = load(_stored_sections(bundle_folder(run), ("data", "expected")))
+    number = recipe.expected.number(recipe.data.split) if recipe.expected else None
+    if recipe.expected is None or number is None:
+        return None
+    return Published(recipe.expected.metric, number, recipe.expected.source, recipe.data.split)
+
+
 @contextmanager
 def memory_cure(protocol: EvalRecipe) -> Iterator[None]:
     """Turn an out-of-memory error of the device into one that names the setting to change.

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from halfmask.cli.app import app
 from halfmask.engine.bundle import save_bundle
 from halfmask.engine.device import pick_device
 from halfmask.engine.evaluate import count, evaluate, evaluate_model
 from halfmask.engine.inference import class_map
 from halfmask.engine.metrics import ConfusionMatrix
 from halfmask.engine.read_ahead import read_ahead
+from halfmask.engine.runs import published
 from halfmask.errors import CheckpointError, DataError, RecipeError
 from halfmask.recipe import DataRecipe, EvalRecipe, load
 from halfmask.task import Task
@@ -232,3 +235,27 @@ def test_a_data_recipe_without_root_is_refused(run: Path) -> None:
     )
     with pytest.raises(DataError, match="--data DIR"):
         evaluate(run, quiet=True)
+
+
+def test_the_published_number_of_the_split_is_printed_beside_ours(run: Path) -> None:
+    recipe = load(run / "recipe.yaml").model_dump(mode="json")
+    assert published(run) is None
+    recipe["expected"] = {"metric": "iou/disc", "value": {183: 0.875, "366": 0.9}, "source": "Paper, Table 1"}
+    recipe["data"] |= {"split": 183, "splits": str(run / "lists"), "val": str(run / "lists" / "183" / "val.txt")}
+    (run / "lists" / "183").mkdir(parents=True)
+    (run / "lists" / "183" / "labeled.txt").write_text("shape_00\nshape_01\nshape_02\n")
+    (run / "lists" / "183" / "val.txt").write_text("shape_03\nshape_04\n")
+    (run / "recipe.yaml").write_text(load(recipe).to_yaml())
+    found = published(run)
+    assert found is not None
+    assert (found.metric, found.value, found.split) == ("iou/disc", 0.875, "183")
+    shown = CliRunner().invoke(app, ["evaluate", str(run), "-q"])
+    assert shown.exit_code == 0, shown.output
+    ours = 100 * record(run)["metrics"]["val/iou/disc"]
+    last = shown.stdout.strip().splitlines()[-1]
+    assert last == f"iou/disc {ours:.2f}   published with split 183: 87.50 (Paper, Table 1)"
+    for changed in (["--part", "all"], ["--limit", "1"], ["data.split=null"]):
+        assert "published with" not in CliRunner().invoke(app, ["evaluate", str(run), *changed, "-q"]).stdout
+    recipe["data"]["split"] = "92"
+    (run / "recipe.yaml").write_text(load(recipe).to_yaml())
+    assert published(run) is None
