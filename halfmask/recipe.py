@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from halfmask.errors import RecipeError, bullet_list
 from halfmask.plugins import Kind, params_model, resolve
-from halfmask.schema import explain
+from halfmask.schema import explain_all
 from halfmask.sections import (
     BatchRecipe,
     DataRecipe,
@@ -93,7 +93,7 @@ def load(
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        problems += [explain(item, Recipe, raw) for item in error.errors()]
+        problems += explain_all(error.errors(), Recipe, raw)
     filled = _check_entries(raw, problems)
     if problems:
         raise RecipeError(
@@ -231,8 +231,8 @@ def _check_entries(raw: dict[str, Any], problems: list[str]) -> dict[str, dict[s
         try:
             checked = schema.model_validate(params)
         except ValidationError as error:
-            for item in error.errors():
-                problems.append(explain(item, schema, params, prefix=dotted, owner=f"{kind} {entry['name']}"))
+            owner = f"{kind} {entry['name']}"
+            problems += explain_all(error.errors(), schema, params, prefix=dotted, owner=owner)
             continue
         filled[dotted] = {"name": entry["name"], **checked.model_dump(mode="json")}
     return filled

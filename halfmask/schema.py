@@ -2,11 +2,32 @@
 
 import types
 import typing
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from halfmask.errors import nearest
+
+
+def explain_all(
+    items: Sequence[Any], schema: type[BaseModel], raw: Any, prefix: str = "", owner: str = ""
+) -> list[str]:
+    """Explain all errors of a validation: one line per key, even where each member of a union complains."""
+    by_key: dict[str, list[Any]] = {}
+    for item in items:
+        by_key.setdefault(".".join(_key_path([str(part) for part in item["loc"]], schema)), []).append(item)
+    lines = []
+    for key, found in by_key.items():
+        if any(other.startswith(f"{key}.") for other in by_key):
+            continue  # `{root: .., typo: ..}` is no string either, but the typo says it
+        if len(found) == 1:
+            lines.append(explain(found[0], schema, raw, prefix, owner))
+            continue
+        dotted, field = ".".join(filter(None, [prefix, key])), _field_at(schema, key.split("."))
+        allowed = f" Allowed: {describe_field(field)}." if field is not None else ""
+        lines.append(f"{dotted}={_value_at(raw, key, found[0])!r} is not possible.{allowed}")
+    return lines
 
 
 def explain(item: Any, schema: type[BaseModel], raw: Any, prefix: str = "", owner: str = "") -> str:
@@ -29,12 +50,31 @@ def explain(item: Any, schema: type[BaseModel], raw: Any, prefix: str = "", owne
 def _key_path(location: list[str], schema: type[BaseModel]) -> list[str]:
     """Drop pydantic's names of union members from an error location."""
     keys: list[str] = []
+    inside_union = False
     for part in location:
         parent = _schema_at(schema, keys)
         if parent is None:
             break
+        if inside_union:
+            inside_union = False
+            continue
         keys.append(part)
+        field = parent.model_fields.get(part)
+        inside_union = field is not None and _is_choice(field.annotation)
     return keys
+
+
+def _is_choice(annotation: Any) -> bool:
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    return get_origin(annotation) in (typing.Union, types.UnionType) and len(members) > 1
+
+
+def _value_at(raw: Any, key: str, item: Any) -> Any:
+    for part in key.split("."):
+        if not isinstance(raw, dict) or part not in raw:
+            return item["input"]
+        raw = raw[part]
+    return raw
 
 
 def _schema_at(schema: type[BaseModel], keys: list[str]) -> type[BaseModel] | None:
@@ -77,8 +117,13 @@ def describe_field(field: Any) -> str:
     if section is not None and not _is_entry(section):
         return "a section with the keys " + ", ".join(section.model_fields)
     text = "a name or {name, **params}" if section is not None else describe_type(field.annotation)
+    text += _range(field.metadata)
+    return text if field.is_required() else f"{text}, default {field.get_default(call_default_factory=True)!r}"
+
+
+def _range(constraints: Iterable[Any]) -> str:
     lower, upper = "", ""
-    for constraint in field.metadata:
+    for constraint in constraints:
         if getattr(constraint, "ge", None) is not None:
             lower = f"[{constraint.ge}"
         if getattr(constraint, "gt", None) is not None:
@@ -87,9 +132,7 @@ def describe_field(field: Any) -> str:
             upper = f"{constraint.le}]"
         if getattr(constraint, "lt", None) is not None:
             upper = f"{constraint.lt})"
-    if lower or upper:
-        text += f" in {lower or '(-inf'}, {upper or 'inf)'}"
-    return text if field.is_required() else f"{text}, default {field.get_default(call_default_factory=True)!r}"
+    return f" in {lower or '(-inf'}, {upper or 'inf)'}" if lower or upper else ""
 
 
 def _is_entry(section: type[BaseModel]) -> bool:
@@ -102,7 +145,9 @@ def describe_type(annotation: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(value) for value in get_args(annotation))
     if origin is Annotated:
-        return describe_type(get_args(annotation)[0])
+        inner, *constraints = get_args(annotation)
+        # `Field(ge=1)` holds its constraints, others are constraints themselves.
+        return describe_type(inner) + _range(item for one in constraints for item in getattr(one, "metadata", [one]))
     if origin in (typing.Union, types.UnionType):
         return " | ".join(describe_type(member) for member in get_args(annotation))
     if origin is not None:

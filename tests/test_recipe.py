@@ -72,6 +72,25 @@ def test_bad_values_inside_an_entry_name_the_range() -> None:
         load({"method": {"name": "fixmatch", "threshold": 1.5}})
 
 
+@pytest.mark.parametrize("value", ["0", "-3", "1.5", "[1]"])
+def test_a_value_that_fits_no_alternative_is_one_problem_with_all_ranges(value: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load({}, [f"data.labeled={value}"])
+    assert "1 problem\n" in str(caught.value)
+    assert f"data.labeled={value} is not possible. Allowed: int in [1, inf) | float in (0, 1) | str | null" in str(
+        caught.value
+    )
+
+
+def test_a_typo_inside_an_alternative_is_the_only_problem() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load({}, ["data.unlabeled={root: x, lst: y}"])
+    assert "1 problem\n" in str(caught.value)
+    assert "data.unlabeled.lst is not a parameter. Did you mean `list`" in str(caught.value)
+    with pytest.raises(RecipeError, match=r"1 problem\n.*data\.unlabeled=3 is not possible"):
+        load({}, ["data.unlabeled=3"])
+
+
 @pytest.mark.parametrize("text", ["optim.lr", "=3"])
 def test_malformed_override_shows_the_form(text: str) -> None:
     with pytest.raises(RecipeError, match=r"key=value"):
