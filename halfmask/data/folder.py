@@ -221,7 +221,14 @@ class Folder(FileDataset):
         ids = sorted({self._said.map.get(value, value) for value in counts} - {self._said.ignore_index, IGNORE})
         listed = ", ".join(f"{value} ({counts[value]} px)" for value in sorted(counts)[:12])
         name_them = "Name the classes in halfmask.yaml: `classes: {ID: NAME, ...}`."
-        if not ids or ids == [0]:
+        if not ids:
+            raise DataError(
+                f"{self.root}: every pixel of the masks is ignored: {listed}. Nothing is labeled. Export the "
+                f"masks with class ids from 0; or, if {max(counts)} is a class: `classes: {{0: background, 1: NAME}}` and "
+                f"`map: {{{max(counts)}: 1}}` in halfmask.yaml.",
+                "H203",
+            )
+        if ids == [0]:
             raise DataError(f"{self.root}: the masks hold a single class: {listed}. {name_them}", "H203")
         if ids[0] == 1:
             raise DataError(f"{self.root}: no mask holds 0: {listed}. {off_by_one_cure(ids[-1])} {name_them}", "H205")

@@ -268,8 +268,12 @@ def binary_cure() -> str:
 
 
 def off_by_one_cure(classes: int) -> str:
-    """Say how to mend ids that run from 1 to K."""
-    table = ", ".join(f"{i + 1}: {i}" for i in range(min(classes, 4))) + (", ..." if classes > 4 else "")
+    """Say how to mend ids that run from 1 to K: the whole table, to be copied.
+
+    >>> off_by_one_cure(2)
+    'The ids seem to start at 1, training ids start at 0: set `map: {1: 0, 2: 1}` in halfmask.yaml.'
+    """
+    table = ", ".join(f"{i + 1}: {i}" for i in range(classes))
     return f"The ids seem to start at 1, training ids start at 0: set `map: {{{table}}}` in halfmask.yaml."
 
 

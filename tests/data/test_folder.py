@@ -239,6 +239,24 @@ def test_ids_from_one_are_refused_and_mended_by_map_or_numbered_names(tmp_path: 
         assert data.read_target("images/im_0.png").ravel()[:2].tolist() == [0, 1]
 
 
+def test_the_table_for_many_ids_from_one_is_complete_and_mends_them(tmp_path: Path) -> None:
+    trees.folder(tmp_path, values=range(1, 8))
+    with pytest.raises(DataError, match=r"map: \{.*7: 6\}") as caught:
+        _ = Folder(tmp_path).task
+    table = str(caught.value).partition("`")[2].partition("`")[0]
+    assert "..." not in table
+    data = Folder(describe(tmp_path, f"{{classes: [a, b, c, d, e, f, g], {table}}}"))
+    assert data.read_target("images/im_0.png").ravel()[:7].tolist() == list(range(7))
+
+
+def test_masks_of_ignored_pixels_only_are_said_to_label_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"every pixel of the masks is ignored: 255.*map: \{255: 1\}") as caught:
+        _ = Folder(trees.folder(tmp_path, values=(255,))).task
+    assert "single class" not in str(caught.value)
+    data = Folder(describe(tmp_path, "{classes: {0: background, 1: crack}, map: {255: 1}}"))
+    assert set(np.unique(data.read_target("images/im_0.png"))) == {1}
+
+
 def test_values_that_are_no_numbering_are_refused(tmp_path: Path) -> None:
     trees.folder(tmp_path, values=(0, 85, 170))
     with pytest.raises(DataError, match=r"85 \(\d+ px\).*classes: \{ID: NAME"):
