@@ -1,0 +1,79 @@
+"""Every code that errors and findings carry: what it means and what mends it. The table in the docs is made from this.
+
+    H1xx   the data is usable, but something about it deserves a look (`halfmask check`)
+    H2xx   the data cannot be used as it is: training stops, `halfmask check` exits with 1
+
+A code never changes its meaning; one that is no longer given stays free.
+"""
+
+from typing import NamedTuple
+
+
+class Code(NamedTuple):
+    """One code.
+
+    Args:
+        meaning: what was found.
+        cure: what to do about it, when nothing more specific is known.
+    """
+
+    meaning: str
+    cure: str
+
+
+CODES: dict[str, Code] = {
+    "H101": Code("images carry an EXIF rotation", "nothing: they are turned upright, as annotation tools show them"),
+    "H102": Code("images of fewer than 32 pixels on a side", "remove them if they are thumbnails or leftovers"),
+    "H103": Code(
+        "gray, color and transparent images are mixed", "nothing, if intended: all are read as RGB, alpha drops"
+    ),
+    "H104": Code("images of more than 30 million pixels", "cut them into tiles, or set data.cache=memmap"),
+    "H105": Code("animated images", "save the frames as single images: only the first one is read"),
+    "H106": Code("pixels that are not numbers (NaN, infinity)", "fill them, or name their value as `nodata`"),
+    "H110": Code("masks without an image", "name each mask like its image, or remove it"),
+    "H111": Code("masks saved as RGB with three equal channels", "nothing: the first channel is read as class ids"),
+    "H112": Code(
+        "masks use 255, which is ignored", "nothing, if 255 means unknown; else name it in `classes` or `map`"
+    ),
+    "H113": Code("masks in which every pixel is ignored", "draw them, or remove them: such an image teaches nothing"),
+    "H114": Code("masks fit the stored, not the upright image", "check one: it is turned with the image"),
+    "H115": Code("the images of an orientation that keeps their size", "check one mask: it is taken as drawn upright"),
+    "H120": Code("classes with few labeled pixels", "label more images that show them"),
+    "H121": Code("classes in no labeled mask", "label an image that shows them, or remove the class"),
+    "H122": Code("classes in no validation mask", "validate on images that show them: their IoU cannot be measured"),
+    "H123": Code("classes without names", "name them in halfmask.yaml: `halfmask check --fix` writes one to edit"),
+    "H130": Code("near-duplicate images in different parts", "keep each scene in one part: results would be too good"),
+    "H131": Code("the same image more than once in a part", "remove the copies"),
+    "H140": Code("no validation images", "name a part or a list with data.val; with five masks a fifth is held out"),
+    "H141": Code("few validation images", "validate on more images: small differences of IoU are chance"),
+    "H142": Code("fewer than five labeled images", "label more; `halfmask suggest` names the most useful ones"),
+    "H143": Code("no unlabeled images", "add images without masks, or use fewer masks (data.labeled)"),
+    "H150": Code("names that differ in upper and lower case only", "rename: some systems keep only one of them"),
+    "H151": Code("symbolic links that are not followed", "copy the files, or link the single files"),
+    "H152": Code("files of kinds that are not read", "convert them to PNG, JPEG or TIFF"),
+    "H153": Code("stored names of images and lists disagree", "draw the split anew: halfmask split --data DIR"),
+    "H201": Code("a file is missing, empty, broken or not to be opened", "copy it again, or remove it"),
+    "H202": Code(
+        "a mask has another size than its image", "export masks at image size, or data.dataset.resize_masks=true"
+    ),
+    "H203": Code("a mask holds values that are no class", "name the class in `classes`, or ignore it: `map: {3: 255}`"),
+    "H204": Code("masks hold 0 and 255 only: foreground or unknown?", "`binary: true`, or `map: {255: 255}`"),
+    "H205": Code("class ids start at 1", "name them as stored, `classes: {1: NAME, ...}`, or `map: {1: 0, 2: 1}`"),
+    "H206": Code("a mask holds colors that name no class", "`palette: {0: [R, G, B], ...}` in halfmask.yaml"),
+    "H207": Code("bit depth or number of bands", "`range: [0, 4095]` or `bands: 5` in halfmask.yaml"),
+    "H208": Code("no known layout, or names that pair in two ways", "arrange images/ and masks/, one name per pair"),
+    "H209": Code("halfmask.yaml or a class file is wrong", "correct the keys the message names"),
+    "H210": Code("too few images or masks", "add masks, or ask for fewer"),
+    "H211": Code("split lists do not fit the data or each other", "correct the lists, or draw them: halfmask split"),
+    "H212": Code("a single class", "name or draw a second one: with one class there is nothing to tell apart"),
+    "H213": Code("a file needs an optional package", "install what the message names"),
+}
+
+
+def describe(code: str) -> Code:
+    """Give the meaning and the cure of a code.
+
+    >>> describe("H202").meaning
+    'a mask has another size than its image'
+    """
+    return CODES[code]
