@@ -175,7 +175,8 @@ class EvalRecipe(Section):
     """The evaluation protocol; it is stored beside every number.
 
     Args:
-        mode: `whole` image, or `slide`: overlapping windows with summed probabilities.
+        mode: `whole` image; `slide`: overlapping windows with summed probabilities; or `center_crop`: only the middle
+            window of each image is predicted and scored (predicted masks of a folder are of whole images).
         window: side of a window; `null` = the training crop.
         stride: step of the windows; `null` = floor(2 * window / 3).
         border: last window moved back (`shift`) or truncated (`clip`).
@@ -188,7 +189,7 @@ class EvalRecipe(Section):
         batch: windows (or images of equal size) per forward.
     """
 
-    mode: Literal["whole", "slide"] = "whole"
+    mode: Literal["whole", "slide", "center_crop"] = "whole"
     window: PositiveInt | None = None
     stride: PositiveInt | None = None
     border: Literal["shift", "clip"] = "shift"

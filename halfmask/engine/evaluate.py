@@ -23,12 +23,12 @@ from halfmask.data._dataset import Dataset
 from halfmask.engine.atomic import write_json
 from halfmask.engine.bundle import Bundle, load_bundle
 from halfmask.engine.device import pick_device
-from halfmask.engine.inference import class_map
+from halfmask.engine.inference import center, class_map
 from halfmask.engine.metrics import ConfusionMatrix, Scores
 from halfmask.engine.parts import check_classes, open_part
 from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
-from halfmask.errors import DataError
+from halfmask.errors import DataError, ShapeError
 from halfmask.models.model import Model
 from halfmask.recipe import EvalRecipe
 from halfmask.task import Task
@@ -134,8 +134,10 @@ def count(
     with eval_mode(model):
         for images, targets in _equal_size(shown, protocol.batch):
             image = torch.stack(images).to(device, non_blocking=True).to(model.mean.dtype) / 255
-            prediction = class_map(model, image, protocol, crop)
-            matrix.update(prediction, torch.stack(targets).to(device, non_blocking=True))
+            target = torch.stack(targets).to(device, non_blocking=True)
+            if protocol.mode == "center_crop":
+                image, target = _centers(image, target, protocol, crop)
+            matrix.update(class_map(model, image, protocol, crop), target)
             if on_batch is not None:
                 on_batch(len(images))
     return matrix
@@ -216,7 +218,15 @@ def _record(
 
 def _resolved(protocol: EvalRecipe, crop: int | None) -> EvalRecipe:
     """The protocol with the window that was used in place of "the training crop"."""
-    return protocol.model_copy(update={"window": protocol.window or crop}) if protocol.mode == "slide" else protocol
+    return protocol if protocol.mode == "whole" else protocol.model_copy(update={"window": protocol.window or crop})
+
+
+def _centers(image: Tensor, target: Tensor, protocol: EvalRecipe, crop: int | None) -> tuple[Tensor, Tensor]:
+    """The middle windows of images and targets; only they are predicted and scored."""
+    if target.ndim < 3:
+        raise ShapeError("eval.mode=center_crop needs a dense prediction; use eval.mode=whole for classification.")
+    top, left, height, width = center((image.shape[-2], image.shape[-1]), protocol, crop)
+    return tuple(x[..., top : top + height, left : left + width] for x in (image, target))  # type: ignore[return-value]
 
 
 def _equal_size(stream: Iterator[tuple[Tensor, Tensor]], batch: int) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

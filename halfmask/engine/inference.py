@@ -2,6 +2,7 @@
 
     whole   one forward of the whole image (`eval.fit` brings it to a size the network takes)
     slide   overlapping windows, softmax probabilities summed where windows overlap
+    center_crop   one forward; an evaluation cuts the middle window out of image and target before (`center`)
     scales, flip   softmax probabilities of every view averaged
 
 Windows as published: UniMatch V2 (Yang et al. 2025) moves the last window back to the border (`shift`); AllSpark
@@ -48,7 +49,7 @@ def class_map(
         RecipeError: windows without a size.
         ShapeError: a stride larger than the window would leave pixels without prediction.
     """
-    one_forward = protocol.mode == "whole" and protocol.scales == (1.0,) and not protocol.flip
+    one_forward = protocol.mode != "slide" and protocol.scales == (1.0,) and not protocol.flip
     if one_forward and isinstance(model, Segmenter) and image.ndim == 4:
         return _whole_class_map(model, image, protocol)
     scores = _fitted_logits(model, image, protocol) if one_forward else probabilities(model, image, protocol, crop)
@@ -80,6 +81,22 @@ def probabilities(
     return total.div_(len(protocol.scales) * (2 if protocol.flip else 1))
 
 
+def center(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None) -> Box:
+    """Give the middle window of the `center_crop` protocol; a shorter image side is taken whole.
+
+    Args:
+        size: rows and columns of the image.
+        protocol: names the window.
+        crop: the window's side unless the protocol names one.
+
+    >>> center((64, 71), EvalRecipe(mode="center_crop", window=33))
+    (15, 19, 33, 33)
+    """
+    side = _side(protocol, crop)
+    height, width = (min(side, length) for length in size)
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
+
+
 def windows(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None) -> list[Box]:
     """List the windows of the sliding protocol, row by row.
 
@@ -93,12 +110,7 @@ def windows(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None
     >>> windows((28, 64), EvalRecipe(mode="slide", window=28, stride=20, border="clip"))[-1]
     (20, 60, 8, 4)
     """
-    side = protocol.window or crop
-    if side is None:
-        raise RecipeError(
-            "eval.mode=slide needs the side of the window, and the model names no training crop. "
-            "Set it, for example eval.window=512."
-        )
+    side = _side(protocol, crop)
     stride = protocol.stride or max(side * 2 // 3, 1)
     if stride > side:
         raise ShapeError(
@@ -107,6 +119,16 @@ def windows(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None
         )
     rows, columns = (_spans(length, side, stride, protocol.border) for length in size)
     return [(top, left, height, width) for top, height in rows for left, width in columns]
+
+
+def _side(protocol: EvalRecipe, crop: int | None) -> int:
+    side = protocol.window or crop
+    if side is None:
+        raise RecipeError(
+            f"eval.mode={protocol.mode} needs the side of the window, and the model names no training crop. "
+            "Set it, for example eval.window=512."
+        )
+    return side
 
 
 def _spans(length: int, side: int, stride: int, border: str) -> list[tuple[int, int]]:
@@ -175,10 +197,7 @@ def _whole_class_map(model: Segmenter, image: Tensor, protocol: EvalRecipe) -> T
     size = (image.shape[-2], image.shape[-1])
     fitted = _fit(image, model.size_multiple, protocol)
     fitted_size = (fitted.shape[-2], fitted.shape[-1])
-    features = model.encode(fitted)
-    if model.bottleneck is not None:
-        features = [*features[:-1], model.bottleneck(features[-1])]
-    embedding = model.decode(features)
+    embedding = model.embed(model.encode(fitted))
     if protocol.fit == "resize" and fitted_size != size:
         return upsampled_argmax(model.classify(embedding, fitted_size), size, align_corners=True)
     return upsampled_argmax(model.classifier(embedding), fitted_size, model.decoder.align_corners, keep=size)

@@ -101,7 +101,7 @@ def memory_cure(protocol: EvalRecipe) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         if protocol.batch > 1:
             cure = "Use eval.batch=1."
-        elif protocol.mode == "whole":
+        elif protocol.mode != "slide":
             cure = "Use windows: eval.mode=slide eval.window=512."
         else:
             cure = f"Use smaller windows than {protocol.window or 'the crop'}: eval.window=256; or --device cpu."

@@ -59,6 +59,21 @@ def one_by_one(model: Any, images: Images, protocol: EvalRecipe) -> Tensor:
     return matrix.counts
 
 
+def test_center_crop_scores_the_middle_window_only_and_small_images_whole(images) -> None:
+    model, protocol = random_window_model(3).double(), EvalRecipe(mode="center_crop", window=12, batch=4)
+    expected = ConfusionMatrix(3)
+    for image, target in images.pairs:
+        rows, columns = image.shape[-2:]
+        top, left = max((rows - 12) // 2, 0), max((columns - 12) // 2, 0)
+        inside = (slice(top, top + 12), slice(left, left + 12))
+        found = class_map(model, image[None, :, *inside].double() / 255, EvalRecipe())[0]
+        expected.update(found, target[inside])
+    assert torch.equal(count(model, images, SHAPES, protocol, "cpu").counts, expected.counts)
+    assert expected.counts.sum() < sum((target != 255).sum() for _, target in images.pairs)
+    with pytest.raises(RecipeError, match=r"eval\.window=512"):
+        count(model, images, SHAPES, EvalRecipe(mode="center_crop"), "cpu")
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 100])
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("mode", ["whole", "slide"])

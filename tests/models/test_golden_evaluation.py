@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfmask.engine.inference import class_map
+from halfmask.engine.inference import center, class_map
 from halfmask.engine.metrics import ConfusionMatrix
 from halfmask.models.decoders.deeplabv3plus import DeepLabV3Plus
 from halfmask.models.decoders.dpt import DPT
@@ -60,3 +60,22 @@ def test_unimatch_v1_protocols(golden, deeplab_names, role: str, protocol: EvalR
     encoder = ResNet(depth=50, width=4, blocks=(2, 2, 2, 2), output_stride=16)
     decoder = DeepLabV3Plus(encoder.channels, encoder.strides, aspp=16, low=6, embedding=24)
     check(load(Segmenter(encoder, decoder, 19, **IDENTITY), tensors, deeplab_names), tensors, role, protocol)
+
+
+def test_unimatch_v1_center_crop(golden, deeplab_names) -> None:
+    """The published mode predicts and scores the middle window of every image."""
+    tensors, role = golden("unimatch/v1_eval"), "v1_center_crop"
+    encoder = ResNet(depth=50, width=4, blocks=(2, 2, 2, 2), output_stride=16)
+    decoder = DeepLabV3Plus(encoder.channels, encoder.strides, aspp=16, low=6, embedding=24)
+    model = load(Segmenter(encoder, decoder, 19, **IDENTITY), tensors, deeplab_names)
+    protocol = EvalRecipe(mode="center_crop", window=33)
+    matrix = ConfusionMatrix(19)
+    for number in range(2):
+        image, label = tensors[f"{role}.image{number}"].double(), tensors[f"{role}.label{number}"]
+        top, left, height, width = center((image.shape[-2], image.shape[-1]), protocol)
+        found = class_map(model, image[..., top : top + height, left : left + width], protocol)
+        assert torch.equal(found, tensors[f"{role}.pred{number}"]), number
+        matrix.update(found, label[..., top : top + height, left : left + width])
+    scores = matrix.scores(tuple(map(str, range(19))), "zero")
+    assert scores.miou == pytest.approx(tensors[f"{role}.miou"].item() / 100, abs=1e-10)
+    assert scores.iou == pytest.approx((tensors[f"{role}.iou"] / 100).tolist(), abs=1e-10)
