@@ -53,6 +53,7 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
     _check_task(cls, recipe.method.name, dataset.task.kind)
     method: Method = cls(dataset.task, builder, **recipe.method.params)
     _check_model(method.student, recipe, world)
+    _check_pairs(method, recipe, world)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
     warnings = splits.verify(dataset, split, unlabeled)
     if not split.val and recipe.eval.select_on == "val" and data.val != "none":
@@ -107,6 +108,16 @@ def _check_model(model: Model, recipe: Recipe, world: int) -> None:
             "data.batch.labeled gives one image per device, and this model has batch normalization, which needs at "
             "least two. Raise data.batch.labeled, or use a model without batch norm (model.encoder.name=dinov2, "
             "model.decoder.name=dpt)."
+        )
+
+
+def _check_pairs(method: Method, recipe: Recipe, world: int) -> None:
+    images = recipe.data.batch.unlabeled // world
+    if method.draws and images < method.smallest_batch:
+        raise RecipeError(
+            f"data.batch.unlabeled gives {images} unlabeled image per device, but method {recipe.method.name} pairs the "
+            f"images of a batch (mixing partners, complementary dropout) and needs at least {method.smallest_batch}. "
+            f"Use data.batch.unlabeled={method.smallest_batch * world} or more."
         )
 
 

@@ -80,6 +80,7 @@ class Method(nn.Module):
 
     draws: int = 1  # unlabeled batches a step consumes: 0 supervised, 2 with a mixing partner; may be set in __init__
     draws_share_images: bool = False  # True: the draws are other crops of the same images
+    smallest_batch: int = 1  # unlabeled images a step needs per device: 2 where images of one batch are paired
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change"})
     partial_updates: ClassVar[bool] = False  # True: some parameters get no gradient in some updates
     status: ClassVar[str] = "implemented"  # or "reproduced", "experimental"

@@ -71,16 +71,19 @@ class Model(nn.Module):
         """Dense embedding before the classifier."""
         return self.decoder.refine(self.decoder.fuse(features))
 
+    def embed(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B D h w"]:
+        """Decode, after the bottleneck's inference form where there is a bottleneck."""
+        if self.bottleneck is not None:
+            features = [*features[:-1], self.bottleneck(features[-1])]
+        return self.decode(features)
+
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K *S"]:
         """Logits, upsampled to `size` (H, W)."""
         raise NotImplementedError(f"{type(self).__name__} must define classify()")
 
     def forward(self, image: Float[Tensor, "B *T C H W"]) -> Float[Tensor, "B K *S"]:
         """The seams in a row, with the bottleneck's inference form."""
-        features = self.encode(image)
-        if self.bottleneck is not None:
-            features = [*features[:-1], self.bottleneck(features[-1])]
-        return self.classify(self.decode(features), (image.shape[-2], image.shape[-1]))
+        return self.classify(self.embed(self.encode(image)), (image.shape[-2], image.shape[-1]))
 
 
 class Segmenter(Model):
