@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from halfmask.data._text import read_text
 from halfmask.data.masks import IGNORE, Color
 from halfmask.errors import DataError, bullet_list, nearest
 
@@ -112,8 +113,8 @@ def read_description(root: Path, given: Mapping[str, Any]) -> Description:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        said = yaml.safe_load(read_text(path, "H209"))
+    except yaml.YAMLError as error:
         raise DataError(f"{path}: not valid YAML: {error}", "H209") from error
     if not isinstance(said, dict | None):
         raise DataError(f"{path}: expected keys such as `classes: {{0: background, 1: crack}}`.", "H209")
@@ -123,7 +124,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _read_class_file(root: Path) -> dict[str, Any]:
     for name in _CLASS_FILES:
         if (root / name).is_file():
-            lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(root / name, "H209").splitlines()
             return _parse_class_lines([line for line in lines if line.strip() and not line.startswith("#")])
     return {}
 

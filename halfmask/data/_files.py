@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from halfmask.data._dataset import Dataset
+from halfmask.data._text import read_text
 from halfmask.data.images import is_image, read_image
 from halfmask.data.masks import LabelMap, read_mask
 from halfmask.errors import DataError
@@ -86,7 +87,7 @@ def list_images(folder: Path, root: Path, recursive: bool = True) -> list[str]:
 
 def list_stems(path: Path) -> tuple[str, ...]:
     """Read an image set of VOC form: one stem per line, perhaps followed by a flag."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(path, "H211").splitlines()
     return tuple(line.split()[0] for line in lines if line.strip())
 
 

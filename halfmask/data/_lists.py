@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from halfmask.data._dataset import Dataset
+from halfmask.data._text import read_text
 from halfmask.errors import DataError
 
 _SUFFIXES = tuple(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .npy .npz .h5 .mat".split())
@@ -35,14 +36,9 @@ def read_list(path: Path) -> list[Entry]:
     Raises:
         DataError: missing, not text, empty, or lines with more columns than three.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such list. Give the path of a text file with one image per line.", "H211"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a text file ({error}).", "H211") from error
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such list. Give the path of a text file with one image per line.", "H211")
+    text = read_text(Path(path), "H211")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     is_csv = Path(path).suffix.lower() == ".csv"
     rows = list(csv.reader(lines)) if is_csv else [_split_line(line) for line in lines]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from halfmask.data._files import FileDataset, class_table, list_images, require_folder
+from halfmask.data._text import read_text
 from halfmask.data.masks import IGNORE, Color, LabelMap
 from halfmask.errors import DataError
 from halfmask.task import Task
@@ -94,7 +95,7 @@ class CamVid(FileDataset):
         if not path.is_file():
             raise DataError(f"{path} is missing: it names the colors of the masks. It comes with the dataset.", "H206")
         colors: dict[Color, int] = {}
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
+        for line in read_text(path, "H209").splitlines():
             if words := line.split():
                 red, green, blue = (int(word) for word in words[:3])
                 colors[red, green, blue] = _CLASS_OF.get(words[3], IGNORE)

@@ -223,9 +223,9 @@ class Folder(FileDataset):
         name_them = "Name the classes in halfmask.yaml: `classes: {ID: NAME, ...}`."
         if not ids:
             raise DataError(
-                f"{self.root}: every pixel of the masks is ignored: {listed}. Nothing is labeled. Export the "
-                f"masks with class ids from 0; or, if {max(counts)} is a class: `classes: {{0: background, 1: NAME}}` and "
-                f"`map: {{{max(counts)}: 1}}` in halfmask.yaml.",
+                f"{self.root}: every pixel of the masks is ignored: {listed}. Nothing is labeled. Export the masks "
+                f"with class ids from 0; or, if {max(counts)} is a class, write in halfmask.yaml: "
+                f"`classes: {{0: background, 1: NAME}}` and `map: {{{max(counts)}: 1}}`.",
                 "H203",
             )
         if ids == [0]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from halfmask.data import masks
 from halfmask.data._coco_json import part_of
+from halfmask.data._lists import read_list
 from halfmask.data.folder import Folder
 from halfmask.data.layouts import pair
 from halfmask.errors import DataError
@@ -277,6 +278,26 @@ def test_classes_txt_names_classes_and_colors(tmp_path: Path) -> None:
     assert (task.classes, task.palette) == (("sky", "road", "tree"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
     (tmp_path / "classes.txt").write_text("sky\nroad\ntree\n")
     assert Folder(tmp_path).task.classes == ("sky", "road", "tree")
+
+
+@pytest.mark.parametrize(("name", "code"), [("classes.txt", "H209"), ("halfmask.yaml", "H209"), ("list.txt", "H211")])
+@pytest.mark.parametrize(("encoding", "cure"), [("latin1", "byte 0xdf in line 2.*-f latin1"), ("utf-16", "-f utf-16")])
+def test_text_that_is_not_utf8_is_refused_with_the_command_that_mends_it(
+    name: str, code: str, encoding: str, cure: str, tmp_path: Path
+) -> None:
+    trees.folder(tmp_path, values=(0, 1))
+    text = {"halfmask.yaml": "classes:\n  [grün, Straße]\n", "list.txt": "images/im_0.png\nimages/Straße.png\n"}
+    (tmp_path / name).write_text(text.get(name, "Gras\nStraße\n"), encoding=encoding)
+    cure = cure.replace("0xdf", "0xfc") if name == "halfmask.yaml" else cure
+    with pytest.raises(DataError, match=f"{name}: .*UTF-.*{cure}.*{name}") as caught:
+        _ = read_list(tmp_path / name) if name == "list.txt" else Folder(tmp_path).task
+    assert caught.value.code == code
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    trees.folder(tmp_path, values=(0, 1))
+    (tmp_path / "classes.txt").write_text("Gras\r\nStraße\r\n", encoding="utf-8-sig")
+    assert Folder(tmp_path).task.classes == ("Gras", "Straße")
 
 
 def test_wrong_colors_in_a_distributed_table_are_found(tmp_path: Path) -> None:
