@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import constants, hf_hub_download
 from safetensors import SafetensorError
@@ -25,6 +27,15 @@ from halfmask.errors import CheckpointError, bullet_list, nearest
 State = dict[str, Tensor]
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 _log = logging.getLogger("halfmask")
+# Training scripts store their best score beside the weights, and a mean computed by numpy is a numpy scalar: a
+# plain value too. The second name is the one of numpy 1.
+_SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
+_PLAIN_VALUES = [
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "?")),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +136,51 @@ def read_state(path: Path) -> State:
     """
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist. Set model.encoder.weights to a file or a tag.")
+    content = read_content(path)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    return tensors_of(content)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Read what a weight file or a checkpoint of a training script holds, without running code from it.
+
+    Raises:
+        CheckpointError: the file is broken, no table of names, or holds more than tensors and plain values.
+    """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            return dict(load_file(path))
+        with torch.serialization.safe_globals(_PLAIN_VALUES):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"weights file {path} cannot be read: {reason} Is the download complete? "
             "Only files of tensors and plain values are opened (.safetensors, or .pth without code)."
         ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
     if not isinstance(content, dict):
         raise CheckpointError(f"weights file {path} holds a {type(content).__name__}, not a table of named tensors.")
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    return content
+
+
+def tensors_of(content: Mapping[str, Any]) -> State:
+    """Give the tensors of a table by name, without the prefix that data-parallel training adds."""
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """List what keeps tensors from filling a network: missing and unexpected names, other shapes."""
+    problems = [f"missing: {key}" for key in own if key not in state]
+    problems += [f"unexpected: {key}" for key in state if key not in own]
+    problems += [
+        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    return problems
 
 
 def _release(tag: str, releases: Mapping[str, Release]) -> Release:
@@ -181,13 +220,7 @@ def _announce(repo: str, license_name: str) -> None:
 
 
 def _check_fit(name: str, state: State, own: State, origin: str | Path) -> None:
-    problems = [f"missing: {key}" for key in own if key not in state]
-    problems += [f"unexpected: {key}" for key in state if key not in own]
-    problems += [
-        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
+    problems = misfits(state, own)
     if problems:
         raise CheckpointError(
             f"weights {origin} do not fit {name}: {len(problems)} problems\n{bullet_list(problems)}\n"
