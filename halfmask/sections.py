@@ -97,10 +97,12 @@ class DataRecipe(Section):
         splits: folder of split lists; `null` looks in `<root>/splits`.
         labeled: how many masks to use (a count, a fraction in (0, 1), or a list file); `null` uses all.
         labeled_seed: which ones, when `labeled` is a number; every class is covered where possible.
-        unlabeled: a list file, or `{root, dataset, list}` for another place; `null`: the training images without
-            a used mask plus the dataset's unlabeled part.
-        val: `auto` (the dataset's validation part; without one, a fifth of the masks is held out if at least
-            five are in use), `none`, the name of a part, or a list file.
+        unlabeled: a list file, or `{root, dataset, list}` for another place (all its images but those of `root` that
+            are labeled, validate or test); `null`: the training images without a used mask plus the dataset's
+            unlabeled part.
+        val: `auto` (val.txt beside the lists of `split`, else the dataset's validation part; without one, a fifth of
+            the masks is held out if at least five are in use and no list names them), `none`, the name of a part, or
+            a list file.
         crop: side of the training crop in pixels.
         batch: images per step over all devices.
         scale: range of the random scale of the long side.

@@ -38,11 +38,13 @@ class Split:
         labeled: images whose masks train.
         unlabeled: images used without masks, relative to the root of `unlabeled_dataset`.
         val: images with masks for validation.
+        remarks: what was decided for the user, with the key that decides otherwise.
     """
 
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
     val: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def open_dataset(recipe: DataRecipe, root: Path | str | None = None) -> Dataset:
@@ -86,12 +88,18 @@ def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
     labeled, spare = _choose_labeled(recipe, dataset, lists, set(val or ()))
     if val is None:
         val = ()
-        if len(labeled) >= _MIN_FOR_HOLD_OUT and not lists.problems:
+        # Whoever lists the labeled images means these, all of them.
+        if not lists.names_labeled and len(labeled) >= _MIN_FOR_HOLD_OUT and not lists.problems:
             val = hold_out(dataset, labeled, len(labeled) // 5, recipe.labeled_seed)
+            lists.remarks.append(
+                f"no validation part: {len(val)} of the {len(labeled)} masks are held out for validation, "
+                f"{len(labeled) - len(val)} train. Train on all with data.val=none, or name validation images with "
+                "data.val=LIST."
+            )
             labeled = tuple(id for id in labeled if id not in set(val))
     other = unlabeled_dataset(recipe, dataset)
     unlabeled = lists.unlabeled(other, labeled, spare, val)
-    split = Split(labeled, unlabeled, tuple(val))
+    split = Split(labeled, unlabeled, tuple(val), tuple(lists.remarks))
     problems = lists.problems + _contradictions(split, dataset, other)
     if problems:
         raise DataError(
@@ -109,6 +117,8 @@ class _Lists:
     def __init__(self, recipe: DataRecipe, dataset: Dataset) -> None:
         self.recipe, self.dataset = recipe, dataset
         self.problems: list[str] = []
+        self.remarks: list[str] = []
+        self.names_labeled = isinstance(recipe.labeled, str) or recipe.split is not None
         self._finder = Finder(dataset)
         self._folder = find_split(recipe, dataset) if recipe.split is not None else None
 
@@ -153,14 +163,26 @@ class _Lists:
             if asked.list is not None:
                 path = _find_list(asked.list, other, "data.unlabeled.list")
                 return self._ids(path, "unlabeled", finder=Finder(other))
-            taken = {_absolute(self.dataset, id) for id in used}
-            found = sorted({id for part in _PARTS for id in other.ids(part)})
-            return tuple(id for id in found if _absolute(other, id) not in taken)
+            return self._all_of(other, used)
         if self._folder is not None and (self._folder / "unlabeled.txt").is_file():
             return (*self._ids(self._folder / "unlabeled.txt", "unlabeled"), *spare)
         # A published split is labeled + the rest of its training list; extra images would change the protocol.
         parts = ("train",) if self._folder is not None else ("train", "unlabeled")
         return tuple(sorted({id for part in parts for id in self.dataset.ids(part)} - used))
+
+    def _all_of(self, other: Dataset, used: set[str]) -> tuple[str, ...]:
+        """Every image of another place, but none that trains with its mask, validates or tests."""
+        kept_out = used | {id for part in ("val", "test") for id in self.dataset.ids(part)}
+        taken = {_identity(self.dataset, id) for id in kept_out}
+        found = sorted({id for part in _PARTS for id in other.ids(part)})
+        kept = tuple(id for id in found if _identity(other, id) not in taken)
+        if left_out := [id for id in found if id not in set(kept)]:
+            self.remarks.append(
+                f"{other.root} and {self.dataset.root} share images: {len(left_out)} that are labeled, or of the "
+                f"validation or test part, are left out of the unlabeled ones ({_examples(left_out)}). To choose them "
+                "yourself, name a list: data.unlabeled.list."
+            )
+        return kept
 
     def _part(self, part: str) -> tuple[str, ...]:
         return tuple(id for id in self.dataset.ids(part) if self.dataset.mask_path(id) is not None)
@@ -216,8 +238,7 @@ def _choose_labeled(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give the labeled ids, and the rest of the split's own labeled list."""
     pool = lists.labeled_pool()
-    explicit = isinstance(recipe.labeled, str) or recipe.split is not None
-    if not explicit:
+    if not lists.names_labeled:
         pool = tuple(id for id in pool if id not in val)
     if recipe.labeled is None or isinstance(recipe.labeled, str) or lists.problems:
         return pool, ()
@@ -242,8 +263,8 @@ def _contradictions(split: Split, dataset: Dataset, other: Dataset) -> list[str]
     labeled, val = set(split.labeled), set(split.val)
     if both := sorted(labeled & val):
         problems.append(f"both labeled and for validation ({len(both)}): {_examples(both)}")
-    place = {_absolute(dataset, id): id for id in (*split.labeled, *split.val)}
-    overlap = [place[path] for id in split.unlabeled if (path := _absolute(other, id)) in place]
+    place = {_identity(dataset, id): id for id in (*split.labeled, *split.val)}
+    overlap = [place[file] for id in split.unlabeled if (file := _identity(other, id)) in place]
     if both := [id for id in overlap if id in labeled]:
         problems.append(f"both labeled and unlabeled ({len(both)}): {_examples(both)}")
     if both := [id for id in overlap if id in val]:
@@ -274,8 +295,14 @@ def _find_list(name: str, dataset: Dataset, key: str, extra: Sequence[str] = ())
     )
 
 
-def _absolute(dataset: Dataset, id: str) -> str:
-    return os.path.join(os.path.abspath(dataset.root), id)
+def _identity(dataset: Dataset, id: str) -> tuple[int, int] | str:
+    """Give what two names of one file have in common, be they relative, linked, or below different roots."""
+    path = os.path.join(dataset.root, id)
+    try:
+        state = os.stat(path)
+    except OSError:
+        return os.path.abspath(path)
+    return (state.st_dev, state.st_ino) if state.st_ino else os.path.realpath(path)
 
 
 def _repeated(ids: Iterable[str]) -> list[str]:

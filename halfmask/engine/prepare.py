@@ -55,12 +55,13 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
     _check_model(method.student, recipe, world)
     _check_pairs(method, recipe, world)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
-    warnings = splits.verify(dataset, split, unlabeled)
+    warnings = (*split.remarks, *splits.verify(dataset, split, unlabeled))
     if not split.val and recipe.eval.select_on == "val" and data.val != "none":
         warnings = (
             *warnings,
-            "no validation images (fewer than five masks are in use): no best checkpoint is chosen, the last weights "
-            "are kept. Name a list or part with data.val, or evaluate another part: halfmask evaluate RUN --part test.",
+            "no validation images (a list of labeled images is used as it is, and fewer than five masks are not "
+            "divided): no best checkpoint is chosen, the last weights are kept. Name a list or part with data.val, "
+            "draw lists with halfmask split --val N, or evaluate another part: halfmask evaluate RUN --part test.",
         )
     if method.draws and not split.unlabeled:
         raise DataError(
@@ -115,9 +116,9 @@ def _check_pairs(method: Method, recipe: Recipe, world: int) -> None:
     images = recipe.data.batch.unlabeled // world
     if method.draws and images < method.smallest_batch:
         raise RecipeError(
-            f"data.batch.unlabeled gives {images} unlabeled image per device, but method {recipe.method.name} pairs the "
-            f"images of a batch (mixing partners, complementary dropout) and needs at least {method.smallest_batch}. "
-            f"Use data.batch.unlabeled={method.smallest_batch * world} or more."
+            f"data.batch.unlabeled gives {images} unlabeled image per device, but method {recipe.method.name} pairs "
+            "the images of a batch (mixing partners, complementary dropout) and needs at least "
+            f"{method.smallest_batch}. Use data.batch.unlabeled={method.smallest_batch * world} or more."
         )
 
 

@@ -201,6 +201,58 @@ def test_the_same_files_under_another_root_are_not_used_twice(tmp_path: Path) ->
     assert split.unlabeled == ("im_2.png",)
 
 
+@pytest.mark.parametrize("place", ["the root itself", "a link to it", "a part of it", "hard links elsewhere"])
+def test_images_of_the_validation_and_test_parts_never_become_unlabeled(place: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for part, count in (("train", 3), ("val", 2), ("test", 2)):
+        for number in range(count):
+            image(root / part / "images" / f"{part}_{number}.png", seed=number)
+            mask(root / part / "masks" / f"{part}_{number}.png", (0, 1, 2))
+    image(root / "unlabeled/more.png")
+    other = {"the root itself": root, "a part of it": root / "test"}.get(place, tmp_path / "other")
+    if place == "a link to it":
+        other.symlink_to(root)
+    if place == "hard links elsewhere":
+        other.mkdir()
+        for path in root.glob("*/images/*.png"):
+            (other / path.name).hardlink_to(path)
+        (other / "new.png").hardlink_to(root / "unlabeled/more.png")
+    _, split = resolved(root, labeled=2, unlabeled={"root": str(other)})
+    names = {Path(id).name for id in split.unlabeled}
+    assert not any(name.startswith(("val", "test")) for name in names)
+    assert not names & {Path(id).name for id in split.labeled}
+    if place != "a part of it":
+        assert len(names) == 2  # the third training image, and the one that was unlabeled before
+    assert f"{6 if place != 'a part of it' else 2} that are labeled, or of the validation or test part" in "".join(
+        split.remarks
+    )
+
+
+def test_a_listed_unlabeled_image_that_validates_under_another_name_is_refused(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path / "data", labeled=3, unlabeled=2)
+    (root / "images/alias.png").symlink_to(root / "images/im_2.png")
+    lists(root, val=["images/im_2.png"], rest=["images/im_3.png", "images/alias.png"])
+    with pytest.raises(DataError, match=r"both unlabeled and for validation \(1\): images/im_2\.png"):
+        resolved(root, val="val.txt", unlabeled="rest.txt")
+
+
+def test_a_list_of_labeled_images_is_used_as_it_is(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path / "data", labeled=12, unlabeled=2)
+    names = [f"images/im_{number}.png" for number in range(10)]
+    lists(root, splits__mine__labeled=names)
+    for keys in ({"split": "mine"}, {"labeled": "splits/mine/labeled.txt"}):
+        _, split = resolved(root, **keys)
+        assert (list(split.labeled), split.val, split.remarks) == (names, (), ())
+
+
+def test_masks_that_are_held_out_are_counted_and_the_key_is_named(tmp_path: Path) -> None:
+    root = trees.folder(tmp_path / "data", labeled=12, unlabeled=2)
+    _, split = resolved(root, labeled=10)
+    assert (len(split.labeled), len(split.val)) == (8, 2)
+    assert any("2 of the 10 masks are held out for validation, 8 train" in line for line in split.remarks)
+    assert any("data.val=none" in line for line in split.remarks)
+
+
 def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
     trees.folder(tmp_path, labeled=4, unlabeled=2)
     names = [f"images/im_{i}.png" for i in range(6)]
