@@ -50,7 +50,8 @@ class StrongAugment(nn.Module):
     """Color jitter, grayscale and blur; the geometry stays.
 
     Images of other than three bands get brightness and contrast per band, and blur. The dates of an image pair get
-    parameters of their own. No gradient flows through.
+    parameters of their own, and neither becomes gray (as in UniMatch's change detection): a gray date beside a colored
+    one would be a change. No gradient flows through.
 
     Args:
         jitter: probability of the color jitter.
@@ -84,7 +85,10 @@ class StrongAugment(nn.Module):
 
     def forward(self, image: Float[Tensor, "B *T C H W"]) -> Float[Tensor, "B *T C H W"]:
         """Make a strong view of images in [0, 1]."""
-        return self.apply_params(image, self.sample(image.shape[:-3].numel(), image.device))
+        params = self.sample(image.shape[:-3].numel(), image.device)
+        if image.ndim == 5:
+            params = params._replace(gray=torch.zeros_like(params.gray))
+        return self.apply_params(image, params)
 
     def sample(self, images: int, device: torch.device | str, generator: torch.Generator | None = None) -> StrongParams:
         """Draw the parameters on the device, from its default generator or a given one."""

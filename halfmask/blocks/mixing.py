@@ -26,21 +26,21 @@ _MAX_ROUNDS = 1000
 
 
 def box_mask(
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     p: float = 0.5,
     device: torch.device | str | None = None,
     area: tuple[float, float] = (0.02, 0.4),
     aspect: float = 0.3,
     generator: torch.Generator | None = None,
-) -> Bool[Tensor, "B H W"]:
+) -> Bool[Tensor, "B *S"]:
     """Draw one rectangle per image, True inside.
 
     The draws are made on the CPU, whatever the device: rejection would need the device's answer, and so the
     rectangles are the same on every kind of device. Four integers per image are copied, asynchronously.
 
     Args:
-        shape: (B, H, W).
+        shape: (B, H, W); or (B,), where there are no spatial axes (classification) and so nothing to mix: all False.
         p: probability of a rectangle; otherwise the mask of that image is empty.
         device: of the mask.
         area: range of the share of the image.
@@ -55,6 +55,8 @@ def box_mask(
     >>> 0.01 < box_mask((1, 32, 32), p=1.0).float().mean().item() < 0.4
     True
     """
+    if len(shape) == 1:
+        return torch.zeros(shape, dtype=torch.bool, device=device)
     batch, height, width = shape
     on, share = _uniform(2, batch, generator=generator)
     corners = _draw_corners(share * (area[1] - area[0]) + area[0], height, width, aspect, generator)
@@ -65,12 +67,12 @@ def box_mask(
     return _inside(bounds.to(device, non_blocking=True), height, width)
 
 
-def paste(box: Bool[Tensor, "B H W"], *tensors: Tensor, partner: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+def paste(box: Bool[Tensor, "B *S"], *tensors: Tensor, partner: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
     """Replace the inside of each image's box by the partner image; whatever belongs to it travels along.
 
     Args:
-        box: True where the partner shows.
-        *tensors: (B, ..., H, W) each: image, label, confidence, validity.
+        box: True where the partner shows; (B, H, W), or (B,) for whole images.
+        *tensors: (B, ..., H, W) each, or (B, ...): image, label, confidence, validity.
         partner: the partner's tensors, in the same order; default: the batch in reverse order, so that image j
             meets image B - 1 - j (and the middle one of an odd batch itself).
 
@@ -89,7 +91,7 @@ def paste(box: Bool[Tensor, "B H W"], *tensors: Tensor, partner: Sequence[Tensor
         raise ShapeError(f"paste got {len(tensors)} tensors but {len(partners)} of the partner. Give one for each.")
 
     def mixed(own: Tensor, other: Tensor) -> Tensor:
-        between = (1,) * (own.dim() - 3)  # channel and time axes
+        between = (1,) * (own.dim() - box.dim())  # channel and time axes; for whole images also rows and columns
         return torch.where(box.reshape(box.shape[0], *between, *box.shape[1:]), other, own)
 
     return tuple(mixed(own, other) for own, other in zip(tensors, partners, strict=True))

@@ -61,6 +61,8 @@ class FixMatch(Method):
         ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
+    tasks = frozenset({"segmentation", "change", "classification"})
+
     def __init__(
         self,
         task: Task,

@@ -26,6 +26,7 @@ class Supervised(Method):
     """
 
     draws = 0
+    tasks = frozenset({"segmentation", "change", "classification"})
 
     def __init__(
         self,

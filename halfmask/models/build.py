@@ -13,13 +13,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from halfmask.errors import RecipeError, bullet_list
-from halfmask.models.model import Model, Segmenter
+from halfmask.models.model import ChangeSegmenter, Classifier, Model, Segmenter
 from halfmask.plugins import Kind, params_model, resolve
 from halfmask.schema import explain
 from halfmask.sections import Entry, ModelRecipe
 from halfmask.task import Task
 
 _ENTRIES: dict[str, Kind] = {"encoder": "encoders", "decoder": "decoders", "bottleneck": "bottlenecks"}
+_FINAL: dict[str, type[Model]] = {
+    "segmentation": Segmenter,
+    "change": ChangeSegmenter,
+    "classification": Classifier,
+}
 
 
 class Builder:
@@ -58,9 +63,7 @@ class Builder:
         """
         section = _merge(self.recipe.model_dump(mode="json"), overrides)
         recipe = _validated(section)
-        if self.task.kind != "segmentation":
-            raise RecipeError(f"no model is available for tasks of kind {self.task.kind!r}; use kind segmentation.")
-        model = self._smp(recipe) if recipe.name == "smp" else self._segmenter(recipe)
+        model = self._smp(recipe) if recipe.name == "smp" else self._own(recipe)
         model.spec = {
             "model": recipe.model_dump(mode="json"),
             "task": _plain_task(self.task),
@@ -71,7 +74,7 @@ class Builder:
         }
         return model
 
-    def _segmenter(self, recipe: ModelRecipe) -> Model:
+    def _own(self, recipe: ModelRecipe) -> Model:
         overrides: dict[str, Any] = {"in_channels": self.channels}
         if not self.pretrained:
             overrides["weights"] = None
@@ -80,11 +83,17 @@ class Builder:
         bottleneck = None
         if recipe.bottleneck is not None:
             bottleneck = _construct("bottlenecks", recipe.bottleneck, encoder.channels[-1])
-        return Segmenter(encoder, decoder, self.task.n_classes, bottleneck, mean=self.mean, std=self.std)
+        final = _FINAL[self.task.kind]
+        return final(encoder, decoder, self.task.n_classes, bottleneck, mean=self.mean, std=self.std)
 
     def _smp(self, recipe: ModelRecipe) -> Model:
         if recipe.bottleneck is not None:
             raise RecipeError("model.bottleneck works with model.name=segmenter only; set model.bottleneck=null.")
+        if self.task.kind == "classification":
+            raise RecipeError(
+                "model.name=smp gives masks, not labels. For classification use model.name=segmenter with "
+                "model.decoder.name=pool and an encoder such as resnet or timm."
+            )
         # Imported here: the library and all its encoders take longer to import than everything else.
         from halfmask.models.smp import SmpSegmenter
 

@@ -6,6 +6,7 @@ lives inside the model, so that augmentation never works on normalized pixels an
 fed wrongly.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from halfmask.errors import ShapeError
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
 
@@ -56,14 +58,14 @@ class Model(nn.Module):
     @property
     def has_batch_stats(self) -> bool:
         """Any batch norm inside: then joining two forwards into one changes the algorithm."""
-        return any(isinstance(module, _BATCH_NORMS) for module in self.modules())
+        return has_batch_norm(self)
 
     @property
     def size_multiple(self) -> int:
         """Image sides must be multiples of it."""
         return self.encoder.size_multiple
 
-    def encode(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
+    def encode(self, image: Float[Tensor, "B *T C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
         """Normalize and encode; maps are ordered fine to coarse."""
         return self.encoder((image - self.mean) / self.std)  # type: ignore[no-any-return]
 
@@ -91,7 +93,75 @@ class Segmenter(Model):
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
         """Logits, upsampled bilinearly to `size` (H, W)."""
-        logits = self.classifier(embedding)
-        if tuple(logits.shape[-2:]) == tuple(size):
-            return logits  # type: ignore[no-any-return]
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.decoder.align_corners)
+        return _upsampled(self.classifier(embedding), size, self.decoder.align_corners)
+
+
+class ChangeSegmenter(Model):
+    """Dense prediction of what differs between the two dates of an image pair (B, 2, C, H, W).
+
+    The features are |f(x_1) - f(x_2)| of every level (Yang et al., UniMatch, CVPR 2023, arXiv:2208.09910, and UniMatch
+    V2, arXiv:2410.10777), so the prediction does not depend on the order of the dates, and whatever a method does to
+    features it does to the differences.
+    """
+
+    def encode(self, image: Float[Tensor, "B *T C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
+        """Normalize and encode both dates; maps of their differences, fine to coarse.
+
+        Raises:
+            ShapeError: the images are not pairs.
+        """
+        return date_differences(super().encode, image, apart=self.encoder.training and has_batch_norm(self.encoder))
+
+    def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+        """Logits, upsampled bilinearly to `size` (H, W)."""
+        return _upsampled(self.classifier(embedding), size, self.decoder.align_corners)
+
+
+class Classifier(Model):
+    """One label per image: the classifier's logits, averaged over the cells of the embedding.
+
+    Decoder `pool` gives a single cell, so that the average is the network's own pooling; with any other decoder its
+    dense logits are averaged.
+    """
+
+    def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K"]:
+        """Logits of the image; `size` has no meaning here."""
+        return self.classifier(embedding).mean((-2, -1))  # type: ignore[no-any-return]
+
+
+def date_differences(
+    encode: Callable[[Tensor], list[Tensor]], image: Float[Tensor, "B *T C H W"], *, apart: bool
+) -> list[Float[Tensor, "B _D _h _w"]]:
+    """Encode the two dates of image pairs and give |f(x_1) - f(x_2)| per level.
+
+    Args:
+        encode: of single images (N, C, H, W).
+        image: (B, 2, C, H, W).
+        apart: encode one date after the other, so that batch norm takes its statistics per date, as published; else
+            both dates in one batch, which gives the same maps faster.
+
+    Raises:
+        ShapeError: the images are not pairs.
+    """
+    if image.ndim != 5 or image.shape[1] != 2:
+        raise ShapeError(
+            f"change detection compares two dates, (B, 2, C, H, W), but the images have shape {tuple(image.shape)}. "
+            "Stack the dates: torch.stack((before, after), dim=1)."
+        )
+    if apart:
+        before, after = encode(image[:, 0]), encode(image[:, 1])
+        return [(first - second).abs() for first, second in zip(before, after, strict=True)]
+    joint = encode(image.flatten(0, 1))  # (2B, D, h, w)
+    pairs = [level.unflatten(0, (-1, 2)) for level in joint]
+    return [(pair[:, 0] - pair[:, 1]).abs() for pair in pairs]
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether anything in a network takes statistics over the batch."""
+    return any(isinstance(part, _BATCH_NORMS) for part in module.modules())
+
+
+def _upsampled(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)

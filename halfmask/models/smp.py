@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from halfmask.errors import CheckpointError, RecipeError, ShapeError, nearest
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.model import Model
+from halfmask.models.model import Model, date_differences, has_batch_norm
 
 
 class SmpSegmenter(Model):
-    """Dense prediction with a network of that library.
+    """Dense prediction with a network of that library; for image pairs (B, 2, C, H, W), from their feature differences.
 
     Args:
         arch: its name there: `unet`, `unetplusplus`, `fpn`, `upernet`, `manet`, `linknet`, `pan`, `pspnet`,
@@ -61,6 +61,12 @@ class SmpSegmenter(Model):
         adapted = _SmpEncoder(net.encoder, *_statistics(encoder, weights, in_channels))
         super().__init__(adapted, _SmpDecoder(net, adapted), classes, mean=mean, std=std)
         self._fix_unused_parameters(in_channels)
+
+    def encode(self, image: Float[Tensor, "B *T C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
+        """Normalize and encode; of a pair, the differences of the maps of its two dates."""
+        if image.ndim == 4:
+            return super().encode(image)
+        return date_differences(super().encode, image, apart=self.encoder.training and has_batch_norm(self.encoder))
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
         """Logits of the padded image, cropped to `size` (H, W)."""

@@ -143,7 +143,8 @@ def tiny_batch(
             valid[0, :, -6:] = False
             image[0, ..., -6:] = 0
         index = torch.arange(size) + offset
-        tags = torch.stack([(target == k).flatten(1).any(1) for k in range(task.n_classes)], 1) if labeled else None
+        shown = [(target == k).reshape(size, -1).any(1) for k in range(task.n_classes)]
+        tags = torch.stack(shown, 1) if labeled else None
         return Samples(
             image.to(device),
             valid.to(device),

@@ -157,6 +157,13 @@ def test_the_dates_of_a_pair_get_their_own_colors():
     assert not torch.equal(view[0, 0], view[0, 1])
 
 
+def test_no_date_of_a_pair_becomes_gray():
+    pairs = images(6, dtype=torch.float32).unflatten(0, (3, 2))
+    always = StrongAugment(jitter=0.0, gray=1.0, blur=0.0)
+    assert torch.equal(always(pairs), pairs)
+    assert torch.equal(always(pairs[:, 0]).std(1), torch.zeros_like(pairs[:, 0, 0]))
+
+
 def test_drawn_parameters_have_the_published_ranges():
     params = StrongAugment().sample(20_000, "cpu")
     spread = 4 * math.sqrt(0.25 / 20_000)

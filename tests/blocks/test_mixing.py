@@ -145,3 +145,26 @@ def test_gradients_reach_exactly_the_pixels_that_show():
     (mixed,) = paste(box, image)
     mixed.sum().backward()
     assert torch.equal(image.grad[:, 0], (~box).float() + box.flip(0).float())
+
+
+def test_without_spatial_axes_nothing_is_mixed_and_nothing_is_drawn():
+    before = torch.get_rng_state()
+    box = box_mask((3,), p=1.0)
+    assert box.tolist() == [False] * 3
+    assert torch.equal(torch.get_rng_state(), before)
+    image, label = torch.rand(3, 3, 8, 8), torch.tensor([2, 0, 1])
+    mixed = paste(box, image, label)
+    assert torch.equal(mixed[0], image)
+    assert torch.equal(mixed[1], label)
+
+
+def test_both_dates_of_a_pair_share_the_box():
+    pair, label = torch.rand(4, 2, 3, 8, 8), torch.arange(4)[:, None, None].expand(4, 8, 8)
+    box = box_mask((4, 8, 8), p=1.0)
+    mixed, source = paste(box, pair, label)
+    for image in range(4):
+        for date in range(2):
+            came_from = torch.where(box[image], 3 - image, image)
+            expected = torch.where(box[image], pair[3 - image, date], pair[image, date])
+            assert torch.equal(source[image], came_from)
+            assert torch.equal(mixed[image, date], expected)
