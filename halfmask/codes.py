@@ -38,12 +38,14 @@ CODES: dict[str, Code] = {
     "H113": Code("masks in which every pixel is ignored", "draw them, or remove them: such an image teaches nothing"),
     "H114": Code("masks fit the stored, not the upright image", "check one: it is turned with the image"),
     "H115": Code("the images of an orientation that keeps their size", "check one mask: it is taken as drawn upright"),
+    "H116": Code("validation or test images without a mask", "add their masks: without them they are not used"),
     "H120": Code("classes with few labeled pixels", "label more images that show them"),
     "H121": Code("classes in no labeled mask", "label an image that shows them, or remove the class"),
     "H122": Code("classes in no validation mask", "validate on images that show them: their IoU cannot be measured"),
     "H123": Code("classes without names", "name them in halfmask.yaml: `halfmask check --fix` writes one to edit"),
     "H130": Code("near-duplicate images in different parts", "keep each scene in one part: results would be too good"),
     "H131": Code("the same image more than once in a part", "remove the copies"),
+    "H132": Code("unlabeled images that show what a labeled one shows", "nothing: they only add little"),
     "H140": Code("no validation images", "name a part or a list with data.val; with five masks a fifth is held out"),
     "H141": Code("few validation images", "validate on more images: small differences of IoU are chance"),
     "H142": Code("fewer than five labeled images", "label more; `halfmask suggest` names the most useful ones"),
@@ -51,7 +53,7 @@ CODES: dict[str, Code] = {
     "H150": Code("names that differ in upper and lower case only", "rename: some systems keep only one of them"),
     "H151": Code("symbolic links that are not followed", "copy the files, or link the single files"),
     "H152": Code("files of kinds that are not read", "convert them to PNG, JPEG or TIFF"),
-    "H153": Code("stored names of images and lists disagree", "draw the split anew: halfmask split --data DIR"),
+    "H153": Code("a split list names images that are not there", "draw the split anew: halfmask split --data DIR"),
     "H201": Code("a file is missing, empty, broken or not to be opened", "copy it again, or remove it"),
     "H202": Code(
         "a mask has another size than its image", "export masks at image size, or data.dataset.resize_masks=true"
