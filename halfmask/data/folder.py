@@ -78,6 +78,11 @@ class Folder(FileDataset):
         self.channels, self.value_range = self._said.bands, self._said.range
         self.mean, self.std = self._said.mean, self._said.std
 
+    @property
+    def description(self) -> Description:
+        """What halfmask.yaml, a class file and the arguments say."""
+        return self._said
+
     @cached_property
     def task(self) -> Task:  # type: ignore[override]  # found out on first use, when it is known which masks are sealed
         """Classes as named, or as found in the masks that may be opened."""
