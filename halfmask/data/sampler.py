@@ -157,9 +157,10 @@ class StepSampler(Sampler[list[StepKeys]]):
             samples += [SampleKey(stream, position % self._length(stream), n) for position, n in entries[share]]
         return StepKeys(step, tuple(samples))
 
-    def smallest_batch(self) -> int:
-        """Count the samples of the smallest batch of any stream, over all ranks."""
-        return min(walk.length % walk.batch or walk.batch if walk.short_last else walk.batch for walk in self.walks)
+    def smallest_batch(self, stream: int | None = None) -> int:
+        """Count the samples of the smallest batch of a stream, or of any, over all ranks."""
+        walks = self.walks if stream is None else [self.walks[stream]]
+        return min(walk.length % walk.batch or walk.batch if walk.short_last else walk.batch for walk in walks)
 
     def __iter__(self) -> Iterator[list[StepKeys]]:
         # One "item" per step: a worker makes a whole batch.

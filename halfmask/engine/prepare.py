@@ -6,7 +6,7 @@ import torch
 
 from halfmask.data import splits
 from halfmask.data._dataset import Dataset
-from halfmask.data.sampler import steps_per_epoch
+from halfmask.data.sampler import StepSampler, steps_per_epoch
 from halfmask.data.splits import Split
 from halfmask.engine.optim import base_rate
 from halfmask.errors import DataError, RecipeError, ShapeError
@@ -52,8 +52,7 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
     cls = resolve("methods", recipe.method.name)
     _check_task(cls, recipe.method.name, dataset.task.kind)
     method: Method = cls(dataset.task, builder, **recipe.method.params)
-    _check_model(method.student, recipe, world)
-    _check_pairs(method, recipe, world)
+    _check_model(method.student, recipe)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
     warnings = (*split.remarks, *splits.verify(dataset, split, unlabeled))
     if not split.val and recipe.eval.select_on == "val" and data.val != "none":
@@ -69,6 +68,7 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
             f"{data.root} has a mask in use. Name others with data.unlabeled, use fewer masks with data.labeled, or "
             "choose method.name=supervised."
         )
+    _check_shares(method, recipe, split, world)
     length, batch = (
         (len(split.unlabeled), data.batch.unlabeled) if method.draws else (len(split.labeled), data.batch.labeled)
     )
@@ -96,7 +96,7 @@ def _check_task(cls: type[Method], name: str, kind: str) -> None:
         raise RecipeError(f"method {name} does not work for {kind} data, only for: {', '.join(sorted(cls.tasks))}.")
 
 
-def _check_model(model: Model, recipe: Recipe, world: int) -> None:
+def _check_model(model: Model, recipe: Recipe) -> None:
     crop, multiple = recipe.data.crop, model.size_multiple
     if crop % multiple:
         raise ShapeError(
@@ -104,22 +104,41 @@ def _check_model(model: Model, recipe: Recipe, world: int) -> None:
             f"data.crop={max(crop // multiple, 1) * multiple} or {(crop // multiple + 1) * multiple}; evaluation fits "
             "the size by itself (eval.fit)."
         )
-    if model.has_batch_stats and recipe.data.batch.labeled // world == 1:
+
+
+def _check_shares(method: Method, recipe: Recipe, split: Split, world: int) -> None:
+    """Refuse passes of fewer images than batch normalization or the method can use, on any device, in any step."""
+    data = recipe.data
+    sampler = StepSampler(len(split.labeled), len(split.unlabeled), data, draws=method.draws, world=world)
+    for stream, name in enumerate(("labeled", "unlabeled")[: 1 + bool(method.draws)]):
+        images = sampler.smallest_batch(stream) // world
+        size = getattr(data.batch, name)
+        fewest = max(2 if method.student.has_batch_stats else 1, method.smallest_batch if name == "unlabeled" else 1)
+        if images >= fewest:
+            continue
+        if size // world >= fewest:  # only the last batch of a pass is too small
+            length = len(getattr(split, name))
+            raise RecipeError(
+                f"data.drop_last=false ends each pass over the {length} {name} images with a batch of "
+                f"{sampler.smallest_batch(stream)}: {_reason(method, recipe, fewest)} Use data.drop_last=true, or a "
+                f"data.batch.{name} that divides {length}."
+            )
+        more = f"Raise data.batch.{name} to {fewest * world} or more"
+        other = ", or use a model without batch norm (model.encoder.name=dinov2, model.decoder.name=dpt)"
+        other = other if method.smallest_batch == 1 else ""
         raise RecipeError(
-            "data.batch.labeled gives one image per device, and this model has batch normalization, which needs at "
-            "least two. Raise data.batch.labeled, or use a model without batch norm (model.encoder.name=dinov2, "
-            "model.decoder.name=dpt)."
+            f"data.batch.{name}={size} gives {images} {name} image{'s' if images > 1 else ''} per device: "
+            f"{_reason(method, recipe, fewest)} {more}{other}."
         )
 
 
-def _check_pairs(method: Method, recipe: Recipe, world: int) -> None:
-    images = recipe.data.batch.unlabeled // world
-    if method.draws and images < method.smallest_batch:
-        raise RecipeError(
-            f"data.batch.unlabeled gives {images} unlabeled image per device, but method {recipe.method.name} pairs "
-            "the images of a batch (mixing partners, complementary dropout) and needs at least "
-            f"{method.smallest_batch}. Use data.batch.unlabeled={method.smallest_batch * world} or more."
-        )
+def _reason(method: Method, recipe: Recipe, fewest: int) -> str:
+    if method.student.has_batch_stats and fewest == 2:
+        return "this model has batch normalization, which needs at least two images on each device."
+    return (
+        f"method {recipe.method.name} pairs the images of a batch (mixing partners, complementary dropout) and needs "
+        f"at least {fewest} on each device."
+    )
 
 
 def describe(prepared: Prepared) -> str:

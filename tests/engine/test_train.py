@@ -224,6 +224,22 @@ def test_full_disk_while_saving_keeps_the_earlier_checkpoint(
     [
         (["run.devices=2", "data.batch.labeled=3"], RecipeError, r"cannot be divided by 2\. Use 2 or 4"),
         (["data.batch.labeled=1"], RecipeError, r"batch normalization.*Raise data\.batch\.labeled"),
+        (
+            ["data.batch.unlabeled=1", "method.teacher=student"],
+            RecipeError,
+            r"batch norm.*Raise data\.batch\.unlabeled to 2",
+        ),
+        (
+            ["data.batch.unlabeled=2", "run.devices=2"],
+            RecipeError,
+            r"1 \w+ image per device.*data\.batch\.labeled to 4",
+        ),
+        (["data.drop_last=false", "data.batch.labeled=4"], RecipeError, r"batch of 1.*Use data\.drop_last=true"),
+        (
+            ["data.drop_last=false", "data.batch={labeled: 5, unlabeled: 3}"],
+            RecipeError,
+            r"4 unlabeled images with a batch of 1.*divides 4",
+        ),
         (["run.steps=null"], RecipeError, r"run\.steps=4000"),
         (
             ["model.encoder={name: dinov2, size: small}", "model.decoder={name: dpt}", "data.crop=32"],
