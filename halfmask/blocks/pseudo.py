@@ -1,8 +1,13 @@
 """Hard pseudo-labels with their confidence, and what is logged about them."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+CONFIDENCE = "pseudo/confidence/"  # logs of one family: a histogram, one number per range
+_EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
 def pseudo_label(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
@@ -45,6 +50,28 @@ def pseudo_logs(
         "pseudo/coverage": kept.sum() / total,
         "pseudo/coverage_by_class": kept / labeled.clamp_min(1),
         "pseudo/share": labeled / total,
+    }
+
+
+@torch.no_grad()
+def confidence_histogram(confidence: Float[Tensor, "B *S"], valid: Bool[Tensor, "B *S"]) -> dict[str, Tensor]:
+    """Measure how sure the labeler is: the part of the valid pixels in each of seven ranges, narrow ones near 1.
+
+    Returns:
+        One 0-d value per range, for example `pseudo/confidence/0.95-0.98` for confidences of at least 0.95 and below
+        0.98; their sum is 1 where any pixel is valid. The sum of the ranges above a threshold is the coverage that it
+        would give.
+
+    >>> logs = confidence_histogram(torch.tensor([0.4, 0.96, 0.97, 1.0]), torch.ones(4, dtype=torch.bool))
+    >>> {name[18:]: value.item() for name, value in logs.items() if value > 0}
+    {'0.00-0.50': 0.25, '0.95-0.98': 0.5, '0.98-1.00': 0.25}
+    """
+    # Compared with each edge: cheaper than sorting into bins, and no table of edges has to reach the device.
+    above = [valid.sum(), *(((confidence >= edge) & valid).sum() for edge in _EDGES[1:-1]), valid.sum() * 0]
+    total = above[0].clamp_min(1)
+    return {
+        f"{CONFIDENCE}{low:.2f}-{high:.2f}": (above[number] - above[number + 1]) / total
+        for number, (low, high) in enumerate(pairwise(_EDGES))
     }
 
 

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 
 from halfmask.batch import Batch
+from halfmask.blocks.pseudo import CONFIDENCE
 from halfmask.engine.bundle import save_bundle
 from halfmask.engine.metrics import Scores
 from halfmask.engine.module import LitMethod
@@ -22,6 +23,7 @@ Evaluate = Callable[[Model, int, int], Scores]  # model, rank, world
 
 _SAVE_SECONDS = 300.0
 _COLLAPSE_SHARE, _COLLAPSE_LOGS = 0.98, 5
+_SILENT_STEPS = 500  # without a single pseudo-label above the threshold, before a warning
 
 
 class MetricsLog(L.Callback):
@@ -30,10 +32,11 @@ class MetricsLog(L.Callback):
     def __init__(self, run: RunDir, task: Task, progress: ProgressLine, every: int) -> None:
         self.run, self.task, self.line, self.every = run, task, progress, every
         self._images, self._since, self._one_class = 0, time.monotonic(), 0
+        self._logged, self._silent, self._warned = 0, 0, False
 
     def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
         """Start the clock and the progress line."""
-        self._images, self._since = 0, time.monotonic()
+        self._images, self._since, self._logged = 0, time.monotonic(), module.step
         if trainer.is_global_zero:
             self.line.start(module.step, module.total_steps)
 
@@ -58,6 +61,7 @@ class MetricsLog(L.Callback):
         self.record(trainer, module, values)
         self.line.show(module.step, values)
         self._watch_collapse(values)
+        self._watch_coverage(values, module.step)
 
     def on_train_end(self, trainer: L.Trainer, module: LitMethod) -> None:
         """Close the progress line."""
@@ -106,6 +110,22 @@ class MetricsLog(L.Callback):
                 f"warning: {shares[top]:.0%} of the pseudo-labels are now {top.rpartition('/')[2]!r}; training may "
                 "have collapsed to one class. A higher method.threshold or a lower method.unlabeled_weight may help."
             )
+
+    def _watch_coverage(self, values: dict[str, float], step: int) -> None:
+        """Warn once where no pseudo-label has passed for long: the unlabeled images teach nothing."""
+        passed = values.get("pseudo/coverage", 1.0) > 0
+        self._silent = 0 if passed else self._silent + step - self._logged
+        self._logged = step
+        if self._silent < _SILENT_STEPS or self._warned:
+            return
+        self._warned = True
+        ranges = [(name, share) for name, share in values.items() if name.startswith(CONFIDENCE)]
+        shares = ", ".join(f"{name.removeprefix(CONFIDENCE)}: {share:.1%}" for name, share in ranges)
+        self.line.say(
+            f"warning: no pseudo-label has passed method.threshold for {self._silent} steps, so the unlabeled images "
+            f"teach nothing. {f'Pixels by confidence: {shares}. ' if shares else ''}Use a lower method.threshold, a "
+            "pretrained encoder (model.encoder.weights), or more masks."
+        )
 
 
 class Validation(L.Callback):

@@ -23,6 +23,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "pseudo_label": [{"ignore_padding": False, "labeled_color": False}],
     "mean_teacher": [{"ramp_up": 0.0}],
+    "unimatch_v2": [
+        {"threshold": 0.3, "teacher": "student", "cutmix_partner": "shuffle", "cutmix": 1.0, "loss": "ohem"},
+        {"threshold": 0.0, "dropout": "independent", "dropout_at": "levels", "dropout_keep": "bernoulli"},
+        {"threshold": 0.3, "dropout_at": "classifier", "views": 1, "cutmix": 0.0},
+    ],
+    "unimatch": [
+        {"threshold": 0.3, "cutmix_partner": "shuffle", "cutmix": 1.0, "label_mode": "eval", "loss": "ohem"},
+        {"threshold": 0.0, "cutmix_partner": "flip", "teacher": "ema", "feature_dropout": 0.2},
+    ],
 }
 
 
