@@ -13,7 +13,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from halfmask import errors
 from halfmask.cli.listing import argument_docs, describe_entry
+from halfmask.codes import CODES
 from halfmask.models.model import Model
 from halfmask.plugins import Kind, names, resolve
 from halfmask.recipe import Recipe, entry_kinds
@@ -78,6 +80,23 @@ def recipe_sections() -> str:
     return "\n\n".join(sections)
 
 
+def codes() -> str:
+    """One row per code that an error or a finding may carry."""
+    return _table(
+        ["code", "what was found", "what mends it"],
+        [[f"`{code}`", entry.meaning, entry.cure] for code, entry in sorted(CODES.items())],
+    )
+
+
+def exit_codes() -> str:
+    """One row per exit code, with the errors that lead to it."""
+    rows: dict[int, list[str]] = {0: ["success"], 1: ["any exception that is not foreseen: a bug"]}
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, errors.HalfmaskError) and kind is not errors.HalfmaskError:
+            rows.setdefault(kind.exit_code, []).append(f"`{name}`: {_first_line(kind.__doc__ or '')}")
+    return _table(["exit code", "when"], [[str(code), " ".join(rows[code])] for code in sorted(rows)])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods_table,
     "method-sections": method_sections,
@@ -85,6 +104,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoders": kind_sections("decoders"),
     "datasets": kind_sections("datasets"),
     "recipe": recipe_sections,
+    "codes": codes,
+    "exit-codes": exit_codes,
 }
 
 

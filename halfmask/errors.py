@@ -32,7 +32,7 @@ class DataError(HalfmaskError, ValueError):
 
     Args:
         message: what, where, how to mend.
-        code: stable code of the finding (`H203`), printed by `halfmask check`; empty for summaries.
+        code: stable code of the finding (`H203`), printed with the message; `halfmask.codes` lists them all.
     """
 
     exit_code = 3
@@ -61,6 +61,12 @@ class MissingExtraError(HalfmaskError, ImportError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f'{feature} needs an optional dependency. Install it: pip install "halfmask[{extra}]"')
+
+
+class ParityError(HalfmaskError, RuntimeError):
+    """An exported model gives other classes than the original."""
+
+    exit_code = 1
 
 
 class Interrupted(HalfmaskError, RuntimeError):

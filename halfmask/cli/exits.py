@@ -54,13 +54,16 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
     >>> from halfmask.errors import DataError
     >>> describe_failure(DataError("no images in field/"))
     ('DataError: no images in field/', 3)
+    >>> describe_failure(DataError("no images in field/", "H208"))  # docs/errors.md lists the codes
+    ('DataError[H208]: no images in field/', 3)
     >>> describe_failure(KeyboardInterrupt())
     ('interrupted', 130)
     """
     if isinstance(error, Interrupted):
         return str(error), error.exit_code
     if isinstance(error, HalfmaskError):
-        return f"{type(error).__name__}: {error}", error.exit_code
+        code = getattr(error, "code", "")
+        return f"{type(error).__name__}{f'[{code}]' if code else ''}: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", Interrupted.exit_code
     if is_out_of_memory(error):

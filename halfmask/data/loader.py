@@ -150,7 +150,8 @@ class LabeledStream:
         if image.shape[:2] != target.shape:
             raise DataError(
                 f"{name}: the image is {image.shape[1]}x{image.shape[0]} but its mask is "
-                f"{target.shape[1]}x{target.shape[0]} pixels. Export the mask at the size of the image."
+                f"{target.shape[1]}x{target.shape[0]} pixels. Export the mask at the size of the image.",
+                "H202",
             )
         return image, target
 
@@ -165,10 +166,13 @@ class _Failure(NamedTuple):
 
     kind: type[HalfmaskError]
     message: str
+    code: str
 
     def error(self) -> HalfmaskError:
         error = self.kind.__new__(self.kind)
         error.args = (self.message,)
+        if isinstance(error, DataError):
+            error.code = self.code
         return error
 
 
@@ -182,7 +186,7 @@ class StepReader(TorchDataset[Any]):
         try:
             return HostBatch(keys.step, tuple(self._samples(keys, stream) for stream in range(len(self.streams))))
         except HalfmaskError as error:
-            return _Failure(type(error), str(error))
+            return _Failure(type(error), str(error), getattr(error, "code", ""))
 
     def _samples(self, keys: StepKeys, stream: int) -> HostSamples:
         own = [key for key in keys.samples if key.stream == stream]
@@ -192,7 +196,11 @@ class StepReader(TorchDataset[Any]):
                 f"{self.streams[stream].ids[key.position]}: {crop.shape[0]}"
                 for key, crop in zip(own, crops, strict=True)
             ]
-            raise DataError(f"images of one dataset differ in their number of bands: {', '.join(names)}.")
+            raise DataError(
+                f"images of one dataset differ in their number of bands: {', '.join(names)}. Convert them to the same "
+                "number of bands, or remove the odd ones.",
+                "H207",
+            )
         return HostSamples(
             torch.from_numpy(np.stack(crops)),
             torch.tensor(extents, dtype=torch.int32),

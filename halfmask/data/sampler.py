@@ -121,12 +121,13 @@ class StepSampler(Sampler[list[StepKeys]]):
     ) -> None:
         if labeled == 0:
             raise DataError(
-                "the labeled list is empty. Give at least one image with a mask (data.split, data.labeled)."
+                "the labeled list is empty. Give at least one image with a mask (data.split, data.labeled).", "H210"
             )
         if draws and unlabeled == 0:
             raise DataError(
                 "the unlabeled list is empty, but the method learns from unlabeled images. "
-                "Use fewer masks (data.labeled), add images (data.unlabeled), or train with method=supervised."
+                "Use fewer masks (data.labeled), add images (data.unlabeled), or train with method=supervised.",
+                "H210",
             )
         self.rank, self.world = rank, world
         self.labeled_length = labeled
@@ -176,5 +177,6 @@ class StepSampler(Sampler[list[StepKeys]]):
         if self.smallest_batch() < self.world:
             raise DataError(
                 f"a batch of {self.smallest_batch()} cannot be dealt to {self.world} devices. Set data.drop_last=true, "
-                "or use larger batches (data.batch) or fewer devices (run.devices)."
+                "or use larger batches (data.batch) or fewer devices (run.devices).",
+                "H210",
             )

@@ -144,7 +144,7 @@ def test_wrong_usage_exits_with_2_and_says_what_to_do(trained, arguments, mendin
 def test_missing_data_exits_with_3(tmp_path):
     result = run("train", "fixmatch/folder", "--data", tmp_path / "nowhere", "--out", tmp_path / "r", "--dry-run")
     assert result.exit_code == 3
-    assert result.stderr.startswith("DataError: ")
+    assert result.stderr.startswith("DataError[H208]: ")
     assert "nowhere" in result.stderr
     assert not (tmp_path / "r").exists()
 

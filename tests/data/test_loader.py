@@ -178,7 +178,7 @@ def test_a_broken_image_is_one_clear_error(dataset, workers):
     recipe = DataRecipe.model_validate({"crop": 48, "batch": {"labeled": 4, "unlabeled": 4}, "workers": workers})
     with pytest.raises(DataError) as caught:
         batches(train_loader(dataset, None, split, recipe), stop=8)
-    assert str(caught.value) == "03.png: no such image"
+    assert (str(caught.value), caught.value.code) == ("03.png: no such image", "H201")
 
 
 def test_errors_with_another_constructor_survive_the_way_from_the_worker(dataset):
