@@ -33,7 +33,7 @@ class Squares(Dataset):
         try:
             first = np.array(Image.open(self.root / id))
         except FileNotFoundError:
-            raise DataError(f"{id}: no such image") from None
+            raise DataError(f"{id}: no such image", "H201") from None
         rows, columns = np.indices(first.shape)
         others = [(17 * rows + rows * columns + 31 * band) % 256 for band in range(1, self.bands)]
         image = np.stack([first, *others], axis=2).astype(np.uint8)
