@@ -1,0 +1,140 @@
+"""A training run from recorded weights and batches, in float64, and its comparison with the published code's run."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from halfmask.batch import Batch, Progress, Samples
+from halfmask.engine.optim import make_optimizers, rate_factor, set_rates
+from halfmask.methods import Method
+from halfmask.models.decoders.deeplabv3plus import DeepLabV3Plus
+from halfmask.models.decoders.dpt import DPT
+from halfmask.models.encoders.dinov2 import DINOv2
+from halfmask.models.encoders.resnet import ResNet
+from halfmask.models.model import Model, Segmenter
+from halfmask.recipe import OptimRecipe
+from halfmask.task import Task
+from tests.methods import official_names
+
+TASK = Task("segmentation", tuple(f"class {number}" for number in range(7)))
+IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # recorded images are already normalized
+STEPS, TOTAL = 3, 20
+
+
+class Recorded(nn.Module):
+    """Stands for the color augmentation: gives the strong views of a weak image one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.views_of: dict[int, list[Tensor]] = {}
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.views_of[id(image)].pop(0)
+
+
+class Trained(NamedTuple):
+    method: Method
+    logs: dict[str, list[Tensor]]
+    rates: list[list[float]]
+    gradient_norms: list[list[Tensor]]
+
+
+class RoundedRows(DINOv2):
+    """The recording rounded the whole resized position table to float32, the class token's row included."""
+
+    def position_embedding(self, height: int, width: int) -> Tensor:
+        table = super().position_embedding(height, width)
+        return table.float().to(table.dtype)
+
+
+def tiny_dpt(frozen: bool = False) -> Segmenter:
+    encoder = RoundedRows(dim=24, heads=2, frozen=frozen)
+    decoder = DPT(encoder.channels, encoder.strides, features=12, projections=(8, 8, 12, 16))
+    return Segmenter(encoder, decoder, 7, **IDENTITY)
+
+
+def tiny_deeplab() -> Segmenter:
+    encoder = ResNet(depth=50, width=4, blocks=(2, 2, 2, 2), output_stride=16)
+    decoder = DeepLabV3Plus(encoder.channels, encoder.strides, aspp=16, low=6, embedding=24)
+    return Segmenter(encoder, decoder, 7, **IDENTITY)
+
+
+def builder(make: Callable[[], Model], state: dict[str, Tensor]) -> Callable[..., Model]:
+    class Build:
+        crop = 56
+
+        def __call__(self, **overrides: object) -> Model:
+            model = make()
+            model.load_state_dict({**state, "mean": model.mean, "std": model.std})
+            return model.double()
+
+    return Build()
+
+
+def batch_of(data: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> Batch:
+    def samples(image: str, padding: str | None = None, target: str | None = None) -> Samples:
+        pixels = data[image].to(dtype)
+        valid = data[padding] != 255 if padding else torch.ones(len(pixels), *pixels.shape[-2:], dtype=torch.bool)
+        index = torch.arange(len(pixels))
+        return Samples(pixels, valid, index, None if target is None else data[target].long())
+
+    partner = samples("img_u_w_mix", "ignore_mask_mix") if "img_u_w_mix" in data else None
+    return Batch(samples("img_x", target="mask_x"), samples("img_u_w", "ignore_mask"), partner)
+
+
+def train(
+    method: Method,
+    inputs: dict[str, Tensor],
+    optim: OptimRecipe,
+    prepare: Callable[[int, dict[str, Tensor]], Batch],
+) -> Trained:
+    """Train as the engine does; `prepare` gives a step's batch and puts its recorded draws into the method."""
+    method.train()
+    optimizer = make_optimizers(method, optim, optim.lr)
+    result = Trained(method, {}, [], [])
+    for step in range(STEPS):
+        batch = prepare(step, official_names.part(inputs, f"step{step}."))
+        set_rates(optimizer, rate_factor(step, TOTAL, optim))
+        groups = optimizer["main"].param_groups
+        result.rates.append([group["lr"] for group in groups])
+
+        progress = Progress(step, TOTAL, 10)
+        (update,) = method.updates(batch, progress)
+        optimizer["main"].zero_grad()
+        update.output.loss.backward()
+        norms = [torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]) for group in groups]
+        result.gradient_norms.append([norm.norm() for norm in norms])
+        optimizer["main"].step()
+        method.after_update(progress)
+        for name, value in {"loss": update.output.loss, **update.output.logs}.items():
+            result.logs.setdefault(name, []).append(value.detach())
+    return result
+
+
+def check_trajectory(trained: Trained, expected: dict[str, Tensor], names: dict[str, str]) -> None:
+    for ours, official in names.items():
+        assert_close(torch.stack(trained.logs[ours]), expected[f"scalar.{official}"], rtol=0, atol=1e-8, msg=ours)
+    coverage = torch.stack(trained.logs["pseudo/coverage"])  # a ratio of counts in float32
+    assert_close(coverage, expected["scalar.mask_ratio"].float(), rtol=1e-6, atol=0)
+    assert_close(torch.tensor(trained.rates, dtype=torch.float64), expected["lr_used"], rtol=1e-12, atol=0)
+    norms = torch.stack([torch.stack(step) for step in trained.gradient_norms])
+    assert_close(norms, expected["grad_norm_per_group"], rtol=1e-8, atol=0)
+
+
+def check_weights(model: Model, expected: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    assert expected.keys() == state.keys() - {"mean", "std"}
+    for key, value in expected.items():
+        assert_close(state[key].double(), value.double(), rtol=1e-6, atol=1e-7, msg=key)
+
+
+def check_sums(model: Model, unused: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
+    """Sums over all parameters, and over those of the published network that no forward pass uses."""
+    tensors = [*(p.detach() for p in model.parameters()), *(value.double() for value in unused.values())]
+    total, absolute = sum(float(t.sum()) for t in tensors), sum(float(t.abs().sum()) for t in tensors)
+    assert total == pytest.approx(expected[f"checksum.{name}_sum"].item(), rel=1e-9)
+    assert absolute == pytest.approx(expected[f"checksum.{name}_abs"].item(), rel=1e-9)
