@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halfmask.data.splits import make_split as split
     from halfmask.engine.bundle import load_bundle
+    from halfmask.engine.check import check
     from halfmask.engine.evaluate import evaluate
     from halfmask.engine.predict import predict
     from halfmask.engine.train import train
@@ -27,6 +28,7 @@ __all__ = [
     "Recipe",
     "Task",
     "__version__",
+    "check",
     "evaluate",
     "list_plugins",
     "load_bundle",
@@ -42,6 +44,7 @@ _HOMES = {
     "Method": ("halfmask.methods", "Method"),
     "Recipe": ("halfmask.recipe", "Recipe"),
     "Task": ("halfmask.task", "Task"),
+    "check": ("halfmask.engine.check", "check"),
     "evaluate": ("halfmask.engine.evaluate", "evaluate"),
     "list_plugins": ("halfmask.plugins", "names"),
     "load_bundle": ("halfmask.engine.bundle", "load_bundle"),

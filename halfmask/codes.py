@@ -44,7 +44,9 @@ CODES: dict[str, Code] = {
     "H122": Code("classes in no validation mask", "validate on images that show them: their IoU cannot be measured"),
     "H123": Code("classes without names", "name them in halfmask.yaml: `halfmask check --fix` writes one to edit"),
     "H130": Code("near-duplicate images in different parts", "keep each scene in one part: results would be too good"),
-    "H131": Code("the same image more than once in a part", "remove the copies"),
+    "H131": Code(
+        "the same image more than once in a part", "remove copies; keep the frames of a video together in one part"
+    ),
     "H132": Code("unlabeled images that show what a labeled one shows", "nothing: they only add little"),
     "H140": Code("no validation images", "name a part or a list with data.val; with five masks a fifth is held out"),
     "H141": Code("few validation images", "validate on more images: small differences of IoU are chance"),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from halfmask import __version__
+from halfmask.cli.check import check
 from halfmask.cli.demo import demo
 from halfmask.cli.evaluate import evaluate
 from halfmask.cli.exits import reporting_errors
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={**_SETTINGS, "default_map": {"help": False}},
 )
 _VERBS: dict[str, Callable[..., Any]] = {
+    "check": check,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,

@@ -1,0 +1,69 @@
+"""`halfmask check`: look at every image and mask before anything is trained."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from halfmask.cli import flags
+from halfmask.errors import RecipeError
+
+
+def check(
+    overrides: flags.Overrides = None,
+    data: flags.Data = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write halfmask.yaml as far as the files tell; images are never changed.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only N images per part.")] = None,
+    workers: Annotated[int, typer.Option("--workers", metavar="N", min=0, help="Threads; 0: one per core.")] = 0,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Look for what is wrong with a dataset.
+
+    Layout, sizes, masks, classes, leakage between parts, validation; each finding says what mends it. Exit code 1
+    if something has to be mended before training.
+    """
+    flags.check_overrides(overrides or ())
+    if data is None and not any(item.startswith("data.root=") for item in overrides or ()):
+        raise RecipeError("of which images? Name their folder: --data DIR")
+    from halfmask.engine.check import check as look
+
+    with _Bar(quiet) as bar:
+        report = look(data, overrides=overrides or (), fix=fix, limit=limit, workers=workers, tick=bar.tick)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print(report)
+    if report.wrote:
+        path, *keys = report.wrote
+        flags.say(f"wrote {path}: {', '.join(keys)}", quiet)
+    elif fix:
+        flags.say("nothing to write: the files tell nothing that halfmask.yaml does not say already", quiet)
+    if not report.usable:
+        raise typer.Exit(1)
+
+
+class _Bar:
+    """A progress bar on stderr, where stderr is a terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._progress = Progress(
+            console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()
+        )
+        self._task = self._progress.add_task("check", total=None)
+        self.tick: Callable[[int], None] = lambda total: self._progress.update(self._task, total=total, advance=1)
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
