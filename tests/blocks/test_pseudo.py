@@ -1,9 +1,10 @@
 """Pseudo-labels and their statistics."""
 
+import numpy as np
 import pytest
 import torch
 
-from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import agreement, confidence_histogram, pseudo_label, pseudo_logs
 from halfmask.reference import pseudo as plain
 
 
@@ -62,3 +63,21 @@ def test_agreement_counts_equal_classes_among_valid_pixels():
     label = torch.tensor([[[0, 2], [2, 1]]])
     valid = torch.tensor([[[True, True], [True, False]]])
     assert agreement(logits, label, valid).item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 8), (200,)])
+def test_the_histogram_counts_valid_pixels_by_confidence(shape):
+    confidence, valid = torch.rand(shape) ** 0.1, torch.rand(shape) < 0.7
+    logs = confidence_histogram(confidence, valid)
+    edges = np.array([0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
+    expected = np.histogram(confidence[valid].numpy(), edges)[0] / int(valid.sum())
+    assert [value.item() for value in logs.values()] == pytest.approx(expected.tolist())
+    assert all(value.shape == () for value in logs.values())
+    # The ranges above a threshold add up to the coverage it gives.
+    sure = sum(value.item() for name, value in logs.items() if float(name.rpartition("/")[2][:4]) >= 0.95)
+    assert sure == pytest.approx((confidence[valid] >= 0.95).float().mean().item())
+
+
+def test_the_histogram_of_no_valid_pixel_is_zero():
+    logs = confidence_histogram(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    assert [value.item() for value in logs.values()] == [0] * 7
