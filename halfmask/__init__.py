@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from halfmask.engine.predict import predict
     from halfmask.engine.train import train
     from halfmask.errors import HalfmaskError
+    from halfmask.importers import import_checkpoint
     from halfmask.methods import Method
     from halfmask.plugins import names as list_plugins
     from halfmask.recipe import Recipe
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "check",
     "evaluate",
+    "import_checkpoint",
     "list_plugins",
     "load_bundle",
     "load_recipe",
@@ -46,6 +48,7 @@ _HOMES = {
     "Task": ("halfmask.task", "Task"),
     "check": ("halfmask.engine.check", "check"),
     "evaluate": ("halfmask.engine.evaluate", "evaluate"),
+    "import_checkpoint": ("halfmask.importers", "import_checkpoint"),
     "list_plugins": ("halfmask.plugins", "names"),
     "load_bundle": ("halfmask.engine.bundle", "load_bundle"),
     "load_recipe": ("halfmask.recipe", "load"),

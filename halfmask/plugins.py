@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from halfmask.errors import RecipeError, nearest
 
-Kind = Literal["methods", "encoders", "decoders", "bottlenecks", "datasets"]
+Kind = Literal["methods", "encoders", "decoders", "bottlenecks", "datasets", "importers"]
 
 # kind -> (package, class that the public class of each file derives from)
 _PACKAGES: dict[str, tuple[str, str]] = {
@@ -25,6 +25,7 @@ _PACKAGES: dict[str, tuple[str, str]] = {
     "decoders": ("halfmask.models.decoders", "Decoder"),
     "bottlenecks": ("halfmask.models.bottlenecks", "Module"),
     "datasets": ("halfmask.data", "Dataset"),
+    "importers": ("halfmask.importers", "Importer"),
 }
 # Modules of halfmask.data that are not datasets.
 _NOT_DATASETS = frozenset({"splits", "sampler", "loader", "images", "masks", "cache", "layouts", "pool"})

@@ -11,6 +11,7 @@ from halfmask.cli.check import check
 from halfmask.cli.demo import demo
 from halfmask.cli.evaluate import evaluate
 from halfmask.cli.exits import reporting_errors
+from halfmask.cli.import_ import import_
 from halfmask.cli.listing import list_
 from halfmask.cli.predict import predict
 from halfmask.cli.split import split
@@ -33,6 +34,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "import": import_,
     "split": split,
     "list": list_,
     "demo": demo,

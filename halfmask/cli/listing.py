@@ -22,6 +22,7 @@ class What(enum.StrEnum):
     decoders = "decoders"
     bottlenecks = "bottlenecks"
     datasets = "datasets"
+    importers = "importers"
     recipes = "recipes"
 
 
@@ -51,7 +52,7 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
     """Give a class's summary and parameters as plain data.
 
     Args:
-        kind: "methods", "encoders", "decoders", "bottlenecks" or "datasets".
+        kind: "methods", "encoders", "decoders", "bottlenecks", "datasets" or "importers".
         name: file name, or `package.module:Class`.
 
     Raises:

@@ -1,0 +1,81 @@
+"""A table of key rules turns the tensor names of an official checkpoint into ours.
+
+A rule is (pattern, replacement); the first pattern that matches the beginning of a name decides. A replacement of
+`None` drops the tensor: it takes part in no forward pass, or belongs to the training and not to the network.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from halfmask.errors import CheckpointError, bullet_list
+
+Rules = Sequence[tuple[str, str | None]]
+
+
+class Renamed(NamedTuple):
+    """What the rules made of a state dict.
+
+    Args:
+        state: tensors under our names.
+        origin: our name -> official name.
+        dropped: official names of tensors a rule drops.
+        unknown: official names that no rule knows.
+    """
+
+    state: dict[str, Tensor]
+    origin: dict[str, str]
+    dropped: list[str]
+    unknown: list[str]
+
+
+def rename(state: Mapping[str, Tensor], rules: Rules) -> Renamed:
+    r"""Apply the first matching rule to each name.
+
+    >>> import torch
+    >>> rules = [(r"head\.(\d)\.", r"decoder.\1."), (r"queue", None)]
+    >>> made = rename({"head.0.weight": torch.ones(1), "queue": torch.ones(1), "x": torch.ones(1)}, rules)
+    >>> list(made.state), made.dropped, made.unknown
+    (['decoder.0.weight'], ['queue'], ['x'])
+    """
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    made = Renamed({}, {}, [], [])
+    for key, value in state.items():
+        for pattern, replacement in compiled:
+            if pattern.match(key) is None:
+                continue
+            if replacement is None:
+                made.dropped.append(key)
+            else:
+                ours = pattern.sub(replacement, key, count=1)
+                made.state[ours], made.origin[ours] = value, key
+            break
+        else:
+            made.unknown.append(key)
+    return made
+
+
+def check_fit(made: Renamed, own: Mapping[str, Tensor], where: str, cure: str) -> None:
+    """Refuse tensors that do not fill a network exactly.
+
+    Args:
+        made: renamed tensors.
+        own: state dict of the network.
+        where: file and format, for the message.
+        cure: what to do, for the message.
+
+    Raises:
+        CheckpointError: unexpected, missing and differently shaped tensors, all in one list.
+    """
+    problems = [f"unexpected: {key}" for key in made.unknown]
+    problems += [f"unexpected: {made.origin[key]} ({key} here)" for key in made.state if key not in own]
+    problems += [f"missing: the tensor that is {key} here" for key in own if key not in made.state]
+    problems += [
+        f"shape of {made.origin[key]}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the network"
+        for key, value in made.state.items()
+        if key in own and own[key].shape != value.shape
+    ]
+    if problems:
+        raise CheckpointError(f"{where}: {len(problems)} problems\n{bullet_list(problems, limit=30)}\n  {cure}")

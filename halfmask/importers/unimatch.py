@@ -1,0 +1,73 @@
+"""Checkpoints of UniMatch V1: ResNet-50 or -101 with a deep stem, and DeepLabV3+.
+
+Yang et al., "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation", CVPR 2023,
+arXiv:2208.09910. Files hold `model`; there is no teacher. The output stride leaves no trace in the tensors: 16, as in
+every published model, unless `model.encoder.output_stride=8` says otherwise.
+
+Refused: Xception-65 (COCO), whose low-level map is taken before a ReLU that no encoder here leaves out, and PSPNet.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from halfmask.errors import CheckpointError
+from halfmask.importers._importer import Importer, count, shape
+from halfmask.importers._rules import Rules
+from halfmask.task import Task
+
+# Blocks per stage of networks with bottlenecks -> depth.
+_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+_WHOLE = {"mode": "whole", "fit": "resize", "absent_classes": "zero"}
+
+
+class UniMatch(Importer):
+    """ResNet with DeepLabV3+, trained with UniMatch V1, FixMatch or labels only."""
+
+    signs: ClassVar[tuple[str, ...]] = (r"backbone\.", r"head\.b4\.gap\.", r"fuse\.0\.")
+    rules: ClassVar[Rules] = (
+        (r"backbone\.", "encoder.net."),
+        (r"head\.b([0-3])\.", r"decoder.branches.\1."),
+        (r"head\.b4\.gap\.1\.", "decoder.pool.0."),
+        (r"head\.b4\.gap\.2\.", "decoder.pool.1."),
+        (r"head\.project\.", "decoder.project."),
+        (r"reduce\.", "decoder.reduce."),
+        (r"fuse\.([01])\.", r"decoder.convs.0.\1."),
+        (r"fuse\.3\.", "decoder.convs.1.0."),
+        (r"fuse\.4\.", "decoder.convs.1.1."),
+        (r"classifier\.", "classifier."),
+    )
+    crop: ClassVar[Mapping[str, int]] = {"": 321, "cityscapes": 801, "coco": 513, "levir": 256, "whu": 256}
+    protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": _WHOLE,
+        "cityscapes": {"mode": "slide", "border": "clip", "window": 801, "absent_classes": "zero"},
+    }
+
+    def classes(self, state: Mapping[str, Tensor]) -> int:
+        """Give K."""
+        return shape(state, "classifier.weight")[0]
+
+    def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
+        """Give the sizes of encoder and decoder."""
+        if any(key.startswith("backbone.block1.") for key in state):
+            raise CheckpointError(
+                "the backbone is Xception-65 (the COCO models of UniMatch V1), which cannot be built here exactly. "
+                "Train anew: recipe unimatch/coco; or import a ResNet model."
+            )
+        blocks = [count(state, rf"backbone\.layer{stage}\.(\d+)\.") for stage in range(1, 5)]
+        encoder: dict[str, Any] = {"name": "resnet", "depth": _DEPTHS.get(tuple(blocks), 50), "output_stride": 16}
+        encoder["stem"] = "deep" if "backbone.conv1.0.weight" in state else "plain"
+        encoder["width"] = shape(state, "backbone.layer1.0.conv1.weight")[0]
+        if tuple(blocks) not in _DEPTHS:
+            encoder["blocks"] = blocks
+        elif encoder["width"] == 64:
+            encoder["weights"] = "imagenet"
+        decoder = {
+            "name": "deeplabv3plus",
+            "rates": [6, 12, 18],
+            "aspp": shape(state, "head.b0.0.weight")[0],
+            "low": shape(state, "reduce.0.weight")[0],
+            "embedding": shape(state, "fuse.0.weight")[0],
+        }
+        return {"encoder": encoder, "decoder": decoder}
