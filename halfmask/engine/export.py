@@ -15,15 +15,15 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from halfmask import __version__
@@ -40,6 +40,7 @@ from halfmask.recipe import DataRecipe
 
 Format = Literal["onnx", "torch"]
 Shapes = Literal["batch and size", "batch", "fixed"]
+T = TypeVar("T")
 Runner = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B K *S"]]
 
 _log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def export(
     file = Path(out) if out is not None else opened.folder / f"model{_SUFFIXES[format]}"
     if file.exists() and not overwrite:
         raise DataError(f"{file} exists already. Replace it with --overwrite, or name another file with --out.")
-    paths = sample_images(opened.data.root, input, images)
+    samples = sample_images(bundle, opened.data, input, images)
     multiple = side_multiple(bundle.model)
     height, width = size or (bundle.crop or 256,) * 2
     trial = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
@@ -118,7 +119,7 @@ def export(
         save: Callable[..., None] = _save_onnx if format == "onnx" else _save_torch
         save(program, part, _metadata(bundle, shapes, trial))
         runner = _open_onnx(part) if format == "onnx" else _open_torch(part)
-        agreement, difference, compared = _compare(bundle, runner, paths, shapes, trial)
+        agreement, difference, compared = _compare(bundle, runner, samples, shapes, trial)
         if agreement < LEAST_AGREEMENT:
             raise ParityError(
                 f"{file}: only {agreement:.2%} of the pixels get the class that the original gives (needed: "
@@ -129,22 +130,30 @@ def export(
     return report
 
 
-def sample_images(root: str | None, input: str | Path | None, count: int) -> list[Path]:
-    """Give images to compare on: of an input, or spread over the run's dataset.
+def sample_images(
+    bundle: Bundle, data: DataRecipe, input: str | Path | None, count: int
+) -> list[UInt8[np.ndarray, "*T H W C"]]:
+    """Read images to compare on: of an input, or spread over the run's dataset.
 
     Raises:
         DataError: there is none.
     """
-    if input is not None:
-        found = [job.image for job in plan(input, "unused")]
-    elif root is not None and Path(root).is_dir():
-        dataset = open_dataset(DataRecipe(root=root))
-        ids = sorted({id for part in ("val", "test", "train") for id in dataset.ids(part)})
-        found = [dataset.image_path(id) for id in ids]
-    else:
+    if input is None and data.root is None:
         raise DataError("the bundle does not say where images are. Name some to compare on: --input DIR.")
-    step = max(len(found) // count, 1)
-    return found[::step][:count]
+    if input is not None:
+        limits = bundle.meta.get("range")
+        value_range = None if limits is None else (float(limits[0]), float(limits[1]))
+        paths = [job.image for job in plan(input, "unused")]
+        channels = bundle.model.mean.numel()
+        return [read_image(path, channels=channels, value_range=value_range) for path in _spread(paths, count)]
+    whole = {"split": None, "labeled": None, "unlabeled": None, "val": "auto"}
+    dataset = open_dataset(data.model_copy(update=whole))
+    ids = sorted({id for part in ("val", "test", "train") for id in dataset.ids(part)})
+    return [dataset.read_image(id) for id in _spread(ids, count)]
+
+
+def _spread(items: list[T], count: int) -> list[T]:
+    return items[:: max(len(items) // count, 1)][:count]
 
 
 def side_multiple(model: Model) -> int:
@@ -195,13 +204,13 @@ def trace(model: Model, size: tuple[int, int], dates: int | None = None) -> tupl
 
 
 def _compare(
-    bundle: Bundle, runner: Runner, paths: Sequence[Path], shapes: Shapes, trial: tuple[int, int]
+    bundle: Bundle, runner: Runner, samples: list[UInt8[np.ndarray, "*T H W C"]], shapes: Shapes, trial: tuple[int, int]
 ) -> tuple[float, float, int]:
     """Share of equal classes, largest difference of logits, number of images."""
     same = total = 0
     largest = 0.0
-    for number, path in enumerate(paths):
-        image = _pixels(bundle, path, None if shapes == "batch and size" else trial)
+    for number, pixels in enumerate(samples):
+        image = _pixels(bundle, pixels, None if shapes == "batch and size" else trial)
         # Every other call with a batch of another size, where that may vary.
         if shapes == "fixed" or number % 2:
             image = torch.cat((image, image.flip(-1)))
@@ -211,22 +220,22 @@ def _compare(
         same += int((wanted.argmax(1) == found.argmax(1)).sum())
         total += wanted.argmax(1).numel()
         largest = max(largest, float((wanted - found).abs().max()))
-    return same / max(total, 1), largest, len(paths)
+    return same / max(total, 1), largest, len(samples)
 
 
-def _pixels(bundle: Bundle, path: Path, size: tuple[int, int] | None) -> Float[Tensor, "1 *T C H W"]:
-    """One image in [0, 1], brought to a size the model takes."""
-    model, limits = bundle.model, bundle.meta.get("range")
-    value_range = None if limits is None else (float(limits[0]), float(limits[1]))
-    pixels = read_image(path, channels=model.mean.numel(), value_range=value_range)
-    image = torch.from_numpy(np.moveaxis(pixels, 2, 0).copy())[None].float() / 255
-    if size is None:
-        multiple = side_multiple(model)
-        size = tuple(max(side // multiple, 2) * multiple for side in image.shape[-2:])  # type: ignore[assignment]
-    image = F.interpolate(image, size, mode="bilinear", align_corners=False)
-    if bundle.task.kind == "change":  # a second date that differs, so that something changes
+def _pixels(
+    bundle: Bundle, pixels: UInt8[np.ndarray, "*T H W C"], size: tuple[int, int] | None
+) -> Float[Tensor, "1 *T C H W"]:
+    """One image (or pair) in [0, 1], brought to a size the model takes."""
+    image = torch.from_numpy(np.moveaxis(pixels, -1, -3).copy())[None].float() / 255
+    if bundle.task.kind == "change" and image.ndim == 4:  # a second date that differs, so that something changes
         image = torch.stack((image, image.flip(-1)), dim=1)
-    return image
+    if size is None:
+        multiple = side_multiple(bundle.model)
+        height, width = (max(side // multiple, 2) * multiple for side in image.shape[-2:])
+        size = (height, width)
+    resized = F.interpolate(image.flatten(0, -4), size, mode="bilinear", align_corners=False)
+    return resized.reshape(*image.shape[:-2], *size)
 
 
 def _metadata(bundle: Bundle, shapes: Shapes, size: tuple[int, int]) -> dict[str, Any]:
