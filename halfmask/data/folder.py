@@ -234,7 +234,7 @@ class Folder(FileDataset):
                 "H203",
             )
         if ids == [0]:
-            raise DataError(f"{self.root}: the masks hold a single class: {listed}. {name_them}", "H203")
+            raise DataError(f"{self.root}: the masks hold a single class: {listed}. {name_them}", "H212")
         if ids[0] == 1:
             raise DataError(f"{self.root}: no mask holds 0: {listed}. {off_by_one_cure(ids[-1])} {name_them}", "H205")
         # A class may be missing from few masks, but values such as 0, 85, 170 are no numbering.

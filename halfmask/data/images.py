@@ -79,7 +79,7 @@ def decode(path: Path, *, channels: int = 3) -> Shaped[np.ndarray, "H W C"]:
             return _read_geotiff(path)
         raise broken(path, error) from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too many pixels to open at once ({error}). Cut it into tiles.", "H201") from error
+        raise _too_large(path, error) from error
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
@@ -107,7 +107,9 @@ def read_header(path: Path) -> Header:
             shape = _read_geotiff(path).shape
             return Header((shape[0], shape[1]), (shape[0], shape[1]))
         raise broken(path, error) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, error) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise broken(path, error) from error
     return Header(size[::-1] if orientation >= 5 else size, size, orientation)
 
@@ -153,6 +155,10 @@ def broken(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path}: {reason}. Copy it again from its source, or remove it and its line in the lists.", "H201"
     )
+
+
+def _too_large(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: too many pixels to open at once ({error}). Cut it into tiles.", "H201")
 
 
 def _decode_opened(image: Image.Image, data: bytes, path: Path) -> np.ndarray:

@@ -167,13 +167,12 @@ def read_stored(path: Path) -> Stored:
     if path.suffix.lower() == ".npy":
         return Stored(_integers(decode(path, channels=1)[:, :, 0], path))
     if path.suffix.lower() in {".jpg", ".jpeg"}:
-        raise DataError(
-            f"{path}: a JPEG mask has blurred values at every edge. Save masks without loss (PNG), from the original.",
-            "H208",
-        )
+        raise _no_jpeg(path)
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as opened:
+            if opened.format in {"JPEG", "MPO"}:
+                raise _no_jpeg(path)
             mode, depth = opened.mode, png_depth(data) if opened.format == "PNG" else (8, 0)
             if mode == "P":
                 return Stored(np.array(opened))
@@ -186,6 +185,8 @@ def read_stored(path: Path) -> Stored:
     except FileNotFoundError as error:
         raise missing(path) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
         raise broken(path, error) from error
     values = decode(path)
     if values.shape[2] == 1:
@@ -292,6 +293,13 @@ def _codes(values: np.ndarray) -> np.ndarray:
 def _count_codes(colors: np.ndarray) -> tuple[list[int], list[int]]:
     codes, counts = np.unique(_codes(colors), return_counts=True)
     return codes.tolist(), counts.tolist()
+
+
+def _no_jpeg(path: Path) -> DataError:
+    return DataError(
+        f"{path}: a JPEG mask has blurred values at every edge. Save masks without loss (PNG), from the original.",
+        "H208",
+    )
 
 
 def _integers(values: np.ndarray, path: Path) -> np.ndarray:
