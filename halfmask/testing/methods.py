@@ -181,9 +181,9 @@ def _predictors_are_models_of_the_method(bench: _Bench) -> None:
 
 
 def _no_host_sync(bench: _Bench) -> None:
-    if bench.cls.host_sync is not None:
-        return
     method = bench.method()
+    if method.host_sync is not None:
+        return
     optimizers = bench.optimizers(method)
     batch = bench.batch(method)
     progress = Progress(1, _TOTAL, 4)
