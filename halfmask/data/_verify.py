@@ -67,6 +67,9 @@ def inspect(dataset: Dataset, split: "Split", unlabeled: Dataset | None = None, 
     except DataError as error:  # classes that cannot be found out: nothing else can be judged
         return Findings((error,), (), ())
     errors: list[DataError] = []
+    if task.n_classes == 1:
+        only = f"{dataset.root}: {task.classes[0]} is the only class. Name a second one: there is nothing to tell apart."
+        errors.append(DataError(only, "H212"))
     if isinstance(dataset, FileDataset):
         errors += _absent(dataset, (*split.labeled, *split.val))
         for ids in (split.labeled, split.val):
