@@ -111,7 +111,7 @@ def import_checkpoint(
         if importer.holds == "encoder":
             return _write_encoder(path, Path(out), format, importer.section(state, Task(task, ())), overrides)
         goal = make_task(task, importer.classes(state), classes, data, dataset)
-        dataset = dataset or known_dataset(goal.n_classes)
+        dataset = dataset or known_dataset(task, goal.n_classes)
         recipe = _recipe(importer, importer.section(state, goal), dataset, overrides)
     except CheckpointError as error:
         raise CheckpointError(f"{path} as {format}: {error}") from error

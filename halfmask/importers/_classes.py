@@ -10,14 +10,18 @@ from halfmask.plugins import names
 from halfmask.recipe import load
 from halfmask.task import Kind, Task
 
-# The datasets of published checkpoints, told by their number of classes.
-_BY_NUMBER = {21: "pascal", 19: "cityscapes", 150: "ade20k", 81: "coco"}
+# The datasets of published checkpoints, told by their kind and number of classes; both change datasets name them alike.
+_BY_NUMBER = {
+    "segmentation": {21: "pascal", 19: "cityscapes", 150: "ade20k", 81: "coco"},
+    "change": {2: "levir"},
+    "classification": {},
+}
 _NAME_THEM = "Name them: --classes crack,seam or --classes FILE, --data DIR, or --dataset NAME."
 
 
-def known_dataset(count: int) -> str:
+def known_dataset(kind: Kind, count: int) -> str:
     """Give the published dataset with so many classes, or an empty string."""
-    return _BY_NUMBER.get(count, "")
+    return _BY_NUMBER[kind].get(count, "")
 
 
 def make_task(
@@ -43,7 +47,7 @@ def make_task(
         given = open_dataset(recipe.data).task
         task, source = Task(kind, given.classes, foreground=given.foreground, palette=given.palette), str(data)
     else:
-        name = dataset or (known_dataset(count) if kind == "segmentation" else "")
+        name = dataset or known_dataset(kind, count)
         if not name:
             raise RecipeError(f"the checkpoint predicts {count} classes and does not hold their names. {_NAME_THEM}")
         task, source = _published(kind, name), f"dataset {name}"
