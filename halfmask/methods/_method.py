@@ -84,7 +84,7 @@ class Method(nn.Module):
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change"})
     partial_updates: ClassVar[bool] = False  # True: some parameters get no gradient in some updates
     status: ClassVar[str] = "implemented"  # or "reproduced", "experimental"
-    host_sync: ClassVar[str | None] = None  # the reason, if a non-default operator must visit the host
+    host_sync: str | None = None  # the reason, if an operator must visit the host; may be set in __init__
 
     student: Model
 
