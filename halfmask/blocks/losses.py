@@ -92,6 +92,40 @@ def ohem_cross_entropy(
     return _mean(loss, keep)
 
 
+def bootstrapped_cross_entropy(
+    logits: Float[Tensor, "B K *S"],
+    target: Int[Tensor, "B *S"],
+    *,
+    threshold: float,
+    min_kept: int = 1,
+    ignore_index: int = 255,
+) -> Float[Tensor, ""]:
+    """Average the cross-entropy over pixels that are not learned yet (annealed bootstrapped CE of CCT).
+
+    Ouali et al., CVPR 2020, arXiv:2003.09005; the threshold rises during training. With p the probability of the true
+    class of the n labeled pixels in rising order, keep p < max(threshold, p[min(min_kept B, n - 1)]), strictly.
+
+    Args:
+        logits: of the student.
+        target: labels.
+        threshold: eta; pixels whose true class has a smaller probability are kept.
+        min_kept: about so many pixels per image are kept in any case.
+        ignore_index: label of unknown pixels.
+
+    >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
+    >>> loss = bootstrapped_cross_entropy(logits, torch.tensor([[0, 0]]), threshold=0.6)
+    >>> round(loss.item(), 4)
+    0.6931
+    """
+    loss = _pixel_loss(logits, target, ignore_index)
+    valid = target != ignore_index
+    probability = torch.exp(-loss.detach()).masked_fill(~valid, torch.inf).flatten()
+    rank = min(min_kept * len(logits), probability.numel() - 1)
+    smallest = probability.topk(rank + 1, largest=False, sorted=True).values
+    at = smallest.gather(0, (valid.sum() - 1).clamp(0, rank)[None])
+    return _mean(loss, valid & (probability.view_as(loss) < at.clamp_min(threshold)))
+
+
 def supervised_loss(
     name: LossName, *, threshold: float = 0.7, min_kept: int = 200_000, ignore_index: int = 255
 ) -> Callable[[Tensor, Tensor], Tensor]:

@@ -5,10 +5,14 @@ Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020, ar
 averaged over 1x1, 2x2, 3x3 and 6x6 cells, each average projected, normalized, rectified and upsampled; the
 concatenation [map, branches] goes through one 3x3 convolution.
 
+CCT's classifier follows: a 1x1 convolution to the classes, then three times [1x1 convolution to 4 values per class,
+ReLU, pixel shuffle], so that logits come at 8 times the resolution and are never negative. Its sub-pixel convolutions
+start as in Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017, arXiv:1707.02937 (ICNR).
+
 Deviation from the paper: no dropout and no auxiliary loss (as in CCT's code).
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +31,8 @@ class PSP(Decoder):
     Args:
         bins: cells per side of each branch.
         embedding: width of the result and of the branches; `null`: the map's width / number of bins.
+        upscale: factor from the map to the logits by learned sub-pixel convolutions (8 in CCT); 1: a plain 1x1
+            convolution. What is left to the image's size is bilinear.
     """
 
     align_corners = True
@@ -38,8 +44,10 @@ class PSP(Decoder):
         *,
         bins: tuple[Bin, ...] = (1, 2, 3, 6),
         embedding: Annotated[int, Field(ge=1)] | None = None,
+        upscale: Literal[1, 2, 4, 8, 16] = 8,
     ) -> None:
         super().__init__(channels, strides)
+        self.upscale = upscale
         self.embedding = embedding or max(1, channels[-1] // len(bins))
         self.bins = tuple(bins)
         self.branches = nn.ModuleList(_conv(channels[-1], self.embedding, 1) for _ in self.bins)
@@ -61,6 +69,53 @@ class PSP(Decoder):
     def refine(self, fused: Float[Tensor, "B E h w"]) -> Float[Tensor, "B D h w"]:
         """One 3x3 convolution with batch norm and ReLU; the embedding is not negative."""
         return self.bottleneck(fused)  # type: ignore[no-any-return]
+
+    def make_classifier(self, classes: int) -> nn.Module:
+        """The sub-pixel classifier, or a 1x1 convolution where `upscale` is 1."""
+        if self.upscale == 1:
+            return nn.Conv2d(self.embedding, classes, 1)
+        return SubPixel(self.embedding, classes, upscale=self.upscale)
+
+
+class SubPixel(nn.Module):
+    """Embedding to logits at `upscale` times its resolution; no normalization.
+
+    Every logit has passed a ReLU: a pixel whose units are all dead has equal logits and counts as class 0.
+
+    Args:
+        inputs: D, width of the embedding.
+        classes: K.
+        upscale: a power of two.
+    """
+
+    def __init__(self, inputs: int, classes: int, *, upscale: int = 8) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(inputs, classes, 1, bias=False)
+        stages = upscale.bit_length() - 1
+        self.stages = nn.ModuleList(nn.Conv2d(classes, 4 * classes, 1) for _ in range(stages))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Kaiming normal (fan-in, gain sqrt 2), the same kernel for the 4 sub-pixels of a class (ICNR).
+
+        Biases keep U(-1/sqrt(K), 1/sqrt(K)) and differ between sub-pixels, as in CCT's code: a fresh classifier
+        still shows a weak 2x2 pattern.
+        """
+        nn.init.kaiming_normal_(self.project.weight, nonlinearity="relu")
+        for stage in self.stages:
+            assert isinstance(stage, nn.Conv2d)
+            stage.reset_parameters()
+            kernel = torch.empty_like(stage.weight[::4])
+            nn.init.kaiming_normal_(kernel, nonlinearity="relu")
+            stage.weight.copy_(kernel.repeat_interleave(4, dim=0))
+
+    def forward(self, embedding: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K H W"]:
+        """Project, then double the resolution once per stage."""
+        x = self.project(embedding)
+        for stage in self.stages:
+            x = F.pixel_shuffle(F.relu(stage(x)), 2)
+        return x  # type: ignore[no-any-return]
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
