@@ -44,7 +44,9 @@ class NewSplit(NamedTuple):
 def draw(dataset: Dataset, ids: Sequence[str], count: int, seed: int) -> Drawn:
     """Draw `count` of `ids`: first a greedy cover of the classes, then at random.
 
-    Masks are looked at in random order, until every class was seen and there are enough to choose from.
+    Masks are looked at in random order, until every class was seen and there are enough to choose from. Of images with
+    one label each, every class gets the same number, as far as it has so many (and one more for some, if `count` is no
+    multiple of the number of classes).
 
     Raises:
         DataError: fewer images than wanted, or a broken mask.
@@ -56,6 +58,8 @@ def draw(dataset: Dataset, ids: Sequence[str], count: int, seed: int) -> Drawn:
             "H210",
         )
     order = [sorted(ids)[position] for position in np.random.default_rng(seed).permutation(len(ids))]
+    if dataset.task.kind == "classification":
+        return _draw_labels(dataset, order, count)
     present: dict[str, frozenset[int]] = {}
     for start in range(0, len(order), _CHUNK):
         present |= classes_in(dataset, order[start : start + _CHUNK])
@@ -67,6 +71,19 @@ def draw(dataset: Dataset, ids: Sequence[str], count: int, seed: int) -> Drawn:
     chosen += [id for id in order if id not in taken][: count - len(chosen)]
     missing = _names(dataset, covered.union(*(present.get(id, frozenset()) for id in chosen)))
     return Drawn(tuple(sorted(chosen)), missing)
+
+
+def _draw_labels(dataset: Dataset, order: Sequence[str], count: int) -> Drawn:
+    """Take the first image of every class in turn, then the second of every class, ..."""
+    turn: dict[str, int] = {}
+    seen = [0] * dataset.task.n_classes
+    for id in order:
+        label = int(dataset.read_target(id))
+        turn[id] = seen[label]
+        seen[label] += 1
+    chosen = sorted(order, key=lambda id: turn[id])[:count]  # stable: within a turn in random order
+    drawn = frozenset(int(dataset.read_target(id)) for id in chosen)
+    return Drawn(tuple(sorted(chosen)), _names(dataset, drawn))
 
 
 def hold_out(dataset: Dataset, ids: Sequence[str], count: int, seed: int) -> tuple[str, ...]:

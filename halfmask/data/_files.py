@@ -1,6 +1,7 @@
 """What datasets made of image and mask files share, and the compact form of class tables."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,19 @@ class FileDataset(Dataset):
             return self.root / override
         return self.find_mask(id)
 
-    def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
-        """Decode an image upright, uint8, bands last."""
-        return read_image(self.root / id, channels=self.channels, value_range=self.value_range)
+    def read_image(self, id: str) -> UInt8[np.ndarray, "*T H W C"]:
+        """Decode an image upright, uint8, bands last; the two dates of a pair in front.
+
+        Raises:
+            DataError: a file is missing or broken, or the dates of a pair differ in size.
+        """
+        files = self.image_files(id)
+        images = [read_image(file, channels=self.channels, value_range=self.value_range) for file in files]
+        if self.dates == 1:
+            return images[0]
+        if len({image.shape for image in images}) > 1:
+            raise date_sizes_differ(files, [(image.shape[0], image.shape[1]) for image in images])
+        return np.stack(images)
 
     def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
         """Decode a mask as training ids of the image's size."""
@@ -60,6 +71,12 @@ class FileDataset(Dataset):
                 f"{id} has no mask below {self.root}. Add one, or take the image off the labeled list.", "H201"
             )
         return path
+
+
+def date_sizes_differ(files: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> DataError:
+    """Make the error for the images of a pair that cannot lie on each other; sizes are (height, width)."""
+    named = " but ".join(f"{file} is {width}x{height}" for file, (height, width) in zip(files, sizes, strict=True))
+    return DataError(f"{named}: both dates must show the same place, pixel by pixel. Register and crop them.", "H202")
 
 
 def class_table(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

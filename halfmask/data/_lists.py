@@ -65,12 +65,15 @@ def write_list(path: Path, ids: Sequence[str]) -> None:
 class Finder:
     """Find the ids that lists mean: exact paths, paths of another machine's root, bare names and bare stems.
 
+    For image pairs a line may also be the name both dates share, whatever its suffix; `before after`; or
+    `before after mask`.
+
     Args:
         dataset: whose ids are searched.
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self.root = dataset.root
+        self.dataset, self.root = dataset, dataset.root
         self.known = {id for part in ("train", "val", "test", "unlabeled") for id in dataset.ids(part)}
         self._by_name: dict[str, list[str]] = defaultdict(list)
         for id in sorted(self.known):
@@ -78,6 +81,46 @@ class Finder:
             self._by_name[name].append(id)
             self._by_name[name.rpartition(".")[0]].append(id)
         self._dropped = 0  # leading folders of the last re-rooted path: the same for a whole list
+
+    def take(self, entry: Entry, *, masks: bool = False) -> str | None:
+        """Give the id of a line, or `None` if there is no such image, and tell the dataset what else the line names.
+
+        Args:
+            entry: one line.
+            masks: take over the mask.
+        """
+        if self.dataset.dates > 1:
+            return self._take_pair(entry, masks=masks)
+        id = self.id_of(entry.image)
+        self._take_mask(id, entry.mask if masks else None)
+        return id
+
+    def _take_pair(self, entry: Entry, *, masks: bool) -> str | None:
+        before, after, mask = entry.image, entry.after, entry.mask
+        if after is None and mask is not None and self._later(mask) is not None:
+            after, mask = mask, None  # two columns: both dates
+        if after is None:
+            id = self._later(before)
+        else:
+            id = self._later(after) or self.id_of(after)
+            if id is not None and (earlier := self.mask_of(before)) is not None:
+                self.dataset.before_overrides[id] = earlier
+        self._take_mask(id, mask if masks else None)
+        return id
+
+    def _take_mask(self, id: str | None, name: str | None) -> None:
+        if id is not None and name is not None and (mask := self.mask_of(name)) is not None:
+            self.dataset.mask_overrides[id] = mask
+
+    def _later(self, name: str) -> str | None:
+        """Give the pair whose later image has this path, name or stem."""
+        if name in self.known:
+            return name
+        if (rerooted := self.reroot(name)) in self.known:
+            return rerooted
+        last = name.rpartition("/")[2]
+        found = self._by_name.get(last) or self._by_name.get(last.rpartition(".")[0], [])
+        return found[0] if len(found) == 1 else None
 
     def id_of(self, name: str) -> str | None:
         """Give the id of an image as named in a list, or `None` if there is no such image."""

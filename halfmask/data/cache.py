@@ -1,7 +1,7 @@
 """Decoded images and masks as memory-mapped files, filled on first use.
 
 Decoding a large PNG takes most of a worker's time; from the cache only the rows a crop needs are read. The price is
-disk space: 3 bytes per RGB pixel (6 MB per 2048x1024 image). An entry belongs to one state of its file (path, size,
+disk space: 3 bytes per RGB pixel (6 MB per 2048x1024 image). An entry belongs to one state of its files (path, size,
 time of change), so an edited file is decoded anew.
 """
 
@@ -56,13 +56,14 @@ class CachedReader:
 
     def _entry(self, id: str) -> Path | None:
         """Name the cache file of an id; `None` where no single file stands behind it."""
-        path = self.dataset.mask_path(id) if self.masks else self.dataset.root / id
-        if path is None or not path.is_file():
+        paths = [self.dataset.mask_path(id)] if self.masks else [*self.dataset.image_files(id)]
+        files = [path for path in paths if path is not None and path.is_file()]
+        if not files or len(files) < len(paths):
             return None
-        state = path.stat()
+        states = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
         # The class and its settings decide how a mask becomes ids: two layouts of one folder must not share entries.
         owner = f"{type(self.dataset).__qualname__} {self.dataset.task.classes} {self.masks}"
-        key = f"{owner} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
+        key = " ".join((owner, id, *states))  # with the id: one file may hold many images
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest[2:40]}.npy"
 

@@ -31,7 +31,7 @@ PART_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled",
 }  # fmt: skip
-_MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "gt")
+MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "gt")
 _MASK_SUFFIX = re.compile(
     r"[_-](gtFine_labelIds|gtFine_labelTrainIds|labelTrainIds|labelIds|masks?|labels?|gt|groundtruth|seg(mentation)?|L)$",
     re.IGNORECASE,
@@ -146,7 +146,7 @@ def _ade20k(root: Path) -> Layout | None:
 
 
 def _parts_inside(root: Path) -> Layout | None:
-    mask_folder = next((name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
+    mask_folder = next((name for name in MASK_FOLDERS if (root / name).is_dir()), None)
     inside = [path.name for path in _folders(root / "images")]
     if mask_folder is None or not any(PART_NAMES.get(name.lower()) in {"train", "val", "test"} for name in inside):
         return None
@@ -170,7 +170,7 @@ def _parts_inside(root: Path) -> Layout | None:
 
 
 def _images_masks(root: Path) -> Layout | None:
-    for name in _MASK_FOLDERS:
+    for name in MASK_FOLDERS:
         if (root / "images").is_dir() and (found := list_images(root / name, root)):
             images = list_images(root / "images", root)
             masks = pair(images, found, "images", name)
@@ -187,7 +187,7 @@ def _parts(root: Path) -> Layout | None:
     used: list[str] = []
     orphans: list[str] = []
     for folder in _folders(root):
-        mask_folder = next((name for name in _MASK_FOLDERS if (folder / name).is_dir()), None)
+        mask_folder = next((name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
         if not (folder / "images").is_dir() or mask_folder is None:
             continue
         images, found = list_images(folder / "images", root), list_images(folder / mask_folder, root)
@@ -236,11 +236,12 @@ def _side_by_side(root: Path) -> Layout | None:
         rest = [id for id in images if id not in set(masks)]
         reason = f"{Path(masks[0]).name} beside its image"
         return Layout("side by side", reason, root, {"train": rest}, pair(rest, masks))
-    suspicious = sorted({part for id in images for part in Path(id).parts[:-1] if part.lower() in _MASK_FOLDERS})
+    suspicious = sorted({part for id in images for part in Path(id).parts[:-1] if part.lower() in MASK_FOLDERS})
     if suspicious:
         raise DataError(
             f"{root}: the folder {suspicious[0]}/ looks like masks, but no layout fits, and masks must not be used as "
-            "images. Arrange them as images/ and masks/, or give the folder of the images alone.",
+            "images. Arrange them as images/ and masks/, or give the folder of the images alone; image pairs in A/ and "
+            "B/ are read with data.dataset=change_folder.",
             "H208",
         )
     return Layout("plain", "images without masks", root, {"unlabeled": images})

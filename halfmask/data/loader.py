@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int, Integer, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -29,7 +29,8 @@ from halfmask.errors import DataError, HalfmaskError
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
 
-ReadArray = Callable[[str], np.ndarray]  # id -> uint8 image (H, W, C), pair of dates (2, H, W, C), or mask (H, W)
+# id -> uint8 image (H, W, C), pair of dates (2, H, W, C) or mask (H, W); or the label of an image, without axes
+ReadArray = Callable[[str], np.ndarray]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -42,13 +43,14 @@ class HostSamples:
         image: crops, bands first; for change detection the bands of the two dates follow each other.
         covered: (left, right, bottom) of the real pixels in each crop; outside is padding.
         index: position in the list of the stream.
-        target: training ids, the task's ignore index where unknown or padded; `None` for unlabeled streams.
+        target: training ids (uint8), the task's ignore index where unknown or padded, or one label per image (int64);
+            `None` for unlabeled streams.
     """
 
     image: UInt8[Tensor, "B C S S"]
     covered: Int[Tensor, "B 3"]
     index: Int[Tensor, " B"]
-    target: UInt8[Tensor, "B S S"] | None = None
+    target: Integer[Tensor, "B *S"] | None = None
 
     def pin_memory(self) -> "HostSamples":
         """Copy to page-locked memory, from which copies to a GPU run asynchronously."""
@@ -83,7 +85,10 @@ def to_batch(host: HostBatch, device: torch.device | str, task: Task, dtype: tor
         image = move(samples.image).to(dtype).div_(255)
         if task.kind == "change":
             image = image.reshape(image.shape[0], 2, -1, *image.shape[2:])  # (B, 2, C, H, W)
-        valid = _valid(move(samples.covered), samples.image.shape[-1])
+        if task.kind == "classification":
+            valid = torch.ones(len(image), dtype=torch.bool, device=image.device)
+        else:
+            valid = _valid(move(samples.covered), samples.image.shape[-1])
         target = None if samples.target is None else move(samples.target).long()
         return Samples(image, valid, move(samples.index), target)
 
@@ -133,21 +138,21 @@ class ImageStream:
 
 @dataclass(slots=True)
 class LabeledStream:
-    """A list of images with masks."""
+    """A list of images with masks, or with a label each."""
 
     ids: Sequence[str]
     read_image: ReadArray
     read_target: ReadArray
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode one image and its mask.
+        """Decode one image and its mask or label.
 
         Raises:
-            DataError: their sizes differ.
+            DataError: image and mask differ in size.
         """
         name = self.ids[index]
         image, target = _one_image(self.read_image(name)), self.read_target(name)
-        if image.shape[:2] != target.shape:
+        if target.ndim and image.shape[:2] != target.shape:
             raise DataError(
                 f"{name}: the image is {image.shape[1]}x{image.shape[0]} but its mask is "
                 f"{target.shape[1]}x{target.shape[0]} pixels. Export the mask at the size of the image.",
@@ -214,7 +219,9 @@ class StepReader(TorchDataset[Any]):
         rng = np.random.default_rng([cutter.seed, key.stream, key.n])
         window = cutter.geometry.sample(rng, image.shape[1], image.shape[0])
         cut = cut_image(image, window, crop, fill=cutter.fill(image.shape[2]), resample=cutter.resample)
-        mask = None if target is None else cut_target(target, window, crop, ignore=self.ignore)
+        if target is None or not target.ndim:  # nothing, or a label of the whole image
+            return cut, covered(window, crop), target
+        mask = cut_target(target, window, crop, ignore=self.ignore)
         return cut, covered(window, crop), mask
 
 

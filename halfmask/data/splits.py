@@ -22,7 +22,7 @@ from halfmask.plugins import params_model, resolve
 from halfmask.recipe import DataRecipe, UnlabeledRecipe
 
 __all__ = [
-    "Entry", "Findings", "NewSplit", "Split", "inspect", "make_split", "open_dataset", "read_list",
+    "Entry", "Findings", "NewSplit", "Split", "inspect", "make_split", "open_dataset", "part_ids", "read_list",
     "resolve_split", "unlabeled_dataset", "verify", "write_list",
 ]  # fmt: skip
 
@@ -73,8 +73,14 @@ def unlabeled_dataset(recipe: DataRecipe, dataset: Dataset) -> Dataset:
     """Open the dataset that unlabeled ids belong to: another place if the recipe names one, else the same."""
     if not isinstance(recipe.unlabeled, UnlabeledRecipe):
         return dataset
-    other = recipe.unlabeled
-    return _open(other.dataset.name, other.dataset.params, Path(other.root))
+    there = _open(recipe.unlabeled.dataset.name, recipe.unlabeled.dataset.params, Path(recipe.unlabeled.root))
+    if there.dates != dataset.dates:
+        pairs, single = ("labeled", "unlabeled") if dataset.dates > 1 else ("unlabeled", "labeled")
+        raise RecipeError(
+            f"data.unlabeled: the {pairs} images are pairs of dates, the {single} ones are not. Read both alike, for "
+            "example data.dataset=change_folder data.unlabeled.dataset=change_folder."
+        )
+    return there
 
 
 def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
@@ -136,14 +142,9 @@ class _Lists:
         if asked == "none":
             return ()
         if asked == "auto":
-            if self._folder is not None:
-                for path in (self._folder / "val.txt", self._folder.parent / "val.txt"):
-                    if path.is_file():
-                        return self._ids(path, "val", masks=True)
-            found = self._part("val")
-            return found or None
+            return self.part("val") or None
         if asked in _PARTS:
-            found = self._part(asked)
+            found = self.part(asked)
             if not found:
                 self.problems.append(f"data.val={asked}: that part has no image with a mask. Use auto, none, or a list")
             return found
@@ -184,7 +185,12 @@ class _Lists:
             )
         return kept
 
-    def _part(self, part: str) -> tuple[str, ...]:
+    def part(self, part: str) -> tuple[str, ...]:
+        """Ids with masks of a part: as the list beside the split says, else as the dataset does."""
+        if self._folder is not None and part in {"val", "test"}:
+            for path in (self._folder / f"{part}.txt", self._folder.parent / f"{part}.txt"):
+                if path.is_file():
+                    return self._ids(path, part, masks=True)
         return tuple(id for id in self.dataset.ids(part) if self.dataset.mask_path(id) is not None)
 
     def _ids(self, path: Path, what: str, masks: bool = False, finder: Finder | None = None) -> tuple[str, ...]:
@@ -192,13 +198,11 @@ class _Lists:
         ids: list[str] = []
         absent: list[str] = []
         for entry in read_list(path):
-            id = finder.id_of(entry.image)
+            id = finder.take(entry, masks=masks)
             if id is None:
-                absent.append(entry.image)
-                continue
-            ids.append(id)
-            if masks and entry.mask is not None and (mask := finder.mask_of(entry.mask)) is not None:
-                self.dataset.mask_overrides[id] = mask
+                absent.append(entry.after or entry.image)
+            else:
+                ids.append(id)
         if absent:
             self._note(f"{path}: not below {finder.root} ({len(absent)} of {len(absent) + len(ids)})", absent)
         if masks and (bare := [id for id in ids if self.dataset.mask_path(id) is None]):
@@ -211,6 +215,19 @@ class _Lists:
         self.problems.append(f"{problem}: {_examples(examples)}")
 
 
+def part_ids(recipe: DataRecipe, dataset: Dataset, part: str) -> tuple[str, ...]:
+    """Give the ids with masks of the part `val` or `test`: by the list beside the recipe's split, else the dataset's.
+
+    Raises:
+        DataError: the list names images that are not there.
+    """
+    lists = _Lists(recipe, dataset)
+    ids = lists.part(part)
+    if lists.problems:
+        raise DataError(f"{dataset.root}: the part {part} cannot be used:\n{bullet_list(lists.problems)}", "H211")
+    return ids
+
+
 def find_split(recipe: DataRecipe, dataset: Dataset) -> Path:
     """Find the folder of a named split.
 
@@ -221,9 +238,12 @@ def find_split(recipe: DataRecipe, dataset: Dataset) -> Path:
     base = Path(recipe.splits) if recipe.splits is not None else dataset.root / "splits"
     bases = [base / folder for folder in (dataset.splits_name, recipe.dataset.name) if folder]
     bases += [base, dataset.root / "splits"]
+    # Published folders of change detection are named 5%, which some file systems and tools do not take.
+    spellings = dict.fromkeys((name, name.replace("%", "pct"), name.replace("pct", "%")))
     for folder in bases:
-        if (folder / name / "labeled.txt").is_file():
-            return folder / name
+        for spelling in spellings:
+            if (folder / spelling / "labeled.txt").is_file():
+                return folder / spelling
     known = sorted({path.parent.name for folder in bases for path in folder.glob("*/labeled.txt")})
     listed = f"Known splits: {', '.join(known)}." if known else f"No split is there (looked in {base})."
     raise DataError(

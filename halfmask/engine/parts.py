@@ -4,7 +4,7 @@ from pathlib import Path
 
 from halfmask.data._dataset import Dataset
 from halfmask.data._lists import Finder, read_list
-from halfmask.data.splits import open_dataset, resolve_split
+from halfmask.data.splits import open_dataset, part_ids, resolve_split
 from halfmask.engine.bundle import Bundle
 from halfmask.errors import CheckpointError, DataError, RecipeError, bullet_list, nearest
 from halfmask.recipe import DataRecipe
@@ -44,6 +44,8 @@ def open_part(
         ids = recorded_val or resolved
     elif part == "all":
         ids = sorted({id for name in ("train", "val", "test") for id in dataset.ids(name)})
+    elif part == "test" and data is None and here.split is not None:
+        ids = list(part_ids(here, dataset, part))  # published splits bring their own list
     elif part in _PARTS:
         ids = dataset.ids(part)
     else:
@@ -64,6 +66,11 @@ def check_classes(bundle: Bundle, dataset: Dataset) -> None:
     Raises:
         CheckpointError: another number, order or kind of classes.
     """
+    if bundle.task.kind != dataset.task.kind:
+        raise CheckpointError(
+            f"{bundle.folder} was trained for {bundle.task.kind}, {dataset.root} is {dataset.task.kind} data. "
+            "Give matching data with --data."
+        )
     model, data = bundle.task.classes, dataset.task.classes
     if len(model) != len(data):
         raise CheckpointError(
@@ -75,11 +82,6 @@ def check_classes(bundle: Bundle, dataset: Dataset) -> None:
         raise CheckpointError(
             f"{bundle.folder} has the classes of {dataset.root} in another order: ({_some(model)}) against "
             f"({_some(data)}). Use the order of training in the data's halfmask.yaml."
-        )
-    if bundle.task.kind != dataset.task.kind:
-        raise CheckpointError(
-            f"{bundle.folder} was trained for {bundle.task.kind}, {dataset.root} is {dataset.task.kind} data. "
-            "Give matching data with --data."
         )
 
 
@@ -93,13 +95,11 @@ def _listed(path: Path, dataset: Dataset) -> list[str]:
     ids: list[str] = []
     absent: list[str] = []
     for entry in read_list(path):
-        id = finder.id_of(entry.image)
+        id = finder.take(entry, masks=True)
         if id is None:
-            absent.append(entry.image)
-            continue
-        ids.append(id)
-        if entry.mask is not None and (mask := finder.mask_of(entry.mask)) is not None:
-            dataset.mask_overrides[id] = mask
+            absent.append(entry.after or entry.image)
+        else:
+            ids.append(id)
     if absent:
         raise DataError(
             f"{path}: {len(absent)} images are not below {dataset.root}. Give the folder they lie in with --data, or "

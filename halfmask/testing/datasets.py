@@ -21,9 +21,10 @@ _PARTS = ("train", "val", "test", "unlabeled")
 def check_dataset(cls: type[Dataset], root: Path, *, limit: int = 8, **params: Any) -> Dataset:
     """Check a dataset class and give the opened dataset.
 
-    Ids are sorted, stable, disjoint between parts and relative; images are uint8 with bands last; masks have the size
-    of their images and hold classes or 255; an image without a mask, and one that does not exist, raise `DataError`;
-    the dataset can be sent to loader processes; constructor parameters are keyword-only.
+    Ids are sorted, stable, disjoint between parts and relative; images are uint8 with bands last, pairs with the dates
+    in front; masks have the size of their images and hold classes or 255 (for classification: one label per image);
+    an image without a mask, and one that does not exist, raise `DataError`; the dataset can be sent to loader
+    processes; constructor parameters are keyword-only.
 
     Args:
         cls: the class.
@@ -67,16 +68,20 @@ def _check_ids(parts: dict[str, list[str]], again: Dataset, dataset: Dataset) ->
 
 def _check_sample(dataset: Dataset, id: str) -> bool:
     image = dataset.read_image(id)
-    _expect(image.dtype == np.uint8 and image.ndim == 3, f"{id}: the image is uint8 (H, W, C)")
-    _expect(image.shape[2] == dataset.channels, f"{id}: the image has the dataset's {dataset.channels} bands")
+    dates = image.shape[:-3]
+    _expect(image.dtype == np.uint8 and image.ndim >= 3, f"{id}: the image is uint8 (H, W, C)")
+    _expect(dates == ((dataset.dates,) if dataset.dates > 1 else ()), f"{id}: one image per date, the dates in front")
+    _expect(image.shape[-1] == dataset.channels, f"{id}: the image has the dataset's {dataset.channels} bands")
     _expect(np.array_equal(image, dataset.read_image(id)), f"{id}: reading twice gives the same pixels")
     if dataset.mask_path(id) is None:
         _expect(_raises(lambda: dataset.read_target(id)), f"{id}: reading an absent mask raises DataError")
         return False
     target = dataset.read_target(id)
-    _expect(
-        target.dtype == np.uint8 and target.shape == image.shape[:2], f"{id}: the mask is uint8, sized as its image"
-    )
+    if dataset.task.kind == "classification":
+        _expect(target.dtype == np.int64 and target.shape == (), f"{id}: the label is an int64 without axes")
+    else:
+        fits = target.dtype == np.uint8 and target.shape == image.shape[-3:-1]
+        _expect(fits, f"{id}: the mask is uint8, sized as its image")
     allowed = {*range(dataset.task.n_classes), dataset.task.ignore_index}
     _expect(set(np.unique(target).tolist()) <= allowed, f"{id}: the mask holds classes and the ignored value only")
     return True

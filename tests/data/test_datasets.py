@@ -26,6 +26,12 @@ TREES = {
     "coco": [trees.coco, lambda root: trees.coco(root, png=False)],
     "camvid": [trees.camvid_segnet, trees.camvid_full, trees.camvid_folders],
     "folder": [trees.folder],
+    "change_folder": [trees.change, trees.change_parts_inside, trees.change_parts, trees.change_lists],
+    "levir": [trees.levir, trees.change_lists, trees.change_parts],
+    "whu": [trees.change_lists, trees.change],
+    "class_folder": [trees.classes, lambda root: trees.classes(root, parts=False)],
+    "cifar": [trees.cifar10_binary, trees.cifar10_python, trees.cifar100_binary, trees.cifar100_python],
+    "stl10": [trees.stl10],
 }
 
 

@@ -1,6 +1,7 @@
 """Tiny fake folders in the layouts of the public datasets."""
 
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -142,4 +143,116 @@ def camvid_folders(root: Path) -> Path:
     for part in ("train", "val", "test"):
         image(root / f"images/{part}/{part}_1.jpg")
         mask(root / f"masks/{part}/{part}_1.png", (0, 10, 255), palette=True)
+    return root
+
+
+def change(root: Path, names: Sequence[str] = ("p_1", "p_2", "p_3"), values: Sequence[int] = (0, 255)) -> Path:
+    """A/, B/ and label/ without any parts."""
+    for seed, name in enumerate(names):
+        image(root / f"A/{name}.png", seed=seed)
+        image(root / f"B/{name}.png", seed=100 + seed)
+        mask(root / f"label/{name}.png", values)
+    return root
+
+
+def change_parts_inside(root: Path) -> Path:
+    """A fixed camera: one earlier image per scene, several later ones; ids with 255 = unknown."""
+    for part, scene in (("train", "bridge"), ("val", "gate"), ("test", "hall")):
+        image(root / f"A/{part}/{scene}.jpg")
+        for frame in (25, 30):
+            image(root / f"B/{part}/{scene}_{frame:04}.jpg", seed=frame)
+            mask(root / f"label/{part}/{scene}_{frame:04}.png", (0, 1, 255))
+    return root
+
+
+def change_parts(root: Path) -> Path:
+    for part in ("train", "val", "test"):
+        change(root / part, (f"{part}_1", f"{part}_2"))
+    return root
+
+
+def change_lists(root: Path, folder: str = "list") -> Path:
+    """Parts by lists of bare names, whose suffix is not that of the files."""
+    change(root, [f"n_{number:05}" for number in range(6)])
+    (root / folder).mkdir()
+    (root / folder / "train.txt").write_text("n_00000.jpg\nn_00003.jpg\nn_00001.jpg")
+    (root / folder / "val.txt").write_text("n_00002.jpg\r\n")
+    (root / folder / "test.txt").write_text("n_00004.jpg\n")
+    return root
+
+
+def levir(root: Path) -> Path:
+    """Tiles whose names tell their part."""
+    return change(root, ("train_1_1", "train_1_2", "train_20_16", "val_3_1", "test_7_9"))
+
+
+def classes(root: Path, names: Sequence[str] = ("cat", "dog"), per_class: int = 3, parts: bool = True) -> Path:
+    for number, name in enumerate(names):
+        for part in ("train", "test") if parts else ("",):
+            for index in range(per_class):
+                image(root / part / name / f"{index}.png", seed=10 * number + index)
+    image(root / "unlabeled/x.png")
+    return root
+
+
+def _bytes(seed: int, count: int, pixels: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, pixels), dtype=np.uint8)
+
+
+def cifar10_binary(root: Path) -> Path:
+    folder = root / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("data_batch_1", "data_batch_2", "test_batch")):
+        labels = (np.arange(4, dtype=np.uint8) + seed)[:, None]
+        (folder / f"{name}.bin").write_bytes(np.concatenate([labels, _bytes(seed, 4, 3072)], axis=1).tobytes())
+    (folder / "batches.meta.txt").write_text("".join(f"class{k}\n" for k in range(10)) + "\n")
+    return root
+
+
+def cifar10_python(root: Path) -> Path:
+    """The same images as `cifar10_binary`."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("data_batch_1", "data_batch_2", "test_batch")):
+        content = {b"data": _bytes(seed, 4, 3072), b"labels": [seed, seed + 1, seed + 2, seed + 3]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    names = [f"class{k}".encode() for k in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
+    return root
+
+
+def cifar100_binary(root: Path) -> Path:
+    folder = root / "cifar-100-binary"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("train", "test")):
+        labels = np.array([[3, 70], [19, 99]], dtype=np.uint8)  # coarse, fine
+        (folder / f"{name}.bin").write_bytes(np.concatenate([labels, _bytes(seed, 2, 3072)], axis=1).tobytes())
+    (folder / "fine_label_names.txt").write_text("".join(f"fine{k}\n" for k in range(100)))
+    (folder / "coarse_label_names.txt").write_text("".join(f"coarse{k}\n" for k in range(20)))
+    return root
+
+
+def cifar100_python(root: Path) -> Path:
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("train", "test")):
+        content = {b"data": _bytes(seed, 2, 3072), b"coarse_labels": [3, 19], b"fine_labels": [70, 99]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    names = {
+        f"{kind}_label_names".encode(): [f"{kind}{k}".encode() for k in range(count)]
+        for kind, count in (("fine", 100), ("coarse", 20))
+    }
+    (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
+    return root
+
+
+def stl10(root: Path) -> Path:
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    for seed, (part, count) in enumerate((("train", 4), ("test", 2), ("unlabeled", 3))):
+        (folder / f"{part}_X.bin").write_bytes(_bytes(seed, count, 3 * 96 * 96).tobytes())
+    (folder / "train_y.bin").write_bytes(bytes([1, 10, 2, 3]))
+    (folder / "test_y.bin").write_bytes(bytes([5, 6]))
+    (folder / "class_names.txt").write_text("".join(f"class{k}\n" for k in range(10)))
+    (folder / "fold_indices.txt").write_text("1 3 \n0 2 \n")
     return root

@@ -1,0 +1,47 @@
+"""WHU-CD: buildings of one town before and after an earthquake's reconstruction (2 classes, image pairs).
+
+Ji, Wei, Lu, "Fully Convolutional Networks for Multisource Building Extraction From an Open Aerial and Satellite Imagery
+Data Set", IEEE TGRS 2019. Two large images (0.2 m, 2012 and 2016), cut to 256x256 by all users:
+
+    A/whucd_00665.png  B/whucd_00665.png  label/whucd_00665.png     5947 / 743 / 744 pairs
+
+The names do not tell the part: without list/{train,val,test}.txt in the root, or published lists named with
+`data.splits` and `data.split`, every pair is a training pair. In labels 255 means changed, never unknown.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+from halfmask.data._files import FileDataset
+from halfmask.data._pairs import find_pairs
+from halfmask.data.change_folder import CLASSES, PALETTE
+from halfmask.data.masks import LabelMap
+from halfmask.task import Task
+
+
+class WHU(FileDataset):
+    """WHU-CD, cut into tiles."""
+
+    dates = 2
+    splits_name: ClassVar[str] = "whu"
+
+    def __init__(self, root: Path) -> None:
+        self.pairs = find_pairs(Path(root))
+        super().__init__(self.pairs.root)
+        self.task = Task("change", CLASSES, foreground=(False, True), palette=PALETTE)
+
+    def ids(self, part: str) -> list[str]:
+        """Sorted ids of a part."""
+        return list(self.pairs.parts.get(part, []))
+
+    def image_files(self, id: str) -> tuple[Path, ...]:
+        """The earlier and the later image."""
+        return self.pairs.files(id, self.before_overrides.get(id))
+
+    def find_mask(self, id: str) -> Path | None:
+        """The label of a pair."""
+        return self.pairs.label(id)
+
+    def labels_of(self, mask: Path) -> LabelMap:
+        """0 unchanged; 255 (or 1) changed."""
+        return LabelMap(2, binary=True)
