@@ -173,6 +173,11 @@ class Folder(FileDataset):
         elif said.classes is None:
             found = self._discover()
         else:
+            if len(said.classes) == 1:
+                only = next(iter(said.classes.values()))
+                raise DataError(
+                    f"{self.root}: {only} is the only class. Name a second one: there is nothing to tell apart.", "H212"
+                )
             self._refuse_undecided_binary()
             return said
         return said.model_copy(update={"classes": {id: f"class_{id}" for id in found}})
