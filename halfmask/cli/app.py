@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from halfmask import __version__
+from halfmask.cli.bench import bench
 from halfmask.cli.check import check
 from halfmask.cli.demo import demo
 from halfmask.cli.evaluate import evaluate
@@ -38,6 +39,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "split": split,
     "list": list_,
     "demo": demo,
+    "bench": bench,
 }
 for _verb, _function in _VERBS.items():
     app.command(_verb, context_settings=_SETTINGS)(reporting_errors(_function))

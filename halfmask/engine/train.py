@@ -151,7 +151,7 @@ def _train_stage(
         total_steps=prepared.total_steps,
         steps_per_epoch=prepared.steps_per_epoch,
         seed=recipe.run.seed,
-        make_loader=_loader_maker(prepared, run.path),
+        make_loader=loader_maker(prepared, run.path),
         meta=meta,
     )
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
@@ -193,7 +193,8 @@ def _open_run(
     return None
 
 
-def _loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
+def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
+    """Give what makes the loader of a range of steps; decoded images are cached in `out` where the recipe asks."""
     recipe, method = prepared.recipe, prepared.method
 
     def make(start: int, stop: int, rank: int, world: int) -> DataLoader[HostBatch]:

@@ -24,7 +24,8 @@ def test_of_equal_classes_the_first_wins():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )
 def test_probabilities_are_never_half_precise(dtype, expected):
     assert top_class(torch.randn(1, 3, 4, 4).to(dtype))[1].dtype == expected

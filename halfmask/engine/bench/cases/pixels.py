@@ -1,0 +1,88 @@
+"""Per-pixel operations of a step: pseudo-labels, CutMix, hard pixels."""
+
+from functools import partial
+
+import torch
+
+from halfmask.blocks.losses import ohem_cross_entropy
+from halfmask.blocks.mixing import box_mask, paste
+from halfmask.blocks.pseudo import pseudo_label
+from halfmask.engine.bench.row import Pair, Row, Setting, at_least, close
+from halfmask.reference import losses, mixing, pseudo
+
+_IGNORE = 255
+
+
+def _pseudo(setting: Setting, classes: int, images: int) -> Pair:
+    side = setting.size(518, 24)
+    logits = setting.normal(images, classes, side, side) * 4
+    pixels = images * side * side
+    return Pair(
+        lambda: pseudo.pseudo_label(logits),
+        lambda: pseudo_label(logits),
+        close(atol=1e-5),
+        traffic=logits.nbytes + pixels * (8 + 4),  # label and confidence are written
+    )
+
+
+def _cutmix(setting: Setting, images: int = 8) -> Pair:
+    side = setting.size(518, 32)
+    own, partner = setting.normal(2, images, 3, side, side).unbind(0)
+    box = box_mask((images, side, side), p=1.0, device=setting.device, generator=setting.generator())
+    return Pair(
+        lambda: mixing.paste_by_index(box, own, partner),
+        lambda: paste(box, own, partner=[partner])[0],
+        close(atol=0),
+        traffic=2 * own.nbytes + box.nbytes,  # of two pixels one is read
+    )
+
+
+def _ohem(setting: Setting, classes: int, images: int) -> Pair:
+    side = setting.size(518, 24)
+    logits = (setting.normal(images, classes, side, side) * 2).requires_grad_()
+    target = setting.integers(classes, images, side, side)
+    target[:, : side // 20 + 1] = _IGNORE
+    options = {"threshold": 0.05, "min_kept": images * side * side // 3}
+
+    def both(form):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        loss = form(logits, target, ignore_index=_IGNORE, **options)
+        return loss.detach(), *torch.autograd.grad(loss, logits)
+
+    return Pair(
+        partial(both, losses.ohem_cross_entropy),
+        partial(both, ohem_cross_entropy),
+        close(atol=1e-5, rtol=1e-5),
+        traffic=2 * logits.nbytes + target.nbytes,  # logits are read, their gradient is written
+        graph=True,
+    )
+
+
+_TITLE = {
+    "pseudo-label": "label and confidence: softmax, argmax, maximum | maximum and log-sum-exp",
+    "cutmix": "paste rectangles: boolean indexing | where",
+    "ohem": "hard pixels, forward and backward: sort | k-th value",
+}
+
+ROWS = [
+    *(
+        Row(
+            "pseudo-label",
+            f"K={classes}, {images} x 518x518",
+            partial(_pseudo, classes=classes, images=images),
+            _TITLE["pseudo-label"],
+            {"cpu": at_least(time=least)},
+        )
+        for classes, images, least in ((21, 2, 3.0), (150, 1, 1.8))
+    ),
+    Row("cutmix", "8 x 518x518", _cutmix, _TITLE["cutmix"], {"cpu": at_least(time=10.0)}),
+    *(
+        Row(
+            "ohem",
+            f"K={classes}, {images} x 518x518",
+            partial(_ohem, classes=classes, images=images),
+            _TITLE["ohem"],
+            {"cpu": at_least(time=6.0)},
+        )
+        for classes, images in ((21, 2), (150, 1))
+    ),
+]
