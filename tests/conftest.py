@@ -1,6 +1,7 @@
 """Fixtures of all tests: shape checks on, the reference data, small helpers."""
 
 import os
+import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ _hook = install_import_hook("halfmask", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+
+# Tests leave nothing in the user's cache, and learn nothing from it.
+_CACHE = tempfile.TemporaryDirectory(prefix="halfmask-tests-")
+os.environ["HALFMASK_CACHE"] = _CACHE.name
 
 # The networks of the tests are tiny: more threads only wait for one another.
 torch.set_num_threads(1)

@@ -79,6 +79,23 @@ def detect(root: Path) -> Layout:
     )
 
 
+def unused_images(layout: Layout) -> list[str]:
+    """List images below the root that no part and no mask is made of; those of run folders do not count.
+
+    Only for layouts of named folders: the others take every image, or follow a public dataset.
+    """
+    if layout.name not in {"images+masks", "parts", "parts inside"}:
+        return []
+    used = {*(id for ids in layout.parts.values() for id in ids), *layout.masks.values(), *layout.orphans}
+    runs = {path.parent.relative_to(layout.root).as_posix() for path in layout.root.glob("**/model.json")}
+    runs |= {path.parent.relative_to(layout.root).as_posix() for path in layout.root.glob("**/recipe.yaml")}
+    return [
+        id
+        for id in list_images(layout.root, layout.root)
+        if id not in used and not any(id.startswith(f"{run}/") for run in runs)
+    ]
+
+
 def pair(images: Iterable[str], masks: Iterable[str], image_base: str = "", mask_base: str = "") -> dict[str, str]:
     """Pair ids with mask paths by folder and stem.
 
@@ -121,8 +138,12 @@ def _voc(root: Path) -> Layout | None:
         return None
     images = list_images(inner / "JPEGImages", inner)
     masks: dict[str, str] = {}
+    orphans: list[str] = []
     for name in folders:
-        masks = pair(images, list_images(inner / name, inner), "JPEGImages", name) | masks
+        found = list_images(inner / name, inner)
+        pairs = pair(images, found, "JPEGImages", name)
+        orphans += sorted(set(found) - set(pairs.values()))
+        masks = pairs | masks
     parts = {"train": images}
     sets = inner / "ImageSets" / "Segmentation"
     by_stem = {_key(id, "JPEGImages"): id for id in images}
@@ -131,7 +152,7 @@ def _voc(root: Path) -> Layout | None:
             parts[part] = sorted(by_stem[stem] for stem in list_stems(sets / f"{part}.txt") if stem in by_stem)
     held_out = {id for part in ("val", "test") for id in parts.get(part, [])}
     parts["train"] = [id for id in images if id not in held_out]
-    return Layout("voc", "JPEGImages/ and SegmentationClass/", inner, parts, masks)
+    return Layout("voc", "JPEGImages/ and SegmentationClass/", inner, parts, masks, (), tuple(orphans))
 
 
 def _cityscapes(root: Path) -> Layout | None:

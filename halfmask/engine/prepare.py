@@ -1,4 +1,4 @@
-"""Everything about a run that can be checked, in seconds, before it trains."""
+"""Everything about a run that can be checked before it trains: most of it in seconds, then every file once."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,11 @@ import torch
 
 from halfmask.data import splits
 from halfmask.data._dataset import Dataset
+from halfmask.data._stamps import default_folder
 from halfmask.data.sampler import StepSampler, steps_per_epoch
 from halfmask.data.splits import Split
 from halfmask.engine.optim import base_rate
+from halfmask.engine.progress import LookingLine
 from halfmask.errors import DataError, RecipeError, ShapeError
 from halfmask.methods import Method
 from halfmask.models.build import Builder
@@ -34,8 +36,16 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
-    """Open data, build the method, and check that they fit, in seconds.
+def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quiet: bool = True) -> Prepared:
+    """Open data, build the method, and check that they fit.
+
+    What takes longest comes last: every file is looked at, once for as long as it does not change.
+
+    Args:
+        recipe: what to check.
+        limit: of the steps.
+        look: look at the files; of several processes one is enough.
+        quiet: show no progress of that.
 
     Raises:
         RecipeError, ShapeError, DataError: with all problems of their kind.
@@ -51,10 +61,11 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
     )
     cls = resolve("methods", recipe.method.name)
     _check_task(cls, recipe.method.name, dataset.task.kind)
+    _check_pairing(cls, recipe)
     method: Method = cls(dataset.task, builder, **recipe.method.params)
     _check_model(method.student, recipe)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
-    warnings = (*split.remarks, *splits.verify(dataset, split, unlabeled))
+    warnings = split.remarks
     if not split.val and recipe.eval.select_on == "val" and data.val != "none":
         warnings = (
             *warnings,
@@ -78,6 +89,10 @@ def prepare(recipe: Recipe, limit: int | None = None) -> Prepared:
         raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")
     total = min(total, limit or total)
     every = run.eval_every or max(1, min(max(per_epoch, total // _MOST_VALIDATIONS), total // _FEWEST_VALIDATIONS))
+    if look:
+        with LookingLine(quiet) as on_file:
+            found = splits.verify(dataset, split, unlabeled, stamps=default_folder(), on_file=on_file)
+        warnings = (*warnings, *found)
     return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings)
 
 
@@ -89,6 +104,17 @@ def _check_batches(recipe: Recipe, world: int) -> None:
                 f"data.batch.{name}={size} is the total over all devices and cannot be divided by {world}. "
                 f"Use {max(size // world, 1) * world} or {(size // world + 1) * world}."
             )
+
+
+def _check_pairing(cls: type[Method], recipe: Recipe) -> None:
+    batch = recipe.data.batch
+    if cls.equal_batches and not (batch.labeled == batch.unlabeled and recipe.data.drop_last):
+        raise RecipeError(
+            f"method {recipe.method.name} splits each batch into a labeled and an unlabeled half of equal size, but "
+            f"data.batch is {batch.labeled} labeled and {batch.unlabeled} unlabeled, data.drop_last is "
+            f"{str(recipe.data.drop_last).lower()}. Use data.batch={{labeled: {batch.labeled}, unlabeled: "
+            f"{batch.labeled}}} and data.drop_last=true."
+        )
 
 
 def _check_task(cls: type[Method], name: str, kind: str) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -86,6 +87,45 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class LookingLine:
+    """Shows that files are being looked at, where that takes longer than a moment: a bar, or a line now and then.
+
+    Args:
+        quiet: show nothing.
+        every: seconds between plain lines, and before the first of them.
+    """
+
+    def __init__(self, quiet: bool = False, every: float = 5.0) -> None:
+        self.quiet, self.every = quiet, every
+        self.console = Console(file=sys.stderr, highlight=False)
+        self._bar: Progress | None = None
+        self._shown = 0.0
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        """Start the clock and give the function to call with the files done, and in all."""
+        self._shown = time.monotonic()
+        return self._advance
+
+    def __exit__(self, *failure: object) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _advance(self, done: int, total: int) -> None:
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        elif self.console.is_terminal and time.monotonic() - self._shown > 1:
+            columns = (TextColumn("looking at files"), MofNCompleteColumn(), BarColumn(bar_width=24))
+            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self.console, transient=True)
+            self._bar.add_task("", total=total, completed=done)
+            self._bar.start()
+        elif time.monotonic() - self._shown > self.every:
+            self._shown = time.monotonic()
+            self.console.print(f"looked at {done} of {total} files", markup=False)
 
 
 def describe(values: dict[str, float]) -> str:

@@ -118,7 +118,7 @@ def _train_stage(
     if not resume and _is_first_rank():
         run.check_free(overwrite=overwrite)  # before minutes of preparation
     recipe = with_precision(recipe)
-    prepared = prepare(recipe, limit)
+    prepared = prepare(recipe, limit, look=_is_first_rank(), quiet=quiet)
     if limit is not None:
         # Written down, so that a resumed run follows the same, shorter schedule.
         shorter = recipe.run.model_copy(update={"steps": prepared.total_steps})

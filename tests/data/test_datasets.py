@@ -191,7 +191,7 @@ def test_real_folders_open(shared: Path, name: str, counts: tuple[int, ...], cla
     assert data.task.n_classes == classes
     recipe = DataRecipe(root=str(shared / "data" / name))
     split = resolve_split(recipe, data)
-    verify(data, split, unlabeled_dataset(recipe, data), limit=10)
+    verify(data, split, unlabeled_dataset(recipe, data))
 
 
 @pytest.mark.shared
