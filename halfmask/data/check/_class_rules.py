@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from halfmask.data.check._finding import Finding, plural
 from halfmask.data.check._fingerprint import Fingerprint
+from halfmask.data.check._image_rules import code_of, split_cure
 from halfmask.data.check._mask_rules import labels_of, training_counts
 from halfmask.data.masks import IGNORE
 
@@ -57,23 +58,17 @@ def count_classes(seen: Fingerprint, part: str = "labeled") -> list[ClassCount]:
 
 def unknown_classes(seen: Fingerprint) -> Iterator[Finding]:
     """Why the classes, or the lists, cannot be told."""
-    from halfmask.data.check._image_rules import code_of, split_cure
-
     told = {str(facts.error) for facts in (*seen.images.values(), *seen.masks.values()) if facts.error is not None}
     for error in seen.failures:
         if str(error) in told:
             continue  # a broken file; it is listed as such
         code = code_of(error)
+        if code == "H210" and not seen.masks:
+            continue  # nothing is labeled, which is said elsewhere
         what, cure = split_cure(error, str(seen.root))
         concerned = [mask for mask in seen.masks.values() if code != "H206" or mask.kind == "colors"]
         example = concerned[0].path if concerned and seen.task is None else ""
         yield Finding("error", code, what, max(1, len(concerned)) if example else 1, example, cure)
-
-
-def single_class(seen: Fingerprint) -> Iterator[Finding]:
-    """Only one class is named, or drawn."""
-    if seen.task is not None and seen.task.n_classes == 1:
-        yield Finding("error", "H212", f"a single class is named: {seen.task.classes[0]}")
 
 
 def absent_classes(seen: Fingerprint) -> Iterator[Finding]:
@@ -125,4 +120,4 @@ def _names(counts: Sequence[ClassCount]) -> str:
     return shown + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
 
 
-RULES = (unknown_classes, single_class, absent_classes, rare_classes, unnamed_classes)
+RULES = (unknown_classes, absent_classes, rare_classes, unnamed_classes)

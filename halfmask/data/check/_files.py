@@ -75,15 +75,17 @@ class MaskFacts:
 
 def look_at_image(dataset: Dataset, id: str) -> ImageFacts:
     """Open an image; whatever is wrong with it becomes `error`."""
-    path = dataset.root / id
+    *earlier, path = dataset.image_files(id)
     try:
-        if dataset.channels == 3 and path.suffix.lower() != ".npy":
+        if earlier:  # a pair: its reader also compares the two dates
+            dataset.read_image(id)
+        if dataset.channels == 3 and isinstance(dataset, FileDataset) and path.suffix.lower() != ".npy":
             with Image.open(path) as image:
                 if image.width * image.height > _LARGEST:
                     return ImageFacts(id, read_header(path), image.mode)
                 if _is_plain(image):
                     return _plain_facts(id, path, image)
-        return _deep_facts(dataset, id)
+        return _deep_facts(dataset, id, path)
     except HalfmaskError as error:
         return ImageFacts(id, error=error)
     except Exception:
@@ -98,8 +100,9 @@ def look_at_mask(dataset: Dataset, id: str) -> MaskFacts | None:
     name = path.relative_to(dataset.root).as_posix() if path.is_relative_to(dataset.root) else str(path)
     try:
         if not isinstance(dataset, FileDataset) or path.suffix.lower() in {".json", ".geojson"}:
-            target = dataset.read_target(id)
-            return MaskFacts(name, (target.shape[0], target.shape[1]), "painted", count_values(target))
+            target = np.asarray(dataset.read_target(id))
+            area = (target.shape[0], target.shape[1]) if target.ndim == 2 else None  # or the class of a whole image
+            return MaskFacts(name, area, "painted", count_values(target))
         stored = read_stored(path)
     except HalfmaskError as error:
         return MaskFacts(name, error=error)
@@ -119,7 +122,7 @@ def count_values(values: np.ndarray) -> dict[int, int]:
     >>> count_values(np.array([[0, 255], [0, 3]], np.uint8))
     {0: 2, 3: 1, 255: 1}
     """
-    if values.dtype == np.uint8:
+    if values.dtype == np.uint8 and values.ndim == 2:
         counts = np.array(Image.fromarray(values).histogram())  # twice as fast as bincount, which needs wide integers
         found = np.flatnonzero(counts)
         return dict(zip(found.tolist(), counts[found].tolist(), strict=True))
@@ -157,17 +160,14 @@ def _plain_facts(id: str, path: Path, image: Image.Image) -> ImageFacts:
     return ImageFacts(id, header, mode, frames, thumb=np.ascontiguousarray(turn_upright(thumb, header.orientation)))
 
 
-def _deep_facts(dataset: Dataset, id: str) -> ImageFacts:
+def _deep_facts(dataset: Dataset, id: str, path: Path) -> ImageFacts:
     """Facts of what is not plain 8-bit: float, 16 bits, more bands, arrays."""
-    path = dataset.root / id
     if not isinstance(dataset, FileDataset):
-        return _array_facts(id, dataset.read_image(id), lambda: None)
+        values = dataset.read_image(id)
+        return _array_facts(id, values.reshape(-1, *values.shape[-3:])[-1], lambda: None)
     values = decode(path, channels=dataset.channels)
-
-    def judge() -> HalfmaskError | None:
-        return _reader_error(dataset, id, plain=True)
-
-    return _array_facts(id, values, judge)
+    # Not the dataset's own reader: it would decode once more to look for pixels without data.
+    return _array_facts(id, values, lambda: _reader_error(dataset, id, path))
 
 
 def _array_facts(id: str, values: np.ndarray, judge: Callable[[], HalfmaskError | None]) -> ImageFacts:
@@ -192,11 +192,11 @@ def _array_facts(id: str, values: np.ndarray, judge: Callable[[], HalfmaskError 
     )
 
 
-def _reader_error(dataset: Dataset, id: str, plain: bool = False) -> HalfmaskError | None:
-    """Ask the reader of training what is wrong."""
+def _reader_error(dataset: Dataset, id: str, path: Path | None = None) -> HalfmaskError | None:
+    """Ask the reader of training what is wrong with an image, or with one file of it."""
     try:
-        if plain and isinstance(dataset, FileDataset):
-            read_image(dataset.root / id, channels=dataset.channels, value_range=dataset.value_range)
+        if path is not None:
+            read_image(path, channels=dataset.channels, value_range=dataset.value_range)
         else:
             dataset.read_image(id)
     except HalfmaskError as error:

@@ -132,7 +132,7 @@ def _unknown_values(seen: Fingerprint, unknown: dict[int, Counter[str]]) -> Iter
     assert labels is not None  # or no value were unknown
     stored = ids_in(first, labels)
     bad = {value: count for value, count in stored.items() if value in unknown}
-    code = labels.unknown_values(Path(first.path), bad, np.array(list(stored))).code
+    code = labels.unknown_values(Path(first.path), bad, np.array([list(stored)])).code
     named = ", ".join(f"{id} {name}" for id, name in enumerate(seen.task.classes[:6]))
     more_names = ", ..." if len(seen.task.classes) > 6 else ""
     text = f"{plural(len(files), 'mask')} with values that are no class: {listed}{more}. Classes: {named}{more_names}"

@@ -71,7 +71,7 @@ def amounts(seen: Fingerprint) -> Iterator[Finding]:
     if seen.dataset is None:
         return
     labeled, unlabeled = len(seen.parts.get("labeled", ())), len(seen.parts.get("unlabeled", ()))
-    if not labeled and not any(getattr(failure, "code", "") == "H210" for failure in seen.failures):
+    if not labeled:
         cure = "put masks named like their images into masks/, or name a list with data.labeled"
         yield Finding("error", "H210", f"no image has a mask ({plural(unlabeled, 'image')})", cure=cure)
     elif 0 < labeled < FEWEST_FOR_HOLD_OUT:

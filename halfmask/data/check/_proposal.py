@@ -7,10 +7,12 @@ from typing import Any
 import yaml
 
 from halfmask.data.check._fingerprint import Fingerprint
+from halfmask.data.check._mask_rules import labels_of
 from halfmask.data.folder import Folder
 from halfmask.data.masks import IGNORE
 
 _MOST_CLASSES = 64
+_FLOW = {True: None, False: False}
 
 
 def propose(seen: Fingerprint) -> dict[str, Any]:
@@ -35,7 +37,13 @@ def render(proposal: Mapping[str, Any], existing: str = "") -> str:
     classes: {0: background, 1: leaf}
     binary: true
     """
-    lines = [yaml.safe_dump({k: v}, default_flow_style=None, sort_keys=False, width=110) for k, v in proposal.items()]
+    lines = [
+        # Tables on one line; a mapping of one scalar would otherwise become a table itself.
+        yaml.safe_dump(
+            {k: v}, default_flow_style=None if isinstance(v, dict | list) else False, sort_keys=False, width=110
+        )
+        for k, v in proposal.items()
+    ]
     head = existing if not existing or existing.endswith("\n") else f"{existing}\n"
     return head + "".join(lines)
 
@@ -69,7 +77,8 @@ def _masks(seen: Fingerprint) -> dict[str, Any]:
         return {"classes": {0: "background", 1: "foreground"}, "binary": True}
     if task is None:
         return {"classes": {id: f"class_{id}" for id in ids}} if 2 <= len(ids) <= _MOST_CLASSES and ids[0] >= 0 else {}
-    if 0 not in found and max(ids, default=0) == task.n_classes and task.classes[0] != "class_0":
+    labels = labels_of(seen, masks[0])
+    if 0 not in found and ids and ids[-1] == task.n_classes and labels is not None and labels.training_id(ids[-1]) < 0:
         return {"map": {id: id - 1 for id in range(1, task.n_classes + 1)}}
     return {"classes": dict(enumerate(task.classes))}
 
@@ -77,6 +86,6 @@ def _masks(seen: Fingerprint) -> dict[str, Any]:
 def _colors(counts: Counter[tuple[int, int, int]]) -> dict[str, Any]:
     if not 2 <= len(counts) <= _MOST_CLASSES:
         return {}  # a photograph, or a drawing with smoothed edges: no table can mend that
-    order = [color for color, _ in counts.most_common()]
+    order = sorted(counts, key=lambda color: (-counts[color], color))
     names = {id: f"color_{r:02x}{g:02x}{b:02x}" for id, (r, g, b) in enumerate(order)}
     return {"classes": names, "palette": {id: f"#{r:02x}{g:02x}{b:02x}" for id, (r, g, b) in enumerate(order)}}
