@@ -23,7 +23,7 @@ _PACKAGES: dict[str, tuple[str, str]] = {
     "methods": ("halfmask.methods", "Method"),
     "encoders": ("halfmask.models.encoders", "Encoder"),
     "decoders": ("halfmask.models.decoders", "Decoder"),
-    "bottlenecks": ("halfmask.models.bottlenecks", "Module"),
+    "bottlenecks": ("halfmask.models.bottlenecks", "Bottleneck"),
     "datasets": ("halfmask.data", "Dataset"),
     "importers": ("halfmask.importers", "Importer"),
 }

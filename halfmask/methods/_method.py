@@ -82,6 +82,7 @@ class Method(nn.Module):
     draws_share_images: bool = False  # True: the draws are other crops of the same images
     smallest_batch: int = 1  # unlabeled images a step needs per device: 2 where images of one batch are paired
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change"})
+    equal_batches: ClassVar[bool] = False  # True: a step needs as many unlabeled as labeled images
     partial_updates: ClassVar[bool] = False  # True: some parameters get no gradient in some updates
     status: ClassVar[str] = "implemented"  # or "reproduced", "experimental"
     host_sync: str | None = None  # the reason, if an operator must visit the host; may be set in __init__

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from halfmask.errors import RecipeError, bullet_list
+from halfmask.models.bottlenecks._bottleneck import require_map
 from halfmask.models.model import ChangeSegmenter, Classifier, Model, Segmenter
 from halfmask.plugins import Kind, params_model, resolve
 from halfmask.schema import explain
@@ -82,13 +83,18 @@ class Builder:
         decoder = _construct("decoders", recipe.decoder, encoder.channels, encoder.strides)
         bottleneck = None
         if recipe.bottleneck is not None:
+            require_map(encoder, self.channels)
             bottleneck = _construct("bottlenecks", recipe.bottleneck, encoder.channels[-1])
         final = _FINAL[self.task.kind]
         return final(encoder, decoder, self.task.n_classes, bottleneck, mean=self.mean, std=self.std)
 
     def _smp(self, recipe: ModelRecipe) -> Model:
         if recipe.bottleneck is not None:
-            raise RecipeError("model.bottleneck works with model.name=segmenter only; set model.bottleneck=null.")
+            raise RecipeError(
+                f"a bottleneck ({recipe.bottleneck.name}) needs an encoder and a decoder of ours: set "
+                "model.name=segmenter with model.encoder and model.decoder, or choose a method without one and "
+                "model.bottleneck=null."
+            )
         if self.task.kind == "classification":
             raise RecipeError(
                 "model.name=smp gives masks, not labels. For classification use model.name=segmenter with "
@@ -146,6 +152,11 @@ def _merge(section: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
         if key in _ENTRIES and isinstance(value, str):
             value = {"name": value}
         same = isinstance(old, dict) and isinstance(value, Mapping) and value.get("name", old["name"]) == old["name"]
+        if key == "bottleneck" and isinstance(old, dict) and isinstance(value, Mapping) and not same:
+            raise RecipeError(
+                f"the method works with bottleneck {value['name']}, but model.bottleneck names {old['name']}. "
+                f"Set model.bottleneck={value['name']} or null, or choose another method."
+            )
         # Params belong to the class they were written for: another name starts from its own defaults.
         merged[key] = {**old, **value} if same and isinstance(old, dict) else value
     return merged

@@ -1,0 +1,125 @@
+"""Ring buffers, one per class: what methods remember of earlier batches.
+
+As in AllSpark's Semantic Memory (Wang et al., CVPR 2024, arXiv:2403.01818, section 3.3 and Algorithm 1): a vector of
+class k goes to the next slot of class k, the oldest is overwritten. A whole batch is written at once, without reading
+a value on the host; the plain loop is `halfmask.reference.allspark.enqueue`.
+"""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from halfmask.blocks.dist import broadcast, gather
+from halfmask.errors import CheckpointError
+
+MemorySync = Literal["gather", "rank0", "local"]
+
+
+@torch.no_grad()
+def enqueue(
+    memory: Float[Tensor, "K S d"],
+    pointer: Int[Tensor, " K"],
+    vectors: Float[Tensor, "B N d"],
+    classes: Int[Tensor, "B N"],
+) -> None:
+    """Write vectors into the ring buffer of their class, in batch order, in place.
+
+    Args:
+        memory: S slots per class.
+        pointer: next slot of each class; moved on.
+        vectors: N of each image.
+        classes: of every vector. Of more than S vectors of one class the last S stay.
+
+    >>> memory, pointer = torch.zeros(2, 3, 1), torch.tensor([2, 0])
+    >>> enqueue(memory, pointer, torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[0, 1, 0]]))
+    >>> memory[..., 0].tolist(), pointer.tolist()
+    ([[3.0, 0.0, 1.0], [2.0, 0.0, 0.0]], [1, 1])
+    """
+    target, source = _plan(pointer, classes.flatten(), memory.shape[1])
+    memory.flatten(0, 1).index_copy_(0, target, vectors.flatten(0, 1).index_select(0, source))
+
+
+class ClassMemory(nn.Module):
+    """S slots for each of K classes, saved with the method's state.
+
+    Slots start with N(0, 1) noise, as published; `filled` tells which are real.
+
+    Args:
+        classes: K.
+        slots: S.
+        width: d, length of a vector.
+        sync: what ranks share. `gather`: the vectors of all ranks are written in rank order, so that every rank holds
+            the same memory. `rank0`: rank 0's memory replaces the others' before each write. `local`: nothing. On one
+            process the three are the same.
+    """
+
+    def __init__(self, classes: int, slots: int, width: int, sync: MemorySync = "gather") -> None:
+        super().__init__()
+        self.sync = sync
+        self.register_buffer("slots", torch.randn(classes, slots, width))
+        self.register_buffer("pointer", torch.zeros(classes, dtype=torch.int64))
+        self.register_buffer("origin", torch.full((classes, slots), -1))
+        self.slots: Float[Tensor, "K S d"]
+        self.pointer: Int[Tensor, " K"]  # next slot of each class
+        self.origin: Int[Tensor, "K S"]  # dataset index of the image a slot came from; -1 = never written
+        self.register_load_state_dict_pre_hook(_check_shapes)
+
+    @property
+    def filled(self) -> Bool[Tensor, "K S"]:
+        """Slots that hold a vector, not the initial noise."""
+        return self.origin >= 0
+
+    @torch.no_grad()
+    def enqueue(self, vectors: Float[Tensor, "B N d"], classes: Int[Tensor, "B N"], index: Int[Tensor, " B"]) -> None:
+        """Write one batch, in place; at most once between a forward pass that reads the slots and its backward pass.
+
+        Args:
+            vectors: N of each image.
+            classes: of every vector.
+            index: of every image in its dataset.
+        """
+        if self.sync == "gather":
+            vectors, classes, index = gather(vectors), gather(classes), gather(index)
+        elif self.sync == "rank0":
+            for buffer in (self.slots, self.pointer, self.origin):
+                broadcast(buffer)
+        target, source = _plan(self.pointer, classes.flatten(), self.slots.shape[1])
+        written = vectors.to(self.slots.dtype).flatten(0, 1).index_select(0, source)
+        self.slots.flatten(0, 1).index_copy_(0, target, written)
+        self.origin.flatten().index_copy_(0, target, index.unsqueeze(1).expand_as(classes).flatten()[source])
+
+
+def _plan(pointer: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Give the row to write (N,) and the vector to write there (N,) for each vector, and move the pointers on.
+
+    A vector that a later one of its class would overwrite repeats that one instead of going to a spare row: equal
+    values for one row may land in any order.
+    """
+    count = len(pointer)
+    ordered, order = torch.sort(labels, stable=True)
+    sizes = torch.zeros(count, dtype=torch.int64, device=labels.device)
+    sizes.scatter_add_(0, labels, torch.ones_like(labels))
+    place = torch.arange(len(labels), device=labels.device)
+    rank = place - (sizes.cumsum(0) - sizes)[ordered]
+    rounds = (sizes[ordered] - 1 - rank) // slots  # how often the ring comes round to this slot again
+    target = ordered * slots + (pointer[ordered] + rank) % slots
+    pointer.copy_((pointer + sizes) % slots)
+    return target, order[place + rounds * slots]
+
+
+def _check_shapes(module: ClassMemory, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    saved = state.get(f"{prefix}slots")
+    if saved is None or saved.shape == module.slots.shape:
+        return
+    names = ("classes", "slots per class", "tokens per channel")
+    changed = [
+        f"{old} {name} in the checkpoint, {new} here"
+        for name, old, new in zip(names, saved.shape, module.slots.shape, strict=True)
+        if old != new
+    ]
+    raise CheckpointError(
+        f"the class memory does not fit: {'; '.join(changed)}. Continue with the classes, the crop and the network the "
+        f"run started with; or start anew with an empty memory, from a state without the {prefix}* entries."
+    )
