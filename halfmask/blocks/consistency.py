@@ -61,7 +61,11 @@ class Terms(NamedTuple):
 
 
 def pixel_weight(
-    distance: Distance, classes: int, valid: Bool[Tensor, "*R"], keep: Bool[Tensor, "*R"] | None = None
+    distance: Distance,
+    classes: int,
+    valid: Bool[Tensor, "*R"],
+    keep: Bool[Tensor, "*R"] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "*R"]:
     """Give each pixel's part in the mean, for the named distance; all 0 where nothing counts.
 
@@ -70,12 +74,13 @@ def pixel_weight(
         classes: K.
         valid: real pixels.
         keep: those among them whose target is confident enough; `None`: no confidence masking.
+        dtype: of the result.
     """
     if keep is None or distance not in ("mse", "kl"):
-        return valid / (classes * valid.sum()).clamp_min(1)
+        return valid.to(dtype) / (classes * valid.sum()).clamp_min(1)
     keep = keep & valid
     denominator = classes * keep.sum() if distance == "mse" else valid.sum()
-    return keep / denominator.clamp_min(1)
+    return keep.to(dtype) / denominator.clamp_min(1)
 
 
 def consistency_loss(
@@ -103,7 +108,7 @@ def consistency_loss(
     real = torch.ones_like(rows[:, 0], dtype=torch.bool) if valid is None else valid.flatten()
     keep = None if threshold is None else target_rows.max(1).values > threshold
     pixels = row_distance(distance, _full_precision(rows)[None], _full_precision(target_rows))[0]
-    return pixels @ pixel_weight(distance, rows.shape[1], real, keep).to(pixels)
+    return pixels @ pixel_weight(distance, rows.shape[1], real, keep, pixels.dtype)
 
 
 def row_distance(

@@ -223,21 +223,19 @@ class CCT(Method):
     ) -> Objective:
         rise = ramp(self.ramp, progress.step, self.ramp_up * progress.total_steps)
         target = self.heads.rows(logits if logits.dtype == torch.float64 else logits.float()).softmax(-1)
-        pixels = pixel_weight(self.consistency, self.task.n_classes, valid, keep)
-        objective = Objective(
-            self.consistency, target, self.heads.rows(pixels).to(target), unlabeled_weight=self.unlabeled_weight * rise
-        )
+        pixels = self.heads.rows(pixel_weight(self.consistency, self.task.n_classes, valid, keep, target.dtype))
+        objective = Objective(self.consistency, target, pixels, unlabeled_weight=self.unlabeled_weight * rise)
         if unlabeled.target is not None:
             weak = self.heads.rows(_resized(unlabeled.target, valid))
             known = weak != self.task.ignore_index
             objective = objective._replace(
                 label=weak.masked_fill(~known, 0),
-                labeled_pixels=(known / known.sum().clamp_min(1)).to(target),
+                labeled_pixels=known.to(target) / known.sum().clamp_min(1),
                 weak_weight=self.weak_weight * rise,
             )
         if self.pairwise_weight:
             real = self.heads.rows(valid)
-            mean = (real / real.sum().clamp_min(1)).to(target)
+            mean = real.to(target) / real.sum().clamp_min(1)
             objective = objective._replace(pair_pixels=mean, pair_weight=self.pairwise_weight)
         return objective
 
