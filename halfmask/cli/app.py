@@ -10,6 +10,7 @@ from halfmask import __version__
 from halfmask.cli.bench import bench
 from halfmask.cli.check import check
 from halfmask.cli.demo import demo
+from halfmask.cli.doctor import doctor
 from halfmask.cli.evaluate import evaluate
 from halfmask.cli.exits import reporting_errors
 from halfmask.cli.import_ import import_
@@ -39,6 +40,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "split": split,
     "list": list_,
     "demo": demo,
+    "doctor": doctor,
     "bench": bench,
 }
 for _verb, _function in _VERBS.items():
