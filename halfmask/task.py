@@ -5,6 +5,9 @@ from typing import Literal
 
 Kind = Literal["segmentation", "change", "classification"]
 
+# Scores that checkpoints are chosen by, and how they are written in prose.
+METRIC_NAMES = {"miou": "mIoU", "changed_iou": "changed IoU", "acc": "accuracy"}
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -29,3 +32,14 @@ class Task:
     def n_classes(self) -> int:
         """K, the number of classes."""
         return len(self.classes)
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the score that checkpoints are chosen by.
+
+        >>> Task("change", ("unchanged", "changed")).main_metric, Task("classification", ("cat", "dog")).main_metric
+        ('changed_iou', 'acc')
+        """
+        if self.kind == "classification":
+            return "acc"
+        return "changed_iou" if self.kind == "change" and self.n_classes == 2 else "miou"

@@ -10,6 +10,7 @@ import typer
 from halfmask.cli import flags
 from halfmask.cli.exits import is_out_of_memory
 from halfmask.errors import OutOfMemoryError, RecipeError
+from halfmask.task import METRIC_NAMES
 
 if TYPE_CHECKING:
     from halfmask.engine.train import TrainResult
@@ -168,5 +169,6 @@ def _report(results: "list[TrainResult]", as_json: bool) -> None:
         print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2))
         return
     for result in results:
-        scores = "".join(f"  best {name} val mIoU {value:.1%}" for name, value in result.best.items())
+        metric = METRIC_NAMES[result.metric]
+        scores = "".join(f"  best {name} val {metric} {value:.1%}" for name, value in result.best.items())
         print(f"{result.out}  {result.steps} steps{scores}")

@@ -16,12 +16,13 @@ import numpy as np
 
 from halfmask import __version__
 from halfmask.data._dataset import Dataset
-from halfmask.data._files import FileDataset
+from halfmask.data._files import FileDataset, date_sizes_differ
 from halfmask.data._headers import is_plain
 from halfmask.data._stamps import Stamps, State, state_of
-from halfmask.data.images import missing
+from halfmask.data.images import missing, read_header
 from halfmask.data.layouts import Layout, unused_images
 from halfmask.errors import DataError, bullet_list
+from halfmask.task import Task
 
 if TYPE_CHECKING:
     from halfmask.data.splits import Split
@@ -113,7 +114,8 @@ def inspect(
             f"{dataset.root}: every pixel of the {len(split.labeled)} labeled masks is ignored, so nothing is labeled."
         )
         errors[text] = DataError(f"{text} Draw the classes, or name the values that mean them (halfmask.yaml).", "H210")
-    warnings = (*_loose_ends(dataset), *_unseen_classes(task.classes, pixels, len(split.labeled)))
+    notes = () if errors else dataset.notes  # masks that cannot be read say nothing about their meaning
+    warnings = (*notes, *_loose_ends(dataset), *_unseen_classes(task, pixels, len(split.labeled)))
     return Findings(tuple(errors.values()), warnings, tuple(pixels))
 
 
@@ -158,6 +160,10 @@ class _Look:
         vouched = bool(images) and all(is_plain(path, dataset.channels) for path in images)
         if self.decode or not vouched:
             dataset.read_image(self.id)
+        elif dataset.dates > 1:
+            sizes = [read_header(path).upright for path in images]
+            if len(set(sizes)) > 1:
+                raise date_sizes_differ(images, sizes)
         if self.masks:
             found = np.bincount(np.ravel(dataset.read_target(self.id)), minlength=1)[: dataset.task.n_classes]
             counts = {str(label): int(found[label]) for label in np.flatnonzero(found)}
@@ -179,9 +185,10 @@ def _meaning(dataset: Dataset) -> str:
     return f"{dataset.task} {dataset.labels_of(first) if first is not None else ''}"
 
 
-def _unseen_classes(classes: Sequence[str], pixels: Sequence[int], labeled: int) -> list[str]:
-    unseen = [name for name, count in zip(classes, pixels, strict=True) if not count]
-    return [f"{', '.join(unseen)}: not in any of the {labeled} labeled masks, nor in validation"] if unseen else []
+def _unseen_classes(task: Task, pixels: Sequence[int], labeled: int) -> list[str]:
+    unseen = [name for name, count in zip(task.classes, pixels, strict=True) if not count]
+    what = "labels" if task.kind == "classification" else "labeled masks"
+    return [f"{', '.join(unseen)}: not in any of the {labeled} {what}, nor in validation"] if unseen else []
 
 
 def _loose_ends(dataset: Dataset) -> Iterator[str]:

@@ -149,26 +149,28 @@ class Validation(L.Callback):
         resume_clock = self.metrics.pause_clock()
         values: dict[str, float] = {}
         for position, (name, model) in enumerate(module.method.predictors().items()):
-            scores = self.evaluate(model, trainer.global_rank, trainer.world_size).to_dict()
+            found = self.evaluate(model, trainer.global_rank, trainer.world_size)
+            scores = found.to_dict()
             values |= {f"{name}/val/{key}": value for key, value in scores.items()}
             values |= {f"val/{key}": value for key, value in scores.items()} if position == 0 else {}
-            self._keep_best(trainer, module, name, scores["miou"], shipped=position == 0)
+            self._keep_best(trainer, module, name, found, shipped=position == 0)
         module.method.after_evaluation(values, module.progress)
         self.last = values
         if trainer.is_global_zero:
             self.metrics.record(trainer, module, values)
-            self.metrics.line.validated(module.step, values)
+            self.metrics.line.validated(module.step, values, self.task.main_metric)
         resume_clock()
 
-    def _keep_best(self, trainer: L.Trainer, module: LitMethod, name: str, miou: float, *, shipped: bool) -> None:
-        if name in module.best and miou <= module.best[name]:
+    def _keep_best(self, trainer: L.Trainer, module: LitMethod, name: str, scores: Scores, *, shipped: bool) -> None:
+        metric, value = scores.main
+        if name in module.best and value <= module.best[name]:
             return
         module.best[name] = miou
         trainer.save_checkpoint(self.run.best(name))
         if shipped:
-            self._save_bundle(trainer, module, miou)
+            self._save_bundle(trainer, module, {f"val_{metric}": value})
 
-    def _save_bundle(self, trainer: L.Trainer, module: LitMethod, miou: float | None) -> None:
+    def _save_bundle(self, trainer: L.Trainer, module: LitMethod, score: dict[str, float] | None) -> None:
         if trainer.is_global_zero:
             name, model = next(iter(module.method.predictors().items()))
             extra = {
@@ -178,7 +180,7 @@ class Validation(L.Callback):
                 "eval": module.meta["recipe"]["eval"],
                 "range": module.meta["range"],
             }
-            save_bundle(self.run.path, model, self.task, extra=extra | ({} if miou is None else {"val_miou": miou}))
+            save_bundle(self.run.path, model, self.task, extra=extra | (score or {}))
 
 
 class Checkpoints(L.Callback):

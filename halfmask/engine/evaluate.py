@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -45,7 +45,7 @@ class Items(Protocol):
         """Give the number of images."""
         ...
 
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "*T C H W"], UInt8[Tensor, "*S"]]:
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "*T C H W"], Integer[Tensor, "*S"]]:
         """Give one image and its target."""
         ...
 
@@ -61,12 +61,12 @@ class DatasetItems:
         """Give the number of images."""
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "*T C H W"], UInt8[Tensor, "*S"]]:
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "*T C H W"], Integer[Tensor, "*S"]]:
         """Read one image and its target."""
         id = self.ids[index]
         image = np.moveaxis(self.dataset.read_image(id), -1, -3)
         target = self.dataset.read_target(id)
-        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(target))
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(target.copy())
 
 
 def evaluate_model(
@@ -111,7 +111,7 @@ def evaluate_model(
             f"none of the {len(items)} evaluated masks has a pixel of a class: all pixels are ignored or unknown. "
             "Check the values of the masks against the classes (halfmask.yaml or classes.txt)."
         )
-    return matrix.scores(task.classes, protocol.absent_classes)
+    return matrix.scores(task.classes, protocol.absent_classes, task.kind)
 
 
 def count(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from halfmask.engine.class_map import upsampled_argmax
 from halfmask.errors import RecipeError, ShapeError
-from halfmask.models.model import Model, Segmenter
+from halfmask.models.model import ChangeSegmenter, Model, Segmenter
 from halfmask.recipe import EvalRecipe
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -50,7 +50,7 @@ def class_map(
         ShapeError: a stride larger than the window would leave pixels without prediction.
     """
     one_forward = protocol.mode != "slide" and protocol.scales == (1.0,) and not protocol.flip
-    if one_forward and isinstance(model, Segmenter) and image.ndim == 4:
+    if one_forward and isinstance(model, Segmenter | ChangeSegmenter):
         return _whole_class_map(model, image, protocol)
     scores = _fitted_logits(model, image, protocol) if one_forward else probabilities(model, image, protocol, crop)
     best = scores.max(1).indices
@@ -192,7 +192,7 @@ def _fitted_logits(model: Model, image: Tensor, protocol: EvalRecipe) -> Tensor:
     return logits[:, :, : size[0], : size[1]]
 
 
-def _whole_class_map(model: Segmenter, image: Tensor, protocol: EvalRecipe) -> Tensor:
+def _whole_class_map(model: Segmenter | ChangeSegmenter, image: Tensor, protocol: EvalRecipe) -> Tensor:
     """One forward; the logits are upsampled band by band and never held whole."""
     size = (image.shape[-2], image.shape[-1])
     fitted = _fit(image, model.size_multiple, protocol)

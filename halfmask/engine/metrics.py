@@ -7,6 +7,10 @@ Wang et al. 2024, and UniMatch, Yang et al. 2023, counts it).
     I_k = M[k, k]    T_k = sum_j M[k, j] (j < K)    P_k = sum_i M[i, k] (i <= K)    U_k = T_k + P_k - I_k
     IoU_k = I_k / U_k    Dice_k = 2 I_k / (I_k + U_k)    precision_k = I_k / P_k    recall_k = I_k / T_k
 
+Of change detection, class 1 ("changed") counts: changed IoU = IoU_1, F1 = Dice_1, overall accuracy = sum_k I_k / sum_k
+T_k. Of classification, images take the place of pixels: accuracy = sum_k I_k / sum_k T_k, and recall_k is the accuracy
+of class k.
+
 A score without a denominator is nan, never 0; how the mean treats such classes is the protocol's choice.
 """
 
@@ -20,6 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
+
+from halfmask.task import Kind, Task
 
 Absent = Literal["skip", "zero"]
 
@@ -69,13 +75,14 @@ class ConfusionMatrix:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.counts)
 
-    def scores(self, classes: tuple[str, ...], absent: Absent = "skip") -> "Scores":
+    def scores(self, classes: tuple[str, ...], absent: Absent = "skip", kind: Kind = "segmentation") -> "Scores":
         """Read the counts and compute every score in float64.
 
         Args:
             classes: K names.
             absent: whether a class that occurs neither in targets nor in predictions is left out of the mean
                 IoU (`skip`), or counts as 0 in it (`zero`, as in most published code).
+            kind: of the task; decides which scores are reported, and which one selects checkpoints.
         """
         counts = self.counts.cpu().double()
         hits = counts[:-1].diagonal()
@@ -96,6 +103,7 @@ class ConfusionMatrix:
             accuracy=(hits.sum() / seen).item(),
             class_accuracy=_mean(recall, "skip"),
             absent=absent,
+            kind=kind,
         )
 
 
@@ -115,6 +123,7 @@ class Scores:
         accuracy: share of right pixels among those whose target is a class.
         class_accuracy: mean recall over the classes that occur in the targets.
         absent: `skip` or `zero`.
+        kind: of the task.
     """
 
     classes: tuple[str, ...]
@@ -128,17 +137,35 @@ class Scores:
     accuracy: float
     class_accuracy: float
     absent: Absent
+    kind: Kind = "segmentation"
+
+    @property
+    def main(self) -> tuple[str, float]:
+        """Name and value of the score that checkpoints are chosen by (`Task.main_metric`); 0 for want of a number."""
+        name = Task(self.kind, self.classes).main_metric
+        value = {"miou": self.miou, "acc": self.accuracy, "changed_iou": self.iou[-1]}[name]
+        return name, 0.0 if math.isnan(value) else value
 
     def to_dict(self, part: str = "") -> dict[str, float]:
         """Give flat metric names and fractions: `miou`, `iou/<class>`, `dice`, `acc`, ...
+
+        Change detection with two classes adds `changed_iou` and `f1`; classification has `acc`, `acc/<class>`,
+        `class_acc`, `f1` (mean over the classes), `f1/<class>` and `precision/<class>`, and no IoU.
 
         Args:
             part: put in front of every name: `val` gives `val/miou`.
 
         Classes that gave no number are left out: JSON has no nan.
         """
-        named = {"miou": self.miou, "dice": self.mean_dice, "acc": self.accuracy, "class_acc": self.class_accuracy}
-        per_class = {"iou": self.iou, "dice": self.dice, "precision": self.precision, "recall": self.recall}
+        named = {"acc": self.accuracy, "class_acc": self.class_accuracy}
+        if self.kind == "classification":
+            named |= {"f1": self.mean_dice}
+            per_class = {"acc": self.recall, "f1": self.dice, "precision": self.precision}
+        else:
+            named = {"miou": self.miou, "dice": self.mean_dice, **named}
+            per_class = {"iou": self.iou, "dice": self.dice, "precision": self.precision, "recall": self.recall}
+        if self.main[0] == "changed_iou":
+            named = {"changed_iou": self.iou[1], "f1": self.dice[1], **named}
         for metric, values in per_class.items():
             named |= {f"{metric}/{name}": value for name, value in zip(self.classes, values, strict=True)}
         prefix = f"{part}/" if part else ""
@@ -146,6 +173,10 @@ class Scores:
 
     def print_table(self, console: Console | None = None, title: str = "") -> None:
         """Print one line per class, in percent, to stdout or `console`; "n/a" where a class gives no number."""
+        console = console or Console()
+        if self.kind == "classification":
+            self._print_labels(console, title)
+            return
         table = Table("class", title=title or None)
         for column in ("IoU", "Dice", "precision", "recall", "pixels"):
             table.add_column(column, justify="right")
@@ -154,9 +185,24 @@ class Scores:
             table.add_row(escape(name), *map(_percent, values), f"{support:,}")
         table.add_section()
         table.add_row("mean", _percent(self.miou), _percent(self.mean_dice), "", _percent(self.class_accuracy), "")
-        console = console or Console()
         console.print(table)
+        if self.main[0] == "changed_iou":
+            text = f"changed IoU {_percent(self.iou[1])}   F1 {_percent(self.dice[1])}   "
+            console.print(f"{text}overall accuracy {_percent(self.accuracy)}", highlight=False)
+            return
         console.print(f"pixel accuracy {_percent(self.accuracy)}   absent classes: {self.absent}", highlight=False)
+
+    def _print_labels(self, console: Console, title: str) -> None:
+        table = Table("class", title=title or None)
+        for column in ("accuracy", "precision", "F1", "images"):
+            table.add_column(column, justify="right")
+        rows = zip(self.classes, self.recall, self.precision, self.dice, self.support, strict=True)
+        for name, *values, support in rows:
+            table.add_row(escape(name), *map(_percent, values), f"{support:,}")
+        table.add_section()
+        table.add_row("mean", _percent(self.class_accuracy), "", _percent(self.mean_dice), f"{sum(self.support):,}")
+        console.print(table)
+        console.print(f"accuracy {_percent(self.accuracy)}", highlight=False)
 
 
 def _histogram(bins: Integer[Tensor, " N"], size: int) -> Integer[Tensor, " _size"]:

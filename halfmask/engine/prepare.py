@@ -60,7 +60,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
         recipe.model, dataset.task, crop=data.crop, channels=dataset.channels, mean=dataset.mean, std=dataset.std
     )
     cls = resolve("methods", recipe.method.name)
-    _check_task(cls, recipe.method.name, dataset.task.kind)
+    _check_task(cls, recipe, dataset.task.kind)
     _check_pairing(cls, recipe)
     method: Method = cls(dataset.task, builder, **recipe.method.params)
     _check_model(method.student, recipe)
@@ -117,9 +117,14 @@ def _check_pairing(cls: type[Method], recipe: Recipe) -> None:
         )
 
 
-def _check_task(cls: type[Method], name: str, kind: str) -> None:
+def _check_task(cls: type[Method], recipe: Recipe, kind: str) -> None:
     if kind not in cls.tasks:
-        raise RecipeError(f"method {name} does not work for {kind} data, only for: {', '.join(sorted(cls.tasks))}.")
+        allowed = ", ".join(sorted(cls.tasks))
+        raise RecipeError(f"method {recipe.method.name} does not work for {kind} data, only for: {allowed}.")
+    if kind == "classification" and recipe.eval.mode != "whole":
+        raise RecipeError(
+            f"eval.mode={recipe.eval.mode} cuts windows, but a label is of the whole image: eval.mode=whole."
+        )
 
 
 def _check_model(model: Model, recipe: Recipe) -> None:
@@ -170,11 +175,12 @@ def _reason(method: Method, recipe: Recipe, fewest: int) -> str:
 def describe(prepared: Prepared) -> str:
     """Say in three lines what will be trained."""
     split, recipe = prepared.split, prepared.recipe
+    images = "image pairs" if prepared.dataset.dates > 1 else "images"
     parameters = sum(parameter.numel() for parameter in prepared.method.student.parameters()) / 1e6
     epochs = prepared.total_steps / prepared.steps_per_epoch
     return (
-        f"data     {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} validation images, "
-        f"{prepared.dataset.task.n_classes} classes\n"
+        f"data     {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} validation "
+        f"{images}, {prepared.dataset.task.n_classes} classes\n"
         f"method   {recipe.method.name}; network {parameters:.2f} M parameters\n"
         f"training {prepared.total_steps} steps ({epochs:.1f} epochs), crop {recipe.data.crop}, batch "
         f"{recipe.data.batch.labeled} labeled"

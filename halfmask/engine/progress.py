@@ -10,6 +10,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from halfmask.task import METRIC_NAMES
+
 
 class ProgressLine:
     """Writes to stderr: stdout carries results.
@@ -59,10 +61,11 @@ class ProgressLine:
             pace = (time.monotonic() - self._began) / max(step - self._first, 1)
             self._print(f"step {step}/{self._total}  {text}  eta {_clock(pace * (self._total - step))}")
 
-    def validated(self, step: int, values: dict[str, float]) -> None:
-        """Print the validation scores of every predictor."""
-        scores = [f"{name[:-9]} {value:.1%}" for name, value in values.items() if name.endswith("/val/miou")]
-        text = f"step {step}/{self._total}  validation mIoU: {', '.join(scores)}"
+    def validated(self, step: int, values: dict[str, float], metric: str = "miou") -> None:
+        """Print the validation score of every predictor."""
+        end = f"/val/{metric}"
+        scores = [f"{name.removesuffix(end)} {value:.1%}" for name, value in values.items() if name.endswith(end)]
+        text = f"step {step}/{self._total}  validation {METRIC_NAMES[metric]}: {', '.join(scores)}"
         self.keep(text)
         if not self.quiet:
             self._print(text)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from halfmask.data.loader import HostBatch, train_loader
-from halfmask.data.splits import Split
+from halfmask.data.splits import Split, part_ids
 from halfmask.engine.callbacks import Checkpoints, Evaluate, MetricsLog, Validation
 from halfmask.engine.checkpoint import check_matches, read_checkpoint
 from halfmask.engine.evaluate import DatasetItems, evaluate_model
@@ -47,10 +47,11 @@ class TrainResult:
         out: run folder.
         steps: optimizer steps done.
         seconds: time of this call.
-        best: best validation mIoU per predictor (empty without a validation set).
+        best: best validation score per predictor (empty without a validation set).
         last: validation values of the last evaluation, as in metrics.jsonl.
     """
 
+        metric: which score `best` is: `miou`, `changed_iou` or `acc`.
     out: Path
     steps: int
     seconds: float
@@ -58,6 +59,7 @@ class TrainResult:
     last: dict[str, float] = field(default_factory=dict)
 
 
+    metric: str = "miou"
 def train(
     recipe: Recipe | str | Path | None,
     out: str | Path,
@@ -219,7 +221,7 @@ def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
 
 def _evaluator(prepared: Prepared) -> Evaluate | None:
     part = prepared.recipe.eval.select_on
-    ids = list(prepared.split.val) if part == "val" else prepared.dataset.ids(part)
+    ids = prepared.split.val if part == "val" else part_ids(prepared.recipe.data, prepared.dataset, part)
     if not ids:
         return None
     items, task = DatasetItems(prepared.dataset, ids), prepared.dataset.task
