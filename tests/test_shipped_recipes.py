@@ -8,17 +8,23 @@ import yaml
 
 from halfmask.models.build import Builder
 from halfmask.plugins import names, resolve
-from halfmask.recipe import load
+from halfmask.recipe import Recipe, load
 from halfmask.shipped import recipe_names, recipe_summary, recipes_folder
 from halfmask.task import Task
 from halfmask.testing import tiny_builder
 
 NAMES = recipe_names()
 CLASSES = {"pascal": 21, "cityscapes": 19, "ade20k": 150, "coco": 81, "camvid": 11}
+PAIRS = {"levir", "whu", "change_folder"}
 
 
 def path(name: str) -> Path:
     return recipes_folder() / f"{name}.yaml"
+
+
+def task_of(recipe: Recipe, classes: int) -> Task:
+    kind = "change" if recipe.data.dataset.name in PAIRS else "segmentation"
+    return Task(kind, tuple(f"class {number}" for number in range(classes)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,13 +44,14 @@ def test_recipe_fits_on_a_page_and_says_what_it_is(name):
 def test_network_of_the_recipe_can_be_built_and_takes_its_crop(name):
     recipe = load(path(name))
     classes = CLASSES.get(recipe.data.dataset.name, 2)
-    task = Task("segmentation", tuple(f"class {number}" for number in range(classes)))
+    task = task_of(recipe, classes)
     # Shapes only: no memory for 80 million weights, no computation.
     # The folded SegFormer decoder switches autocast off, which does not know the meta device.
     plain = {"decoder": {"impl": "reference"}} if recipe.model.decoder.name == "segformer" else {}
     with torch.device("meta"):
         model = Builder(recipe.model, task, crop=recipe.data.crop, pretrained=False)(**plain)
-        image = torch.empty(2, 3, recipe.data.crop, recipe.data.crop)
+        dates = (2,) if task.kind == "change" else ()
+        image = torch.empty(2, *dates, 3, recipe.data.crop, recipe.data.crop)
         assert model(image).shape == (2, classes, recipe.data.crop, recipe.data.crop)
 
 
@@ -79,6 +86,6 @@ def test_every_method_has_a_recipe():
 @pytest.mark.parametrize("name", NAMES)
 def test_method_of_the_recipe_is_made_from_its_parameters(name):
     recipe = load(path(name))
-    task = Task("segmentation", ("ground", "disc", "bar"))
+    task = task_of(recipe, 3)
     method = resolve("methods", recipe.method.name)(task, tiny_builder(task), **recipe.method.params)
     assert method.draws in (0, 1, 2)

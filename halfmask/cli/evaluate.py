@@ -24,8 +24,8 @@ def evaluate(
 ) -> None:
     """Score a run on images with masks.
 
-    The protocol is stored beside the number, in metrics.json. On the validation part, the number that the run's
-    recipe expects for its split is printed beside it.
+    The protocol is stored beside the number, in metrics.json. On the part of the published numbers (validation,
+    mostly), the number that the run's recipe expects for its split is printed beside it.
     """
     flags.check_overrides(overrides or ())
     flags.set_verbosity(quiet, verbose)
@@ -46,9 +46,9 @@ def evaluate(
         print(json.dumps(scores.to_dict(part), indent=2))
         return
     scores.print_table(title=f"{run} on {part}")
-    same_images = part == "val" and limit is None and not any(text.startswith("data.") for text in overrides or ())
+    same_images = limit is None and not any(text.startswith("data.") for text in overrides or ())
     found = published(run) if same_images else None
-    ours = scores.to_dict().get(found.metric) if found else None
+    ours = scores.to_dict().get(found.metric) if found and found.part == part else None
     if found is not None and ours is not None:
         split = f" with split {found.split}" if found.split else ""
         print(f"{found.metric} {100 * ours:.2f}   published{split}: {100 * found.value:.2f} ({found.source})")

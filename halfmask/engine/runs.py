@@ -68,12 +68,14 @@ class Published:
         value: as a fraction.
         source: paper and table.
         split: which labels it was reached with.
+        part: images it was computed on: the part on which the recipe selects the best checkpoint.
     """
 
     metric: str
     value: float
     source: str
     split: str | None
+    part: str
 
 
 def published(run: str | Path) -> Published | None:
@@ -82,11 +84,11 @@ def published(run: str | Path) -> Published | None:
     Raises:
         CheckpointError: no bundle there, or a damaged recipe.
     """
-    recipe = load(_stored_sections(bundle_folder(run), ("data", "expected")))
+    recipe = load(_stored_sections(bundle_folder(run), ("data", "eval", "expected")))
     number = recipe.expected.number(recipe.data.split) if recipe.expected else None
     if recipe.expected is None or number is None:
         return None
-    return Published(recipe.expected.metric, number, recipe.expected.source, recipe.data.split)
+    return Published(recipe.expected.metric, number, recipe.expected.source, recipe.data.split, recipe.eval.select_on)
 
 
 @contextmanager
