@@ -165,7 +165,7 @@ class Validation(L.Callback):
         metric, value = scores.main
         if name in module.best and value <= module.best[name]:
             return
-        module.best[name] = miou
+        module.best[name] = value
         trainer.save_checkpoint(self.run.best(name))
         if shipped:
             self._save_bundle(trainer, module, {f"val_{metric}": value})

@@ -49,17 +49,17 @@ class TrainResult:
         seconds: time of this call.
         best: best validation score per predictor (empty without a validation set).
         last: validation values of the last evaluation, as in metrics.jsonl.
+        metric: which score `best` is: `miou`, `changed_iou` or `acc`.
     """
 
-        metric: which score `best` is: `miou`, `changed_iou` or `acc`.
     out: Path
     steps: int
     seconds: float
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
-
-
     metric: str = "miou"
+
+
 def train(
     recipe: Recipe | str | Path | None,
     out: str | Path,
@@ -127,6 +127,7 @@ def _train_stage(
         origins = recipe.origins | {"run.steps": "--limit"}
         recipe = recipe.model_copy(update={"run": shorter, "origins": origins})
     split, dataset, method = prepared.split, prepared.dataset, prepared.method
+    metric = dataset.task.main_metric
     line = ProgressLine(quiet)
     summary = describe(prepared)
     if not quiet and _is_first_rank():
@@ -163,14 +164,15 @@ def _train_stage(
     trainer = make_trainer(recipe.run, run.path, method, [log, validation, checkpoints])
     if start is not None and start["step"] >= prepared.total_steps:
         line.say(f"{run.path} is finished: {start['step']} of {prepared.total_steps} steps are done.")
-        return TrainResult(run.path, start["step"], time.monotonic() - began, start["best"])
+        return TrainResult(run.path, start["step"], time.monotonic() - began, start["best"], {}, metric)
     trainer.fit(module, ckpt_path=str(run.last) if start is not None else None, weights_only=True)
     if checkpoints.interrupted:
         raise Interrupted(
             f"stopped at step {module.step} of {module.total_steps} ({checkpoints.interrupted}); the checkpoint is "
             f"saved. Continue with: halfmask train --resume {run.path}"
         )
-    return TrainResult(run.path, module.step, time.monotonic() - began, dict(module.best), dict(validation.last))
+    best, last = dict(module.best), dict(validation.last)
+    return TrainResult(run.path, module.step, time.monotonic() - began, best, last, metric)
 
 
 def _open_run(
