@@ -92,8 +92,7 @@ class UniMatch(Method):
         super().__init__(task)
         self.student = build()
         self.teacher: Teacher[Model] | None = ema_copy(self.student) if teacher == "ema" else None
-        # Colors carry meaning between two dates: pairs are never turned gray (as in the published code).
-        self.strong = StrongAugment(gray=0.0) if task.kind == "change" else StrongAugment()
+        self.strong = StrongAugment()
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.dropout: Callable[[list[Tensor]], list[Tensor]] = partial(drop_channels, p=feature_dropout)
         self.labeled_loss = supervised_loss(

@@ -96,10 +96,8 @@ class UniMatchV2(Method):
         self.student = build()
         self.teacher: Teacher[Model] = ema_copy(self.student)
         self.labeler: Literal["ema", "student"] = teacher
-        # Colors carry meaning between two dates: pairs are never turned gray (as in the published code).
-        self.strong = StrongAugment(gray=0.0) if task.kind == "change" else StrongAugment()
-        mixes = cutmix > 0 and task.kind != "classification"
-        self.boxes: Callable[..., Tensor] | None = partial(box_mask, p=cutmix) if mixes else None
+        self.strong = StrongAugment()
+        self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.dropout: Callable[..., list[Tensor]] = partial(
             channel_masks,
             views=views,
@@ -112,9 +110,10 @@ class UniMatchV2(Method):
         )
         self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
         self.views, self.dropout_at = views, None if dropout == "none" else dropout_at
+        mixes = cutmix > 0 and task.kind != "classification"
         self.draws = 2 if mixes and cutmix_partner == "shuffle" else 1
         flips = mixes and cutmix_partner == "flip"
-        self.smallest_batch = 2 if flips or dropout != "none" else 1
+        self.smallest_batch = 2 if flips or dropout != "none" else 1  # one image would always lose channels
         self.one_pass = not self.student.has_batch_stats
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
@@ -165,11 +164,9 @@ class UniMatchV2(Method):
 
     def _strong_view(self, own: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         """Image with all that must travel with its pixels; `other` = what to paste from, `None` = the flipped batch."""
-        view = self.strong(own[0]), *own[1:]
-        if self.boxes is None:
-            return view
         partner = None if other is None else (self.strong(other[0]), *other[1:])
-        return paste(self.boxes(own[3].shape, device=own[0].device), *view, partner=partner)
+        box = self.boxes(own[3].shape, device=own[0].device)
+        return paste(box, self.strong(own[0]), *own[1:], partner=partner)
 
     def _perturbed(self, image: Tensor, clean: int = 0) -> Tensor:
         """Logits; from the image number `clean` on, features lose channels."""
