@@ -55,7 +55,12 @@ def train(
         Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint.")
     ] = None,
     overwrite: flags.Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe, data and model, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check recipe, data and model, predict memory and time, and stop.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="With --dry-run: the batch that fits, e.g. 8GB.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N steps.")] = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -70,6 +75,7 @@ def train(
     flags.set_verbosity(quiet, verbose)
     if epochs is not None and steps is not None:
         raise RecipeError("--epochs and --steps both say how long to train: give one.")
+    bytes_limit = _memory_limit(memory, dry_run)
     sugar: dict[str, Any] = {
         "data.root": data,
         "method": method,
@@ -100,9 +106,25 @@ def train(
             recipe = _recipe(source, {**sugar, **seed_key}, overrides, quiet)
             results.append(_train(recipe, folder, **options))
     if dry_run and not as_json:
+        for result in results:
+            if bytes_limit is not None and result.cost is not None:
+                print(result.cost.describe_limit(bytes_limit))
         print("dry run: recipe, data and model fit.")
     else:
         _report(results, as_json)
+
+
+def _memory_limit(text: str | None, dry_run: bool) -> int | None:
+    if text is None:
+        return None
+    if not dry_run:
+        raise RecipeError("--memory says which batch would fit: use it with --dry-run, then set data.batch.")
+    from halfmask.engine.memory import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError:
+        raise RecipeError(f"--memory {text}: expected a size, for example 8GB or 500MB.") from None
 
 
 def _recipe(source: str | None, sugar: dict[str, Any], overrides: list[str], quiet: bool) -> "Recipe":

@@ -33,7 +33,7 @@ from halfmask.engine.hardware import make_trainer, prepare_networks, with_precis
 from halfmask.engine.module import LitMethod
 from halfmask.engine.optim import base_rate
 from halfmask.engine.prepare import prepare
-from halfmask.engine.train import loader_maker
+from halfmask.engine.step_loader import loader_maker
 from halfmask.errors import RecipeError
 from halfmask.recipe import Recipe
 

@@ -6,21 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
 
-from halfmask.data.loader import HostBatch, train_loader
 from halfmask.data.splits import Split, part_ids
 from halfmask.engine.callbacks import Checkpoints, Evaluate, MetricsLog, Validation
 from halfmask.engine.checkpoint import check_matches, read_checkpoint
 from halfmask.engine.evaluate import DatasetItems, evaluate_model
 from halfmask.engine.hardware import make_trainer, prepare_networks, with_precision
 from halfmask.engine.metrics import Scores
-from halfmask.engine.module import LitMethod, MakeLoader
+from halfmask.engine.module import LitMethod
 from halfmask.engine.optim import base_rate
+from halfmask.engine.predict_cost import Cost, predict_cost
 from halfmask.engine.prepare import Prepared, describe, prepare
 from halfmask.engine.progress import ProgressLine
 from halfmask.engine.rundir import RunDir, split_hashes
+from halfmask.engine.step_loader import loader_maker
 from halfmask.errors import CheckpointError, Interrupted, RecipeError
 from halfmask.methods import Stage
 from halfmask.models.model import Model
@@ -50,6 +49,7 @@ class TrainResult:
         best: best validation score per predictor (empty without a validation set).
         last: validation values of the last evaluation, as in metrics.jsonl.
         metric: which score `best` is: `miou`, `changed_iou` or `acc`.
+        cost: what a dry run predicts.
     """
 
     out: Path
@@ -58,6 +58,7 @@ class TrainResult:
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     metric: str = "miou"
+    cost: Cost | None = None
 
 
 def train(
@@ -78,7 +79,7 @@ def train(
         out: run folder; must be empty or new, unless `resume` or `overwrite`.
         resume: continue the run in `out` from its last checkpoint, to the same result as an unbroken run.
         overwrite: remove the files of an earlier run in `out`.
-        dry_run: check recipe, data and model, and stop.
+        dry_run: check recipe, data and model, predict memory and time by a few trial steps, and stop.
         quiet: no progress.
         limit: stop after so many steps (the schedule is shortened too).
         overrides: dotted overrides; with `resume` only those that do not change the result.
@@ -135,7 +136,10 @@ def _train_stage(
         for warning in prepared.warnings:
             line.say(f"warning: {warning}")
     if dry_run:
-        return TrainResult(run.path, 0, time.monotonic() - began)
+        cost = predict_cost(prepared)
+        if not quiet and _is_first_rank():
+            line.say(cost.describe())
+        return TrainResult(run.path, 0, time.monotonic() - began, cost=cost)
 
     meta = {
         "recipe": recipe.model_dump(mode="json"),
@@ -195,30 +199,6 @@ def _open_run(
         run.create(overwrite=overwrite)
         run.write_start(recipe, split)
     return None
-
-
-def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
-    """Give what makes the loader of a range of steps; decoded images are cached in `out` where the recipe asks."""
-    recipe, method = prepared.recipe, prepared.method
-
-    def make(start: int, stop: int, rank: int, world: int) -> DataLoader[HostBatch]:
-        loader = train_loader(
-            prepared.dataset,
-            prepared.unlabeled,
-            prepared.split,
-            recipe.data,
-            seed=recipe.run.seed,
-            draws=method.draws,
-            draws_share_images=method.draws_share_images,
-            rank=rank,
-            world=world,
-            pin=torch.cuda.is_available() and recipe.run.accelerator != "cpu",
-            cache=out / "cache",
-        )
-        loader.steps.start, loader.steps.stop = start, stop
-        return loader
-
-    return make
 
 
 def _evaluator(prepared: Prepared) -> Evaluate | None:

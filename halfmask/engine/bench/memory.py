@@ -9,7 +9,6 @@ that the process is started with)
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor
 
 from halfmask.engine.bench.row import Compute, Pair, Row, Setting
+from halfmask.engine.memory import watch_peak
 
 # A block of 64 KiB or more gets pages of its own, which go back when it is freed.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-_STATUS = Path("/proc/self/status")
 
 
 def in_own_process(row: Row, form: str, setting: Setting) -> dict[str, int]:
@@ -109,51 +108,6 @@ def saved_bytes(compute: Compute) -> int:
     return counter.peak
 
 
-def peak_bytes(compute: Compute, device: torch.device) -> int:
-    """Give the most memory that a call takes above what was taken before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        compute()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    reset_peak()
-    before = resident_bytes()
-    compute()
-    return max(peak_resident_bytes() - before, 0)
-
-
-def reset_peak() -> None:
-    """Start the high-water mark of the resident set anew, where the system allows it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def resident_bytes() -> int:
-    """Give the memory this process has now; where the system does not tell, the most it ever had."""
-    return _status("VmRSS") or _ever()
-
-
-def peak_resident_bytes() -> int:
-    """Give the high-water mark of the resident set since `reset_peak`."""
-    return _status("VmHWM") or _ever()
-
-
-def _status(key: str) -> int | None:
-    if not _STATUS.exists():
-        return None
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _ever() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _main(order: dict[str, Any]) -> None:
     from halfmask.engine.bench.cases import rows_of
 
@@ -165,7 +119,9 @@ def _main(order: dict[str, Any]) -> None:
     assert isinstance(pair, Pair)
     compute = pair.reference if order["form"] == "reference" else pair.fast
     compute()  # libraries set themselves up in the first call
-    print(json.dumps({"peak": peak_bytes(compute, setting.device), "saved": saved_bytes(compute)}))
+    with watch_peak(setting.device) as peak:
+        compute()
+    print(json.dumps({"peak": peak.added, "saved": saved_bytes(compute)}))
 
 
 if __name__ == "__main__":
