@@ -1,4 +1,4 @@
-"""Contract checks of encoders and decoders, for our own files and for those of third parties.
+"""Contract checks of encoders, decoders and bottlenecks, for our own files and for those of third parties.
 
     from halfmask.testing.models import check_decoder, check_encoder
     check_encoder(MyEncoder, depth=18)
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmask.errors import ShapeError
+from halfmask.models.bottlenecks._bottleneck import Bottleneck
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
 from halfmask.plugins import params_model
@@ -93,6 +94,37 @@ def check_decoder(
         _require(double.dtype == torch.float64, "a float64 decoder must give a float64 embedding")
     both = nn.ModuleList([decoder, classifier])
     _check_gradients(both, lambda: [classifier(embed(decoder, features))])
+
+
+def check_bottleneck(cls: type[Bottleneck], channels: int = 12, **params: Any) -> None:
+    """Check that a bottleneck's promises hold for a map of this width.
+
+    The map keeps its shape whatever its size is, one image's result does not depend on the others in evaluation, a
+    gradient reaches the map, a state dict restores the outputs exactly, float64 works, evaluation is deterministic.
+    """
+    first = list(inspect.signature(cls).parameters)[:1]
+    _require(first == ["channels"], f"{cls.__name__} must take channels first")
+    bottleneck = cls(channels, **params).eval()
+    for height, width in ((4, 4), (3, 5), (1, 1)):
+        (x,) = _maps(2, (channels,), (1,), height, width)
+        with torch.no_grad():
+            out = bottleneck(x)
+            _require(out.shape == x.shape, "the map must keep its shape")
+            _require(_same([out], [bottleneck(x)]), "evaluation must be deterministic")
+            alone = bottleneck(x[:1])
+            together = torch.allclose(alone, out[:1], atol=1e-5)
+            _require(together, "in evaluation an image must not depend on the others of its batch")
+    (x,) = _maps(2, (channels,), (1,), 4, 6)
+    with torch.no_grad():
+        restored = cls(channels, **params).eval()
+        restored.load_state_dict(bottleneck.state_dict())
+        _require(_same([bottleneck(x)], [restored(x)]), "a state dict must restore the outputs exactly")
+        _require(bool(torch.isfinite(restored.train()(x)).all()), "train mode must give finite values")
+        double = restored.eval().double()(x.double())
+        _require(double.dtype == torch.float64, "a float64 bottleneck must give a float64 map")
+    x.requires_grad_()
+    bottleneck(x).square().sum().backward()
+    _require(x.grad is not None and bool(x.grad.isfinite().all()), "the gradient of the map must exist and be finite")
 
 
 def _sizes(multiple: int) -> list[tuple[int, int]]:

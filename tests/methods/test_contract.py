@@ -22,6 +22,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"threshold": 0.0},
     ],
     "pseudo_label": [{"ignore_padding": False, "labeled_color": False}],
+    "allspark": [
+        {"warmup_epochs": 0.0, "mask_empty": True, "grouping": "probs_dot", "ignore_padding": False},
+        {"keys": "batch", "eval_keys": "per_image", "labeled_color": False, "loss": "ohem"},
+    ],
     "mean_teacher": [{"ramp_up": 0.0}],
     "unimatch_v2": [
         {"threshold": 0.3, "teacher": "student", "cutmix_partner": "shuffle", "cutmix": 1.0, "loss": "ohem"},

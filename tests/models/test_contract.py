@@ -9,7 +9,7 @@ from torch import nn
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
 from halfmask.plugins import names, resolve
-from halfmask.testing.models import check_decoder, check_encoder
+from halfmask.testing.models import check_bottleneck, check_decoder, check_encoder
 
 # Files of the package only: installed plugins are tested by their owners.
 ENCODERS: dict[str, list[dict[str, Any]]] = {
@@ -40,6 +40,14 @@ DECODERS: dict[str, list[dict[str, Any]]] = {
     "segformer": [{"embedding": 12}, {"embedding": 12, "impl": "reference"}, {"embedding": 12, **PLAIN_TRANSFORMER}],
 }
 
+BOTTLENECKS: dict[str, list[dict[str, Any]]] = {
+    "allspark": [
+        {},
+        {"width": 8, "heads": 3, "impl": "stream"},
+        {"cross_heads": "separate", "share_projections": True},
+    ],
+}
+
 
 def _cases(kind: str, table: dict[str, list[dict[str, Any]]]) -> list[Any]:
     return [
@@ -57,6 +65,11 @@ def test_encoder_obeys_the_contract(name, params):
 @pytest.mark.parametrize(("name", "params"), _cases("decoders", DECODERS))
 def test_decoder_obeys_the_contract(name, params):
     check_decoder(resolve("decoders", name), **params)
+
+
+@pytest.mark.parametrize(("name", "params"), _cases("bottlenecks", BOTTLENECKS))
+def test_bottleneck_obeys_the_contract(name, params):
+    check_bottleneck(resolve("bottlenecks", name), **params)
 
 
 class _Liar(Encoder):

@@ -43,6 +43,6 @@ def require_map(encoder: Encoder, in_channels: int = 3) -> None:
         name = type(encoder).__module__.rpartition(".")[2]
         raise RecipeError(
             f"a bottleneck works on a map (batch, {encoder.channels[-1]}, height, width), but the last output of "
-            f"encoder {name} has shape {tuple(last.shape)}. Let the encoder reshape its tokens to a map, choose another "
-            "model.encoder, or set model.bottleneck=null."
+            f"encoder {name} has shape {tuple(last.shape)}. Let the encoder reshape its tokens to a map, choose "
+            "another model.encoder, or set model.bottleneck=null."
         )
