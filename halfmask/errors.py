@@ -1,7 +1,7 @@
 """Errors that a user can cause: each says what happened, where, and how to mend it.
 
 Every class specializes `HalfmaskError` and the built-in exception a library user would expect.
-`exit_code` is what the command line returns (0 ok, 1 a check failed, 4 out of memory, 130 interrupted).
+`exit_code` is what the command line returns (0 ok, 1 a check failed, 4 out of memory, 130 Ctrl-C, 143 SIGTERM).
 """
 
 import difflib
@@ -70,9 +70,18 @@ class ParityError(HalfmaskError, RuntimeError):
 
 
 class Interrupted(HalfmaskError, RuntimeError):
-    """Ctrl-C or SIGTERM stopped a run after its checkpoint was written."""
+    """Ctrl-C or SIGTERM stopped a run after its checkpoint was written.
+
+    Args:
+        message: where it stopped and how to continue.
+        exit_code: 130 for Ctrl-C, 143 for SIGTERM, as shells count.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str = "", exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # of this one instance
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

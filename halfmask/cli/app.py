@@ -63,7 +63,7 @@ def _halfmask(
     """Semi-supervised semantic segmentation: train from few masks and many images.
 
     Results go to stdout, progress to stderr. Exit codes: 0 ok, 1 a check failed or a bug, 2 usage, recipe or
-    shape, 3 data or checkpoint, 4 out of memory, 5 missing optional dependency, 130 interrupted.
+    shape, 3 data or checkpoint, 4 out of memory, 5 missing optional dependency, 130 Ctrl-C, 143 SIGTERM.
     """
 
 

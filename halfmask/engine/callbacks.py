@@ -3,8 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterable
-from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,6 +15,8 @@ from halfmask.engine.metrics import Scores
 from halfmask.engine.module import LitMethod
 from halfmask.engine.progress import ProgressLine
 from halfmask.engine.rundir import RunDir
+from halfmask.engine.stopping import StopRequest
+from halfmask.errors import DataError
 from halfmask.models.model import Model
 from halfmask.task import Task
 
@@ -139,10 +140,18 @@ class Validation(L.Callback):
         self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Evaluate, record, save best checkpoints and the bundle."""
+        if module.step % self.every == 0 or module.step == module.total_steps:
+            self._validate(trainer, module)
+
+    def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Make up for a validation that the run stopped in."""
+        if module.step % self.every == 0 and module.validated < module.step:
+            self._validate(trainer, module)
+
+    def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
         last = module.step == module.total_steps
-        if not last and module.step % self.every:
-            return
         if self.evaluate is None:
+            module.validated = module.step
             if last:
                 self._save_bundle(trainer, module, None)
             return
@@ -155,6 +164,7 @@ class Validation(L.Callback):
             values |= {f"val/{key}": value for key, value in scores.items()} if position == 0 else {}
             self._keep_best(trainer, module, name, found, shipped=position == 0)
         module.method.after_evaluation(values, module.progress)
+        module.validated = module.step
         self.last = values
         if trainer.is_global_zero:
             self.metrics.record(trainer, module, values)
@@ -184,24 +194,16 @@ class Validation(L.Callback):
 
 
 class Checkpoints(L.Callback):
-    """Saves `last.ckpt` at the validation cadence, every few minutes, at the end, and when asked to stop."""
+    """Saves `last.ckpt` at the validation cadence, every few minutes, at the end, when asked to stop or out of data."""
 
-    _signals: ClassVar[tuple[signal.Signals, ...]] = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, run: RunDir, every: int) -> None:
-        self.run, self.every = run, every
-        self.interrupted: str | None = None
+    def __init__(self, run: RunDir, every: int, stop: StopRequest) -> None:
+        self.run, self.every, self.stop = run, every, stop
         self._saved = time.monotonic()
-        self._former: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
-        """Take over Ctrl-C and SIGTERM; only possible from the main thread."""
+        """Start the clock; take back the signals that Lightning took over."""
         self._saved = time.monotonic()
-        for number in self._signals:
-            try:
-                self._former[number] = signal.signal(number, self._ask_to_stop)
-            except ValueError:
-                return
+        self.stop.hold()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
@@ -215,32 +217,21 @@ class Checkpoints(L.Callback):
         if asked:
             trainer.should_stop = True
 
-    def teardown(self, trainer: L.Trainer, module: LitMethod, stage: str) -> None:
-        """Give the signals back."""
-        self._give_back()
-
     def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
-        """Give the signals back; Lightning skips `teardown` after an exception."""
-        self._give_back()
-
-    def _give_back(self) -> None:
-        for number, former in self._former.items():
-            signal.signal(number, former)
-        self._former = {}
-
-    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
-        self.interrupted = signal.Signals(number).name
+        """Save where a file cannot be read: the steps before are whole, and a resumed run validates what is missing."""
+        unfinished = module.step < module.total_steps
+        if isinstance(exception, DataError) and trainer.world_size == 1 and unfinished:
+            trainer.save_checkpoint(self.run.last)
 
     def _asked(self, trainer: L.Trainer, module: LitMethod) -> bool:
         if trainer.world_size == 1:
-            return self.interrupted is not None
+            return self.stop.signal is not None
         # All ranks must stop at the same step; asking each step would cost a synchronization.
         if module.step % 10:
             return False
-        stop = trainer.strategy.reduce_boolean_decision(self.interrupted is not None, all=False)
-        self.interrupted = self.interrupted or ("signal on another rank" if stop else None)
+        stop = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
+        if stop and self.stop.signal is None:
+            self.stop.signal = signal.SIGTERM
         return bool(stop)
 
 

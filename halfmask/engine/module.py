@@ -81,7 +81,8 @@ class LitMethod(L.LightningModule):
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.make_loader, self.meta = make_loader, meta
         self.step = 0
-        self.best: dict[str, float] = {}  # best validation mIoU of each predictor
+        self.validated = 0  # step of the last validation
+        self.best: dict[str, float] = {}  # best validation score of each predictor
         self.log_sums = LogSums()
         self.optimizer_by_key: dict[str, Optimizer] = {}
 
@@ -131,6 +132,7 @@ class LitMethod(L.LightningModule):
         checkpoint["halfmask"] = {
             "format": CHECKPOINT_FORMAT,
             "step": self.step,
+            "validated": self.validated,
             "best": dict(self.best),
             **self.meta,
         }
@@ -140,6 +142,7 @@ class LitMethod(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the saved step."""
         self.step = checkpoint["halfmask"]["step"]
+        self.validated = checkpoint["halfmask"].get("validated", self.step)
         self.best = dict(checkpoint["halfmask"]["best"])
 
     def _image_dtype(self) -> torch.dtype:

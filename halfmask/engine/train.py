@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 
 from halfmask.data.splits import Split, part_ids
 from halfmask.engine.callbacks import Checkpoints, Evaluate, MetricsLog, Validation
@@ -20,7 +21,8 @@ from halfmask.engine.prepare import Prepared, describe, prepare
 from halfmask.engine.progress import ProgressLine
 from halfmask.engine.rundir import RunDir, split_hashes
 from halfmask.engine.step_loader import loader_maker
-from halfmask.errors import CheckpointError, Interrupted, RecipeError
+from halfmask.engine.stopping import StopNow, StopRequest
+from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.methods import Stage
 from halfmask.models.model import Model
 from halfmask.plugins import resolve
@@ -162,21 +164,48 @@ def _train_stage(
         meta=meta,
     )
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
-    checkpoints = Checkpoints(run, prepared.eval_every)
+    checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not _is_first_rank()))
     validation = Validation(run, dataset.task, log, _evaluator(prepared), prepared.eval_every)
     prepare_networks(method, recipe.run)
     trainer = make_trainer(recipe.run, run.path, method, [log, validation, checkpoints])
     if start is not None and start["step"] >= prepared.total_steps:
         line.say(f"{run.path} is finished: {start['step']} of {prepared.total_steps} steps are done.")
         return TrainResult(run.path, start["step"], time.monotonic() - began, start["best"], {}, metric)
-    trainer.fit(module, ckpt_path=str(run.last) if start is not None else None, weights_only=True)
-    if checkpoints.interrupted:
-        raise Interrupted(
-            f"stopped at step {module.step} of {module.total_steps} ({checkpoints.interrupted}); the checkpoint is "
-            f"saved. Continue with: halfmask train --resume {run.path}"
-        )
+    _fit(trainer, module, checkpoints, resume=start is not None)
     best, last = dict(module.best), dict(validation.last)
     return TrainResult(run.path, module.step, time.monotonic() - began, best, last, metric)
+
+
+def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, *, resume: bool) -> None:
+    """Train; whatever ends it early says what is saved and how to go on.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM.
+        DataError: a file could not be read any more.
+    """
+    run, stop = checkpoints.run, checkpoints.stop
+
+    def saved() -> str:
+        if not run.last.exists():
+            return f"There is no checkpoint yet: start anew with --overwrite (or --out other than {run.path})."
+        step = read_checkpoint(run.last)["halfmask"]["step"]
+        return f"The checkpoint of step {step} is saved. Continue with: halfmask train --resume {run.path}"
+
+    with stop:
+        try:
+            trainer.fit(module, ckpt_path=str(run.last) if resume else None, weights_only=True)
+        except StopNow:
+            text = f"stopped at once in step {module.step + 1} of {module.total_steps}. {saved()}"
+            raise Interrupted(text, stop.exit_code) from None
+        except SystemExit:
+            # How Lightning passes on a SIGTERM that came before the first step.
+            if stop.signal is None:
+                raise
+        except DataError as error:
+            raise DataError(f"{error}\n  Once it is mended: {saved()}", error.code) from error
+    if stop.signal is not None and module.step < module.total_steps:
+        text = f"stopped at step {module.step} of {module.total_steps} ({stop.signal.name}). {saved()}"
+        raise Interrupted(text, stop.exit_code)
 
 
 def _open_run(

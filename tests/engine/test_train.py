@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,83 @@ def test_stopped_in_mid_epoch_and_resumed_equals_unbroken(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(FixMatch, "after_update", stop)
-    with pytest.raises(Interrupted, match=rf"stopped at step {step} of 6 .*halfmask train --resume"):
+    with pytest.raises(Interrupted, match=rf"stopped at step {step} of 6 .*halfmask train --resume") as caught:
         train(recipe(data), tmp_path / "run", quiet=True)
+    assert caught.value.exit_code == 143
     monkeypatch.setattr(FixMatch, "after_update", after_update)
     assert state(tmp_path / "run")["halfmask"]["step"] == step
+    train(None, tmp_path / "run", resume=True, quiet=True)
+    assert_same_run(finished, tmp_path / "run")
+
+
+def during(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
+    """Do something when a step is done."""
+    after_update = FixMatch.after_update
+
+    def act(self: FixMatch, progress: Any) -> None:
+        after_update(self, progress)
+        if progress.step + 1 == step:
+            action()
+
+    monkeypatch.setattr(FixMatch, "after_update", act)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stream", ["images/shape_0", "images/shape_09.png", "val"])
+def test_a_file_that_breaks_while_training_ends_in_one_error_and_nothing_is_lost(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str, workers: int
+) -> None:
+    mine, kept = tmp_path / "data", tmp_path / "kept"
+    shutil.copytree(data, mine)
+    val = json.loads((finished / "split.json").read_text())["val"]["ids"]
+    hit = [mine / id for id in val] if stream == "val" else sorted(mine.glob(f"{stream}*"))
+    hit = hit if stream != "images/shape_0" else [path for path in hit[:6] if f"images/{path.name}" not in val]
+
+    def spoil() -> None:
+        for path in hit:
+            kept.mkdir(exist_ok=True)
+            shutil.copy2(path, kept)
+            path.write_bytes(path.read_bytes()[:200])
+
+    with monkeypatch.context() as patch:
+        during(patch, 2, spoil)
+        with pytest.raises(DataError, match=r"png: cannot be decoded.*\n.*step \d is saved.*train --resume") as caught:
+            train(recipe(mine, f"data.workers={workers}"), tmp_path / "run", quiet=True)
+    assert caught.value.code == "H201"
+    assert any(path.name in str(caught.value) for path in hit)
+    assert 1 <= state(tmp_path / "run")["halfmask"]["step"] <= 5
+    for path in hit:
+        shutil.copy2(kept / path.name, path)
+    train(None, tmp_path / "run", resume=True, quiet=True)
+    assert_same_run(finished, tmp_path / "run")
+    assert state(tmp_path / "run")["halfmask"]["best"] == state(finished)["halfmask"]["best"]
+    validations = [[line for line in records(out) if "val/miou" in line] for out in (finished, tmp_path / "run")]
+    assert validations[0] == validations[1]
+
+
+def test_a_wish_to_stop_in_the_last_step_comes_too_late(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train(recipe(data), tmp_path / "run", quiet=True).steps == 6
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_a_second_interrupt_stops_at_once_and_leaves_the_last_checkpoint(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        during(patch, 5, twice)
+        with pytest.raises(
+            Interrupted, match=r"at once in step 5 of 6.*checkpoint of step 3 is saved.*--resume"
+        ) as caught:
+            train(recipe(data), tmp_path / "run", quiet=True)
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train(None, tmp_path / "run", resume=True, quiet=True)
     assert_same_run(finished, tmp_path / "run")
 
