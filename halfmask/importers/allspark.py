@@ -22,7 +22,7 @@ from halfmask.task import Task
 _OLD = ("decoder.allspark.embeddings.", "decoder.allspark.encoder.")
 
 
-class AllSpark(Importer):
+class AllSparkCheckpoint(Importer):
     """Every size of MiT, with the published bottleneck."""
 
     signs: ClassVar[tuple[str, ...]] = (r"backbone\.patch_embed1\.", r"decoder\.allspark\.")

@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from halfmask.importers._importer import Importer, count, shape
+from halfmask.importers._importer import Importer, shape
+from halfmask.importers._resnet import resnet_entry
 from halfmask.importers._rules import Rules
 from halfmask.task import Task
 
-_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
-
-class CCT(Importer):
+class CCTCheckpoint(Importer):
     """Encoder and main decoder."""
 
     signs: ClassVar[tuple[str, ...]] = (r"encoder\.base\.0\.0\.", r"encoder\.psp\.", r"main_decoder\.")
@@ -46,12 +45,8 @@ class CCT(Importer):
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
         """Give the sizes of encoder and decoder."""
-        blocks = [count(state, rf"encoder\.base\.{stage}\.(\d+)\.") for stage in range(1, 5)]
-        encoder: dict[str, Any] = {"name": "resnet", "depth": _DEPTHS.get(tuple(blocks), 50), "output_stride": 8}
-        encoder |= {"stem": "deep", "width": shape(state, "encoder.base.1.0.conv1.weight")[0]}
-        if tuple(blocks) not in _DEPTHS:
-            encoder["blocks"] = blocks
-        elif encoder["width"] == 64:
-            encoder["weights"] = "imagenet"
         embedding = shape(state, "encoder.psp.bottleneck.0.weight")[0]
-        return {"encoder": encoder, "decoder": {"name": "psp", "embedding": embedding, "upscale": 8}}
+        return {
+            "encoder": resnet_entry(state, "encoder.base.", stem="deep", output_stride=8),
+            "decoder": {"name": "psp", "embedding": embedding, "upscale": 8},
+        }

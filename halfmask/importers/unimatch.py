@@ -13,16 +13,15 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from halfmask.errors import CheckpointError
-from halfmask.importers._importer import Importer, count, shape
+from halfmask.importers._importer import Importer, shape
+from halfmask.importers._resnet import resnet_entry
 from halfmask.importers._rules import Rules
 from halfmask.task import Task
 
-# Blocks per stage of networks with bottlenecks -> depth.
-_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _WHOLE = {"mode": "whole", "fit": "resize", "absent_classes": "zero"}
 
 
-class UniMatch(Importer):
+class UniMatchCheckpoint(Importer):
     """ResNet with DeepLabV3+, trained with UniMatch V1, FixMatch or labels only."""
 
     signs: ClassVar[tuple[str, ...]] = (r"backbone\.", r"head\.b4\.gap\.", r"fuse\.0\.")
@@ -55,14 +54,7 @@ class UniMatch(Importer):
                 "the backbone is Xception-65 (the COCO models of UniMatch V1), which cannot be built here exactly. "
                 "Train anew: recipe unimatch/coco; or import a ResNet model."
             )
-        blocks = [count(state, rf"backbone\.layer{stage}\.(\d+)\.") for stage in range(1, 5)]
-        encoder: dict[str, Any] = {"name": "resnet", "depth": _DEPTHS.get(tuple(blocks), 50), "output_stride": 16}
-        encoder["stem"] = "deep" if "backbone.conv1.0.weight" in state else "plain"
-        encoder["width"] = shape(state, "backbone.layer1.0.conv1.weight")[0]
-        if tuple(blocks) not in _DEPTHS:
-            encoder["blocks"] = blocks
-        elif encoder["width"] == 64:
-            encoder["weights"] = "imagenet"
+        stem = "deep" if "backbone.conv1.0.weight" in state else "plain"
         decoder = {
             "name": "deeplabv3plus",
             "rates": [6, 12, 18],
@@ -70,4 +62,7 @@ class UniMatch(Importer):
             "low": shape(state, "reduce.0.weight")[0],
             "embedding": shape(state, "fuse.0.weight")[0],
         }
-        return {"encoder": encoder, "decoder": decoder}
+        return {
+            "encoder": resnet_entry(state, "backbone.layer", stem=stem, output_stride=16),
+            "decoder": decoder,
+        }

@@ -34,7 +34,7 @@ def _fusion_rules() -> list[tuple[str, str | None]]:
     return rules
 
 
-class UniMatchV2(Importer):
+class UniMatchV2Checkpoint(Importer):
     """Every size of DINOv2, trained with UniMatch V2, FixMatch or labels only."""
 
     signs: ClassVar[tuple[str, ...]] = (r"backbone\.blocks\.0\.", r"head\.scratch\.")

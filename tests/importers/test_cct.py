@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from halfmask import import_checkpoint, load_bundle
 from halfmask.importers._rules import check_fit, rename
-from halfmask.importers.cct import CCT
+from halfmask.importers.cct import CCTCheckpoint
 from halfmask.models.build import Builder
 from halfmask.models.decoders.psp import PSP
 from halfmask.recipe import load
@@ -19,7 +19,7 @@ from .official import part
 
 
 def renamed(state, ours):
-    made = rename(state, CCT.rules)
+    made = rename(state, CCTCheckpoint.rules)
     assert not made.unknown
     return part(made.state, ours)
 
@@ -65,7 +65,7 @@ def published(shared):
 
 def test_the_published_577_tensors_are_recognized_and_every_name_finds_its_place(shared):
     state = published(shared)
-    importer = CCT()
+    importer = CCTCheckpoint()
     assert importer.recognizes(state)
     task = Task("segmentation", tuple(map(str, range(importer.classes(state)))))
     recipe = load({"model": importer.section(state, task)})

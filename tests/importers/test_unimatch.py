@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from halfmask import import_checkpoint, load_bundle
 from halfmask.errors import CheckpointError, RecipeError
 from halfmask.importers._rules import rename
-from halfmask.importers.unimatch import UniMatch
-from halfmask.importers.unimatch_v2 import UniMatchV2
+from halfmask.importers.unimatch import UniMatchCheckpoint
+from halfmask.importers.unimatch_v2 import UniMatchV2Checkpoint
 
 from .official import logits, part, write
 
@@ -78,6 +78,16 @@ def test_v1_gives_the_published_logits(golden, tmp_path, output_stride):
     assert_close(logits(tmp_path / "m", tensors["input"]), tensors["logits"].double(), rtol=1e-5, atol=1e-5)
 
 
+def test_change_detection_checkpoints_give_the_published_logits_of_pairs(golden, tmp_path):
+    tensors = golden("unimatch/change_dpt")
+    file = write(tmp_path / "levir.pth", model=part(tensors, "weight."))
+    made = import_checkpoint(file, tmp_path / "m", task="change", overrides=[HEADS])
+    assert made.classes == ("unchanged", "changed")
+    assert load_bundle(tmp_path / "m").crop == 252
+    pairs = torch.stack([tensors["image_a"], tensors["image_b"]], dim=1)
+    assert_close(logits(tmp_path / "m", pairs), tensors["logits"].double(), rtol=1e-5, atol=1e-5)
+
+
 def test_bare_tables_of_tensors_are_read_too(dpt, tmp_path):
     weights, tensors = dpt
     torch.save(weights, tmp_path / "bare.pth")
@@ -115,7 +125,7 @@ def _published(shapes: dict[str, list[int]], blocks: int) -> dict[str, torch.Ten
 def test_every_published_dpt_is_recognized_and_every_name_finds_its_place(shared, size):
     described = json.loads((shared / "golden/unimatch/state_dict_shapes.json").read_text())[f"dpt_{size}"]
     state = _published(described["keys"], described["n_blocks"])
-    _check_published(UniMatchV2(), state, {"size": size, "weights": "lvd142m"}, described["params"]["total"])
+    _check_published(UniMatchV2Checkpoint(), state, {"size": size, "weights": "lvd142m"}, described["params"]["total"])
 
 
 @pytest.mark.parametrize("depth", [50, 101])
@@ -123,7 +133,7 @@ def test_every_published_deeplab_is_recognized_and_every_name_finds_its_place(sh
     described = json.loads((shared / "golden/unimatch/state_dict_shapes.json").read_text())
     described = described[f"deeplabv3plus_resnet{depth}"]
     state = {key: torch.empty(size, device="meta") for key, size in described["keys"].items()}
-    _check_published(UniMatch(), state, {"depth": depth, "weights": "imagenet"}, described["params"]["total"])
+    _check_published(UniMatchCheckpoint(), state, {"depth": depth, "weights": "imagenet"}, described["params"]["total"])
 
 
 def _check_published(importer, state, encoder, parameters):

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from halfmask.importers._rules import Rules, rename
-from halfmask.importers.unimatch import UniMatch
-from halfmask.importers.unimatch_v2 import UniMatchV2
+from halfmask.importers.unimatch import UniMatchCheckpoint
+from halfmask.importers.unimatch_v2 import UniMatchV2Checkpoint
 
 # Parameters of the published DPT network that no forward pass uses; ours has none of them.
 UNUSED = ("backbone.mask_token", "head.scratch.refinenet4.resConfUnit1.")
@@ -17,12 +17,12 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def deeplab(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """DeepLabV3+ of UniMatch V1."""
-    return _renamed(state, UniMatch.rules)
+    return _renamed(state, UniMatchCheckpoint.rules)
 
 
 def dpt(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """DINOv2 with DPT of UniMatch V2, without the unused parameters."""
-    return _renamed(state, UniMatchV2.rules)
+    return _renamed(state, UniMatchV2Checkpoint.rules)
 
 
 def _renamed(state: dict[str, Tensor], rules: Rules) -> dict[str, Tensor]:

@@ -6,10 +6,10 @@ import pytest
 from torch import Tensor
 
 from halfmask.importers._rules import Rules, rename
-from halfmask.importers.allspark import AllSpark
-from halfmask.importers.cct import CCT
-from halfmask.importers.unimatch import UniMatch
-from halfmask.importers.unimatch_v2 import UniMatchV2
+from halfmask.importers.allspark import AllSparkCheckpoint
+from halfmask.importers.cct import CCTCheckpoint
+from halfmask.importers.unimatch import UniMatchCheckpoint
+from halfmask.importers.unimatch_v2 import UniMatchV2Checkpoint
 
 Renamer = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -27,19 +27,19 @@ def _renamer(rules: Rules, place: str = "", ours: str = "") -> Renamer:
 
 @pytest.fixture(scope="session")
 def deeplab_names() -> Renamer:
-    return _renamer(UniMatch.rules)
+    return _renamer(UniMatchCheckpoint.rules)
 
 
 @pytest.fixture(scope="session")
 def dpt_names() -> Renamer:
-    return _renamer(UniMatchV2.rules)
+    return _renamer(UniMatchV2Checkpoint.rules)
 
 
 @pytest.fixture(scope="session")
 def mlp_head_names() -> Renamer:
-    return _renamer(AllSpark.rules, "decoder.decoder.")
+    return _renamer(AllSparkCheckpoint.rules, "decoder.decoder.")
 
 
 @pytest.fixture(scope="session")
 def psp_names() -> Renamer:
-    return _renamer(CCT.rules, "encoder.psp.", "decoder.")
+    return _renamer(CCTCheckpoint.rules, "encoder.psp.", "decoder.")
