@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.engine.optim import make_optimizers, rate_factor, set_rates
 from halfmask.importers._rules import rename
-from halfmask.importers.allspark import AllSpark as Importer
+from halfmask.importers.allspark import AllSparkCheckpoint as Importer
 from halfmask.methods.allspark import AllSpark
 from halfmask.models.bottlenecks.allspark import AllSpark as Bottleneck
 from halfmask.models.decoders.segformer import SegFormer

@@ -15,7 +15,7 @@ from halfmask.blocks import channel_attention
 from halfmask.blocks.grouping import channel_classes
 from halfmask.blocks.memory import enqueue
 from halfmask.importers._rules import rename
-from halfmask.importers.allspark import AllSpark as Importer
+from halfmask.importers.allspark import AllSparkCheckpoint as Importer
 from halfmask.models.bottlenecks.allspark import AllSpark
 
 C, SIDE, B = 12, 3, 2
