@@ -17,6 +17,7 @@ from halfmask.testing import tiny_builder
 NAMES = recipe_names()
 CLASSES = {"pascal": 21, "cityscapes": 19, "ade20k": 150, "coco": 81, "camvid": 11}
 PAIRS = {"levir", "whu", "change_folder"}
+LABELS = {"class_folder", "cifar", "stl10"}
 
 
 def path(name: str) -> Path:
@@ -24,7 +25,8 @@ def path(name: str) -> Path:
 
 
 def task_of(recipe: Recipe, classes: int) -> Task:
-    kind = "change" if recipe.data.dataset.name in PAIRS else "segmentation"
+    dataset = recipe.data.dataset.name
+    kind = "change" if dataset in PAIRS else "classification" if dataset in LABELS else "segmentation"
     return Task(kind, tuple(f"class {number}" for number in range(classes)))
 
 
@@ -60,7 +62,8 @@ def test_network_of_the_recipe_can_be_built_and_takes_its_crop(name):
     classes = CLASSES.get(recipe.data.dataset.name, 2)
     task = task_of(recipe, classes)
     crop = recipe.data.crop
-    assert output_shape(task, recipe.model.model_dump_json(), crop) == (2, classes, crop, crop)
+    pixels = () if task.kind == "classification" else (crop, crop)
+    assert output_shape(task, recipe.model.model_dump_json(), crop) == (2, classes, *pixels)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if load(path(name)).expected is not None])

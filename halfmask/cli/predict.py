@@ -32,11 +32,13 @@ def predict(
 ) -> None:
     """Write masks for images.
 
-    Palette PNGs of the size of the images; images that have theirs already are skipped.
+    Palette PNGs of the size of the images; images that have theirs already are skipped. For change detection the input
+    is a folder with A/ and B/; classification writes labels.csv and labels.json.
     """
     flags.check_overrides(overrides or ())
     flags.set_verbosity(quiet, verbose)
     from halfmask.engine.predict import predict as write
+    from halfmask.engine.predict import predicted_kind
 
     count = write(
         run,
@@ -51,4 +53,5 @@ def predict(
         workers=workers,
         quiet=quiet,
     )
-    print(json.dumps({"images": count, "out": str(out)}) if as_json else f"{out}  {count} masks")
+    what = "labels" if predicted_kind(run) == "classification" else "masks"
+    print(json.dumps({"images": count, "out": str(out)}) if as_json else f"{out}  {count} {what}")

@@ -34,6 +34,7 @@ class Pairs:
         parts: ids per part, sorted.
         before: path of the earlier image per id.
         labels: path of the label per id that has one.
+        names: what both dates share, per id: the path without the folder of the date and without suffix.
         listed: parts come from lists in the root.
     """
 
@@ -41,6 +42,7 @@ class Pairs:
     parts: dict[str, list[str]]
     before: dict[str, str]
     labels: dict[str, str]
+    names: dict[str, str]
     listed: bool = False
 
     def files(self, id: str, override: str | None) -> tuple[Path, Path]:
@@ -78,7 +80,7 @@ def find_pairs(root: Path) -> Pairs:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Give the folder of the pairs with --data DIR (data.root).", "H208")
-    found = Pairs(root, {}, {}, {})
+    found = Pairs(root, {}, {}, {}, {})
     lonely: list[str] = []
     for base in (root, *(path for path in sorted(root.iterdir()) if PART_NAMES.get(path.name.lower()))):
         dates = next((names for names in _DATES if all((base / name).is_dir() for name in names)), None)
@@ -100,7 +102,7 @@ def find_pairs(root: Path) -> Pairs:
 def name_parts(found: Pairs) -> dict[str, list[str]]:
     """Give parts by the first word of the names (`train_36_0512.png`), where neither folders nor lists say them.
 
-    >>> name_parts(Pairs(Path(), {"train": ["B/train_1_1.png", "B/val_1_1.png"]}, {}, {}))
+    >>> name_parts(Pairs(Path(), {"train": ["B/train_1_1.png", "B/val_1_1.png"]}, {}, {}, {}))
     {'train': ['B/train_1_1.png'], 'val': ['B/val_1_1.png']}
     """
     if found.listed or list(found.parts) != ["train"]:
@@ -125,6 +127,7 @@ def _collect(found: Pairs, root: Path, base: Path, dates: tuple[str, str]) -> li
             lonely.append(id)
             continue
         found.before[id] = before
+        found.names[id] = (base.relative_to(root) / stem).as_posix()
         inside = stem.partition("/")[0].lower() if "/" in stem else ""
         part = PART_NAMES.get(inside) or PART_NAMES.get(base.name.lower() if base != root else "", "train")
         found.parts.setdefault(part, []).append(id)
@@ -166,7 +169,7 @@ def _by_lists(found: Pairs) -> Pairs:
         )
     if "train" not in parts:
         parts["train"] = sorted(known - {id for ids in parts.values() for id in ids})
-    return Pairs(found.root, parts, found.before, found.labels, listed=True)
+    return Pairs(found.root, parts, found.before, found.labels, found.names, listed=True)
 
 
 def _list_files(folder: Path) -> list[Path]:

@@ -1,11 +1,13 @@
-"""Predict masks for a folder, a pattern or one file.
+"""Predict masks for a folder, a pattern or one file; for change detection, for a folder with A/ and B/.
 
-    <out>/<path below the input>.png                palette mask: pixel value = class id
+    <out>/<path below the input>.png                palette mask: pixel value = class id (of a pair: path below B/)
     <out>/overlays/<path below the input>.jpg       the image with the mask over it
     <out>/probabilities/<path below the input>.npy  float16 (K, H, W)
 
 Masks have the size of the upright image (EXIF orientation applied). Each file appears only when it is complete,
 and the mask last: an interrupted call continues where it stopped, and a broken image costs nothing but itself.
+
+Models of classification write tables of labels instead, see `halfmask.engine.predict_labels`.
 """
 
 from collections.abc import Sequence
@@ -22,26 +24,40 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from halfmask.data.images import is_image, read_image
+from halfmask.data._files import date_sizes_differ
+from halfmask.data._pairs import find_pairs
+from halfmask.data._places import require_writable
+from halfmask.data.images import is_image
 from halfmask.engine.atomic import atomic_path
-from halfmask.engine.bundle import Bundle, load_bundle
+from halfmask.engine.bundle import Bundle, bundle_folder, load_bundle, read_meta
 from halfmask.engine.device import pick_device
 from halfmask.engine.inference import class_map, probabilities
+from halfmask.engine.predict_labels import predict_labels, read_for
 from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
 from halfmask.errors import DataError, RecipeError, bullet_list
 from halfmask.palette import Color, overlay, palette_of
 from halfmask.recipe import EvalRecipe
+from halfmask.task import Kind
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image and the files to write for it; those not asked for are `None`."""
+    """One image and the files to write for it; those not asked for are `None`.
+
+    Args:
+        image: to predict; of a pair the later one.
+        mask: file of the class ids.
+        overlay: file of the image with the mask over it.
+        probabilities: file of the class probabilities.
+        before: the earlier image of a pair.
+    """
 
     image: Path
     mask: Path
     overlay: Path | None
     probabilities: Path | None
+    before: Path | None = None
 
     @property
     def done(self) -> bool:
@@ -63,11 +79,12 @@ def predict(
     workers: int = 2,
     quiet: bool = False,
 ) -> int:
-    """Write a mask for every image; images that already have theirs are skipped.
+    """Write a mask (or label) for every image; images that already have theirs are skipped.
 
     Args:
         run: run folder, bundle folder or model.json.
-        input: folder (searched with its sub-folders), pattern such as `photos/*.jpg`, or one file.
+        input: folder (searched with its sub-folders), pattern such as `photos/*.jpg`, or one file; for change
+            detection a folder with A/ and B/.
         out: folder for the results; created if missing.
         overlay: also write each image with its mask over it.
         probabilities: also write class probabilities; 2 * K * H * W bytes per image.
@@ -89,10 +106,16 @@ def predict(
     """
     where = pick_device(device)
     opened = open_run(run, overrides, sections=("eval",))
-    jobs = plan(input, out, overlay=overlay, probabilities=probabilities)[:limit]
+    kind = predicted_kind(opened.folder)
+    jobs = plan(input, out, overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
     bundle = load_bundle(opened.folder, where)
-    if bundle.task.kind != "segmentation":
-        raise RecipeError(f"{opened.folder} was trained for {bundle.task.kind}; predict writes masks of single images.")
+    if kind == "classification":
+        if overlay:
+            raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
+        return predict_labels(
+            bundle, jobs, Path(out), opened.protocol, where,
+            probabilities=probabilities, overwrite=overwrite, workers=workers, quiet=quiet,
+        )  # fmt: skip
     open_jobs = [job for job in jobs if overwrite or not job.done]
     failed: list[str] = []
     with _bar(quiet) as progress:
@@ -112,25 +135,39 @@ def predict(
     return len(open_jobs)
 
 
-def plan(input: str | Path, out: str | Path, *, overlay: bool = False, probabilities: bool = False) -> list[Job]:
+def predicted_kind(run: str | Path) -> Kind:
+    """Give the kind of task a run or bundle predicts, without loading its weights."""
+    kind: Kind = read_meta(bundle_folder(run) / "model.json")["task"]["kind"]
+    return kind
+
+
+def plan(
+    input: str | Path,
+    out: str | Path,
+    *,
+    overlay: bool = False,
+    probabilities: bool = False,
+    kind: Kind = "segmentation",
+) -> list[Job]:
     """List the images of an input and where their results go.
 
     Raises:
-        DataError: no image, or two images would share a mask.
+        DataError: no image (or no pair), or two images would share a mask.
     """
     out = Path(out)
-    base, images = _find(Path(input), out)
-    jobs = []
-    for image in images:
-        name = image.relative_to(base).with_suffix("")
-        jobs.append(
-            Job(
-                image,
-                _with_suffix(out / name, ".png"),
-                _with_suffix(out / "overlays" / name, ".jpg") if overlay else None,
-                _with_suffix(out / "probabilities" / name, ".npy") if probabilities else None,
-            )
+    found = _pairs(Path(input), out) if kind == "change" else _singles(Path(input), out)
+    jobs = [
+        Job(
+            image,
+            _with_suffix(out / name, ".png"),
+            _with_suffix(out / "overlays" / name, ".jpg") if overlay else None,
+            _with_suffix(out / "probabilities" / name, ".npy") if probabilities else None,
+            before,
         )
+        for name, image, before in found
+    ]
+    if kind == "classification":
+        return jobs  # rows of a table, not files
     by_mask: dict[Path, Path] = {}
     clashes = [
         f"{by_mask[job.mask]} and {job.image}" for job in jobs if by_mask.setdefault(job.mask, job.image) != job.image
@@ -141,6 +178,21 @@ def plan(input: str | Path, out: str | Path, *, overlay: bool = False, probabili
             f"different folders:\n{bullet_list(clashes)}"
         )
     return jobs
+
+
+def _singles(source: Path, out: Path) -> list[tuple[Path, Path, None]]:
+    base, images = _find(source, out)
+    return [(image.relative_to(base).with_suffix(""), image, None) for image in images]
+
+
+def _pairs(source: Path, out: Path) -> list[tuple[Path, Path, Path]]:
+    if not source.is_dir():
+        raise DataError(f"{source}: change detection compares two dates. Give a folder that holds A/ and B/.")
+    pairs = find_pairs(source)
+    found = [(Path(pairs.names[id]), *reversed(pairs.files(id, None))) for id in sorted(pairs.names)]
+    if found[0][1].resolve().is_relative_to(out.resolve()):
+        raise DataError(f"--out {out} holds the images themselves: masks would mix with them. Choose another folder.")
+    return [(name, after, before) for name, after, before in found]
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
@@ -188,20 +240,25 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(job: Job, bundle: Bundle) -> tuple[Job, UInt8[np.ndarray, "H W C"] | DataError]:
-    """Decode an image; an unreadable one comes as its error, so that the others go on."""
-    value_range = bundle.meta.get("range")
+def _read(job: Job, bundle: Bundle) -> tuple[Job, UInt8[np.ndarray, "*T H W C"] | DataError]:
+    """Decode an image or a pair; an unreadable one comes as its error, so that the others go on."""
     try:
-        limits = None if value_range is None else (float(value_range[0]), float(value_range[1]))
-        return job, read_image(job.image, channels=bundle.model.mean.numel(), value_range=limits)
+        image = read_for(bundle, job.image)
+        if job.before is None:
+            return job, image
+        before = read_for(bundle, job.before)
+        if before.shape != image.shape:
+            sizes = [(one.shape[0], one.shape[1]) for one in (before, image)]
+            return job, date_sizes_differ((job.before, job.image), sizes)
+        return job, np.stack((before, image))
     except DataError as error:
         return job, error
 
 
 def _predict_one(
-    job: Job, image: UInt8[np.ndarray, "H W C"], bundle: Bundle, protocol: EvalRecipe, device: torch.device
+    job: Job, image: UInt8[np.ndarray, "*T H W C"], bundle: Bundle, protocol: EvalRecipe, device: torch.device
 ) -> None:
-    pixels = torch.from_numpy(np.moveaxis(image, 2, 0).copy())[None].to(device).to(bundle.model.mean.dtype) / 255
+    pixels = torch.from_numpy(np.moveaxis(image, -1, -3).copy())[None].to(device).to(bundle.model.mean.dtype) / 255
     if job.probabilities is None:
         classes = class_map(bundle.model, pixels, protocol, bundle.crop)
     else:
@@ -213,7 +270,7 @@ def _predict_one(
     colors = palette_of(bundle.task)
     if job.overlay is not None:
         with atomic_path(job.overlay, error=DataError) as part:
-            Image.fromarray(overlay(image, mask, colors)).save(part, quality=90)
+            Image.fromarray(overlay(image if image.ndim == 3 else image[-1], mask, colors)).save(part, quality=90)
     with atomic_path(job.mask, error=DataError) as part:
         _mask_image(mask, colors).save(part, optimize=False)
 

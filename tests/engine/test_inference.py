@@ -15,7 +15,7 @@ from halfmask.engine.class_map import upsampled_argmax
 from halfmask.engine.inference import class_map, probabilities, windows
 from halfmask.engine.metrics import ConfusionMatrix
 from halfmask.errors import RecipeError, ShapeError
-from halfmask.models.model import Segmenter
+from halfmask.models.model import ChangeSegmenter
 from halfmask.recipe import EvalRecipe
 
 from .toy import random_window_model, small_model, window_model
@@ -227,16 +227,10 @@ def test_a_stride_that_leaves_gaps_is_refused() -> None:
 
 @pytest.mark.parametrize("protocol", [EvalRecipe(fit="pad"), EvalRecipe(fit="resize"), slide(9, fit="pad")])
 def test_image_pairs_keep_their_time_axis(protocol: EvalRecipe) -> None:
-    class Difference(Segmenter):
-        def forward(self, image: Tensor) -> Tensor:
-            assert image.ndim == 5
-            assert image.shape[1] == 2
-            assert not any(side % 4 for side in image.shape[-2:])
-            return super().forward((image[:, 0] - image[:, 1]).abs())
-
     single = random_window_model(size_multiple=4)
-    pairs = Difference(single.encoder, single.decoder, 3).double().eval()
+    pairs = ChangeSegmenter(single.encoder, single.decoder, 3).double().eval()
     pairs.classifier = single.classifier
+    # The encoder is linear, so against an all-black date the difference of features is the other date's features.
     before = torch.rand(2, 3, 13, 18, dtype=torch.float64)
     image = torch.stack([before, torch.zeros_like(before)], dim=1)
     torch.testing.assert_close(probabilities(pairs, image, protocol), probabilities(single, before, protocol))

@@ -1,0 +1,161 @@
+"""Predict the labels of images: two tables with the same rows.
+
+    <out>/labels.csv     image, label, confidence                       for people and spreadsheets
+    <out>/labels.json    {"classes": [...], "images": {image: {...}}}   for programs; with all probabilities, if asked
+
+An image is named by its path below the input. Rows of an earlier call are kept, so an interrupted call continues where
+it stopped.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import Progress
+
+from halfmask.data.images import read_image
+from halfmask.engine.atomic import write_json, write_text
+from halfmask.engine.bundle import Bundle
+from halfmask.engine.inference import probabilities as predict_probabilities
+from halfmask.engine.read_ahead import read_ahead
+from halfmask.engine.runs import memory_cure
+from halfmask.errors import DataError, bullet_list
+from halfmask.recipe import EvalRecipe
+
+Row = dict[str, Any]
+
+
+class LabelJob(Protocol):
+    """One image and its place in the results."""
+
+    @property
+    def image(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def mask(self) -> Path:
+        """Where a mask would go: it names the row."""
+        ...
+
+
+def predict_labels(
+    bundle: Bundle,
+    jobs: Sequence[LabelJob],
+    out: Path,
+    protocol: EvalRecipe,
+    device: torch.device,
+    *,
+    probabilities: bool,
+    overwrite: bool,
+    workers: int,
+    quiet: bool,
+) -> int:
+    """Label every image that has no row yet; gives the number of images labeled by this call.
+
+    Args:
+        bundle: a model of classification, on `device`.
+        jobs: images and their names.
+        out: folder of the tables.
+        protocol: how to evaluate.
+        device: where the model is.
+        probabilities: also keep the probability of every class.
+        overwrite: label images again that have a row.
+        workers: threads that read images ahead.
+        quiet: show no progress.
+
+    Raises:
+        DataError: a table of other classes is there; or, after all others are done, images that could not be read.
+    """
+    rows = {} if overwrite else _known_rows(out, bundle)
+    names = [job.mask.relative_to(out).with_suffix(job.image.suffix).as_posix() for job in jobs]
+    wanted = [
+        (name, job.image)
+        for name, job in zip(names, jobs, strict=True)
+        if name not in rows or (probabilities and "probabilities" not in rows[name])
+    ]
+    failed: list[str] = []
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        bar = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(wanted))
+        try:
+            for name, image in read_ahead(partial(_read, bundle=bundle), wanted, workers):
+                if isinstance(image, DataError):
+                    failed.append(str(image))
+                else:
+                    with memory_cure(protocol):
+                        rows[name] = _row(image, bundle, protocol, device, probabilities=probabilities)
+                progress.advance(bar)
+        finally:
+            _write(out, bundle, rows)
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(jobs)} images could not be read; the labels of the others are in {out}. Mend or "
+            f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}"
+        )
+    return len(wanted)
+
+
+def read_for(bundle: Bundle, path: Path) -> UInt8[np.ndarray, "H W C"]:
+    """Decode an image with the bands and the range of values a model was trained with.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    value_range = bundle.meta.get("range")
+    limits = None if value_range is None else (float(value_range[0]), float(value_range[1]))
+    return read_image(path, channels=bundle.model.mean.numel(), value_range=limits)
+
+
+def _read(wanted: tuple[str, Path], bundle: Bundle) -> tuple[str, UInt8[np.ndarray, "H W C"] | DataError]:
+    name, path = wanted
+    try:
+        return name, read_for(bundle, path)
+    except DataError as error:
+        return name, error
+
+
+def _row(
+    image: UInt8[np.ndarray, "H W C"],
+    bundle: Bundle,
+    protocol: EvalRecipe,
+    device: torch.device,
+    *,
+    probabilities: bool,
+) -> Row:
+    pixels = torch.from_numpy(np.moveaxis(image, -1, -3).copy())[None].to(device).to(bundle.model.mean.dtype) / 255
+    shares = predict_probabilities(bundle.model, pixels, protocol, bundle.crop)[0].tolist()
+    best = max(range(len(shares)), key=shares.__getitem__)
+    row: Row = {"label": bundle.task.classes[best], "confidence": round(shares[best], 6)}
+    return row | ({"probabilities": [round(share, 6) for share in shares]} if probabilities else {})
+
+
+def _known_rows(out: Path, bundle: Bundle) -> dict[str, Row]:
+    path = out / "labels.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        classes, rows = content["classes"], dict(content["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be continued ({error!r}). Use --overwrite, or another --out.") from error
+    if classes != list(bundle.task.classes):
+        raise DataError(f"{path} holds labels of other classes. Use --overwrite, or another --out.")
+    return rows
+
+
+def _write(out: Path, bundle: Bundle, rows: dict[str, Row]) -> None:
+    ordered = {name: rows[name] for name in sorted(rows)}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("image", "label", "confidence"))
+    table.writerows((name, row["label"], row["confidence"]) for name, row in ordered.items())
+    write_text(out / "labels.csv", text.getvalue(), error=DataError)
+    write_json(out / "labels.json", {"classes": list(bundle.task.classes), "images": ordered}, error=DataError)
