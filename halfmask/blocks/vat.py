@@ -14,6 +14,7 @@ The published xi = 1e-6 works in float64 only. In float32 z + xi d rounds to z: 
 between 0.007 and 1 where 2 is meant: I-VAT is nearly inert there. `exact` contains no xi and costs 1.3 times as much.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -74,7 +75,10 @@ class Adversarial(NamedTuple):
 def exact_direction(head: Head, z: Float[Tensor, "B D h w"], d: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
     """Give the unit vector (per image) along the Hessian of the KL divergence applied to d; 0 for a dead head."""
     with torch.no_grad():
-        logits, v = torch.func.jvp(head, (z,), (d,))
+        with warnings.catch_warnings():
+            # The first forward-mode derivative of a process loads rules that torch itself warns about.
+            warnings.simplefilter("ignore", FutureWarning)
+            logits, v = torch.func.jvp(head, (z,), (d,))
         p = logits.softmax(-1)
         w = p * (v - (p * v).sum(-1, keepdim=True))
         (a,) = torch.func.vjp(head, z)[1](w)
