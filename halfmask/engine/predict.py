@@ -51,6 +51,7 @@ class Job:
         overlay: file of the image with the mask over it.
         probabilities: file of the class probabilities.
         before: the earlier image of a pair.
+        row: path below the input, which names the image in a table of labels.
     """
 
     image: Path
@@ -58,6 +59,7 @@ class Job:
     overlay: Path | None
     probabilities: Path | None
     before: Path | None = None
+    row: str = ""
 
     @property
     def done(self) -> bool:
@@ -113,7 +115,7 @@ def predict(
         if overlay:
             raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
         return predict_labels(
-            bundle, jobs, Path(out), opened.protocol, where,
+            bundle, [(job.row, job.image) for job in jobs], Path(out), opened.protocol, where,
             probabilities=probabilities, overwrite=overwrite, workers=workers, quiet=quiet,
         )  # fmt: skip
     open_jobs = [job for job in jobs if overwrite or not job.done]
@@ -163,6 +165,7 @@ def plan(
             _with_suffix(out / "overlays" / name, ".jpg") if overlay else None,
             _with_suffix(out / "probabilities" / name, ".npy") if probabilities else None,
             before,
+            _with_suffix(name, image.suffix).as_posix(),
         )
         for name, image, before in found
     ]

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,23 +33,9 @@ from halfmask.recipe import EvalRecipe
 Row = dict[str, Any]
 
 
-class LabelJob(Protocol):
-    """One image and its place in the results."""
-
-    @property
-    def image(self) -> Path:
-        """The file."""
-        ...
-
-    @property
-    def mask(self) -> Path:
-        """Where a mask would go: it names the row."""
-        ...
-
-
 def predict_labels(
     bundle: Bundle,
-    jobs: Sequence[LabelJob],
+    images: Sequence[tuple[str, Path]],
     out: Path,
     protocol: EvalRecipe,
     device: torch.device,
@@ -63,7 +49,7 @@ def predict_labels(
 
     Args:
         bundle: a model of classification, on `device`.
-        jobs: images and their names.
+        images: name of the row, and file.
         out: folder of the tables.
         protocol: how to evaluate.
         device: where the model is.
@@ -76,15 +62,14 @@ def predict_labels(
         DataError: a table of other classes is there; or, after all others are done, images that could not be read.
     """
     rows = {} if overwrite else _known_rows(out, bundle)
-    names = [job.mask.relative_to(out).with_suffix(job.image.suffix).as_posix() for job in jobs]
     wanted = [
-        (name, job.image)
-        for name, job in zip(names, jobs, strict=True)
+        (name, path)
+        for name, path in images
         if name not in rows or (probabilities and "probabilities" not in rows[name])
     ]
     failed: list[str] = []
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        bar = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(wanted))
+        bar = progress.add_task("predict", total=len(images), completed=len(images) - len(wanted))
         try:
             for name, image in read_ahead(partial(_read, bundle=bundle), wanted, workers):
                 if isinstance(image, DataError):
@@ -97,7 +82,7 @@ def predict_labels(
             _write(out, bundle, rows)
     if failed:
         raise DataError(
-            f"{len(failed)} of {len(jobs)} images could not be read; the labels of the others are in {out}. Mend or "
+            f"{len(failed)} of {len(images)} images could not be read; the labels of the others are in {out}. Mend or "
             f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}"
         )
     return len(wanted)
