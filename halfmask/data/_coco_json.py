@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from halfmask.data.annotations._fill import fill
+from halfmask.data.annotations.coco import BACKGROUND_NAMES
 from halfmask.data.layouts import PART_NAMES
 from halfmask.data.masks import IGNORE
 from halfmask.errors import DataError
-
-_BACKGROUND_NAMES = ("background", "_background_")
 
 
 class CocoFile:
@@ -27,13 +27,14 @@ class CocoFile:
     Args:
         path: the file.
         classes: class name -> training id, for every category that is used.
+        fill_value: training id of what no annotation covers.
 
     Raises:
         DataError: not such a file, or a category that is no class.
     """
 
-    def __init__(self, path: Path, classes: Mapping[str, int]) -> None:
-        self.path = path
+    def __init__(self, path: Path, classes: Mapping[str, int], fill_value: int = 0) -> None:
+        self.path, self.fill_value = path, fill_value
         content = load(path)
         self.images: dict[str, dict[str, Any]] = {str(image["file_name"]): image for image in content["images"]}
         self.annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
@@ -62,7 +63,7 @@ class CocoFile:
         """
         image = self.images[file_name]
         height, width = int(image["height"]), int(image["width"])
-        target = np.zeros((height, width), dtype=np.uint8)
+        target = np.full((height, width), self.fill_value, dtype=np.uint8)
         painted: list[tuple[bool, int, int, np.ndarray]] = []
         for annotation in self.annotations.get(image["id"], []):
             try:
@@ -91,19 +92,26 @@ class CocoFolder:
         root: the folder.
         paths: json files.
         images: ids of all images below `root`.
+        named: class names by training id, where somebody named them; they count if all categories in use are
+            among them. If even the first one is a category, what no annotation covers is unknown (255).
     """
 
-    def __init__(self, root: Path, paths: Sequence[Path], images: Sequence[str]) -> None:
+    def __init__(
+        self, root: Path, paths: Sequence[Path], images: Sequence[str], named: Sequence[str] | None = None
+    ) -> None:
         contents = [load(path) for path in paths]
-        self.classes = _class_names(contents)
-        ids = {name: id for id, name in enumerate(self.classes)} | dict.fromkeys(_BACKGROUND_NAMES, 0)
+        categories = _class_names(contents)
+        use_names = named is not None and set(categories[1:]) <= set(named)
+        self.classes = tuple(named) if named is not None and use_names else categories
+        covered = use_names and self.classes[0] in categories[1:]
+        ids = {name: id for id, name in enumerate(self.classes)} | dict.fromkeys(BACKGROUND_NAMES, 0)
         self.parts: dict[str, list[str]] = defaultdict(list)
         self._file_of: dict[str, tuple[CocoFile, str]] = {}
         by_name: dict[str, list[str]] = defaultdict(list)
         for id in images:
             by_name[id.rpartition("/")[2]].append(id)
         for path in paths:
-            file = CocoFile(path, ids)
+            file = CocoFile(path, ids, IGNORE if covered else 0)
             for name in file.images:
                 found = _locate(name, path, root, by_name)
                 if found is not None and file.is_annotated(name):
@@ -171,16 +179,7 @@ def fill_polygon(polygon: Sequence[int | float], height: int, width: int) -> Boo
     if len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"a polygon of {len(polygon)} numbers")
     points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-    # Every crossing of an edge with a row of centers flips all pixels to its right: the running parity is the fill.
-    flips = np.zeros((height, width + 1), dtype=np.bool_)
-    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
-        low, high = sorted((y0, y1))
-        rows = np.arange(max(np.ceil(low - 0.5), 0), min(np.ceil(high - 0.5), height), dtype=np.int64)
-        if rows.size:
-            crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-            columns = np.ceil(crossing - 0.5).clip(0, width).astype(np.int64)
-            flips[rows, columns] ^= True  # one crossing per row and edge, so no index repeats
-    return np.logical_xor.accumulate(flips, axis=1)[:, :width]
+    return fill([points], height, width).whole(height, width)
 
 
 def decode_runs(counts: Sequence[int], height: int, width: int) -> Bool[np.ndarray, "H W"]:
@@ -232,7 +231,7 @@ def _class_names(contents: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     names = [
         str(category["name"])
         for id, category in sorted(categories.items())
-        if category["name"] not in _BACKGROUND_NAMES and (id in used or category["name"] not in parents)
+        if category["name"] not in BACKGROUND_NAMES and (id in used or category["name"] not in parents)
     ]
     return ("background", *dict.fromkeys(names))
 

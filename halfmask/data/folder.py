@@ -16,6 +16,7 @@ from halfmask.data._coco_json import CocoFolder
 from halfmask.data._description import Description, read_description
 from halfmask.data._files import FileDataset
 from halfmask.data.ade20k import ADE20K
+from halfmask.data.annotations._outlines import Outlines
 from halfmask.data.cityscapes import Cityscapes
 from halfmask.data.images import decode
 from halfmask.data.layouts import Layout, detect
@@ -75,6 +76,7 @@ class Folder(FileDataset):
         self._mask_options = {"resize": resize_masks, "transparent_ignored": transparent_ignored}
         self._known = self._known_dataset()
         self._coco = self._open_coco() if self.layout.name == "coco json" else None
+        self._outlines = self._open_outlines() if self.layout.name in {"labelme", "geojson"} else None
         self.channels, self.value_range = self._said.bands, self._said.range
         self.mean, self.std = self._said.mean, self._said.std
 
@@ -130,6 +132,8 @@ class Folder(FileDataset):
         path = self.existing_mask(id)
         if self._coco is not None and path.suffix == ".json":
             target = fit_to_image(self._coco.paint(id), path, self.root / id)
+        elif self._outlines is not None:
+            target = self._outlines.paint(id)
         else:
             target = super().read_target(id)
         if self._said.nodata is not None:
@@ -158,14 +162,24 @@ class Folder(FileDataset):
         return [id for part in self.layout.parts.values() for id in part]
 
     def _open_coco(self) -> CocoFolder:
-        return CocoFolder(self.root, self.layout.annotations, self.ids_found())
+        return CocoFolder(self.root, self.layout.annotations, self.ids_found(), self._names)
+
+    def _open_outlines(self) -> Outlines:
+        return Outlines(self.root, self.layout.name, self.layout.masks, self._names)
+
+    @property
+    def _names(self) -> tuple[str, ...] | None:
+        """Class names by training id, if somebody named them."""
+        classes = self._said.classes
+        return None if classes is None else tuple(name for _, name in sorted(classes.items()))
 
     @cached_property
     def _named(self) -> Description:
         """The description with classes filled in."""
         said = self._said
-        if self._coco is not None and said.classes is None:
-            return said.model_copy(update={"classes": dict(enumerate(self._coco.classes))})
+        outlined = self._coco or self._outlines
+        if outlined is not None and said.classes is None:
+            return said.model_copy(update={"classes": dict(enumerate(outlined.classes))})
         if said.classes is None and said.binary:
             return said.model_copy(update={"classes": {0: "background", 1: "foreground"}})
         if said.classes is None and said.palette is not None:
@@ -249,7 +263,13 @@ class Folder(FileDataset):
 
     def _refuse_undecided_binary(self) -> None:
         said = self._said
-        if said.binary or sorted(said.classes or {}) != [0, 1] or 255 in said.map or self._coco is not None:
+        if (
+            said.binary
+            or sorted(said.classes or {}) != [0, 1]
+            or 255 in said.map
+            or self._coco is not None
+            or self._outlines is not None
+        ):
             return
         if self._colors is not None:
             return

@@ -6,6 +6,7 @@
     parts inside  images/{train,val,test}/ + masks/{train,val,test}/   (other sub-folders of images/ are unlabeled)
     images+masks  images/ + masks/ [+ unlabeled/]
     parts         {train,val,test}/{images,masks}/ [+ unlabeled/]; any other pair SUBFOLDER/{images,masks} is training
+    outlines      NAME.json (labelme) or NAME.geojson beside NAME.jpg, or in masks/ and the like beside images/
     COCO json     a json with images, annotations, categories
     side by side  NAME.jpg + NAME_mask.png in one folder
     plain         images only: all unlabeled
@@ -23,8 +24,9 @@ from halfmask.data._files import list_images, list_stems
 from halfmask.errors import DataError, bullet_list
 
 LayoutName = Literal[
-    "voc", "cityscapes", "ade20k", "images+masks", "parts", "parts inside", "coco json", "side by side", "plain"
-]
+    "voc", "cityscapes", "ade20k", "images+masks", "parts", "parts inside", "labelme", "geojson", "coco json",
+    "side by side", "plain",
+]  # fmt: skip
 
 # How folders and files name the parts of a dataset.
 PART_NAMES = {
@@ -70,7 +72,10 @@ def detect(root: Path) -> Layout:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
-    for attempt in (_voc, _cityscapes, _ade20k, _parts_inside, _images_masks, _parts, _coco_json, _side_by_side):
+    attempts = (
+        _voc, _cityscapes, _ade20k, _parts_inside, _images_masks, _parts, _outlined, _coco_json, _side_by_side,
+    )  # fmt: skip
+    for attempt in attempts:
         if (found := attempt(root)) is not None:
             return found
     raise DataError(
@@ -171,6 +176,8 @@ def _parts_inside(root: Path) -> Layout | None:
     inside = [path.name for path in _folders(root / "images")]
     if mask_folder is None or not any(PART_NAMES.get(name.lower()) in {"train", "val", "test"} for name in inside):
         return None
+    if not list_images(root / mask_folder, root) and any((root / mask_folder).rglob("*.*json")):
+        return None
     parts: dict[str, list[str]] = {}
     masks: dict[str, str] = {}
     orphans: list[str] = []
@@ -212,7 +219,7 @@ def _parts(root: Path) -> Layout | None:
         if not (folder / "images").is_dir() or mask_folder is None:
             continue
         images, found = list_images(folder / "images", root), list_images(folder / mask_folder, root)
-        if not found and any((folder / mask_folder).glob("*.json")):
+        if not found and any((folder / mask_folder).glob("*.*json")):
             continue
         pairs = pair(images, found, f"{folder.name}/images", f"{folder.name}/{mask_folder}")
         orphans += sorted(set(found) - set(pairs.values()))
@@ -226,6 +233,33 @@ def _parts(root: Path) -> Layout | None:
     _require_pairs(root, [id for part in parts.values() for id in part], masks, orphans)
     shown = ", ".join(used[:4]) + (", ..." if len(used) > 4 else "")
     return Layout("parts", f"images/ and masks/ inside {shown}", root, parts, masks, (), tuple(orphans))
+
+
+def _outlined(root: Path) -> Layout | None:
+    """Pair images with labelme json or GeoJSON of the same stem."""
+    files = sorted(path for path in root.rglob("*.*json") if not path.name.startswith("."))
+    if not files:
+        return None
+    images = list_images(root, root)
+    by_key = {_key(id, ""): id for id in images}
+    masks: dict[str, str] = {}
+    for path in files:
+        name = path.relative_to(root).as_posix()
+        key = _key(name, "")
+        folders = ["images" if part in MASK_FOLDERS else part for part in key.split("/")[:-1]]
+        id = by_key.get(key) or by_key.get("/".join([*folders, key.rpartition("/")[2]]))
+        if id is not None:
+            masks[id] = name
+    first = next((root / name for name in masks.values()), None)
+    head = _head(first) if first is not None else ""
+    kind: LayoutName | None = "labelme" if '"shapes"' in head else "geojson" if '"FeatureCollection"' in head else None
+    if first is None or kind is None:
+        return None
+    parts: dict[str, list[str]] = {"train": []}
+    for id in images:
+        inside = [PART_NAMES[part] for part in Path(id).parts[:-1] if part in PART_NAMES]
+        parts.setdefault(inside[0] if inside else "train", []).append(id)
+    return Layout(kind, f"{first.relative_to(root).as_posix()} for its image", root, parts, masks)
 
 
 def _coco_json(root: Path) -> Layout | None:
@@ -269,10 +303,14 @@ def _side_by_side(root: Path) -> Layout | None:
 
 
 def _looks_like_coco(path: Path) -> bool:
+    head = _head(path)
+    return not path.name.startswith(".") and any(f'"{key}"' in head for key in ("images", "annotations", "categories"))
+
+
+def _head(path: Path) -> str:
     # The lists may be far apart in a large file: read only the beginning, where the first key stands.
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        head = file.read(4096)
-    return not path.name.startswith(".") and any(f'"{key}"' in head for key in ("images", "annotations", "categories"))
+        return file.read(4096)
 
 
 def _require_pairs(root: Path, images: list[str], masks: dict[str, str], orphans: Iterable[str]) -> None:
