@@ -245,11 +245,13 @@ class ExpectedRecipe(Section):
         metric: name of the score as in metrics.json: `miou`, `acc`, `iou/<class>`.
         value: as a fraction; one per split where the recipe serves several.
         source: paper and table.
+        confidence: `high`: read in a public source; `medium`: recalled, check before quoting; per split like `value`.
     """
 
     metric: str = "miou"
     value: Fraction | dict[Text, Fraction]
     source: str
+    confidence: Literal["high", "medium", "low"] | dict[Text, Literal["high", "medium", "low"]] | None = None
 
     def number(self, split: str | None) -> float | None:
         """Give the published value of a split, or `None` where that split has none.

@@ -27,7 +27,8 @@ def path(name: str) -> Path:
 def task_of(recipe: Recipe, classes: int) -> Task:
     dataset = recipe.data.dataset.name
     kind = "change" if dataset in PAIRS else "classification" if dataset in LABELS else "segmentation"
-    return Task(kind, tuple(f"class {number}" for number in range(classes)))
+    foreground = tuple(number > 0 for number in range(classes))
+    return Task(kind, tuple(f"class {number}" for number in range(classes)), foreground=foreground)
 
 
 @pytest.mark.parametrize("name", NAMES)

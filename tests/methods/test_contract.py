@@ -27,6 +27,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keys": "batch", "eval_keys": "per_image", "labeled_color": False, "loss": "ohem"},
     ],
     "mean_teacher": [{"ramp_up": 0.0}],
+    "cct": [
+        {"heads": "lite", "consistency": "kl", "threshold": 0.4, "pairwise_weight": 1.0, "loss": "ab_ce", "ramp_up": 0.0},
+        {"heads": "lite", "vat_direction": "finite", "head_group": 3, "consistency": "js", "ignore_padding": False},
+        {"heads": {"f_drop": 1, "f_noise": 1}, "head_group": 0, "consistency": "js_official"},
+        {"heads": {"g_cutout": 2}, "cutout_boxes": "components"},
+    ],
     "unimatch_v2": [
         {"threshold": 0.3, "teacher": "student", "cutmix_partner": "shuffle", "cutmix": 1.0, "loss": "ohem"},
         {"threshold": 0.0, "dropout": "independent", "dropout_at": "levels", "dropout_keep": "bernoulli"},
