@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from halfmask.data.splits import make_split as split
     from halfmask.engine.bundle import load_bundle
     from halfmask.engine.check import check
+    from halfmask.engine.convert import convert
     from halfmask.engine.doctor import examine as doctor
     from halfmask.engine.evaluate import evaluate
     from halfmask.engine.predict import predict
@@ -31,6 +32,7 @@ __all__ = [
     "Task",
     "__version__",
     "check",
+    "convert",
     "doctor",
     "evaluate",
     "import_checkpoint",
@@ -49,6 +51,7 @@ _HOMES = {
     "Recipe": ("halfmask.recipe", "Recipe"),
     "Task": ("halfmask.task", "Task"),
     "check": ("halfmask.engine.check", "check"),
+    "convert": ("halfmask.engine.convert", "convert"),
     "doctor": ("halfmask.engine.doctor", "examine"),
     "evaluate": ("halfmask.engine.evaluate", "evaluate"),
     "import_checkpoint": ("halfmask.importers", "import_checkpoint"),

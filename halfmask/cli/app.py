@@ -9,6 +9,7 @@ import typer
 from halfmask import __version__
 from halfmask.cli.bench import bench
 from halfmask.cli.check import check
+from halfmask.cli.convert import convert
 from halfmask.cli.demo import demo
 from halfmask.cli.doctor import doctor
 from halfmask.cli.evaluate import evaluate
@@ -38,6 +39,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "import": import_,
     "split": split,
+    "convert": convert,
     "list": list_,
     "demo": demo,
     "doctor": doctor,

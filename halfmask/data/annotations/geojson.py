@@ -97,8 +97,8 @@ def _name(feature: Mapping[str, Any]) -> str:
     return next((str(said[key]) for key in _NAME_KEYS if said.get(key) is not None), "object")
 
 
-def _closed(ring: np.ndarray, transform: Transform | None) -> list[list[float]]:
-    points: list[list[float]] = np.concatenate([ring, ring[:1]]).tolist()
+def _closed(ring: np.ndarray, transform: Transform | None) -> list[list[int | float]]:
+    points: list[list[int | float]] = np.concatenate([ring, ring[:1]]).tolist()
     if transform is None:
         return points
     a, b, c, d, e, f = transform

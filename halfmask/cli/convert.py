@@ -1,0 +1,49 @@
+"""`halfmask convert`: masks from and to the formats of annotation tools."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfmask.cli import flags
+from halfmask.errors import RecipeError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Folder with masks, in any layout.", show_default=False)],
+    overrides: flags.Overrides = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="index, color, coco, labelme or geojson.")
+    ] = "index",
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the result.")] = None,
+    rle: Annotated[
+        bool, typer.Option("--rle", help="COCO: run lengths for all regions, not only those with holes.")
+    ] = False,
+    limit: flags.Limit = None,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Convert masks.
+
+    From any folder that trains (PNG, COCO json, labelme, GeoJSON), or masks alone, to index or color PNG, COCO json,
+    labelme or GeoJSON; exact to the pixel.
+    """
+    flags.check_overrides(overrides or ())
+    if out is None:
+        raise RecipeError("where to? Name a folder: --out DIR")
+    from halfmask.engine.convert import convert as run
+
+    count = run(
+        source,
+        out,
+        to=to,
+        geometry="rle" if rle else "polygon",
+        overrides=overrides or (),
+        overwrite=overwrite,
+        limit=limit,
+    )
+    print(json.dumps({"masks": count, "out": str(out)}) if as_json else f"{out}  {count} masks")
+    flags.say(f"classes and colors: {out / 'halfmask.yaml'}; put it beside the data to read them with these ids", quiet)

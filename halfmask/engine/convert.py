@@ -1,0 +1,248 @@
+"""Convert masks between index PNG, color PNG, COCO json, labelme json and GeoJSON.
+
+What is read: any folder that trains (its masks), or a folder of masks alone, such as the output of `halfmask predict`.
+What is written, below `out`:
+
+    index, color    NAME.png, of class ids with a palette, or of colors
+    labelme         NAME.json, GeoJSON NAME.geojson: one file per image
+    coco            annotations.json
+    halfmask.yaml   the classes and colors; beside the data it makes reading exact
+
+NAME is the path of the image without a leading `images/`. Reading what was written gives the same class ids.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+import yaml
+from jaxtyping import Integer
+from PIL import Image
+
+from halfmask.data._dataset import Dataset
+from halfmask.data._files import list_images
+from halfmask.data.annotations import geojson, labelme
+from halfmask.data.annotations.coco import CocoWriter, Geometry
+from halfmask.data.folder import Folder
+from halfmask.data.masks import IGNORE, LabelMap, read_mask, read_stored
+from halfmask.data.splits import open_dataset
+from halfmask.engine.atomic import atomic_path, write_text
+from halfmask.errors import DataError, RecipeError, nearest
+from halfmask.palette import Color, colorize, palette_of
+from halfmask.recipe import load, parse_override
+from halfmask.task import Task
+
+Format = Literal["index", "color", "coco", "labelme", "geojson"]
+FORMATS = get_args(Format)
+_SUFFIX = {"index": ".png", "color": ".png", "labelme": ".json", "geojson": ".geojson"}
+_MASK_OF = Callable[[str], Integer[np.ndarray, "H W"]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Masks to convert.
+
+    Args:
+        root: folder that ids are relative to.
+        ids: of images that have a mask.
+        task: their classes.
+        read: gives the mask of an id.
+    """
+
+    root: Path
+    ids: tuple[str, ...]
+    task: Task
+    read: _MASK_OF
+
+
+@dataclass
+class Writer:
+    """Writes the masks of one source in one format.
+
+    Args:
+        format: one of `FORMATS`.
+        out: folder.
+        task: classes and colors.
+        geometry: of COCO: "polygon" or "rle".
+    """
+
+    format: Format
+    out: Path
+    task: Task
+    geometry: Geometry = "polygon"
+    _coco: CocoWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._coco = CocoWriter(self.task.classes, self.geometry)
+
+    def path(self, name: str) -> Path:
+        """Where the result of an image goes."""
+        if self.format == "coco":
+            return self.out / "annotations.json"
+        return self.out / f"{name}{_SUFFIX[self.format]}"
+
+    def add(self, name: str, mask: Integer[np.ndarray, "H W"], image: Path) -> None:
+        """Write one mask; COCO is written at the end.
+
+        Args:
+            name: path below `out`, without suffix.
+            mask: class ids, 255 = ignore.
+            image: the image, for formats that name it.
+        """
+        path = self.path(name)
+        match self.format:
+            case "coco":
+                self._coco.add(image.as_posix(), mask)
+            case "labelme":
+                beside = os.path.relpath(image, path.parent).replace(os.sep, "/")
+                write_json_text(path, labelme.encode(mask, self.task.classes, beside))
+            case "geojson":
+                write_json_text(path, geojson.encode(mask, self.task.classes))
+            case _:
+                with atomic_path(path, error=DataError) as part:
+                    self._picture(mask).save(part)
+
+    def close(self) -> None:
+        """Write what is written once: the COCO file, and the classes."""
+        if self.format == "coco":
+            write_json_text(self.path(""), self._coco.content())
+        write_text(self.out / "halfmask.yaml", describe(self.task), error=DataError)
+
+    def _picture(self, mask: Integer[np.ndarray, "H W"]) -> Image.Image:
+        colors = palette_of(self.task)
+        if self.format == "color":
+            return Image.fromarray(colorize(mask, colors))
+        picture = Image.fromarray(mask.astype(np.uint8))
+        table = [*colors, *[(0, 0, 0)] * (IGNORE - len(colors)), (255, 255, 255)]
+        picture.putpalette([value for color in table for value in color])
+        return picture
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: str = "index",
+    geometry: Geometry = "polygon",
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    limit: int | None = None,
+) -> int:
+    """Convert the masks of a folder.
+
+    Args:
+        source: a folder that trains, or one of masks alone.
+        out: folder for the result.
+        to: "index", "color", "coco", "labelme" or "geojson".
+        geometry: of COCO: "polygon" for regions without holes, or "rle" for all.
+        overrides: dotted `data.*` keys, for example `["data.dataset.classes=[ground, leaf]"]`.
+        overwrite: replace files that exist.
+        limit: only the first so many masks.
+
+    Returns:
+        Number of masks converted.
+
+    Raises:
+        DataError: no masks, broken ones, or results that exist already.
+        RecipeError: an unknown format, or colors that cannot be told apart.
+    """
+    if to not in FORMATS:
+        raise RecipeError(f"--to {to}: unknown.{nearest(to, FORMATS)} Known: {', '.join(FORMATS)}.")
+    found = open_source(Path(source), overrides)
+    writer = Writer(cast(Format, to), Path(out), found.task, geometry)
+    _require_distinct_colors(writer)
+    named = {id: _name(id) for id in found.ids[:limit]}
+    _require_free(writer, list(named.values()), overwrite)
+    for id, name in named.items():
+        image = found.root / id if to == "labelme" else Path(id)
+        writer.add(name, found.read(id), image)
+    writer.close()
+    return len(named)
+
+
+def open_source(source: Path, overrides: Sequence[str] = ()) -> Source:
+    """Find the masks of a folder.
+
+    Raises:
+        DataError: there are none.
+    """
+    recipe = load(None, {"data.root": str(source)} | dict(map(parse_override, overrides))).data
+    dataset = open_dataset(recipe)
+    ids = tuple(_labeled(dataset))
+    if ids:
+        return Source(dataset.root, ids, dataset.task, dataset.read_target)
+    if isinstance(dataset, Folder) and dataset.layout.name == "plain":
+        return _masks_alone(dataset)
+    raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
+
+
+def describe(task: Task) -> str:
+    """Write halfmask.yaml for the classes and colors of a task."""
+    colors: tuple[Color, ...] = palette_of(task)
+    keys = {
+        "classes": dict(enumerate(task.classes)),
+        "palette": {id: "#{:02x}{:02x}{:02x}".format(*color) for id, color in enumerate(colors)} | {IGNORE: "#ffffff"},
+    }
+    return yaml.safe_dump(keys, default_flow_style=None, sort_keys=False, width=110, allow_unicode=True)
+
+
+def write_json_text(path: Path, content: object) -> None:
+    """Write compact JSON atomically: indentation would double the size of outlines."""
+    write_text(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", error=DataError)
+
+
+def _labeled(dataset: Dataset) -> Iterator[str]:
+    for part in ("train", "val", "test"):
+        yield from (id for id in dataset.ids(part) if dataset.mask_path(id) is not None)
+
+
+def _masks_alone(folder: Folder) -> Source:
+    """Read every file of a folder as a mask."""
+    ids = tuple(list_images(folder.root, folder.root))
+    said = folder.description
+    if said.classes is None:
+        values: set[int] = set()
+        for id in ids:
+            stored = read_stored(folder.root / id)
+            if stored.is_color:
+                raise DataError(
+                    f"{folder.root / id}: colors, and no table says which class each is. Put halfmask.yaml with "
+                    "`classes` and `palette` beside the masks.",
+                    "H206",
+                )
+            values |= set(np.unique(stored.values).tolist())
+        last = max(values - {IGNORE, said.ignore_index}, default=0)
+        task = Task("segmentation", tuple(f"class_{id}" for id in range(last + 1)))
+        labels = LabelMap(last + 1, said.ignore_index)
+    else:
+        task = folder.task
+        labels = folder.labels_of(folder.root / ids[0])
+    return Source(folder.root, ids, task, lambda id: read_mask(folder.root / id, labels))
+
+
+def _name(id: str) -> str:
+    return id.removeprefix("images/").rpartition(".")[0]
+
+
+def _require_distinct_colors(writer: Writer) -> None:
+    colors = [*palette_of(writer.task), (255, 255, 255)]
+    if writer.format == "color" and len(set(colors)) < len(colors):
+        raise RecipeError(
+            "two classes share a color (white means ignore), so the masks could not be read back. Give each class its "
+            "own in `palette` of halfmask.yaml, or use --to index."
+        )
+
+
+def _require_free(writer: Writer, names: Sequence[str], overwrite: bool) -> None:
+    clash = len(names) - len(set(names))
+    if clash:
+        raise DataError(f"{clash} masks would share a file, because only their suffix differs: rename them.", "H208")
+    taken = [path for path in {writer.path(name) for name in names} if path.exists()]
+    if taken and not overwrite:
+        raise DataError(
+            f"{min(taken)} exists ({len(taken)} of the results do). Choose another --out, or give --overwrite."
+        )
