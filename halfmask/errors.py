@@ -55,12 +55,19 @@ class OutOfMemoryError(HalfmaskError, RuntimeError):
 
 
 class MissingExtraError(HalfmaskError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed.
+
+    Args:
+        feature: what needs it.
+        extra: of ours that brings it.
+        install: how to get it, where no extra does.
+    """
 
     exit_code = 5
 
-    def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f'{feature} needs an optional dependency. Install it: pip install "halfmask[{extra}]"')
+    def __init__(self, feature: str, extra: str, install: str = "") -> None:
+        cure = install or f'pip install "halfmask[{extra}]"'
+        super().__init__(f"{feature} needs an optional dependency. Install it: {cure}")
 
 
 class ParityError(HalfmaskError, RuntimeError):

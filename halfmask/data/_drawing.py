@@ -10,6 +10,7 @@ import numpy as np
 
 from halfmask.data._dataset import Dataset
 from halfmask.data._lists import write_list
+from halfmask.data._places import require_writable
 from halfmask.errors import DataError
 
 _CHUNK = 64
@@ -125,12 +126,13 @@ def make_split(
         name: of the splits; by default the count, or `1_8` for a fraction of an eighth.
 
     Raises:
-        DataError: more images wanted than there are, or broken masks.
+        DataError: more images wanted than there are, broken masks, or `out` cannot be written.
         ValueError: not exactly one of `count` and `fraction`.
     """
     if (count is None) == (fraction is None):
         raise ValueError("give either count or fraction")
     out = Path(out)
+    require_writable(out)
     train = dataset.ids("train")
     masked = [id for id in train if dataset.mask_path(id) is not None]
     held_out: tuple[str, ...] = ()

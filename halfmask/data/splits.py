@@ -98,9 +98,9 @@ def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
         if not lists.names_labeled and len(labeled) >= _MIN_FOR_HOLD_OUT and not lists.problems:
             val = hold_out(dataset, labeled, len(labeled) // 5, recipe.labeled_seed)
             lists.remarks.append(
-                f"no validation part: {len(val)} of the {len(labeled)} masks are held out for validation, "
-                f"{len(labeled) - len(val)} train. Train on all with data.val=none, or name validation images with "
-                "data.val=LIST."
+                f"no validation part: {len(val)} of the {len(labeled)} masks {'is' if len(val) == 1 else 'are'} held "
+                f"out for validation, {len(labeled) - len(val)} train. Train on all with data.val=none, or name "
+                "validation images with data.val=LIST."
             )
             labeled = tuple(id for id in labeled if id not in set(val))
     other = unlabeled_dataset(recipe, dataset)

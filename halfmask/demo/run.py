@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halfmask.data._places import require_writable
 from halfmask.demo.dataset import Size, write_dataset
 from halfmask.errors import DataError
 
@@ -97,9 +98,10 @@ def run_demo(
         size: of the dataset.
 
     Raises:
-        DataError: `out` holds something else.
+        DataError: `out` holds something else, or cannot be written.
     """
     size, steps = size or Size(), steps or STEPS
+    require_writable(out)
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise DataError(f"{out} is not empty. Run it anew with --overwrite, or choose another folder with --out.")
     seconds: dict[str, float] = {}

@@ -1,9 +1,20 @@
 """Loggers beside metrics.jsonl, by name."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
-from halfmask.errors import HalfmaskError, MissingExtraError
+from halfmask.errors import MissingExtraError
+
+
+def require(name: str) -> None:
+    """Check that a logger's package is there, before anything else of a run.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise _not_installed(name)
 
 
 def make(name: str, out: Path) -> Any:
@@ -27,7 +38,7 @@ def make(name: str, out: Path) -> Any:
             return MLFlowLogger(experiment_name="halfmask", run_name=out.name)
         return _trackio(out)
     except ModuleNotFoundError as error:
-        raise _NotInstalled(name) from error
+        raise _not_installed(name) from error
 
 
 def _trackio(out: Path) -> Any:
@@ -50,6 +61,5 @@ def _trackio(out: Path) -> Any:
     return TrackioLogger()
 
 
-class _NotInstalled(MissingExtraError):
-    def __init__(self, name: str) -> None:
-        HalfmaskError.__init__(self, f"run.logger={name} needs its package: pip install {name}; or run.logger=none.")
+def _not_installed(name: str) -> MissingExtraError:
+    return MissingExtraError(f"run.logger={name}", "", f"pip install {name}; or choose run.logger=none")

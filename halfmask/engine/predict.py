@@ -108,6 +108,7 @@ def predict(
     """
     where = pick_device(device)
     opened = open_run(run, overrides, sections=("eval",))
+    require_writable(Path(out))
     kind = predicted_kind(opened.folder)
     jobs = plan(input, out, overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
     bundle = load_bundle(opened.folder, where)

@@ -9,6 +9,7 @@ from halfmask.data._dataset import Dataset
 from halfmask.data._stamps import default_folder
 from halfmask.data.sampler import StepSampler, steps_per_epoch
 from halfmask.data.splits import Split
+from halfmask.engine import loggers
 from halfmask.engine.optim import base_rate
 from halfmask.engine.progress import LookingLine
 from halfmask.errors import DataError, RecipeError, ShapeError
@@ -49,9 +50,11 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
 
     Raises:
         RecipeError, ShapeError, DataError: with all problems of their kind.
+        MissingExtraError: the logger's package is not installed.
     """
     run, data = recipe.run, recipe.data
     world = run.devices * run.nodes
+    loggers.require(run.logger)
     _check_batches(recipe, world)
     dataset = splits.open_dataset(data)
     split = splits.resolve_split(data, dataset)

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from halfmask.data._places import require_writable
 from halfmask.data.splits import Split
 from halfmask.engine.atomic import write_text
 from halfmask.errors import CheckpointError, DataError
@@ -50,10 +51,11 @@ class RunDir:
         """Refuse a place where a new run cannot begin.
 
         Raises:
-            DataError: the folder holds files and `overwrite` is false, or it is a file.
+            DataError: the folder holds files and `overwrite` is false, it is a file, or it cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path} is a file. Choose another folder with --out.")
+        require_writable(self.path)
         if overwrite or not self.path.is_dir() or not any(self.path.iterdir()):
             return
         go_on = f"Continue it: halfmask train --resume {self.path}; start" if self.last.exists() else "Start"

@@ -336,9 +336,7 @@ def test_verification_names_every_broken_file(tmp_path: Path) -> None:
     trees.folder(tmp_path, labeled=5, unlabeled=1, values=(0, 1))
     data = Folder(tmp_path, classes=["a", "b", "c"])
     split = Split(tuple(data.ids("train")[:5]), (data.ids("train")[5],), ())
-    assert verify(data, split, data) == (
-        "c: not in any of the 5 labeled masks, nor in validation",
-    )
+    assert verify(data, split, data) == ("c: not in any of the 5 labeled masks, nor in validation",)
     mask(tmp_path / "masks/im_0_mask.png", (0, 1), size=(3, 3))
     mask(tmp_path / "masks/im_1_mask.png", (0, 9))
     (tmp_path / "masks/im_2_mask.png").write_bytes(b"")

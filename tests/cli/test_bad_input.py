@@ -1,0 +1,255 @@
+"""Bad input, given to the command as a user would: one clear error with its cure, the right exit code, no traceback."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from halfmask.engine.checkpoint import read_checkpoint
+from halfmask.engine.train import train
+from tests.cli.processes import run
+from tests.engine.tiny import recipe, write_dataset
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with `data/` (ten images, six masks), `recipe.yaml` and, where asked for, a finished `run/`."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    def images(self) -> list[Path]:
+        return sorted((self.data / "images").glob("*.png"))
+
+    def masks(self) -> list[Path]:
+        return sorted((self.data / "masks").glob("*.png"))
+
+    def write(self, name: str, *lines: str) -> None:
+        (self.root / name).write_text("".join(f"{line}\n" for line in lines))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, what it exits with, what its message must say (parts apart by ` | `), and what is spoiled before."""
+
+    code: int
+    command: str
+    says: str
+    spoil: Callable[[Place], object] = lambda place: None
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values).save(path)
+
+
+def paint(place: Place, number: int, value: int) -> None:
+    target = np.array(Image.open(place.masks()[number]))
+    target[:3, :3] = value
+    save(place.masks()[number], target)
+
+
+def to_jpeg(place: Place) -> None:
+    path = place.images()[8]
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+    cut(path.with_suffix(".jpg"))
+
+
+def four_classes(place: Place) -> None:
+    shutil.copytree(place.data, place.root / "four")
+    (place.root / "four/classes.txt").write_text("background\ndisc\nbar\nring\n")
+
+
+def other_classes_in_checkpoint(place: Place) -> None:
+    (place.data / "classes.txt").write_text("background\ndisc\nbar\nring\n")
+
+
+def edit_recipe(place: Place, **sections: dict[str, object]) -> None:
+    path = place.root / "recipe.yaml"
+    content = yaml.safe_load(path.read_text())
+    for name, keys in sections.items():
+        content.setdefault(name, {}).update(keys)
+    path.write_text(yaml.safe_dump(content))
+
+
+def empty(place: Place) -> None:
+    shutil.rmtree(place.data)
+    place.data.mkdir()
+
+
+def spoil_values(place: Place) -> None:
+    edit_recipe(place, data={"flip": 2, "crop": "big"})
+
+
+def write_latin1(place: Place) -> None:
+    (place.data / "list.txt").write_bytes("images/stra\u00dfe.png\n".encode("latin1"))
+
+
+def binary_masks(place: Place) -> None:
+    for path in place.masks():
+        save(path, np.array(Image.open(path)).clip(0, 1) * 255)
+    (place.data / "classes.txt").write_text("background\ndisc\n")
+
+
+def overlapping_lists(place: Place) -> None:
+    place.write("data/unlabeled.txt", "images/shape_05.png", "images/shape_09.png")
+    place.write("data/val.txt", "images/shape_05.png")
+
+
+def resize_mask(place: Place) -> None:
+    save(place.masks()[2], np.zeros((9, 9), np.uint8))
+
+
+def same_stem(place: Place) -> None:
+    shutil.copy(place.images()[0], place.images()[0].with_suffix(".jpg"))
+
+
+TRY = "train recipe.yaml --out out --dry-run"
+CASES = {
+    "missing folder": Case(3, TRY, "data: no such folder | --data DIR", lambda place: shutil.rmtree(place.data)),
+    "empty folder": Case(3, TRY, "no images found | into images/", empty),
+    "corrupt jpeg": Case(3, TRY, "[H201] | shape_08.jpg | truncated | Copy it again", to_jpeg),
+    "empty mask": Case(3, TRY, "[H201] | shape_00.png | 0 bytes", lambda place: place.masks()[0].write_bytes(b"")),
+    "mask of another size": Case(3, TRY, "[H202] | 9x9 | 56x48 | resize_masks=true", resize_mask),
+    "unknown value": Case(
+        3, TRY, "[H203] | 7 (9 px) | Known: 0 to 2 | map='{7: 255}'", lambda place: paint(place, 1, 7)
+    ),
+    "masks of 0 and 255": Case(3, TRY, "[H204] | binary: true | map: {255: 255}", binary_masks),
+    "duplicate stems": Case(3, TRY, "same stem | rename or remove", same_stem),
+    "absent files in a list": Case(
+        3, f"{TRY} data.labeled=list.txt", "list.txt | images/absent.png | 1 of 2",
+        lambda place: place.write("data/list.txt", "images/shape_00.png", "images/absent.png"),
+    ),
+    "list of another encoding": Case(3, f"{TRY} data.labeled=list.txt", "[H211] | not UTF-8 | iconv", write_latin1),
+    "unknown split": Case(3, f"{TRY} data.split=92", "'92' | not found | data.labeled=COUNT"),
+    "no labeled image": Case(3, TRY, "no labeled image | masks/", lambda place: shutil.rmtree(place.data / "masks")),
+    "more labels than masks": Case(3, f"{TRY} --labeled 9", "only 6 images have a mask | data.labeled=6"),
+    "zero labels wanted": Case(2, f"{TRY} --labeled 0", "1 problem | data.labeled=0 | int in [1, inf)"),
+    "unlabeled overlaps validation": Case(
+        3, f"{TRY} data.unlabeled=unlabeled.txt data.val=val.txt",
+        "both unlabeled and for validation (1): images/shape_05.png", overlapping_lists,
+    ),
+    "recipe typo": Case(
+        2, TRY, "recipe.yaml | data.crp | Did you mean `crop`", lambda place: edit_recipe(place, data={"crp": 32})
+    ),
+    "values out of range": Case(2, TRY, "2 problems | float in [0, 1] | data.crop='big'", spoil_values),
+    "no yaml": Case(2, TRY, "recipe.yaml | not valid YAML", lambda place: place.write("recipe.yaml", "data: [1")),
+    "missing recipe": Case(2, "train nothing.yaml --out out", "nothing.yaml | halfmask list recipes"),
+    "batch of one": Case(2, f"{TRY} data.batch.unlabeled=1", "batch normalization | data.batch.unlabeled to 2"),
+    "logger not installed": Case(5, f"{TRY} run.logger=mlflow", "pip install mlflow | run.logger=none"),
+    "run folder not writable": Case(3, "train recipe.yaml --out /proc/x --dry-run", "/proc/x | writ | --out"),
+    "run folder below a file": Case(3, "train recipe.yaml --out recipe.yaml/run", "is a file | --out"),
+    "run folder in use": Case(3, "train recipe.yaml --out .", "not empty | --overwrite"),
+    "split not writable": Case(3, "split --data data --count 2 --out /proc/x", "/proc/x | writ | --out"),
+    "demo not writable": Case(3, "demo --out /proc/x", "/proc/x | writ | --out"),
+    "resume of nothing": Case(3, "train --resume nowhere", "nowhere | not a run folder"),
+}  # fmt: skip
+
+WITH_RUN = {
+    "checkpoint of another class count": Case(
+        3, "train --resume run", "trained for 3 classes | the data has 4 | new run", other_classes_in_checkpoint
+    ),
+    "model of another class count": Case(
+        3, "evaluate run --data four --part train", "predicts 3 classes | have 4 | --data", four_classes
+    ),
+    "damaged checkpoint": Case(
+        3, "train --resume run", "last.ckpt | damaged | another checkpoint",
+        lambda place: cut(place.root / "run/checkpoints/last.ckpt"),
+    ),
+    "damaged weights": Case(
+        3, "evaluate run", "model.safetensors | damaged | Copy it again",
+        lambda place: cut(place.root / "run/model.safetensors"),
+    ),
+    "nothing to predict": Case(3, "predict run --input nowhere --out masks", "nowhere does not exist | Give a folder"),
+    "one corrupt image to predict": Case(
+        3, "predict run --input data/images --out masks", "1 of 10 images | shape_00.png",
+        lambda place: cut(place.images()[0]),
+    ),
+    "predictions not writable": Case(3, "predict run --input data/images --out /proc/x", "/proc/x | writ | --out"),
+}  # fmt: skip
+
+
+def check(place: Place, case: Case) -> None:
+    case.spoil(place)
+    done = run(place.root, *case.command.split())
+    assert done.code == case.code, done
+    assert "Traceback" not in done.out + done.err
+    assert done.out == ""
+    assert [text for text in case.says.split(" | ") if text not in done.err] == [], done.err
+    heads = [line for line in done.err.splitlines() if "Error" in line.partition(":")[0]]
+    assert len(heads) == 1, done.err
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    write_dataset(tmp_path / "data")
+    made = recipe(Path("data"), "run.steps=2", "run.eval_every=2")
+    (tmp_path / "recipe.yaml").write_text(made.to_yaml())
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("finished")
+    made = recipe(write_dataset(root / "data"), "run.steps=2", "run.eval_every=2")
+    train(made, root / "run", quiet=True)
+    return root / "run"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_one_error_with_its_cure(name: str, place: Place) -> None:
+    check(place, CASES[name])
+
+
+@pytest.mark.parametrize("name", WITH_RUN)
+def test_bad_input_to_a_finished_run_is_one_error_with_its_cure(name: str, place: Place, finished: Path) -> None:
+    shutil.copytree(finished, place.root / "run")
+    stored = place.root / "run/recipe.yaml"
+    stored.write_text(stored.read_text().replace(str(finished.parent / "data"), str(place.data)))
+    check(place, WITH_RUN[name])
+
+
+FULL = """
+import errno, os, sys
+import torch
+from halfmask.cli.app import main
+real, calls = torch.save, []
+def full(content, path, *args, **kwargs):
+    calls.append(path)
+    if "last" in str(path) and sum("last" in str(one) for one in calls) == 2:
+        with open(path, "wb") as file:
+            file.write(b"half of a checkp")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    real(content, path, *args, **kwargs)
+torch.save = full
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint_and_the_run_continues(place: Place) -> None:
+    edit_recipe(place, run={"steps": 4, "eval_every": 2})
+    command = [sys.executable, "-c", FULL, "train", "recipe.yaml", "--out", "run"]
+    done = subprocess.run(command, cwd=place.root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "disk is full" in done.stderr
+    assert "Free some space" in done.stderr
+    assert read_checkpoint(place.root / "run/checkpoints/last.ckpt")["halfmask"]["step"] == 2
+    again = run(place.root, "train", "--resume", "run", "--json")
+    assert again.code == 0, again.err
+    assert '"steps": 4' in again.out
