@@ -31,8 +31,7 @@ def test_the_variants_differ():
 
 
 @pytest.mark.parametrize("grouping", VARIANTS[:3])
-def test_normalizing_the_scores_as_the_paper_writes_changes_no_class(grouping):
-    """psi is one increasing map of all scores, the length of a channel one positive factor of its column."""
+def test_the_length_of_a_channel_changes_no_class(grouping):
     tokens, logits = case()
     scaled = tokens * torch.linspace(0.1, 5, 15)
     assert torch.equal(

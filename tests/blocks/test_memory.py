@@ -87,29 +87,29 @@ def test_the_memory_is_saved_and_another_size_is_refused():
         ClassMemory(3, 4, 16).load_state_dict(memory.state_dict())
 
 
+def _write(memory: ClassMemory, step: int, rank: int) -> None:
+    """Write the two images that a rank has in a step."""
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    vectors, classes = torch.randn(2, 5, 2, generator=generator), torch.randint(0, 3, (2, 5), generator=generator)
+    memory.enqueue(vectors, classes, torch.tensor([2 * rank, 2 * rank + 1]) + 100 * step)
+
+
 def _written(sync: str, rank: int) -> ClassMemory:
-    """Two steps of two ranks, each with its own two images."""
+    """What one rank holds after two steps."""
     torch.manual_seed(0)
     memory = ClassMemory(3, 5, 2, sync)
     for step in range(2):
-        generator = torch.Generator().manual_seed(10 * step + rank)
-        vectors, classes = torch.randn(2, 5, 2, generator=generator), torch.randint(0, 3, (2, 5), generator=generator)
-        memory.enqueue(vectors, classes, torch.tensor([2 * rank, 2 * rank + 1]) + 100 * step)
+        _write(memory, step, rank)
     return memory
 
 
 def _alone(order: list[list[int]]) -> ClassMemory:
-    """One process that writes the images of the given ranks in each step."""
+    """What a single process holds that writes the images of the given ranks in each step."""
     torch.manual_seed(0)
     memory = ClassMemory(3, 5, 2)
     for step, ranks in enumerate(order):
         for rank in ranks:
-            generator = torch.Generator().manual_seed(10 * step + rank)
-            vectors, classes = (
-                torch.randn(2, 5, 2, generator=generator),
-                torch.randint(0, 3, (2, 5), generator=generator),
-            )
-            memory.enqueue(vectors, classes, torch.tensor([2 * rank, 2 * rank + 1]) + 100 * step)
+            _write(memory, step, rank)
     return memory
 
 
