@@ -21,6 +21,9 @@ def predict(
     overrides: flags.Overrides = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the masks drawn over the images.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+    outlines: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="Also as outlines: labelme, geojson or coco.")
+    ] = None,
     device: flags.Device = "auto",
     workers: flags.Readers = 2,
     limit: flags.Limit = None,
@@ -46,6 +49,7 @@ def predict(
         out,
         overlay=overlay,
         probabilities=probabilities,
+        outlines=outlines,
         overrides=overrides or (),
         device=device,
         overwrite=overwrite,

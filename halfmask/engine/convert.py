@@ -34,7 +34,7 @@ from halfmask.engine.atomic import atomic_path, write_text
 from halfmask.errors import DataError, RecipeError, nearest
 from halfmask.palette import Color, colorize, palette_of
 from halfmask.recipe import load, parse_override
-from halfmask.task import Task
+from halfmask.task import Kind, Task
 
 Format = Literal["index", "color", "coco", "labelme", "geojson"]
 FORMATS = get_args(Format)
@@ -162,6 +162,37 @@ def convert(
         writer.add(name, found.read(id), image)
     writer.close()
     return len(named)
+
+
+def require_outlines(format: str | None, kind: Kind) -> None:
+    """Refuse outlines of a format that is none, or of what has no masks.
+
+    Raises:
+        RecipeError: such a format or task.
+    """
+    known = ("labelme", "geojson", "coco")
+    if format is not None and format not in known:
+        raise RecipeError(f"--format {format}: unknown.{nearest(format, known)} Known: {', '.join(known)}.")
+    if format is not None and kind == "classification":
+        raise RecipeError(f"--format {format}: labels of whole images have no outlines. Leave it out.")
+
+
+def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: str, task: Task) -> None:
+    """Write predicted masks as outlines below `<out>/<format>`.
+
+    Args:
+        done: path below the input, image, and file of the mask.
+        out: folder of the predictions.
+        format: "labelme", "geojson" or "coco".
+        task: classes and colors.
+    """
+    if task.n_classes > IGNORE:
+        raise RecipeError(f"--format {format}: {task.n_classes} classes; outlines are written of up to {IGNORE}.")
+    writer = Writer(cast(Format, format), out / format, task)
+    for row, image, mask in done:
+        named = image if format == "labelme" else Path(row)
+        writer.add(row.rpartition(".")[0], read_stored(mask).values.astype(np.uint8), named)
+    writer.close()
 
 
 def open_source(source: Path, overrides: Sequence[str] = ()) -> Source:

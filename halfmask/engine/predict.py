@@ -3,6 +3,7 @@
     <out>/<path below the input>.png                palette mask: pixel value = class id (of a pair: path below B/)
     <out>/overlays/<path below the input>.jpg       the image with the mask over it
     <out>/probabilities/<path below the input>.npy  float16 (K, H, W)
+    <out>/labelme/..., geojson/..., coco/...        outlines, see `halfmask.engine.convert`
 
 Masks have the size of the upright image (EXIF orientation applied). Each file appears only when it is complete,
 and the mask last: an interrupted call continues where it stopped, and a broken image costs nothing but itself.
@@ -30,6 +31,7 @@ from halfmask.data._places import require_writable
 from halfmask.data.images import is_image
 from halfmask.engine.atomic import atomic_path
 from halfmask.engine.bundle import Bundle, bundle_folder, load_bundle, read_meta
+from halfmask.engine.convert import require_outlines, write_outlines
 from halfmask.engine.device import pick_device
 from halfmask.engine.inference import class_map, probabilities
 from halfmask.engine.predict_labels import predict_labels, read_for
@@ -74,6 +76,7 @@ def predict(
     *,
     overlay: bool = False,
     probabilities: bool = False,
+    outlines: str | None = None,
     overrides: Sequence[str] = (),
     device: str = "auto",
     overwrite: bool = False,
@@ -90,6 +93,7 @@ def predict(
         out: folder for the results; created if missing.
         overlay: also write each image with its mask over it.
         probabilities: also write class probabilities; 2 * K * H * W bytes per image.
+        outlines: also write the masks as outlines, for correction in annotation tools: `labelme`, `geojson` or `coco`.
         overrides: dotted `eval.*` keys, for example `["eval.flip=true"]`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: predict images again that have their files.
@@ -110,6 +114,7 @@ def predict(
     opened = open_run(run, overrides, sections=("eval",))
     require_writable(Path(out))
     kind = predicted_kind(opened.folder)
+    require_outlines(outlines, kind)
     jobs = plan(input, out, overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
     bundle = load_bundle(opened.folder, where)
     if kind == "classification":
@@ -130,6 +135,9 @@ def predict(
                 with memory_cure(opened.protocol):
                     _predict_one(job, image, bundle, opened.protocol, where)
             progress.advance(task)
+    if outlines is not None:
+        done = [(job.row, job.image, job.mask) for job in jobs if job.mask.exists()]
+        write_outlines(done, Path(out), outlines, bundle.task)
     if failed:
         raise DataError(
             f"{len(failed)} of {len(jobs)} images could not be read; the masks of the others are in {out}. Mend or "
