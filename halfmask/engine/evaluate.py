@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int, Integer, UInt8
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -128,19 +128,57 @@ def count(
     on_batch: Callable[[int], None] | None = None,
 ) -> ConfusionMatrix:
     """Count the pixels of one process's share of the images; arguments as in `evaluate_model`."""
-    crop = crop or model.spec.get("crop")
     matrix = ConfusionMatrix(task.n_classes, task.ignore_index, device)
-    shown = read_ahead(items.__getitem__, range(rank, len(items), world), workers)
+    share = range(rank, len(items), world)
+    for numbers, prediction, target in _predictions(model, items, share, protocol, device, crop, workers):
+        matrix.update(prediction, target)
+        if on_batch is not None:
+            on_batch(len(numbers))
+    return matrix
+
+
+def count_each(
+    model: Model,
+    items: Items,
+    task: Task,
+    protocol: EvalRecipe,
+    device: torch.device | str,
+    *,
+    crop: int | None = None,
+    workers: int = 2,
+    on_batch: Callable[[int], None] | None = None,
+) -> Int[Tensor, "N K1 K"]:
+    """Count every image on its own, on the CPU; the sum over images is what `count` gives. Arguments as there."""
+    counts = torch.zeros(len(items), task.n_classes + 1, task.n_classes, dtype=torch.int64)
+    for numbers, prediction, target in _predictions(model, items, range(len(items)), protocol, device, crop, workers):
+        for number, one, truth in zip(numbers, prediction, target, strict=True):
+            matrix = ConfusionMatrix(task.n_classes, task.ignore_index, device)
+            matrix.update(one, truth)
+            counts[number] = matrix.counts.cpu()
+        if on_batch is not None:
+            on_batch(len(numbers))
+    return counts
+
+
+def _predictions(
+    model: Model,
+    items: Items,
+    share: Sequence[int],
+    protocol: EvalRecipe,
+    device: torch.device | str,
+    crop: int | None,
+    workers: int,
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Give numbers, class maps (B, *S) and targets (B, *S) of batches of images of equal size."""
+    crop = crop or model.spec.get("crop")
+    shown = read_ahead(lambda number: (number, *items[number]), share, workers)
     with eval_mode(model):
-        for images, targets in _equal_size(shown, protocol.batch):
+        for numbers, images, targets in _equal_size(shown, protocol.batch):
             image = torch.stack(images).to(device, non_blocking=True).to(model.mean.dtype) / 255
             target = torch.stack(targets).to(device, non_blocking=True)
             if protocol.mode == "center_crop":
                 image, target = _centers(image, target, protocol, crop)
-            matrix.update(class_map(model, image, protocol, crop), target)
-            if on_batch is not None:
-                on_batch(len(images))
-    return matrix
+            yield numbers, class_map(model, image, protocol, crop), target
 
 
 def evaluate(
@@ -229,11 +267,13 @@ def _centers(image: Tensor, target: Tensor, protocol: EvalRecipe, crop: int | No
     return tuple(x[..., top : top + height, left : left + width] for x in (image, target))  # type: ignore[return-value]
 
 
-def _equal_size(stream: Iterator[tuple[Tensor, Tensor]], batch: int) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def _equal_size(
+    stream: Iterator[tuple[int, Tensor, Tensor]], batch: int
+) -> Iterator[tuple[list[int], list[Tensor], list[Tensor]]]:
     """Collect images of equal size into batches; the order of images does not matter to a sum."""
-    waiting: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-    for image, target in stream:
-        waiting.setdefault(image.shape, []).append((image, target))
+    waiting: dict[torch.Size, list[tuple[int, Tensor, Tensor]]] = {}
+    for number, image, target in stream:
+        waiting.setdefault(image.shape, []).append((number, image, target))
         full = len(waiting[image.shape]) == batch
         if full or sum(map(len, waiting.values())) >= _WAITING_BATCHES * batch:
             largest = image.shape if full else max(waiting, key=lambda shape: len(waiting[shape]))
@@ -242,5 +282,5 @@ def _equal_size(stream: Iterator[tuple[Tensor, Tensor]], batch: int) -> Iterator
         yield _unzip(group)
 
 
-def _unzip(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [image for image, _ in pairs], [target for _, target in pairs]
+def _unzip(group: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], list[Tensor], list[Tensor]]:
+    return [number for number, _, _ in group], [image for _, image, _ in group], [target for _, _, target in group]

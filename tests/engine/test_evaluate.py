@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from halfmask.cli.app import app
 from halfmask.engine.bundle import save_bundle
 from halfmask.engine.device import pick_device
-from halfmask.engine.evaluate import count, evaluate, evaluate_model
+from halfmask.engine.evaluate import count, count_each, evaluate, evaluate_model
 from halfmask.engine.inference import class_map
 from halfmask.engine.metrics import ConfusionMatrix
 from halfmask.engine.read_ahead import read_ahead
@@ -86,6 +86,17 @@ def test_batches_and_threads_count_what_single_images_count(
     assert torch.equal(found.counts, one_by_one(model, images, protocol))
     seen = sum(int((target != 255).sum()) for _, target in images.pairs)
     assert found.counts.sum() == seen  # padding is in no metric, no image is left out or repeated
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_images_counted_on_their_own_are_in_order_and_sum_to_the_whole(images: Images, batch: int) -> None:
+    model, protocol = random_window_model(), EvalRecipe(batch=batch)
+    each = count_each(model, images, THREE, protocol, "cpu")
+    for counts, pair in zip(each, images.pairs, strict=True):
+        alone = ConfusionMatrix(3)
+        alone.update(class_map(model, pair[0][None].double() / 255, protocol)[0], pair[1])
+        assert torch.equal(counts, alone.counts)
+    assert torch.equal(each.sum(0), count(model, images, THREE, protocol, "cpu").counts)
 
 
 @pytest.mark.parametrize("world", [2, 3, 9])
