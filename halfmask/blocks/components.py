@@ -64,12 +64,12 @@ def object_boxes(
     # One copy of the whole batch; every image is then looked at once.
     found = [find(mask, min_area * height * width) for mask in foreground.cpu().numpy()]
     most = max(1, *(len(boxes) for boxes in found))
-    corners, used = np.zeros((len(found), most, 4), np.int64), np.zeros((len(found), most), bool)
+    table = np.zeros((len(found), most, 5), np.int64)
     for image, boxes in enumerate(found):
-        corners[image, : len(boxes)] = np.array(boxes, np.int64).reshape(-1, 4)
-        used[image, : len(boxes)] = True
-    device = foreground.device
-    return Boxes(torch.from_numpy(corners).to(device), torch.from_numpy(used).to(device), (height, width))
+        table[image, : len(boxes), :4] = np.array(boxes, np.int64).reshape(-1, 4)
+        table[image, : len(boxes), 4] = 1
+    there = torch.from_numpy(table).to(foreground.device)
+    return Boxes(there[..., :4], there[..., 4] == 1, (height, width))
 
 
 def cell_boxes(foreground: Bool[Tensor, "B h w"]) -> tuple[Int[Tensor, "B N 4"], Int[Tensor, "B N"]]:

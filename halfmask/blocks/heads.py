@@ -162,9 +162,7 @@ class AuxiliaryHeads(nn.Module):
             share = objective.pixels.new_full((part.stop - part.start,), 1 / self.count)
             return weighted_terms(logits_of(part, *leaves), objective, share, pairs[part].to(share))
 
-        total, *terms = _GradientInForward.apply(  # type: ignore[no-untyped-call]
-            term, list(_parts(self.count, group)), len(shared), *shared, *stacked
-        )
+        total, *terms = _GradientInForward.apply(term, list(_parts(self.count, group)), len(shared), *shared, *stacked)
         return total, Terms(*terms)
 
     @property
@@ -192,11 +190,11 @@ class AuxiliaryHeads(nn.Module):
     @torch.no_grad()
     def _mean_prediction(self, z: Tensor, perturbed: Sequence[Perturbed], group: int, pairs: Tensor) -> Tensor:
         shared, stacked, logits_of = self._prepared(z, perturbed)
-        mean = 0
+        mean = z.new_zeros(())
         for part in _parts(self.count, group):
             leaves = [*shared, *(tensor[part] for tensor in stacked)]
             mean = mean + torch.einsum("g,grk->rk", pairs[part], logits_of(part, *leaves).to(z).softmax(-1))
-        return mean  # type: ignore[return-value]
+        return mean
 
     def _prepared(
         self, z: Tensor, perturbed: Sequence[Perturbed]
@@ -250,7 +248,7 @@ class _GradientInForward(torch.autograd.Function):
         return tuple(sums)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> Any:
         """Scale what forward found by the gradient of the sum."""
         return None, None, None, *(gradient * outer[0] for gradient in ctx.saved_tensors)
@@ -330,7 +328,8 @@ def _without_channels(part: Perturbed) -> bool:
 
 def _place_last(y: Tensor, count: int) -> Tensor:
     """(B, n * C, P) -> (n, B * P, C)."""
-    return y.unflatten(1, (count, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    split: Tensor = y.unflatten(1, (count, -1))
+    return split.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def _recomputed(z: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
@@ -341,7 +340,7 @@ def _recomputed(z: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
 
     if not torch.is_grad_enabled():
         return project(z, weight)
-    return checkpoint(project, z, weight, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+    return checkpoint(project, z, weight, use_reentrant=False, preserve_rng_state=False)
 
 
 def _is_chain(classifier: nn.Module) -> bool:

@@ -78,11 +78,12 @@ def exact_direction(head: Head, z: Float[Tensor, "B D h w"], d: Float[Tensor, "B
         with warnings.catch_warnings():
             # The first forward-mode derivative of a process loads rules that torch itself warns about.
             warnings.simplefilter("ignore", FutureWarning)
-            logits, v = torch.func.jvp(head, (z,), (d,))
+            logits, v, *_ = torch.func.jvp(head, (z,), (d,))
         p = logits.softmax(-1)
         w = p * (v - (p * v).sum(-1, keepdim=True))
         (a,) = torch.func.vjp(head, z)[1](w)
-    return a / norm(a).clamp_min(torch.finfo(a.dtype).tiny)
+    unit: Tensor = a / norm(a).clamp_min(torch.finfo(a.dtype).tiny)
+    return unit
 
 
 def finite_direction(
@@ -100,4 +101,5 @@ def finite_direction(
 
 def norm(x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B 1 1 1"]:
     """Length of each image's vector."""
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    length: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    return length

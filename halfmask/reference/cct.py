@@ -66,7 +66,8 @@ def adversarial(
     """I-VAT by finite differences; `head` gives (B, C, H, W)."""
 
     def unit(d: Tensor) -> Tensor:
-        return d / (d.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1e-8)
+        length: Tensor = torch.linalg.vector_norm(d, dim=(1, 2, 3), keepdim=True)
+        return d / (length + 1e-8)
 
     with torch.no_grad():
         target = head(z.detach()).softmax(1)
