@@ -32,6 +32,7 @@ from halfmask.task import Task
 FORMAT = "halfmask-bundle"
 FORMAT_VERSION = 1
 
+STAGES = "stages.json"  # in the folder of a staged run: the names of its stages, in order
 _WEIGHTS, _META = "model.safetensors", "model.json"
 _NEEDED = ("task", "model", "sha256")
 
@@ -142,7 +143,7 @@ def _describe(model: Model, task: Task) -> dict[str, Any]:
 
 
 def bundle_folder(path: str | Path) -> Path:
-    """Give the folder of a bundle, named by the folder itself or by one of its files.
+    """Give the folder of a bundle, named by the folder itself or by one of its files; of a staged run, the last one.
 
     Raises:
         CheckpointError: there is none, or there are several below.
@@ -156,6 +157,8 @@ def bundle_folder(path: str | Path) -> Path:
         raise CheckpointError(f"{path} does not exist. Give a run folder, a bundle folder or a model.json.")
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a bundle. Give the folder that holds model.json and model.safetensors.")
+    if (last := _last_stage(path)) is not None:
+        return last
     stages = sorted(entry.parent.name for entry in path.glob(f"*/{_META}"))
     if stages:
         raise CheckpointError(f"{path} holds several bundles: {', '.join(stages)}. Name one: {path / stages[-1]}")
@@ -163,6 +166,15 @@ def bundle_folder(path: str | Path) -> Path:
         f"{path} holds no {_META}. A run writes it with its first validation (or at its end); "
         "continue the run with halfmask train --resume, or give another folder."
     )
+
+
+def _last_stage(path: Path) -> Path | None:
+    try:
+        names = json.loads((path / STAGES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    folders = [path / str(name) for name in names]
+    return next((folder for folder in reversed(folders) if (folder / _META).is_file()), None)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

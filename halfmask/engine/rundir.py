@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from halfmask.data._places import require_writable
 from halfmask.data.splits import Split
 from halfmask.engine.atomic import write_text
+from halfmask.engine.bundle import STAGES
 from halfmask.errors import CheckpointError, DataError
 from halfmask.recipe import Recipe, load
 
@@ -30,10 +32,12 @@ class RunDir:
 
     Args:
         path: the folder; nothing is created until `create`.
+        root: folder of the whole run, where this is one stage of it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, root: Path | None = None) -> None:
         self.path = Path(path)
+        self.root = root or self.path  # what the user names to go on
 
     recipe = property(lambda self: self.path / "recipe.yaml")
     environment = property(lambda self: self.path / "environment.json")
@@ -58,7 +62,7 @@ class RunDir:
         require_writable(self.path)
         if overwrite or not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        go_on = f"Continue it: halfmask train --resume {self.path}; start" if self.last.exists() else "Start"
+        go_on = f"Continue it: halfmask train --resume {self.root}; start" if self.last.exists() else "Start"
         raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.")
 
     def create(self, *, overwrite: bool = False) -> None:
@@ -91,6 +95,12 @@ class RunDir:
         write_text(self.recipe, recipe.to_yaml(origins=True))
         write_text(self.environment, json.dumps(environment(), indent=2) + "\n")
         write_text(self.split, json.dumps(describe_split(split), indent=1) + "\n")
+
+    def write_stages(self, recipe: Recipe, stages: Sequence[str]) -> None:
+        """Write what the folder of a staged run holds beside its stages: the recipe, and their order."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.recipe, recipe.to_yaml(origins=True))
+        write_text(self.path / STAGES, json.dumps(list(stages)) + "\n")
 
     def load_recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
         """Read the run's resolved recipe.

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 
 from halfmask.data.splits import Split, part_ids
+from halfmask.engine.bundle import load_bundle
 from halfmask.engine.callbacks import Checkpoints, Evaluate, MetricsLog, Validation
 from halfmask.engine.checkpoint import check_matches, read_checkpoint
 from halfmask.engine.evaluate import DatasetItems, evaluate_model
@@ -101,19 +102,37 @@ def train(
     elif overrides:
         recipe = load(recipe.model_dump(mode="json"), overrides)
     stages: list[Stage] = resolve("methods", recipe.method.name).plan(recipe)
+    options = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
+    if len(stages) > 1:
+        return _train_stages(recipe, run, stages, resume=resume, **options)
+    return _train_stage(recipe, run, resume=resume, **options)
+
+
+def _train_stages(
+    recipe: Recipe, run: RunDir, stages: list[Stage], *, resume: bool, overwrite: bool, dry_run: bool, **options: Any
+) -> TrainResult:
+    """Train one stage after the other; a resumed run skips those that are finished."""
+    first = _is_first_rank()
+    if first and not resume:
+        run.check_free(overwrite=overwrite)
+    if first and not dry_run:
+        run.write_stages(recipe, [stage.name for stage in stages])
     result = None
     for stage in stages:
         stage_recipe = load(recipe.model_dump(mode="json"), stage.overrides) if stage.overrides else recipe
-        stage_run = run if len(stages) == 1 else RunDir(run.path / stage.name)
+        part = RunDir(run.path / stage.name, root=run.path)
+        begun = resume and part.last.exists()
         result = _train_stage(
-            stage_recipe, stage_run, resume=resume, overwrite=overwrite, dry_run=dry_run, quiet=quiet, limit=limit
+            stage_recipe, part, resume=begun, overwrite=overwrite or resume, dry_run=dry_run, **options
         )
-        if stage.after is not None and not dry_run:
-            from halfmask.engine.bundle import load_bundle
-
-            stage.after(stage_run.path, load_bundle(stage_run.path).model)
+        if stage.after is not None and dry_run:
+            break  # what the next stage needs is written by this one
+        if stage.after is not None and first:
+            stage.after(part.path, load_bundle(part.path).model)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # the other ranks wait for its files
     assert result is not None
-    return result
+    return TrainResult(run.path, result.steps, result.seconds, result.best, result.last, result.metric, result.cost)
 
 
 def _train_stage(
@@ -187,9 +206,9 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, *, res
 
     def saved() -> str:
         if not run.last.exists():
-            return f"There is no checkpoint yet: start anew with --overwrite (or --out other than {run.path})."
+            return f"There is no checkpoint yet: start anew with --overwrite (or --out other than {run.root})."
         step = read_checkpoint(run.last)["halfmask"]["step"]
-        return f"The checkpoint of step {step} is saved. Continue with: halfmask train --resume {run.path}"
+        return f"The checkpoint of step {step} is saved. Continue with: halfmask train --resume {run.root}"
 
     with stop:
         try:
