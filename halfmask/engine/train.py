@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch import distributed as dist
 
 from halfmask.data.splits import Split, part_ids
 from halfmask.engine.bundle import load_bundle
@@ -129,8 +130,8 @@ def _train_stages(
             break  # what the next stage needs is written by this one
         if stage.after is not None and first:
             stage.after(part.path, load_bundle(part.path).model)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # the other ranks wait for its files
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # the other ranks wait for its files
     assert result is not None
     return TrainResult(run.path, result.steps, result.seconds, result.best, result.last, result.metric, result.cost)
 
