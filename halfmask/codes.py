@@ -39,6 +39,9 @@ CODES: dict[str, Code] = {
     "H114": Code("masks fit the stored, not the upright image", "check one: it is turned with the image"),
     "H115": Code("the images of an orientation that keeps their size", "check one mask: it is taken as drawn upright"),
     "H116": Code("validation or test images without a mask", "add their masks: without them they are not used"),
+    "H117": Code(
+        "images in folders that the layout does not know", "move them to images/ or unlabeled/ to train on them"
+    ),
     "H120": Code("classes with few labeled pixels", "label more images that show them"),
     "H121": Code("classes in no labeled mask", "label an image that shows them, or remove the class"),
     "H122": Code("classes in no validation mask", "validate on images that show them: their IoU cannot be measured"),

@@ -158,6 +158,12 @@ def validation_images_without_masks(root):
     (root / "masks/val/v_3.png").unlink()
 
 
+@case("H117", "unlabeled/", 0)
+def images_in_an_unknown_folder(root):
+    good(root, yaml=NAMED)
+    save(root / "more photos/a.png", picture(60))
+
+
 @case("H150", "rename", 0)
 def names_differing_in_case(root):
     good(root, yaml=NAMED)
@@ -479,6 +485,31 @@ def broken_coco_json(root):
 @case("H208", "Copy the images")
 def coco_json_without_images(root):
     (root / "annotations.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+
+
+def labelme(root: Path, text: str) -> None:
+    for number in range(6):
+        save(root / f"images/im_{number}.png", picture(number))
+        (root / f"images/im_{number}.json").write_text(text)
+
+
+@case("H201", "Export it again")
+def truncated_labelme_json(root):
+    labelme(root, '{"version": "5.0.0", "shapes": [{"label": "leaf"')
+
+
+@case("H203", "Add it to `classes`")
+def labelme_label_that_is_no_class(root):
+    shape = {"label": "root", "shape_type": "polygon", "points": [[0, 0], [9, 0], [9, 9]]}
+    labelme(root, json.dumps({"shapes": [shape], "imageHeight": H, "imageWidth": W}))
+    (root / "halfmask.yaml").write_text(NAMED)
+
+
+@case("H201", "Export it again")
+def geojson_without_coordinates(root):
+    save(root / "images/a.png", picture(1))
+    feature = {"type": "Feature", "properties": {"class": "leaf"}, "geometry": {"type": "Polygon", "coordinates": [3]}}
+    (root / "images/a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
 
 
 # --- classes and parts ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from halfmask.data._coco_json import CocoFile, decode_runs, unpack_counts
@@ -303,3 +304,35 @@ def test_real_masks_survive_every_format(name, to, shared, tmp_path):
     dataset = Folder(out)
     for id in ids:
         np.testing.assert_array_equal(dataset.read_target(id), original.read_target(id))
+
+
+@pytest.mark.parametrize("to", ["labelme", "geojson", "coco"])
+def test_predictions_come_as_outlines_that_fill_to_the_masks(to, tmp_path):
+    from halfmask.engine.bundle import save_bundle
+    from halfmask.engine.predict import predict
+    from tests.engine.toy import THREE, small_model
+
+    model = small_model()
+    for parameter in model.parameters():  # untrained, it would say one class everywhere
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_bundle(tmp_path / "run", model, THREE)
+    for number in range(2):
+        save(tmp_path / f"in/day {number}/im.png", picture(number))
+    assert predict(tmp_path / "run", tmp_path / "in", tmp_path / "out", outlines=to, quiet=True) == 2
+    for number in range(2):
+        with Image.open(tmp_path / f"out/day {number}/im.png") as mask:
+            expected = np.array(mask)
+        assert len(np.unique(expected)) > 1
+        ids = {name: id for id, name in enumerate(THREE.classes)}
+        if to == "coco":
+            file = CocoFile(tmp_path / "out/coco/annotations.json", ids)
+            painted = file.paint(f"day {number}/im.png")
+        else:
+            path = tmp_path / f"out/{to}/day {number}/im.{'json' if to == 'labelme' else 'geojson'}"
+            content = json.loads(path.read_text())
+            painted = {"labelme": labelme, "geojson": geojson}[to].decode(content, ids, *expected.shape)
+            if to == "labelme":  # opens in labelme from where it lies
+                assert (path.parent / content["imagePath"]).resolve() == tmp_path / f"in/day {number}/im.png"
+        np.testing.assert_array_equal(painted, expected)
+    with pytest.raises(RecipeError, match="Did you mean `labelme`"):
+        predict(tmp_path / "run", tmp_path / "in", tmp_path / "out", outlines="labelm", quiet=True)

@@ -75,7 +75,9 @@ def absent_classes(seen: Fingerprint) -> Iterator[Finding]:
     """Classes that no labeled, or no validation, mask shows."""
     labeled = count_classes(seen)
     absent = [count for count in labeled if not count.pixels]
-    if labeled and len(absent) == len(labeled) and seen.parts.get("labeled"):
+    if any(mask.error is not None for mask in seen.masks.values()):
+        absent = []  # what the broken ones show is not known
+    if absent and len(absent) == len(labeled) and seen.parts.get("labeled"):
         text = "no labeled mask shows any class: nothing can be learned"
         yield Finding("error", "H210", text, len(absent), "", "draw at least two classes in the masks")
     elif absent and seen.parts.get("labeled"):

@@ -11,6 +11,7 @@ from halfmask.data.check._files import MaskFacts
 from halfmask.data.check._finding import Finding, plural
 from halfmask.data.check._fingerprint import Fingerprint
 from halfmask.data.check._image_rules import gather_errors
+from halfmask.data.layouts import unused_images
 from halfmask.data.masks import IGNORE, Color, LabelMap, binary_cure, off_by_one_cure
 
 _MOST_SHOWN = 8
@@ -39,10 +40,14 @@ def wrong_sizes(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def pairs(seen: Fingerprint) -> Iterator[Finding]:
-    """Masks without an image, and evaluation images without a mask."""
+    """Masks without an image, images that nothing uses, and evaluation images without a mask."""
     orphans = seen.layout.orphans if seen.layout is not None else ()
     if orphans:
         yield Finding("warning", "H110", f"{plural(len(orphans), 'mask')} without an image", len(orphans), orphans[0])
+    unused = unused_images(seen.layout) if seen.layout is not None else []
+    if unused:
+        text = f"{plural(len(unused), 'image')} in no folder that the layout knows: not used"
+        yield Finding("warning", "H117", text, len(unused), unused[0])
     if seen.bare:
         text = f"{plural(len(seen.bare), 'validation or test image')} without a mask: not used"
         yield Finding("warning", "H116", text, len(seen.bare), seen.bare[0])

@@ -11,6 +11,7 @@ FEWEST_FOR_HOLD_OUT = 5
 FEW_FOR_VALIDATION = 10
 # Standard deviation of one image's IoU that the estimate of certainty supposes, in points.
 SPREAD = 15.0
+_A = {"labeled": "a labeled", "unlabeled": "an unlabeled", "val": "a val", "test": "a test"}
 
 
 def uncertainty(images: int) -> float:
@@ -30,7 +31,7 @@ def leakage(seen: Fingerprint) -> Iterator[Finding]:
         if not twins or judge == other or judge == "unlabeled":
             continue
         first, second = twins[0]
-        text = f"{plural(len(twins), f'{judge} image')} nearly the same as a {other} one: {first} and {second}"
+        text = f"{plural(len(twins), f'{judge} image')} nearly the same as {_A[other]} one: {first} and {second}"
         yield Finding("warning", "H130", text, len(twins), first)
     for (one, other), twins in seen.twins.items():
         if not twins or (one != other and one != "unlabeled"):
@@ -56,7 +57,7 @@ def validation(seen: Fingerprint) -> Iterator[Finding]:
             text = f"{plural(val, 'validation image')}: the mean IoU is uncertain by +-{uncertainty(val):.0f} points"
             yield Finding("warning", "H141", f"{text} {supposed}", val)
     elif labeled < FEWEST_FOR_HOLD_OUT:
-        text = f"no validation set, and {plural(labeled, 'labeled image')} are too few to hold one out"
+        text = f"no validation set: with {plural(labeled, 'labeled image')} none can be held out"
         cure = f"label {FEWEST_FOR_HOLD_OUT - labeled} more; until then the last weights are kept and no score is known"
         yield Finding("warning", "H140", text, labeled, "", cure)
     else:
