@@ -151,3 +151,46 @@ def test_the_table_shows_percent_and_na() -> None:
 def test_reference_of_nothing_is_zero() -> None:
     intersection, union, support = areas(np.array([0]), np.array([255]), 2)
     assert intersection.tolist() == union.tolist() == support.tolist() == [0, 0]
+
+
+def test_change_is_scored_by_its_changed_class() -> None:
+    matrix = ConfusionMatrix(2)
+    # 3 hits, 1 missed, 2 false alarms, 4 rightly unchanged, 1 unknown.
+    matrix.update(torch.tensor([1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 1]), torch.tensor([1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 255]))
+    scores = matrix.scores(("unchanged", "changed"), kind="change")
+    found = scores.to_dict("test")
+    assert found["test/changed_iou"] == pytest.approx(3 / 6)
+    assert found["test/f1"] == pytest.approx(6 / 9)
+    assert found["test/acc"] == pytest.approx(7 / 10)
+    assert scores.main == ("changed_iou", pytest.approx(0.5))
+
+
+def test_without_any_change_the_choice_of_checkpoints_gets_0_not_nan() -> None:
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.zeros(4).long(), torch.zeros(4).long())
+    scores = matrix.scores(("unchanged", "changed"), kind="change")
+    assert scores.main == ("changed_iou", 0.0)
+    assert "changed_iou" not in scores.to_dict()
+
+
+def test_labels_are_scored_by_accuracy_and_accuracy_per_class() -> None:
+    matrix = ConfusionMatrix(3, ignore_index=-1)
+    matrix.update(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 2, -1]))
+    scores = matrix.scores(("cat", "dog", "owl"), kind="classification")
+    found = scores.to_dict()
+    assert found["acc"] == pytest.approx(3 / 4)
+    assert {name: found[f"acc/{name}"] for name in scores.classes} == {"cat": 1, "dog": 0.5, "owl": 1}
+    assert found["class_acc"] == pytest.approx(2.5 / 3)
+    assert found["f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert "miou" not in found
+    console = Console(file=io.StringIO(), width=100)
+    scores.print_table(console)
+    assert "accuracy 75.00" in console.file.getvalue()
+    assert "pixel" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("classes", "kind", "name"), [(3, "change", "miou"), (2, "segmentation", "miou")])
+def test_other_tasks_are_chosen_by_mean_iou(classes: int, kind: str, name: str) -> None:
+    scores = ConfusionMatrix(classes).scores(tuple("abc"[:classes]), kind=kind)
+    assert scores.main[0] == name
+    assert "changed_iou" not in scores.to_dict()
