@@ -18,9 +18,15 @@ _SKIP = -100  # label of pixels left out; never a class
 
 
 def cross_entropy(
-    logits: Float[Tensor, "B K *S"], target: Int[Tensor, "B *S"], ignore_index: int = 255
+    logits: Float[Tensor, "B K *S"],
+    target: Int[Tensor, "B *S"],
+    ignore_index: int = 255,
+    *,
+    weight: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, ""]:
     """Average the cross-entropy over labeled pixels; 0 if there are none.
+
+    With weights of the classes it is the weighted mean: sum w_y l / sum w_y.
 
     >>> logits = torch.zeros(1, 4, 2)
     >>> round(cross_entropy(logits, torch.tensor([[3, 255]])).item(), 4)
@@ -28,7 +34,7 @@ def cross_entropy(
     >>> cross_entropy(logits, torch.tensor([[255, 255]])).item()
     0.0
     """
-    return _mean(_pixel_loss(logits, target, ignore_index), target != ignore_index)
+    return _mean(_pixel_loss(logits, target, ignore_index), target != ignore_index, _weight_of(target, weight))
 
 
 def masked_cross_entropy(
@@ -62,6 +68,7 @@ def ohem_cross_entropy(
     min_kept: int,
     ignore_index: int = 255,
     nan_on_empty: bool = False,
+    weight: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, ""]:
     """Average the cross-entropy over hard pixels (online hard example mining).
 
@@ -77,19 +84,13 @@ def ohem_cross_entropy(
         min_kept: keep at least so many pixels of the batch of one process.
         ignore_index: label of unknown pixels.
         nan_on_empty: give NaN instead of 0 where no pixel is labeled, as the plain mean of published code does.
+        weight: of each class in the mean; which pixels are hard does not depend on it.
     """
     loss = _pixel_loss(logits, target, ignore_index)
-    valid = target != ignore_index
-    keep = valid
-    if min_kept > 0:
-        probability = torch.exp(-loss.detach()).masked_fill(~valid, 1.0)
-        smallest = _kth_smallest(probability.flatten(), min(min_kept, probability.numel()))
-        hard = probability <= smallest.clamp_min(threshold)
-        too_few = valid.sum() < min_kept
-        keep = valid & (hard | too_few)
+    keep = hard_pixels(loss, target != ignore_index, threshold=threshold, min_kept=min_kept)
     if nan_on_empty:
         return loss.masked_fill(~keep, 0.0).sum() / keep.sum()
-    return _mean(loss, keep)
+    return _mean(loss, keep, _weight_of(target, weight))
 
 
 def bootstrapped_cross_entropy(
@@ -99,6 +100,7 @@ def bootstrapped_cross_entropy(
     threshold: float,
     min_kept: int = 1,
     ignore_index: int = 255,
+    weight: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, ""]:
     """Average the cross-entropy over pixels that are not learned yet (annealed bootstrapped CE of CCT).
 
@@ -111,6 +113,7 @@ def bootstrapped_cross_entropy(
         threshold: eta; pixels whose true class has a smaller probability are kept.
         min_kept: about so many pixels per image are kept in any case.
         ignore_index: label of unknown pixels.
+        weight: of each class in the mean.
 
     >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
     >>> loss = bootstrapped_cross_entropy(logits, torch.tensor([[0, 0]]), threshold=0.6)
@@ -123,13 +126,41 @@ def bootstrapped_cross_entropy(
     rank = min(min_kept * len(logits), probability.numel() - 1)
     smallest = probability.topk(rank + 1, largest=False, sorted=True).values
     at = smallest.gather(0, (valid.sum() - 1).clamp(0, rank)[None])
-    return _mean(loss, valid & (probability.view_as(loss) < at.clamp_min(threshold)))
+    keep = valid & (probability.view_as(loss) < at.clamp_min(threshold))
+    return _mean(loss, keep, _weight_of(target, weight))
+
+
+def hard_pixels(
+    loss: Float[Tensor, "B *S"], valid: Bool[Tensor, "B *S"], *, threshold: float, min_kept: int
+) -> Bool[Tensor, "B *S"]:
+    """Choose the pixels that `ohem_cross_entropy` keeps, by the k-th smallest probability instead of a sort.
+
+    Args:
+        loss: cross-entropy of each pixel, -log p.
+        valid: labeled pixels.
+        threshold: see `ohem_cross_entropy`.
+        min_kept: likewise.
+
+    >>> loss, valid = torch.tensor([[0.1, 3.0, 2.0]]), torch.tensor([[True, True, True]])
+    >>> hard_pixels(loss, valid, threshold=0.06, min_kept=1)
+    tensor([[False,  True, False]])
+    """
+    if min_kept == 0:
+        return valid
+    probability = torch.exp(-loss.detach()).masked_fill(~valid, 1.0)
+    smallest = _kth_smallest(probability.flatten(), min(min_kept, probability.numel()))
+    hard = probability <= smallest.clamp_min(threshold)
+    too_few = valid.sum() < min_kept
+    return valid & (hard | too_few)
 
 
 def supervised_loss(
     name: LossName, *, threshold: float = 0.7, min_kept: int = 200_000, ignore_index: int = 255
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Give the loss of labeled images that a recipe names: `ce`, or `ohem` with its two parameters."""
+    """Give the loss of labeled images that a recipe names: `ce`, or `ohem` with its two parameters.
+
+    It also takes `weight`, one number per class (`Method.weigh_classes`).
+    """
     if name == "ohem":
         return partial(ohem_cross_entropy, threshold=threshold, min_kept=min_kept, ignore_index=ignore_index)
     return partial(cross_entropy, ignore_index=ignore_index)
@@ -178,8 +209,16 @@ def _pixel_loss(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     return F.cross_entropy(_full_precision(logits), target.long(), ignore_index=ignore_index, reduction="none")
 
 
-def _mean(loss: Tensor, keep: Tensor) -> Tensor:
-    return loss.masked_fill(~keep, 0.0).sum() / keep.sum().clamp_min(1)
+def _mean(loss: Tensor, keep: Tensor, weight: Tensor | None = None) -> Tensor:
+    if weight is None:
+        return loss.masked_fill(~keep, 0.0).sum() / keep.sum().clamp_min(1)
+    weight = weight.to(loss.dtype).masked_fill(~keep, 0.0)
+    return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+
+
+def _weight_of(target: Tensor, weight: Tensor | None) -> Tensor | None:
+    """Look up the weight of every pixel's class; of unknown pixels any."""
+    return None if weight is None else weight[target.clamp(0, len(weight) - 1).long()]
 
 
 def _full_precision(x: Tensor) -> Tensor:

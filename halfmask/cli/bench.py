@@ -60,7 +60,7 @@ def bench(
         return
     from halfmask.engine.bench.cases import find
 
-    rows = [row for row in find(arguments or []) if show or data is not None or not row.needs_data]
+    rows = find(arguments or [])
     if show:
         _list(rows)
         return
@@ -75,6 +75,7 @@ def bench(
     rounds, seconds = (2, 0.0) if quick else (rounds, 0.2)
     folder = None if data is None else Path(data)
     setting = Setting(pick_device(device), quick, rounds, seconds, memory, folder)
+    rows = [row for row in rows if (data is not None or not row.needs_data) and setting.device.type in row.devices]
     outcomes = []
     for outcome in run_rows(rows, setting):
         flags.say(f"{outcome.row.id}  {outcome.row.size}  {outcome.problem or outcome.agreement}", quiet)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from halfmask.blocks.row_bands import ROWS, row_mix
 from halfmask.reference import class_map as reference
 
 Implementation = Literal["auto", "bands", "reference"]
 
-_ROWS = 32
 # A GPU has one kernel launch per band to pay; below this size of the upsampled tensor it is faster whole.
 _WHOLE_BYTES = 256 * 2**20
 
@@ -54,25 +54,12 @@ def upsampled_argmax(
     if impl == "reference" or logits.shape[-2:] == size:
         best = reference.upsampled_argmax(logits, size, align_corners)
         return best[:, :rows, :columns].to(dtype)
-    top, bottom, weight = _row_mix(logits.shape[2], size[0], align_corners, logits.device, logits.dtype)
+    top, bottom, weight = row_mix(logits.shape[2], size[0], align_corners, logits.device, logits.dtype)
     result = torch.empty(logits.shape[0], rows, columns, dtype=dtype, device=logits.device)
-    for start in range(0, rows, _ROWS):
-        band = slice(start, min(start + _ROWS, rows))
+    for start in range(0, rows, ROWS):
+        band = slice(start, min(start + ROWS, rows))
         mixed = torch.lerp(logits[:, :, top[band]], logits[:, :, bottom[band]], weight[band, None])
         wide = F.interpolate(mixed, (mixed.shape[2], size[1]), mode="bilinear", align_corners=align_corners)
         # max is several times faster than argmax on CPUs
         result[:, band] = wide.max(1).indices[:, :, :columns]
     return result
-
-
-def _row_mix(
-    source: int, target: int, align_corners: bool, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give, for each output row, the two input rows it mixes and the weight of the second."""
-    row = torch.arange(target, device=device, dtype=torch.float64)
-    if align_corners:
-        position = row * ((source - 1) / max(target - 1, 1))
-    else:
-        position = ((row + 0.5) * (source / target) - 0.5).clamp_min(0)
-    top = position.floor().long().clamp_max(source - 1)
-    return top, (top + 1).clamp_max(source - 1), (position - top).to(dtype)

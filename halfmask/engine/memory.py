@@ -76,6 +76,10 @@ def _status(key: str) -> int | None:
     return None
 
 
+def max_resident_unit() -> int:
+    """Bytes in a unit of `ru_maxrss`, which differs between systems."""
+    return 1 if sys.platform == "darwin" else 1024
+
+
 def _ever() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * max_resident_unit()

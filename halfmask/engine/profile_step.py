@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfmask.batch import Batch
-from halfmask.data.loader import HostBatch
+from halfmask.data.loader import HostBatch, TrainLoader
 from halfmask.engine.bench.ceilings import GOOD_SHARE, matmul_rate
 from halfmask.engine.hardware import make_trainer, prepare_networks, with_precision
 from halfmask.engine.module import LitMethod
@@ -150,7 +150,8 @@ class Profile:
         lines.append("")
         lines.append(f"{self.device}, {self.precision}, {self.steps} steps of {self.images} images")
         lines.append(
-            f"loader alone: {self.images / self.loader:.1f} images/s with data.workers={self.workers}; {self._who_waits()}"
+            f"loader alone: {self.images / self.loader:.1f} images/s with data.workers={self.workers}; "
+            f"{self._who_waits()}"
         )
         if self.matmul is not None:
             lines.append(f"matrix products: {self.matmul:.0%} of what the device can do (good: {GOOD_SHARE:.0%})")
@@ -213,7 +214,14 @@ class _Watch(L.Callback):
         self.clock = clock = PhaseClock(device)
         self.device = device
         make_loader, method = module.make_loader, module.method
-        module.make_loader = lambda *place: _TimedLoader(make_loader(*place), clock)  # type: ignore[assignment,return-value]
+
+        def timed_loader(start: int, stop: int, rank: int, world: int) -> DataLoader[HostBatch]:
+            loader = make_loader(start, stop, rank, world)
+            assert isinstance(loader, TrainLoader)
+            loader._checked = clock.items("load wait", loader._checked)  # type: ignore[method-assign]
+            return loader
+
+        module.make_loader = timed_loader
         module.transfer_batch_to_device = clock.timed(  # type: ignore[method-assign]
             "host to device", module.transfer_batch_to_device
         )
@@ -271,19 +279,6 @@ class _Watch(L.Callback):
     def _synchronize(self) -> None:
         if self.clock.gpu:
             torch.cuda.synchronize(self.device)
-
-
-class _TimedLoader:
-    """A loader whose consumer's waiting is timed."""
-
-    def __init__(self, loader: DataLoader[HostBatch], clock: PhaseClock) -> None:
-        self.loader, self.clock = loader, clock
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[HostBatch]:
-        return self.clock.items("load wait", lambda: self.loader)()
 
 
 def _loader_alone(loader: DataLoader[HostBatch]) -> float:

@@ -58,7 +58,7 @@ def print_table(outcomes: list[Outcome], setting: Setting, console: Console | No
     console.print(
         f"{device_name(setting.device)}; torch {torch.__version__}; {torch.get_num_threads()} thread(s); load {load}\n"
         f"ratio = reference / fast, median and range of {setting.rounds} rounds; time is {clock}, wall its ratio by "
-        "the clock;\nlimit: copy = share of the rate of a large copy, matmul = of a large float32 product "
+        "the clock;\nlimit: copy = share of the rate of a large copy, matmul = of a large matrix product "
         f"(good training: {GOOD_SHARE:.0%}), decode = part that decoding takes",
         highlight=False,
     )
@@ -70,7 +70,7 @@ def verdict(measure: Measure) -> str:
     """Say the target, and whether it is reached.
 
     >>> from halfmask.engine.bench.row import Target
-    >>> verdict(Measure("time", 2.5, target=Target(least=2)))
+    >>> verdict(Measure("time", 2.5, target=Target(least=2.0)))
     '>= 2 reached'
     """
     if measure.target is None:

@@ -69,7 +69,7 @@ class Target:
     def holds(self, value: float, allowance: float = 0.0) -> bool:
         """Tell whether a value keeps the bound, give or take a fraction of it.
 
-        >>> Target(least=2).holds(1.8), Target(least=2).holds(1.8, allowance=0.15)
+        >>> Target(least=2.0).holds(1.8), Target(least=2.0).holds(1.8, allowance=0.15)
         (False, True)
         """
         above = self.least is None or value >= self.least * (1 - allowance)
@@ -91,6 +91,7 @@ class Pair:
         flops: count the matrix products of the fast form, for the share of the matmul rate.
         graph: a backward pass is part of it, so saved bytes are of interest.
         floor: the part of the work that nothing can avoid, such as decoding.
+        dtype: of the matrix products of the fast form.
     """
 
     reference: Compute
@@ -100,6 +101,7 @@ class Pair:
     flops: bool = False
     graph: bool = False
     floor: Compute | None = None
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass
@@ -142,6 +144,7 @@ class Row:
         title: what is compared, for `--list`.
         family: the file it stands in; filled in when rows are collected.
         needs_data: run only where `--data` names a dataset.
+        devices: kinds of device it is for.
     """
 
     id: str
@@ -151,6 +154,7 @@ class Row:
     targets: Mapping[str, Mapping[str, Target]] = field(default_factory=dict)
     family: str = ""
     needs_data: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 def at_least(**bounds: float) -> dict[str, Target]:

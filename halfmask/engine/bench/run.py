@@ -97,7 +97,7 @@ def _limit(pair: Pair, seconds: float, device: torch.device) -> tuple[float, str
         pair.floor()
         return statistics.median(measure(pair.floor, device).own for _ in range(5)) / seconds, "decode"
     if pair.flops:
-        share = count_flops(pair.fast) / matmul_rate(device) / seconds
+        share = count_flops(pair.fast) / matmul_rate(device, pair.dtype) / seconds
         return share, "matmul"
     if pair.traffic is not None:
         return pair.traffic / copy_rate(device) / seconds, "copy"

@@ -30,6 +30,6 @@ ROWS = [
         "ViT-S + DPT, 25 M weights",
         _ema,
         "average of all weights: tensor by tensor | all at once",
-        {"cpu": at_least(time=2.5), "cuda": {"launches": Target(most=10), "syncs": Target(most=0)}},
+        {"cpu": at_least(time=2.5), "cuda": {"launches": Target(most=10.0), "syncs": Target(most=0.0)}},
     )
 ]

@@ -35,7 +35,7 @@ def _metrics(setting: Setting, classes: int, height: int, width: int) -> Pair:
         hits, targets = counts[:-1].diagonal(), counts[:-1].sum(1)
         return [hits.double().cpu(), (targets + counts.sum(0) - hits).double().cpu(), targets.double().cpu()]
 
-    return Pair(reference, fast, close(atol=0), traffic=prediction.nbytes + target.nbytes)
+    return Pair(reference, fast, close(atol=0.0), traffic=prediction.nbytes + target.nbytes)
 
 
 def _class_map(setting: Setting, classes: int, height: int, width: int) -> Pair:

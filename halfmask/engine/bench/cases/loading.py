@@ -58,7 +58,7 @@ def _write_files(setting: Setting, width: int, height: int, suffix: str, crop: i
 
 
 def _window(width: int, height: int, crop: int) -> Window:
-    # About the mean of scales from 0.5 to 2. At exactly 1.25 every tenth interpolated value lies between two levels.
+    # About the mean of scales from 0.5 to 2. At exactly 1.25, weights are tenths and many sums end in one half.
     return Geometry(crop, (1.237, 1.237), 0.0).sample(np.random.default_rng(0), width, height)
 
 
@@ -121,7 +121,8 @@ def _agree(plain: list[Tensor], batch: HostBatch) -> str:
         found = to_normalized(Image.fromarray(samples.image[0].permute(1, 2, 0).numpy()))
         levels = ((expected - found).abs() * 0.229 * 255).round()
         share = max(share, (levels > 0).double().mean().item())
-        if levels.max() > 2 or share > 0.004:
+        # Both round the same weighted sums, whose positions differ in the seventh digit: near a half, a level apart.
+        if levels.max() > 2 or share > 0.02:
             raise Disagreement(f"{share:.2%} of the bytes differ, by up to {levels.max():.0f} levels")
     return f"masks equal, {share:.2%} of the image bytes differ"
 

@@ -3,11 +3,12 @@
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
-from halfmask.blocks.losses import ohem_cross_entropy
+from halfmask.blocks.losses import hard_pixels, ohem_cross_entropy
 from halfmask.blocks.mixing import box_mask, paste
 from halfmask.blocks.pseudo import pseudo_label
-from halfmask.engine.bench.row import Pair, Row, Setting, at_least, close
+from halfmask.engine.bench.row import Pair, Row, Setting, at_least, close, equal_but
 from halfmask.reference import losses, mixing, pseudo
 
 _IGNORE = 255
@@ -32,7 +33,7 @@ def _cutmix(setting: Setting, images: int = 8) -> Pair:
     return Pair(
         lambda: mixing.paste_by_index(box, own, partner),
         lambda: paste(box, own, partner=[partner])[0],
-        close(atol=0),
+        close(atol=0.0),
         traffic=2 * own.nbytes + box.nbytes,  # of two pixels one is read
     )
 
@@ -57,10 +58,26 @@ def _ohem(setting: Setting, classes: int, images: int) -> Pair:
     )
 
 
+def _selection(setting: Setting, classes: int, images: int) -> Pair:
+    side = setting.size(518, 24)
+    logits = setting.normal(images, classes, side, side) * 2
+    target = setting.integers(classes, images, side, side)
+    target[:, : side // 20 + 1] = _IGNORE
+    loss = F.cross_entropy(logits, target, ignore_index=_IGNORE, reduction="none")  # there in any case
+    options = {"threshold": 0.05, "min_kept": images * side * side // 3}
+    return Pair(
+        lambda: losses.hard_pixels(logits, target, ignore_index=_IGNORE, **options),
+        lambda: hard_pixels(loss, target != _IGNORE, **options),
+        equal_but(1e-4),
+        traffic=loss.nbytes + target.numel(),
+    )
+
+
 _TITLE = {
     "pseudo-label": "label and confidence: softmax, argmax, maximum | maximum and log-sum-exp",
     "cutmix": "paste rectangles: boolean indexing | where",
-    "ohem": "hard pixels, forward and backward: sort | k-th value",
+    "ohem": "choose hard pixels: softmax and sort | pixel losses and k-th value",
+    "ohem-loss": "loss of hard pixels, forward and backward: softmax, sort, boolean index | k-th value, mask",
 }
 
 ROWS = [
@@ -77,12 +94,13 @@ ROWS = [
     Row("cutmix", "8 x 518x518", _cutmix, _TITLE["cutmix"], {"cpu": at_least(time=10.0)}),
     *(
         Row(
-            "ohem",
+            id,
             f"K={classes}, {images} x 518x518",
-            partial(_ohem, classes=classes, images=images),
-            _TITLE["ohem"],
-            {"cpu": at_least(time=6.0)},
+            partial(work, classes=classes, images=images),
+            _TITLE[id],
+            {"cpu": targets},
         )
+        for id, work, targets in (("ohem", _selection, at_least(time=6.0)), ("ohem-loss", _ohem, {}))
         for classes, images in ((21, 2), (150, 1))
     ),
 ]

@@ -1,0 +1,208 @@
+"""Whole training steps, and what a dry run predicts of one."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from halfmask.batch import Batch, Progress, Samples
+from halfmask.engine.bench.networks import dinov2_dpt
+from halfmask.engine.bench.row import Disagreement, Measure, Pair, Row, Setting, Target, at_least, close
+from halfmask.engine.memory import max_resident_unit
+from halfmask.methods.unimatch_v2 import UniMatchV2
+from halfmask.models.model import Model
+from halfmask.reference.ema import ema_update
+from halfmask.reference.unimatch import unimatch_v2_loss
+from halfmask.task import Task
+
+_CLASSES = 21
+_PROGRESS = Progress(1000, 2000, 100)
+
+
+class _Inputs:
+    """A batch, and the draws of the step, the same for both forms."""
+
+    def __init__(self, setting: Setting, side: int, images: int) -> None:
+        generator, device = setting.generator(), setting.device
+        shape = (images, 3, side, side)
+        self.labeled, self.weak, *self.strong = (torch.rand(shape, generator=generator).to(device) for _ in range(4))
+        self.target = torch.randint(_CLASSES, (images, side, side), generator=generator).to(device)
+        self.valid = torch.ones(images, side, side, dtype=torch.bool, device=device)
+        self.box = torch.zeros(images, side, side, dtype=torch.bool, device=device)
+        self.box[:, side // 4 : side // 2, side // 4 :] = True
+        self.index = torch.arange(images, device=device)
+
+    def batch(self) -> Batch:
+        labeled = Samples(self.labeled, self.valid, self.index, self.target)
+        return Batch(labeled, Samples(self.weak, self.valid, self.index))
+
+    def mask(self, width: int) -> Tensor:
+        """Channel factors of [view 1; view 2]: complementary halves."""
+        first = (torch.arange(width, device=self.labeled.device) % 2 * 2.0).expand(len(self.labeled), -1)
+        return torch.cat((first, 2 - first))
+
+
+def _plain_attention(model: Model) -> None:
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+
+def _unimatch(setting: Setting, size: str, side: int, images: int, half: bool) -> Pair:
+    side = setting.size(side, 28)
+    inputs = _Inputs(setting, side, images)
+
+    def build(**_: Any) -> Model:
+        return dinov2_dpt(setting, _CLASSES, size)
+
+    build.crop = side  # type: ignore[attr-defined]
+    method = UniMatchV2(Task("segmentation", tuple(map(str, range(_CLASSES)))), build, threshold=0.0).train()
+    views = {"next": 0}
+
+    def strong(_: Tensor) -> Tensor:
+        views["next"] += 1
+        return inputs.strong[views["next"] % 2 - 1]
+
+    del method.strong  # a module's place takes no function
+    method.strong = strong  # type: ignore[assignment]
+    method.boxes = lambda *_, **__: inputs.box
+    method.dropout = lambda _, widths, **__: [inputs.mask(width) for width in widths]
+    student, teacher = build().train(), build().eval()
+    _plain_attention(student)
+    _plain_attention(teacher)
+    batch = inputs.batch()
+
+    def reference() -> tuple[Tensor, ...]:
+        loss = unimatch_v2_loss(
+            student,
+            teacher,
+            (inputs.labeled, inputs.target),
+            (inputs.weak, inputs.valid),
+            inputs.strong,
+            [inputs.box] * 2,
+            inputs.mask(student.encoder.channels[0]),
+            threshold=0.0,
+        )
+        gradients = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
+        ema_update(teacher, student, 0.996)
+        return (loss.detach(), *_some(gradients))
+
+    def fast() -> tuple[Tensor, ...]:
+        views["next"] = 0
+        with torch.autocast(setting.device.type, torch.bfloat16, enabled=half):
+            loss = method.step(batch, _PROGRESS).loss
+        gradients = torch.autograd.grad(loss, list(method.student.parameters()), allow_unused=True)
+        method.after_update(_PROGRESS)
+        return (loss.detach(), *_some(gradients))
+
+    # bfloat16 has three digits; in float32 sums over joined and separate batches round differently.
+    agree = _same_loss if half else close(atol=2e-4, rtol=1e-2)
+    dtype = torch.bfloat16 if half else torch.float32
+    return Pair(reference, fast, agree, flops=True, graph=True, dtype=dtype)
+
+
+def _some(gradients: tuple[Tensor | None, ...]) -> list[Tensor]:
+    return [gradient for gradient in gradients if gradient is not None][-6:]  # of the decoder and classifier
+
+
+def _same_loss(reference: tuple[Tensor, ...], fast: tuple[Tensor, ...]) -> str:
+    difference = (fast[0] / reference[0] - 1).abs().item()
+    if difference > 0.02:
+        raise Disagreement(f"the losses differ by {difference:.1%}, allowed 2%")
+    return f"the losses differ by {difference:.2%}"
+
+
+def _prediction(setting: Setting, recipe: str, batch: int) -> list[Measure]:
+    """Predict the memory of a run in one process, and measure it in another that trains."""
+    batch = setting.size(batch, 2)
+    with tempfile.TemporaryDirectory(prefix="halfmask-bench-") as folder:
+        data = _write_dataset(Path(folder) / "data", setting)
+        common = [recipe, "--data", str(data), "--steps", "4", "--batch-size", f"{batch}+{batch}", "data.val=none"]
+        common += ["data.workers=0", f"run.accelerator={'cpu' if setting.device.type == 'cpu' else 'gpu'}"]
+        common += [f"data.crop={setting.size(192, 64)}", "--json", "--quiet"]
+        predicted, _ = _run([*common, "--out", f"{folder}/dry", "--dry-run"])
+        cost = predicted["cost"]
+        guess = cost["fixed"] + cost["per_unit"] * (cost["labeled"] // cost["unit"][0])
+        _, peak = _run([*common, "--out", f"{folder}/run"])
+        if setting.device.type == "cuda":
+            lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+            peak = max(int(json.loads(line).get("sys/mem_gb", 0) * 2**30) for line in lines)
+    return [
+        Measure("error", abs(guess / peak - 1), unit="", reference=float(peak), fast=float(guess), base_unit="B"),
+    ]
+
+
+def _run(arguments: list[str]) -> tuple[Any, int]:
+    """Give what `halfmask train` prints, and the most memory it had."""
+    command = [sys.executable, "-m", "halfmask", "train", *arguments]
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(command, stdout=printed)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command[2:])} exited with {process.returncode}")
+        printed.seek(0)
+        return json.loads(printed.read()), usage.ru_maxrss * max_resident_unit()
+
+
+def _write_dataset(root: Path, setting: Setting) -> Path:
+    rng = np.random.default_rng(setting.seed)
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for number in range(40):
+        mask = np.zeros((240, 320), np.uint8)
+        top, left = rng.integers(0, 120, 2)
+        mask[top : top + 100, left : left + 100] = 1
+        image = rng.integers(0, 90, (240, 320, 3)) + 120 * mask[..., None]
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{number:02d}.jpg")
+        if number < 20:
+            Image.fromarray(mask).save(root / "masks" / f"{number:02d}.png")
+    return root
+
+
+_TITLE = "UniMatch V2, forward, backward, EMA: separate passes, plain attention, float32 | as it trains"
+_NATIVE = bool(torch.cpu._is_avx512_bf16_supported())
+
+ROWS = [
+    *(
+        Row(
+            "unimatch-step",
+            f"ViT-S, {side} pixels, B=2+2, {'bfloat16' if half else 'float32'}",
+            partial(_unimatch, size="small", side=side, images=2, half=half),
+            _TITLE,
+            {"cpu": at_least(time=least)} if _NATIVE or not half else {},
+            devices=("cpu",),
+        )
+        for side, half, least in ((126, False, 1.1), (252, False, 1.0), (126, True, 2.0))
+    ),
+    *(
+        Row(
+            "unimatch-step",
+            f"ViT-{size[0].upper()}, 518 pixels, B=4+4, bfloat16",
+            partial(_unimatch, size=size, side=518, images=4, half=True),
+            _TITLE,
+            {"cuda": {**at_least(time=4.0), "syncs": Target(most=0.0)}},
+            devices=("cuda",),
+        )
+        for size in ("small", "base")
+    ),
+    *(
+        Row(
+            "prediction",
+            f"{recipe}, crop 192, batch 8+8",
+            partial(_prediction, recipe=recipe, batch=8),
+            "peak memory of a run: measured | predicted by --dry-run",
+            {"cpu": {"error": Target(most=0.15)}, "cuda": {"error": Target(most=0.15)}},
+        )
+        for recipe in ("fixmatch/folder", "supervised/folder")
+    ),
+]
