@@ -25,6 +25,16 @@ from halfmask.engine.train import train
 from halfmask.recipe import DataRecipe, Recipe, load
 
 
+MODELS: dict[str, dict[str, Any]] = {
+    "linknet": {"name": "smp", "arch": "linknet", "encoder": {"name": "resnet18"}},
+    # A ResNet-18 at a quarter of its width: four times faster on a CPU.
+    "small": {
+        "encoder": {"name": "resnet", "depth": 18, "width": 16, "stem": "plain", "output_stride": 16},
+        "decoder": {"name": "deeplabv3plus", "rates": [2, 4, 6], "aspp": 48, "low": 16, "embedding": 48},
+    },
+}
+
+
 def resized(source: Path, side: int, out: Path) -> Path:
     """Write a copy of a dataset with all images squeezed to `side` x `side` pixels (masks by nearest neighbor)."""
     target = out / f"{source.name}_{side}"
@@ -52,7 +62,7 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int)
     params = [item.partition(".")[2] for item in options.params if item.startswith(f"{method}.")]
     base: dict[str, Any] = {
         "method": {"name": method},
-        "model": {"name": "smp", "arch": "linknet", "encoder": {"name": "resnet18"}},
+        "model": MODELS[options.model],
         "data": {
             "root": str(options.root),
             "labeled": labeled,
@@ -115,6 +125,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["supervised", "mean_teacher", "fixmatch"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--model", choices=MODELS, default="linknet")
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--scale", nargs=2, type=float, default=[0.2, 0.5], help="of the long side, while training")
     parser.add_argument("--eval-scale", type=float, default=0.3125, help="of the image, while testing")

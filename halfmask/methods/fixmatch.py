@@ -17,6 +17,8 @@ statistics are taken over) and changes nothing for others. Both forms do as the 
   * `teacher: ema`: the student sees labeled and strong images in one pass; the teacher is in evaluation mode.
   * `teacher: student`: labeled and weak images share one pass in training mode, which gives the pseudo-labels;
     strong images pass alone. A separate partner view is labeled in evaluation mode, before that pass.
+    `label_mode: eval` labels the weak images likewise, and labeled images then pass alone, too: with few steps or
+    masks averaged statistics are steadier than those of one batch.
 
 Deviations from the paper:
   * CutMix and the EMA teacher are additions of the dense forms; FixMatch evaluates, but does not label with, an EMA.
@@ -52,6 +54,7 @@ class FixMatch(Method):
         threshold: tau, the confidence a pseudo-label needs to be used; lower it where the coverage stays small.
         unlabeled_weight: lambda.
         teacher: who labels the weak images: an `ema` of the student, or the `student` itself.
+        label_mode: mode of a student that labels: `train`, in the pass it learns from, or `eval`, in a pass before.
         ema_decay: largest d; unused with `teacher: student`.
         cutmix: probability of pasting a box from the partner image.
         cutmix_partner: the image with the mirrored place in the batch (`flip`); another draw of unlabeled images
@@ -71,6 +74,7 @@ class FixMatch(Method):
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.95,
         unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         teacher: Literal["ema", "student"] = "ema",
+        label_mode: Literal["train", "eval"] = "train",
         ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996,
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         cutmix_partner: Literal["flip", "shuffle", "same_view"] = "flip",
@@ -87,7 +91,7 @@ class FixMatch(Method):
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )
         self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
-        self.cutmix, self.cutmix_partner = cutmix, cutmix_partner
+        self.cutmix, self.cutmix_partner, self.label_mode = cutmix, cutmix_partner, label_mode
         self.draws = 1 if cutmix_partner == "flip" else 2
         self.draws_share_images = cutmix_partner == "same_view"
 
@@ -98,21 +102,24 @@ class FixMatch(Method):
 
         # Pseudo-labels of the weak views; the partner's first, before a training pass moves batch statistics.
         partner = self._partner(batch)
-        if self.teacher is None:
+        if self.teacher is None and self.label_mode == "train":
             logits_l, logits_w = self._joint(x_l, x_u)
         else:
-            with torch.no_grad():
-                logits_w = self.teacher(x_u)
+            labeler = self.student if self.teacher is None else self.teacher
+            with torch.no_grad(), eval_mode(labeler):
+                logits_w = labeler(x_u)
         label, confidence = pseudo_label(logits_w)  # (B, H, W) each
         logs = pseudo_logs(label, confidence >= self.threshold, valid, self.task.n_classes)
 
         # Strong view: one box per image; image, label, confidence and validity must travel together.
         box = self.boxes(valid.shape, device=x_u.device)
         x_s, label, confidence, valid = paste(box, self.strong(x_u), label, confidence, valid, partner=partner)
-        if self.teacher is None:
+        if self.teacher is not None:
+            logits_l, logits_s = self._joint(x_l, x_s)
+        elif self.label_mode == "train":
             logits_s = self.student(x_s)
         else:
-            logits_l, logits_s = self._joint(x_l, x_s)
+            logits_l, logits_s = self.student(x_l), self.student(x_s)
 
         loss_l = self.labeled_loss(logits_l, y_l)
         keep = valid & (confidence >= self.threshold)
