@@ -73,9 +73,10 @@ def adversarial(
         target = head(z.detach()).softmax(1)
     d = unit(u - 0.5)
     for _ in range(steps):
-        d = d.detach().requires_grad_()
-        loss = F.kl_div(head(z.detach() + xi * d).log_softmax(1), target, reduction="batchmean")
-        d = unit(torch.autograd.grad(loss, d)[0])
+        with torch.enable_grad():
+            d = d.detach().requires_grad_()
+            loss = F.kl_div(head(z.detach() + xi * d).log_softmax(1), target, reduction="batchmean")
+            d = unit(torch.autograd.grad(loss, d)[0])
     return z + eps * d.detach()
 
 
