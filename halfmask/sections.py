@@ -114,6 +114,8 @@ class DataRecipe(Section):
         independent_shuffle: labeled and unlabeled orders are drawn independently; `false`: labeled entry i always
             meets unlabeled entry i.
         drop_last: leave out a last, smaller batch of each pass.
+        balance: `none`: the labeled list is walked pass after pass; `classes`: each labeled crop is drawn by class: a
+            class, then an image that shows it, then a crop that holds one of its pixels. For rare classes.
         workers: loader processes; `auto` = cores - 1, at most 8.
         cache: `none`, or `memmap`: decoded images in `<run>/cache`, filled on first use.
     """
@@ -135,6 +137,7 @@ class DataRecipe(Section):
     labeled_cut: bool = False
     independent_shuffle: bool = True
     drop_last: bool = True
+    balance: Literal["none", "classes"] = "none"
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     cache: Literal["none", "memmap"] = "none"
 
@@ -156,6 +159,8 @@ class OptimRecipe(Section):
         schedule_lag: 1 = the rate is set after each step, so that steps 0 and 1 both run at the base rate.
         reference_batch: total labeled images for which `lr` was chosen; `lr` is scaled linearly with the batch.
         clip_norm: largest gradient norm, or `null`.
+        class_weights: of the classes in the loss of labeled images, from the pixels each has in the labeled masks:
+            `none`; `inverse` to them; or `effective`, which weighs rare classes up and leaves frequent ones alike.
     """
 
     name: Literal["sgd", "adamw"] = "adamw"
@@ -171,6 +176,7 @@ class OptimRecipe(Section):
     schedule_lag: Literal[0, 1] = 0
     reference_batch: PositiveInt | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    class_weights: Literal["none", "inverse", "effective"] = "none"
 
 
 class EvalRecipe(Section):

@@ -51,8 +51,10 @@ class Geometry(NamedTuple):
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
 
-    def sample(self, rng: np.random.Generator, width: int, height: int) -> Window:
-        """Draw the window of one image.
+    def sample(
+        self, rng: np.random.Generator, width: int, height: int, around: tuple[float, float] | None = None
+    ) -> Window:
+        """Draw the window of one image; `around`: one that holds this point, (x, y) as fractions of the sides.
 
         >>> Geometry(crop=64, scale=(1, 1), flip=0).sample(np.random.default_rng(0), 100, 48)
         Window(size=(100, 48), corner=(31, 0), extent=(64, 48), flip=False)
@@ -60,9 +62,29 @@ class Geometry(NamedTuple):
         longest = max(width, height)
         lower, upper = (max(1, int(factor * longest)) for factor in self.scale)
         size = scaled_size(width, height, int(rng.integers(lower, upper, endpoint=True)))
-        left, top = (int(rng.integers(0, max(side, self.crop) - self.crop, endpoint=True)) for side in size)
+        left, top = (self._corner(rng, side, None if around is None else around[i]) for i, side in enumerate(size))
         extent = (min(self.crop, size[0]), min(self.crop, size[1]))
         return Window(size, (left, top), extent, bool(rng.random() < self.flip))
+
+    def _corner(self, rng: np.random.Generator, side: int, point: float | None) -> int:
+        first, last = 0, max(side, self.crop) - self.crop
+        if point is not None:
+            pixel = min(int(point * side), side - 1)
+            first, last = max(first, pixel - self.crop + 1), min(last, pixel)
+        return int(rng.integers(first, last, endpoint=True))
+
+
+def point_of(target: UInt8[np.ndarray, "H W"], value: int, rng: np.random.Generator) -> tuple[float, float] | None:
+    """Draw a pixel of a class; its center (x, y) as fractions of the sides, `None` where there is none.
+
+    >>> point_of(np.array([[0, 0], [0, 1]], np.uint8), 1, np.random.default_rng(0))
+    (0.75, 0.75)
+    """
+    found = np.flatnonzero(target == value)
+    if not len(found):
+        return None
+    row, column = divmod(int(found[rng.integers(len(found))]), target.shape[1])
+    return (column + 0.5) / target.shape[1], (row + 0.5) / target.shape[0]
 
 
 def scaled_size(width: int, height: int, long_side: int) -> tuple[int, int]:

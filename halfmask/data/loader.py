@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from halfmask.augment.host import Geometry, Resample, covered, cut_image, cut_target
+from halfmask.augment.host import Geometry, Resample, covered, cut_image, cut_target, point_of
 from halfmask.batch import Batch, Samples
 from halfmask.data._dataset import Dataset
 from halfmask.data.cache import cached
-from halfmask.data.sampler import LABELED, SampleKey, StepKeys, StepSampler
+from halfmask.data.sampler import LABELED, ClassBalance, SampleKey, StepKeys, StepSampler
 from halfmask.data.splits import Split
 from halfmask.errors import DataError, HalfmaskError
 from halfmask.sections import DataRecipe
@@ -217,7 +217,9 @@ class StepReader(TorchDataset[Any]):
         image, target = self.streams[key.stream].read(key.position)
         cutter, crop = self.cutter, self.cutter.geometry.crop
         rng = np.random.default_rng([cutter.seed, key.stream, key.n])
-        window = cutter.geometry.sample(rng, image.shape[1], image.shape[0])
+        shown = target is not None and target.ndim and key.shows is not None
+        around = point_of(target, key.shows, rng) if shown else None  # type: ignore[arg-type]  # both are there
+        window = cutter.geometry.sample(rng, image.shape[1], image.shape[0], around)
         cut = cut_image(image, window, crop, fill=cutter.fill(image.shape[2]), resample=cutter.resample)
         if target is None or not target.ndim:  # nothing, or a label of the whole image
             return cut, covered(window, crop), target
@@ -266,6 +268,7 @@ def train_loader(
     world: int = 1,
     pin: bool = False,
     cache: Path | None = None,
+    balance: ClassBalance | None = None,
 ) -> TrainLoader:
     """Make the loader of training batches.
 
@@ -281,6 +284,7 @@ def train_loader(
         world: number of processes.
         pin: use page-locked memory (when training on a GPU).
         cache: folder of decoded images, used when `recipe.cache` is not "none".
+        balance: draws the labeled samples by class.
 
     Raises:
         DataError: a list is empty or cannot be dealt to the ranks. Broken files raise while iterating.
@@ -312,6 +316,7 @@ def train_loader(
         draws_share_images=draws_share_images,
         rank=rank,
         world=world,
+        balance=balance,
     )
     workers = worker_count(recipe.workers, world)
     return TrainLoader(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from torch.utils.data import Sampler
 
 from halfmask.errors import DataError
@@ -25,11 +26,13 @@ class SampleKey(NamedTuple):
         stream: 0 labeled, 1 unlabeled, 2 the second unlabeled draw.
         position: place in the list of the stream.
         n: running number of the sample in its stream over the whole run; seeds its augmentation.
+        shows: class that its crop has to show; `None`: any crop.
     """
 
     stream: int
     position: int
     n: int
+    shows: int | None = None
 
 
 class StepKeys(NamedTuple):
@@ -85,6 +88,37 @@ def steps_per_epoch(length: int, batch: int, *, drop_last: bool = True) -> int:
     return max(1, length // batch) if drop_last else -(-length // batch)
 
 
+class ClassBalance:
+    """Draws labeled samples by class (`data.balance: classes`): a class that occurs, then an image that shows it.
+
+    Every class is drawn equally often, and of its images each one; the crop is then laid around one of its pixels.
+    Sample `n` is a pure function of the seed and n.
+
+    Args:
+        counts: pixels of each class in each mask, in the order of the labeled list.
+        seed: of the draws.
+
+    >>> ClassBalance(np.array([[90, 10, 0], [100, 0, 0]]), seed=0).draw(0)
+    (0, 1)
+
+    Raises:
+        DataError: no mask shows a class.
+    """
+
+    def __init__(self, counts: Int[np.ndarray, "N K"], seed: int) -> None:
+        self.seed = seed
+        self._classes = np.flatnonzero(counts.any(0))
+        self._images = [np.flatnonzero(counts[:, number]) for number in self._classes]
+        if not len(self._classes):
+            raise DataError("data.balance=classes, but no labeled mask shows any class.", "H210")
+
+    def draw(self, n: int) -> tuple[int, int]:
+        """Give the position of sample `n` in the labeled list, and the class it has to show."""
+        rng = np.random.default_rng((self.seed, LABELED, n, 1))
+        number = int(rng.integers(len(self._classes)))
+        return int(rng.choice(self._images[number])), int(self._classes[number])
+
+
 class StepSampler(Sampler[list[StepKeys]]):
     """Batches of the steps `start <= step < stop`, for use as a loader's `batch_sampler`.
 
@@ -102,6 +136,7 @@ class StepSampler(Sampler[list[StepKeys]]):
         draws_share_images: further draws are the same images again (with their own augmentation).
         rank: whose share of each batch is given.
         world: number of ranks.
+        balance: draws the labeled samples, in place of the walk over their list.
 
     Raises:
         DataError: a list that is needed is empty, or a batch leaves a rank without a sample.
@@ -118,6 +153,7 @@ class StepSampler(Sampler[list[StepKeys]]):
         draws_share_images: bool = False,
         rank: int = 0,
         world: int = 1,
+        balance: ClassBalance | None = None,
     ) -> None:
         if labeled == 0:
             raise DataError(
@@ -129,7 +165,7 @@ class StepSampler(Sampler[list[StepKeys]]):
                 "Use fewer masks (data.labeled), add images (data.unlabeled), or train with method=supervised.",
                 "H210",
             )
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.balance = rank, world, balance
         self.labeled_length = labeled
         batch, drop_last = recipe.batch, recipe.drop_last
         length = unlabeled if draws and recipe.labeled_cut else labeled  # of the labeled list as it is walked
@@ -155,7 +191,7 @@ class StepSampler(Sampler[list[StepKeys]]):
         for stream, walk in enumerate(self.walks):
             entries = walk.batch_at(step)
             share = slice(len(entries) * self.rank // self.world, len(entries) * (self.rank + 1) // self.world)
-            samples += [SampleKey(stream, position % self._length(stream), n) for position, n in entries[share]]
+            samples += [self._key(stream, position, n) for position, n in entries[share]]
         return StepKeys(step, tuple(samples))
 
     def smallest_batch(self, stream: int | None = None) -> int:
@@ -169,6 +205,12 @@ class StepSampler(Sampler[list[StepKeys]]):
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
+
+    def _key(self, stream: int, position: int, n: int) -> SampleKey:
+        if stream == LABELED and self.balance is not None:
+            drawn, shows = self.balance.draw(n)
+            return SampleKey(stream, drawn, n, shows)
+        return SampleKey(stream, position % self._length(stream), n)
 
     def _length(self, stream: int) -> int:
         return self.labeled_length if stream == LABELED else self.walks[stream].length

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from halfmask.blocks.class_weights import class_weights
 from halfmask.data import splits
+from halfmask.data._class_counts import count_classes
 from halfmask.data._dataset import Dataset
 from halfmask.data._stamps import default_folder
-from halfmask.data.sampler import StepSampler, steps_per_epoch
+from halfmask.data.sampler import ClassBalance, StepSampler, steps_per_epoch
 from halfmask.data.splits import Split
 from halfmask.engine import loggers
 from halfmask.engine.optim import base_rate
@@ -35,6 +37,7 @@ class Prepared:
     total_steps: int
     eval_every: int
     warnings: tuple[str, ...] = ()
+    balance: ClassBalance | None = None
 
 
 def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quiet: bool = True) -> Prepared:
@@ -83,6 +86,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
             "choose method.name=supervised."
         )
     _check_shares(method, recipe, split, world)
+    balance = _attend_to_rare_classes(method, recipe, dataset, split)
     length, batch = (
         (len(split.unlabeled), data.batch.unlabeled) if method.draws else (len(split.labeled), data.batch.labeled)
     )
@@ -96,7 +100,23 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
         with LookingLine(quiet) as on_file:
             found = splits.verify(dataset, split, unlabeled, stamps=default_folder(), on_file=on_file)
         warnings = (*warnings, *found)
-    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings)
+    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings, balance)
+
+
+def _attend_to_rare_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> ClassBalance | None:
+    """Weight the classes in the method's loss, and draw labeled crops by class, where the recipe says so."""
+    data, rule = recipe.data, recipe.optim.class_weights
+    if data.balance == "none" and rule == "none":
+        return None
+    if data.balance != "none" and (data.labeled_cut or not data.independent_shuffle):
+        raise RecipeError(
+            "data.balance=classes draws labeled images by class; data.labeled_cut and data.independent_shuffle=false "
+            "tie them to the unlabeled ones. Use data.labeled_cut=false data.independent_shuffle=true."
+        )
+    counts = count_classes(dataset, split.labeled)
+    if rule != "none":
+        method.weigh_classes(class_weights(counts.sum(0).tolist(), rule))
+    return ClassBalance(counts, recipe.run.seed) if data.balance == "classes" else None
 
 
 def _check_batches(recipe: Recipe, world: int) -> None:

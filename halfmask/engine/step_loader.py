@@ -27,6 +27,7 @@ def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
             world=world,
             pin=torch.cuda.is_available() and recipe.run.accelerator != "cpu",
             cache=out / "cache",
+            balance=prepared.balance,
         )
         loader.steps.start, loader.steps.stop = start, stop
         return loader

@@ -1,6 +1,6 @@
 """The contract of a method: a plain `nn.Module` whose `step` reads like its paper."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress
+from halfmask.blocks.class_weights import ClassWeighted
+from halfmask.errors import RecipeError
 from halfmask.models.model import Model
 from halfmask.task import Task
 
@@ -88,6 +90,7 @@ class Method(nn.Module):
     host_sync: str | None = None  # the reason, if an operator must visit the host; may be set in __init__
 
     student: Model
+    labeled_loss: Callable[..., Tensor]  # of logits and labels, for `optim.class_weights`; takes `weight`
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -125,6 +128,19 @@ class Method(nn.Module):
             if parameter.requires_grad:
                 (encoder if id(parameter) in encoder_ids else rest).append(parameter)
         return {"main": [ParamGroup("encoder", encoder), ParamGroup("decoder", rest)]}
+
+    def weigh_classes(self, weights: Sequence[float]) -> None:
+        """Weight the classes in the loss of labeled images (`optim.class_weights`).
+
+        Raises:
+            RecipeError: the method's own labeled loss takes no weights.
+        """
+        if not hasattr(self, "labeled_loss"):
+            raise RecipeError(
+                f"method {type(self).__name__} has a loss of its own, which takes no weights of classes. Use "
+                "optim.class_weights=none; rare classes can be shown more often instead: data.balance=classes."
+            )
+        self.labeled_loss = ClassWeighted(self.labeled_loss, weights)
 
     @classmethod
     def plan(cls, recipe: "Recipe") -> list[Stage]:

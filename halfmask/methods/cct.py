@@ -26,6 +26,7 @@ Deviations, where the paper and its published code differ or the code has a defe
 """
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -161,6 +162,9 @@ class CCT(Method):
         self.unlabeled_weight, self.weak_weight, self.pairwise_weight = unlabeled_weight, weak_weight, pairwise_weight
         self.ramp, self.ramp_up, self.consistency, self.threshold = ramp, ramp_up, consistency, threshold
         self.loss, self.ignore_padding, self.head_group = loss, ignore_padding, head_group
+        self.labeled_loss = partial(
+            cross_entropy if loss == "ce" else bootstrapped_cross_entropy, ignore_index=task.ignore_index
+        )
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
@@ -196,11 +200,11 @@ class CCT(Method):
 
     def _labeled_loss(self, logits: Tensor, target: Tensor, progress: Progress) -> Tensor:
         if self.loss == "ce":
-            return cross_entropy(logits, target, self.task.ignore_index)
+            return self.labeled_loss(logits, target)
         # eta rises from 1/K towards 0.9.
         chance = 1 / self.task.n_classes
         eta = chance + (0.9 - chance) * ramp("log", progress.step, 0.4 * progress.total_steps)
-        return bootstrapped_cross_entropy(logits, target, threshold=eta, ignore_index=self.task.ignore_index)
+        return self.labeled_loss(logits, target, threshold=eta)
 
     def _guide(self, label: Tensor, z: Tensor, image: Tensor) -> Guide:
         cell = max(1, round(_CELL * label.shape[-2] / image.shape[-2]))
