@@ -74,7 +74,7 @@ def channel_attention(
     if impl == "auto":
         impl = "stream" if batch * queries * k.shape[1] * 4 > STREAM_BYTES else "dense"
     if impl == "stream":
-        out: Tensor = _Streamed.apply(scaled, k, v, dropout)  # type: ignore[no-untyped-call]
+        out: Tensor = _Streamed.apply(scaled, k, v, dropout)
     elif impl == "sdpa":
         out = _fused(scaled, k, v, dropout)
     else:
@@ -95,7 +95,7 @@ def score_variance(
     >>> torch.allclose(score_variance(q, k), (q @ k.mT).var(correction=0), atol=1e-5)
     True
     """
-    return _ScoreVariance.apply(q, k, keep)  # type: ignore[no-any-return, no-untyped-call]
+    return _ScoreVariance.apply(q, k, keep)  # type: ignore[no-any-return]
 
 
 class _ScoreVariance(torch.autograd.Function):

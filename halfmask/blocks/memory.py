@@ -64,7 +64,7 @@ class ClassMemory(nn.Module):
         self.slots: Float[Tensor, "K S d"]
         self.pointer: Int[Tensor, " K"]  # next slot of each class
         self.origin: Int[Tensor, "K S"]  # dataset index of the image a slot came from; -1 = never written
-        self.register_load_state_dict_pre_hook(_check_shapes)
+        self.register_load_state_dict_pre_hook(_check_shapes)  # type: ignore[no-untyped-call]
 
     @property
     def filled(self) -> Bool[Tensor, "K S"]:

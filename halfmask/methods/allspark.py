@@ -126,7 +126,7 @@ class AllSpark(Method):
             keys, present = self._recall(self.memory)  # (K, C, d), (K,)
         last = self.bottleneck.attend(tokens, residual, keys, labeled=len(x_l), present=present)
         embedding = self.student.decode([*features[:-1], last])
-        logits_l, logits_u = self.student.classify(embedding, x_l.shape[-2:]).split(len(x_l))
+        logits_l, logits_u = self.student.classify(embedding, (x_l.shape[-2], x_l.shape[-1])).split(len(x_l))
 
         loss_l = self.labeled_loss(logits_l, y_l)
         loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)
@@ -147,7 +147,8 @@ class AllSpark(Method):
         features = self.student.encode(image)
         tokens, residual = self.bottleneck.embed(features[-1])
         last = self.bottleneck.attend(tokens, residual, tokens.transpose(1, 2), labeled=len(image))
-        return self.student.classify(self.student.decode([*features[:-1], last]), image.shape[-2:])
+        embedding = self.student.decode([*features[:-1], last])
+        return self.student.classify(embedding, (image.shape[-2], image.shape[-1]))
 
     @torch.no_grad()
     def _remember(self, tokens: Float[Tensor, "B d C"], logits: Float[Tensor, "B K H W"], samples: Samples) -> None:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress
+from halfmask.blocks import channel_attention
 from halfmask.engine.prepare import prepare
 from halfmask.errors import CheckpointError, RecipeError, ShapeError
 from halfmask.methods.allspark import AllSpark
-from halfmask.recipe import load
+from halfmask.recipe import Entry, load
 from halfmask.task import Task
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 from tests.engine.tiny import recipe, write_dataset
@@ -161,3 +162,23 @@ def test_the_ablation_steps_of_the_paper_are_values():
     for values in (["method.keys=batch"], ["method.grouping=none"], []):
         params = load("allspark/pascal", values).method.params
         make(**params)
+
+
+@pytest.mark.parametrize("mask_empty", [False, True])
+@pytest.mark.parametrize("stream_bytes", [0, 2**26])
+def test_bfloat16_autocast_changes_the_step_by_rounding_only(monkeypatch, stream_bytes, mask_empty):
+    """Backward inside autocast, as the trainer runs it; both forms of the attention."""
+    monkeypatch.setattr(channel_attention, "STREAM_BYTES", stream_bytes)
+    losses, norms = [], []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        build = tiny_builder(TASK, norm=False)
+        build.recipe = build.recipe.model_copy(update={"bottleneck": Entry(name="allspark", dropout=0.0)})
+        method = AllSpark(TASK, build, warmup_epochs=0.0, mask_empty=mask_empty, labeled_color=False).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = method.step(tiny_batch(TASK), Progress(0, 8, 2)).loss
+            loss.backward()
+        losses.append(loss.detach())
+        norms.append(torch.cat([parameter.grad.flatten() for parameter in method.bottleneck.parameters()]).norm())
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=0)
+    torch.testing.assert_close(norms[1], norms[0], rtol=5e-2, atol=0)
