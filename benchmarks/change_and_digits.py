@@ -10,8 +10,8 @@ names the labeled pairs. `digits`: the 1797 images of scikit-learn (8x8 pixels, 
 for test.
 
 Every run of a task shares network, crop, batch, optimizer and the choice of labels of its seed; only the method
-differs. There is no validation: the last weights are scored, once, on the test part, by changed IoU and F1 or by accuracy.
-Finished runs are kept and not repeated, an interrupted one is resumed.
+differs. There is no validation: the last weights are scored, once, on the test part, by changed IoU and F1 or by
+accuracy. Finished runs are kept and not repeated, an interrupted one is resumed.
 """
 
 import argparse
