@@ -20,7 +20,16 @@ from halfmask.data.annotations._outlines import Outlines
 from halfmask.data.cityscapes import Cityscapes
 from halfmask.data.images import decode
 from halfmask.data.layouts import Layout, detect
-from halfmask.data.masks import IGNORE, LabelMap, binary_cure, fit_to_image, off_by_one_cure, read_stored, stored_ids
+from halfmask.data.masks import (
+    IGNORE,
+    LabelMap,
+    binary_cure,
+    count_values,
+    fit_to_image,
+    off_by_one_cure,
+    read_stored,
+    stored_ids,
+)
 from halfmask.data.pascal import Pascal
 from halfmask.errors import DataError
 from halfmask.task import Task
@@ -232,8 +241,7 @@ class Folder(FileDataset):
         counts: Counter[int] = Counter()
         table = LabelMap(0, colors=self._colors)
         for path in self._masks(_SCANNED):
-            values, found = np.unique(stored_ids(read_stored(path), table, path), return_counts=True)
-            counts.update(dict(zip(values.tolist(), found.tolist(), strict=True)))
+            counts.update(count_values(stored_ids(read_stored(path), table, path)))
         if not counts:
             raise DataError(
                 f"{self.root}: no classes are named and no mask is there to show them. Name them in halfmask.yaml: "
@@ -275,7 +283,7 @@ class Folder(FileDataset):
             return
         seen: set[int] = set()
         for path in self._masks(_PROBED):
-            seen |= set(np.unique(read_stored(path).values).tolist())
+            seen |= count_values(read_stored(path).values).keys()
             if 1 in seen or seen - {0, 1, 255}:
                 return
         if 255 in seen:

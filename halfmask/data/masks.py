@@ -249,6 +249,20 @@ def fit_to_image(
     raise DataError(size_mismatch(path, (target.shape[0], target.shape[1]), image, header.upright), "H202")
 
 
+def count_values(values: Shaped[np.ndarray, "*S"]) -> dict[int, int]:
+    """Count each value of a mask.
+
+    >>> count_values(np.array([[0, 255], [0, 3]], np.uint8))
+    {0: 2, 3: 1, 255: 1}
+    """
+    if values.dtype == np.uint8 and values.ndim == 2:
+        counts = np.array(Image.fromarray(values).histogram())  # ten times as fast as sorting
+        found = np.flatnonzero(counts)
+        return dict(zip(found.tolist(), counts[found].tolist(), strict=True))
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
 def list_colors(colors: Shaped[np.ndarray, "*N C"], limit: int = 8) -> str:
     """List the most frequent colors with their counts.
 

@@ -8,10 +8,11 @@ from halfmask.codes import CODES
 from halfmask.data import masks
 from halfmask.data.check import judge, take_fingerprint
 from halfmask.data.check._class_rules import count_classes
-from halfmask.data.check._files import count_colors, count_values, look_at_image, look_at_mask
+from halfmask.data.check._files import count_colors, look_at_image, look_at_mask
 from halfmask.data.check._part_rules import uncertainty
 from halfmask.data.check._twins import find_twins, hashes
 from halfmask.data.folder import Folder
+from halfmask.data.masks import count_values
 from halfmask.engine.check import check
 from halfmask.recipe import load
 from tests.data import trees

@@ -16,7 +16,7 @@ from PIL import Image
 from halfmask.data._dataset import Dataset
 from halfmask.data._files import FileDataset
 from halfmask.data.images import Header, decode, read_header, read_image, turn_upright
-from halfmask.data.masks import Color, read_stored
+from halfmask.data.masks import Color, count_values, read_stored
 from halfmask.errors import DataError, HalfmaskError
 
 THUMB = 32
@@ -114,20 +114,6 @@ def look_at_mask(dataset: Dataset, id: str) -> MaskFacts | None:
         return MaskFacts(name, size, "ids", count_values(values))
     kind = "gray as rgb" if (values == values[:, :, :1]).all() else "colors"
     return MaskFacts(name, size, kind, count_values(values[:, :, 0]) if kind != "colors" else {}, count_colors(values))
-
-
-def count_values(values: np.ndarray) -> dict[int, int]:
-    """Count each value.
-
-    >>> count_values(np.array([[0, 255], [0, 3]], np.uint8))
-    {0: 2, 3: 1, 255: 1}
-    """
-    if values.dtype == np.uint8 and values.ndim == 2:
-        counts = np.array(Image.fromarray(values).histogram())  # twice as fast as bincount, which needs wide integers
-        found = np.flatnonzero(counts)
-        return dict(zip(found.tolist(), counts[found].tolist(), strict=True))
-    found, counts = np.unique(values, return_counts=True)
-    return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def count_colors(values: np.ndarray) -> dict[Color, int]:
