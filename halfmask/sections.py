@@ -91,7 +91,8 @@ class DataRecipe(Section):
 
     Args:
         root: folder of the dataset (`--data`).
-        dataset: layout and encoding: `{name: folder | pascal | cityscapes | ade20k | coco | camvid, ...}`.
+        dataset: layout and encoding: `{name: folder | pascal | cityscapes | ade20k | coco | camvid, ...}`; image pairs:
+            `change_folder | levir | whu`; one label per image: `class_folder | cifar | stl10`.
         split: name of a published or own split: a folder `<splits>/<dataset>/<split>` or `<splits>/<split>` or
             `<root>/splits/<split>` that holds labeled.txt (and unlabeled.txt; else all other training images).
         splits: folder of split lists; `null` looks in `<root>/splits`.
