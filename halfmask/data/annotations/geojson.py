@@ -71,8 +71,8 @@ def decode(content: Mapping[str, Any], ids: Mapping[str, int], height: int, widt
     known = {IGNORE_LABEL: IGNORE, BACKGROUND_LABEL: 0} | dict(ids)
     for feature in _features(content):
         geometry = feature.get("geometry") or {}
-        kind, coordinates = geometry.get("type"), geometry.get("coordinates", [])
-        parts = {"Polygon": [coordinates], "MultiPolygon": coordinates}.get(kind, [])
+        coordinates = geometry.get("coordinates", [])
+        parts = {"Polygon": [coordinates], "MultiPolygon": coordinates}.get(str(geometry.get("type")), [])
         for part in parts:
             rings = [np.asarray(ring, dtype=np.float64)[:, :2] for ring in part]
             if any((ring[:, 0].min() < -1) or (ring[:, 1].min() < -1) for ring in rings):

@@ -58,7 +58,7 @@ def count_classes(seen: Fingerprint, part: str = "labeled") -> list[ClassCount]:
 
 def unknown_classes(seen: Fingerprint) -> Iterator[Finding]:
     """Why the classes, or the lists, cannot be told."""
-    told = {str(facts.error) for facts in (*seen.images.values(), *seen.masks.values()) if facts.error is not None}
+    told = {str(image.error) for image in seen.images.values()} | {str(mask.error) for mask in seen.masks.values()}
     for error in seen.failures:
         if str(error) in told:
             continue  # a broken file; it is listed as such
