@@ -20,24 +20,41 @@ NETWORK = (
     "model.decoder={name: 'plain_decoder:PlainDecoder'}",
 )
 RUN = """
+import os
 import sys
 from halfmask.engine.train import train
+from halfmask.methods.fixmatch import FixMatch
+
+after_update = FixMatch.after_update
+
+def killed(self, progress):
+    after_update(self, progress)
+    if progress.step + 1 == int(os.environ["KILL_AT"]):
+        os._exit(9)
 
 if __name__ == "__main__":
     recipe, out, *overrides = sys.argv[1:]
-    train(recipe, out, overrides=tuple(overrides), quiet=True)
+    if "KILL_AT" in os.environ:
+        FixMatch.after_update = killed
+    resume = recipe == "--resume"
+    train(None if resume else recipe, out, resume=resume, overrides=tuple(overrides), quiet=True)
 """
 
 
-def run(folder: Path, name: str, *overrides: str) -> Path:
+def start(
+    folder: Path, source: str, out: Path, *overrides: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     script = folder / "run.py"
     script.write_text(RUN)
-    out = folder / name
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(folder / "recipe.yaml"), str(out), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    everything = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, str(script), source, str(out), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=everything, check=False)
+
+
+def run(folder: Path, name: str, *overrides: str) -> Path:
+    done = start(folder, str(folder / "recipe.yaml"), folder / name, *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
-    return out
+    return folder / name
 
 
 def losses(out: Path) -> list[float]:
@@ -79,9 +96,25 @@ def test_two_processes_train_the_weights_of_one(folder: Path) -> None:
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
-def test_a_method_with_a_teacher_trains_on_two_ranks(folder: Path) -> None:
-    out = run(folder, "fixmatch", "run.devices=2")
-    saved = read_checkpoint(out / "checkpoints" / "last.ckpt")
-    assert saved["halfmask"]["step"] == 4
+def test_killed_and_resumed_in_two_processes_equals_unbroken_in_two(folder: Path) -> None:
+    settings = ("run.devices=2", "run.eval_every=2", "optim.name=adamw")
+    whole = run(folder, "whole", *settings)
+    killed = start(folder, str(folder / "recipe.yaml"), folder / "killed", *settings, KILL_AT="3")
+    assert killed.returncode != 0
+    last = folder / "killed" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["halfmask"]["step"] == 2
+    resumed = start(folder, "--resume", folder / "killed")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    saved = read_checkpoint(whole / "checkpoints" / "last.ckpt")
     assert set(saved["halfmask"]["best"]) == {"teacher", "student"}
     assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
+    one, two = saved, read_checkpoint(last)
+    assert one["halfmask"]["step"] == two["halfmask"]["step"] == 4
+    assert [
+        name for name, tensor in one["state_dict"].items() if not torch.equal(tensor, two["state_dict"][name])
+    ] == []
+    for left, right in zip(one["optimizer_states"], two["optimizer_states"], strict=True):
+        for index, entry in left["state"].items():
+            assert all(
+                torch.equal(torch.as_tensor(entry[key]), torch.as_tensor(right["state"][index][key])) for key in entry
+            )
