@@ -131,6 +131,7 @@ def test_run_lengths_are_those_of_the_reference_code():
     assert unpack_counts(pack_counts([5, 100_000, 3, 7, 2**20])) == [5, 100_000, 3, 7, 2**20]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_polygons_mean_the_same_to_the_reference_code():
     coco = pytest.importorskip("pycocotools.mask")
     for mask in random_maps(40, classes=3, ignore=False):
