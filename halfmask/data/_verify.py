@@ -93,7 +93,7 @@ def inspect(
         return Findings((error,), (), ())
     looks = [_Look(dataset, id, masks=True, decode=True) for id in split.labeled]
     looks += [_Look(dataset, id, masks=True) for id in split.val]
-    looks += [_Look(unlabeled, id) for id in (split.unlabeled if unlabeled is not None else ())]
+    looks += [] if unlabeled is None else [_Look(unlabeled, id) for id in split.unlabeled]
     memories = {id(dataset): Stamps(stamps, f"{_reader(dataset)} {_meaning(dataset)}")}
     if unlabeled is not None and unlabeled is not dataset:
         memories[id(unlabeled)] = Stamps(stamps, _reader(unlabeled))

@@ -24,6 +24,7 @@ from halfmask.engine.progress import ProgressLine
 from halfmask.engine.rundir import RunDir, split_hashes
 from halfmask.engine.step_loader import loader_maker
 from halfmask.engine.stopping import StopNow, StopRequest
+from halfmask.engine.twin import TwinResult
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.methods import Stage
 from halfmask.models.model import Model
@@ -39,6 +40,7 @@ _FREE_ON_RESUME = (
     "run.nodes",
     "run.accelerator",
     "run.logger",
+    "run.twin",
 )
 
 
@@ -54,6 +56,7 @@ class TrainResult:
         last: validation values of the last evaluation, as in metrics.jsonl.
         metric: which score `best` is: `miou`, `changed_iou` or `acc`.
         cost: what a dry run predicts.
+        twin: the comparison with the supervised twin, where there is one.
     """
 
     out: Path
@@ -63,6 +66,7 @@ class TrainResult:
     last: dict[str, float] = field(default_factory=dict)
     metric: str = "miou"
     cost: Cost | None = None
+    twin: TwinResult | None = None
 
 
 def train(
@@ -75,8 +79,9 @@ def train(
     quiet: bool = False,
     limit: int | None = None,
     overrides: tuple[str, ...] = (),
+    root: Path | None = None,
 ) -> TrainResult:
-    """Train by a recipe into a run folder.
+    """Train by a recipe into a run folder; `halfmask.training.train` also trains the twin that `run.twin` asks for.
 
     Args:
         recipe: a recipe, a file, or `None` with `resume`.
@@ -87,12 +92,13 @@ def train(
         quiet: no progress.
         limit: stop after so many steps (the schedule is shortened too).
         overrides: dotted overrides; with `resume` only those that do not change the result.
+        root: folder that the user names to go on, where this run is a part of another.
 
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
         Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
     """
-    run = RunDir(out)
+    run = RunDir(out, root=root)
     if resume:
         if limit is not None:
             raise RecipeError("a resumed run keeps its length: --limit and --resume exclude each other.")
@@ -103,7 +109,7 @@ def train(
     elif overrides:
         recipe = load(recipe.model_dump(mode="json"), overrides)
     stages: list[Stage] = resolve("methods", recipe.method.name).plan(recipe)
-    options = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
+    options: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
     if len(stages) > 1:
         return _train_stages(recipe, run, stages, resume=resume, **options)
     return _train_stage(recipe, run, resume=resume, **options)

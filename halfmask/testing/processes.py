@@ -13,7 +13,7 @@ both: what ranks share beyond gradients is up to the method (`halfmask.blocks.di
 
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def _rank(rank: int, folder: Path, cases: Sequence[Case]) -> None:
 def _train(cls: type[Method], params: dict[str, Any], rank: int) -> nn.Module:
     torch.manual_seed(1)
     task = tiny_task(next(kind for kind in ("segmentation", "change", "classification") if kind in cls.tasks))
-    method: Method = cls(task, tiny_builder(task, norm=False), **params).train()
+    make: Callable[..., Method] = cls
+    method = make(task, tiny_builder(task, norm=False), **params).train()
     optimizers = {
         key: torch.optim.SGD([p for group in groups for p in group.params], lr=0.05, momentum=0.9)
         for key, groups in method.parameter_groups().items()
