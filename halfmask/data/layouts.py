@@ -70,6 +70,8 @@ def detect(root: Path) -> Layout:
     Raises:
         DataError: missing or empty folder, two images of one stem, or images and masks that do not pair at all.
     """
+    if root.is_file():
+        raise DataError(f"{root}: a file, not a folder. Unpack archives first; then give the folder.", "H208")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
     attempts = (
