@@ -156,8 +156,7 @@ class CCT(Method):
         self.vat = Adversarial(share or strength["eps"], vat_direction, strength["xi"], relative=share > 0)
         self.cutout_boxes, self.min_area = cutout_boxes, strength["min_area"]
         self.host_sync = None if cutout_boxes == "cells" else _HOST.format(cutout_boxes)
-        self.guided = any(self.counts[kind] for kind in GUIDED)
-        self.register_buffer("foreground", _foreground(task, self.guided), persistent=False)
+        self.register_buffer("foreground", _foreground(task, self.counts), persistent=False)
         self.foreground: Tensor
         self.unlabeled_weight, self.weak_weight, self.pairwise_weight = unlabeled_weight, weak_weight, pairwise_weight
         self.ramp, self.ramp_up, self.consistency, self.threshold = ramp, ramp_up, consistency, threshold
@@ -177,7 +176,7 @@ class CCT(Method):
         with torch.no_grad():
             logits = self.student.classifier(z)  # (B, K, H', W'), at the decoder's own resolution
             label, confidence = pseudo_label(logits)
-            guide = self._guide(label, z, unlabeled.image) if self.guided else None
+            guide = self._guide(label, z, unlabeled.image)
             perturbed = self._perturb(z.detach(), guide)
 
             valid = _resized(unlabeled.valid, label)
@@ -206,7 +205,9 @@ class CCT(Method):
         eta = chance + (0.9 - chance) * ramp("log", progress.step, 0.4 * progress.total_steps)
         return self.labeled_loss(logits, target, threshold=eta)
 
-    def _guide(self, label: Tensor, z: Tensor, image: Tensor) -> Guide:
+    def _guide(self, label: Tensor, z: Tensor, image: Tensor) -> Guide | None:
+        if not any(self.counts[kind] for kind in GUIDED):
+            return None
         cell = max(1, round(_CELL * label.shape[-2] / image.shape[-2]))
         size = (z.shape[-2], z.shape[-1])
         return make_guide(label, self.foreground, size, rule=self.cutout_boxes, cell=cell, min_area=self.min_area)
@@ -265,14 +266,15 @@ def _perturbations(strength: dict[str, float]) -> dict[str, Perturbation]:
     }
 
 
-def _foreground(task: Task, guided: bool) -> Tensor:
-    if task.foreground is None and guided:
-        zeros = " ".join(f"method.heads.{kind}=0" for kind in GUIDED)
+def _foreground(task: Task, counts: dict[str, int]) -> Tensor:
+    if task.foreground is None and any(counts[kind] for kind in GUIDED):
+        classes = f"{', '.join(task.classes[:8])}{', ...' if task.n_classes > 8 else ''}"
+        others = {kind: counts[kind] for kind in counts if kind not in GUIDED and counts[kind]} or {"dropout": 6}
+        heads = ", ".join(f"{kind}: {count}" for kind, count in others.items())
         raise RecipeError(
             "CCT's guided perturbations need to know which classes are object-like, and the dataset does not say. Name "
-            f"them (classes: {', '.join(task.classes[:8])}{', ...' if task.n_classes > 8 else ''}) by `foreground: "
-            "[...]` in halfmask.yaml or data.dataset.foreground=[...], or do without these perturbations: "
-            f"{zeros}."
+            f"them (classes: {classes}) by `foreground: [...]` in halfmask.yaml or data.dataset.foreground=[...], or "
+            f"do without {', '.join(GUIDED)}: method.heads={{{heads}}}."
         )
     return torch.tensor(task.foreground or (True,) * task.n_classes)
 
