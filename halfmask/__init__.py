@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from halfmask.engine.doctor import examine as doctor
     from halfmask.engine.evaluate import evaluate
     from halfmask.engine.predict import predict
-    from halfmask.engine.train import train
     from halfmask.errors import HalfmaskError
     from halfmask.importers import import_checkpoint
     from halfmask.methods import Method
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from halfmask.recipe import Recipe
     from halfmask.recipe import load as load_recipe
     from halfmask.task import Task
+    from halfmask.training import train
 
 __version__ = "0.1.0"
 
@@ -60,7 +60,7 @@ _HOMES = {
     "load_recipe": ("halfmask.recipe", "load"),
     "predict": ("halfmask.engine.predict", "predict"),
     "split": ("halfmask.data.splits", "make_split"),
-    "train": ("halfmask.engine.train", "train"),
+    "train": ("halfmask.training", "train"),
 }
 
 

@@ -228,6 +228,7 @@ class RunRecipe(Section):
         compile: compile encoder and decoder.
         channels_last: memory layout of images and weights, for CNN encoders on a GPU.
         logger: extra loggers beside metrics.jsonl.
+        twin: also train the supervised twin (`<run>/twin`) and compare: do the unlabeled images help?
     """
 
     epochs: PositiveInt | None = None
@@ -243,6 +244,7 @@ class RunRecipe(Section):
     compile: bool = False
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
+    twin: bool = False
 
 
 class ExpectedRecipe(Section):

@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods"}),
     frozenset({"data"}),
     frozenset({"engine"}),
-    frozenset({"importers", "report", "plan", "testing"}),
+    frozenset({"importers", "report", "plan", "testing", "training"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
     frozenset({"__main__", "__init__"}),

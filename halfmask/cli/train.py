@@ -61,6 +61,9 @@ def train(
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="With --dry-run: the batch that fits, e.g. 8GB.")
     ] = None,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Also train without the unlabeled images, and compare [run.twin].")
+    ] = False,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N steps.")] = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -88,6 +91,7 @@ def train(
         "run.precision": precision,
         "run.devices": devices,
         "data.workers": flags.number_or_text(workers),
+        "run.twin": twin or None,
         **flags.unlabeled_key(unlabeled),
         **flags.batch_keys(batch_size),
     }
@@ -152,7 +156,7 @@ def _folders(out: Path, seeds: str | None, seed: int | None) -> list[tuple[Path,
 
 
 def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
-    from halfmask.engine.train import train as run
+    from halfmask.training import train as run
 
     try:
         return run(recipe, out, **options)
@@ -163,7 +167,7 @@ def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
 
 
 def _resume(run: Path, overrides: dict[str, Any], **options: Any) -> "TrainResult":
-    from halfmask.engine.train import train as train_run
+    from halfmask.training import train as train_run
 
     texts = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
     return train_run(None, run, resume=True, overrides=texts, **options)
@@ -194,3 +198,5 @@ def _report(results: "list[TrainResult]", as_json: bool) -> None:
         metric = METRIC_NAMES[result.metric]
         scores = "".join(f"  best {name} val {metric} {value:.1%}" for name, value in result.best.items())
         print(f"{result.out}  {result.steps} steps{scores}")
+        if result.twin is not None:
+            print(result.twin.describe())

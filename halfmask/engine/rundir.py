@@ -2,7 +2,7 @@
 
 recipe.yaml (resolved, with the origin of each value), environment.json, split.json, metrics.jsonl, log.txt,
 tb/, checkpoints/{last,best-<predictor>}.ckpt, model.safetensors + model.json (the bundle), metrics.json
-(last `evaluate`), predictions/
+(last `evaluate`), predictions/, twin/ + twin.json (the supervised twin and the comparison with it)
 """
 
 import hashlib
@@ -85,9 +85,11 @@ class RunDir:
         """Remove the files a run writes, and nothing else: a mistyped --out must not cost anyone's data."""
         for name in ("recipe.yaml", "environment.json", "split.json", "metrics.jsonl", "log.txt", "metrics.json"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("model.safetensors", "model.json", "report.html"):
+        for name in ("model.safetensors", "model.json", "report.html", "twin.json"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("tb", "checkpoints", "predictions", "cache"):
+        if (self.path / "twin" / "recipe.yaml").is_file():
+            shutil.rmtree(self.path / "twin", ignore_errors=True)
+        for name in ("tb", "checkpoints", "predictions", "cache", "report"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_start(self, recipe: Recipe, split: Split) -> None:
