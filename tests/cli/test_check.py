@@ -1,6 +1,7 @@
 """`halfmask check`: each broken folder ends in one clear finding with a code, a cure and the right exit code."""
 
 import json
+import sys
 import warnings
 
 import pytest
@@ -20,8 +21,10 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_broken_folder_ends_in_one_clear_message(name, tmp_path):
+def test_a_broken_folder_ends_in_one_clear_message(name, tmp_path, monkeypatch):
     case = CASES[name]
+    if case.code == "H213":
+        monkeypatch.setitem(sys.modules, "rasterio", None)  # not installed
     root = tmp_path / "field"
     root.mkdir()
     case.build(root)
@@ -58,7 +61,7 @@ def prepare(recipe):
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.exit])
-def test_what_check_calls_an_error_stops_training_before_it_starts(name, tmp_path):
+def test_what_check_calls_an_error_stops_training_before_it_starts(name, tmp_path):  # with or without rasterio
     case = CASES[name]
     root = tmp_path / "field"
     root.mkdir()
@@ -68,6 +71,15 @@ def test_what_check_calls_an_error_stops_training_before_it_starts(name, tmp_pat
         warnings.simplefilter("ignore")
         with pytest.raises(HalfmaskError):
             prepare(recipe)
+
+
+def test_a_geotiff_of_five_bands_is_told_by_its_bands_where_it_can_be_read(tmp_path):
+    pytest.importorskip("rasterio")
+    CASES["five_bands_of_a_geotiff"].build(tmp_path)
+    result = run("check", "--data", tmp_path)
+    assert result.exit_code == 1
+    assert "error[H207]" in result.stdout
+    assert "bands: 5" in result.stdout
 
 
 def test_a_sound_folder_has_nothing_to_mend(tmp_path):
