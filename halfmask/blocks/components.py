@@ -56,9 +56,9 @@ def object_boxes(
     height, width = foreground.shape[-2:]
     if rule == "cells":
         corners, area = cell_boxes(foreground[:, ::cell, ::cell])
-        first, last = corners.chunk(2, dim=-1)
-        limit = torch.tensor((width - 1, height - 1), device=corners.device)
-        corners = torch.cat((first * cell, torch.minimum(last * cell + cell - 1, limit)), dim=-1)
+        x0, y0, x1, y1 = (corners * cell).unbind(-1)
+        x1, y1 = (x1 + cell - 1).clamp_max(width - 1), (y1 + cell - 1).clamp_max(height - 1)
+        corners = torch.stack((x0, y0, x1, y1), dim=-1)
         return Boxes(corners, (area > 0) & (area * cell**2 >= min_area * height * width), (height, width))
     find = _contours if rule == "contours" else _components
     # One copy of the whole batch; every image is then looked at once.

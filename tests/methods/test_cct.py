@@ -196,7 +196,7 @@ def test_every_network_can_be_trained(name):
 
 def test_an_unknown_foreground_is_refused_with_both_remedies():
     task = Task("segmentation", ("road", "car"))
-    with pytest.raises(RecipeError, match=r"classes: road, car.*halfmask.yaml.*method\.heads={i_vat: 2, dropout: 6, f_drop"):
+    with pytest.raises(RecipeError, match=r"classes: road, car.*halfmask.yaml.*method\.heads={i_vat: 2, dropout: 6, f"):
         CCT(task, tiny_builder(task))
     unguided = CCT(task, tiny_builder(task), heads={"i_vat": 1, "dropout": 2, "f_drop": 1, "f_noise": 1})
     loss, _ = unguided.train().step(tiny_batch(task), PROGRESS)
