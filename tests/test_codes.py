@@ -35,7 +35,7 @@ def test_data_errors_that_name_a_file_carry_a_code() -> None:
     """`DataError(message)` without a code is for summaries and for places to write to."""
     bare = []
     for path in SOURCES:
-        if path.parent.name != "data" or path.name == "cache.py":
+        if path.parent.name != "data" or path.name in {"cache.py", "_places.py"}:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "DataError" and len(node.args) < 2:

@@ -64,7 +64,9 @@ class ChangeFolder(FileDataset):
         }  # fmt: skip
         said = read_description(self.root, given)
         if said.nodata is not None:
-            raise DataError(f"{root}: `nodata` is not supported for image pairs. Mark those pixels in the labels: 255.")
+            raise DataError(
+                f"{root}: `nodata` is not supported for image pairs. Mark those pixels in the labels: 255.", "H209"
+            )
         self._said: Description = (
             said if said.classes else said.model_copy(update={"classes": dict(enumerate(CLASSES))})
         )
