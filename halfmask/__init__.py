@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from halfmask.engine.convert import convert
     from halfmask.engine.doctor import examine as doctor
     from halfmask.engine.evaluate import evaluate
+    from halfmask.engine.export import export
     from halfmask.engine.predict import predict
     from halfmask.errors import HalfmaskError
     from halfmask.importers import import_checkpoint
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from halfmask.plugins import names as list_plugins
     from halfmask.recipe import Recipe
     from halfmask.recipe import load as load_recipe
+    from halfmask.report.make import report
     from halfmask.task import Task
     from halfmask.training import train
 
@@ -35,11 +37,13 @@ __all__ = [
     "convert",
     "doctor",
     "evaluate",
+    "export",
     "import_checkpoint",
     "list_plugins",
     "load_bundle",
     "load_recipe",
     "predict",
+    "report",
     "split",
     "train",
 ]
@@ -54,11 +58,13 @@ _HOMES = {
     "convert": ("halfmask.engine.convert", "convert"),
     "doctor": ("halfmask.engine.doctor", "examine"),
     "evaluate": ("halfmask.engine.evaluate", "evaluate"),
+    "export": ("halfmask.engine.export", "export"),
     "import_checkpoint": ("halfmask.importers", "import_checkpoint"),
     "list_plugins": ("halfmask.plugins", "names"),
     "load_bundle": ("halfmask.engine.bundle", "load_bundle"),
     "load_recipe": ("halfmask.recipe", "load"),
     "predict": ("halfmask.engine.predict", "predict"),
+    "report": ("halfmask.report", "report"),
     "split": ("halfmask.data.splits", "make_split"),
     "train": ("halfmask.training", "train"),
 }

@@ -14,9 +14,11 @@ from halfmask.cli.demo import demo
 from halfmask.cli.doctor import doctor
 from halfmask.cli.evaluate import evaluate
 from halfmask.cli.exits import reporting_errors
+from halfmask.cli.export import export
 from halfmask.cli.import_ import import_
 from halfmask.cli.listing import list_
 from halfmask.cli.predict import predict
+from halfmask.cli.report import report
 from halfmask.cli.split import split
 from halfmask.cli.train import train
 
@@ -37,6 +39,8 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "report": report,
+    "export": export,
     "import": import_,
     "split": split,
     "convert": convert,

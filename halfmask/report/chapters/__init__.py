@@ -1,0 +1,1 @@
+"""The chapters of a report: each turns gathered material into HTML."""

@@ -1,0 +1,255 @@
+"""Several runs in one table: runs that differ in their seed only make one row, with mean and spread."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from halfmask.engine.runs import Published, published
+from halfmask.errors import HalfmaskError
+from halfmask.report.bootstrap import Scored, difference, scored
+from halfmask.report.chapters.cost import device_hours
+from halfmask.report.evidence import Images, Tally, open_images, tally
+from halfmask.report.material import Wishes
+from halfmask.report.records import Run
+
+# Where and how a run was computed, not what was computed.
+_NOT_COMPARED = ("run.seed", "run.devices", "run.nodes", "run.accelerator", "run.logger", "run.log_every", "data.root",
+                 "data.workers", "data.cache", "data.splits")  # fmt: skip
+_MOST_IN_NAME = 3
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a comparison.
+
+    Args:
+        stages: of a staged run, the result last; else one.
+        best: best validation score of the shipped network; `None` without validation.
+        last: its score at the last validation.
+        hours: of all devices, all stages.
+        tally: pixels of every image, where they could be predicted.
+        scores: with intervals.
+        problem: why there are none.
+    """
+
+    stages: tuple[Run, ...]
+    best: float | None
+    last: float | None
+    hours: float
+    tally: Tally | None = None
+    scores: Scored | None = None
+    problem: str = ""
+
+    @property
+    def run(self) -> Run:
+        """The run whose model is the result."""
+        return self.stages[-1]
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds; nan for want of numbers."""
+
+    mean: float
+    sd: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of the same recipe.
+
+    Args:
+        name: what tells it from the other rows.
+        members: one per seed.
+        published: the paper's number for the setting.
+        gain: this row's first run minus the first row's, on the same images.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    published: Published | None = None
+    gain: Scored | None = None
+
+    def spread(self, score: str) -> Spread:
+        """Give mean and spread of `best`, `last`, `hours`, or `shown` (on this report's images)."""
+        if score == "shown":
+            values = [member.scores.main.value for member in self.members if member.scores is not None]
+        else:
+            values = [value for member in self.members if (value := getattr(member, score)) is not None]
+        values = [value for value in values if not math.isnan(value)]
+        if not values:
+            return Spread(math.nan, math.nan, 0)
+        return Spread(mean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+def compare(groups: Sequence[tuple[Run, ...]], wishes: Wishes) -> list[Row]:
+    """Make the rows of a comparison, in the order in which the runs were named.
+
+    All runs are judged on the images of the first one that has any.
+    """
+    images, problem = _images(groups, wishes)
+    members = [_member(stages, images, problem) for stages in groups]
+    keys = [_key(member.run) for member in members]
+    order = list(dict.fromkeys(keys))
+    together = [tuple(m for m, own in zip(members, keys, strict=True) if own == key) for key in order]
+    names = _names([group[0].run for group in together])
+    rows = []
+    for name, group in zip(names, together, strict=True):
+        rows.append(Row(name, group, _published(group[0].run), _gain(group[0], together[0][0])))
+    return rows
+
+
+def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Give plain data; what has no number is left out."""
+    found = []
+    for row in rows:
+        entry: dict[str, Any] = {"name": row.name, "runs": [str(member.run.path) for member in row.members]}
+        for score in ("best", "last", "shown", "hours"):
+            spread = row.spread(score)
+            if spread.count:
+                entry[score] = {"mean": spread.mean, "n": spread.count}
+                entry[score] |= {} if math.isnan(spread.sd) else {"sd": spread.sd}
+        if row.published is not None:
+            entry["published"] = {"value": row.published.value, "source": row.published.source}
+        if row.gain is not None and not math.isnan(row.gain.main.low):
+            entry["gain_over_first"] = {**row.gain.main._asdict()}
+        found.append(entry)
+    return found
+
+
+def to_markdown(rows: Sequence[Row], metric: str) -> str:
+    """Write the table as Markdown, scores in percent."""
+    lines = [
+        f"| run | n | best {metric} | last {metric} | published | device hours |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [f"| {' | '.join(cells)} |" for cells in _cells(rows, " ± ")]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(rows: Sequence[Row], metric: str) -> str:
+    """Write the table as LaTeX (booktabs), scores in percent."""
+    head = f"run & n & best {metric} & last {metric} & published & device hours \\\\"
+    body = [
+        " & ".join(cell.replace("_", r"\_").replace("%", r"\%") for cell in cells) + r" \\"
+        for cells in _cells(rows, r" $\pm$ ")
+    ]
+    return "\n".join(
+        [r"\begin{tabular}{lrrrrr}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
+    )
+
+
+def to_json(rows: Sequence[Row], metric: str) -> dict[str, Any]:
+    """Give the content of table.json."""
+    return {"metric": metric, "rows": to_dict(rows)}
+
+
+def written(spread: Spread, plus: str = " ± ", scale: float = 100, digits: int = 2) -> str:
+    """Write mean and spread.
+
+    >>> written(Spread(0.5, 0.01, 3)), written(Spread(0.5, float("nan"), 1))
+    ('50.00 ± 1.00', '50.00')
+    """
+    if not spread.count:
+        return "n/a"
+    text = f"{scale * spread.mean:.{digits}f}"
+    return text if math.isnan(spread.sd) else f"{text}{plus}{scale * spread.sd:.{digits}f}"
+
+
+def _cells(rows: Sequence[Row], plus: str) -> list[list[str]]:
+    return [
+        [
+            row.name,
+            str(len(row.members)),
+            written(row.spread("best"), plus),
+            written(row.spread("last"), plus),
+            "" if row.published is None else f"{100 * row.published.value:.2f}",
+            written(row.spread("hours"), plus, 1),
+        ]
+        for row in rows
+    ]
+
+
+def _images(groups: Sequence[tuple[Run, ...]], wishes: Wishes) -> tuple[Images | None, str]:
+    problem = ""
+    for stages in groups:
+        try:
+            found = open_images(
+                stages[-1], data=wishes.data, part=wishes.part, device=wishes.device, workers=wishes.workers,
+                limit=wishes.limit, tick=wishes.tick,
+            )  # fmt: skip
+            return found, ""
+        except HalfmaskError as error:
+            if wishes.data is not None or wishes.part is not None:
+                raise
+            problem = problem or str(error)
+    return None, problem
+
+
+def _member(stages: tuple[Run, ...], images: Images | None, problem: str) -> Member:
+    run = stages[-1]
+    curve = [value for _, value in run.curve(f"val/{run.metric}")]
+    best, last = (max(curve), curve[-1]) if curve else (None, None)
+    hours = sum(device_hours(stage) for stage in stages)
+    counted = None
+    if images is not None:
+        try:
+            counted = tally(run.path, images)
+        except HalfmaskError as error:
+            problem = str(error)
+    scores = None if counted is None else scored(counted.counts, counted.task.kind, counted.absent)
+    return Member(stages, best, last, hours, counted, scores, problem)
+
+
+def _gain(own: Member, first: Member) -> Scored | None:
+    if own is first or own.tally is None or first.tally is None or own.tally.ids != first.tally.ids:
+        return None
+    if own.tally.counts.shape != first.tally.counts.shape:
+        return None
+    return difference(own.tally.counts, first.tally.counts, own.tally.task.kind, own.tally.absent)
+
+
+def _published(run: Run) -> Published | None:
+    try:
+        return published(run.path)
+    except HalfmaskError:
+        return None
+
+
+def _key(run: Run) -> str:
+    """Everything that makes a run what it is, apart from its seed."""
+    kept = {entry.key: entry.value for entry in run.settings if not entry.key.startswith(_NOT_COMPARED)}
+    lists = {name: run.split.get(name, {}).get("sha256") for name in ("unlabeled", "val")}
+    return json.dumps([kept, lists], sort_keys=True)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Name rows by method; where that is not enough, by the settings that differ, at last by the folder."""
+    names = [run.method for run in runs]
+    doubled = {name for name in names if names.count(name) > 1}
+    tables = [{entry.key: entry.value for entry in run.settings} for run in runs]
+    for method in doubled:
+        own = [number for number, run in enumerate(runs) if run.method == method]
+        keys = list(dict.fromkeys(key for number in own for key in tables[number]))
+        differing = [
+            key
+            for key in keys
+            if not key.startswith(_NOT_COMPARED) and len({tables[number].get(key) for number in own}) > 1
+        ]
+        for number in own:
+            said = [f"{key.rpartition('.')[2]}={tables[number].get(key, '-')}" for key in differing[:_MOST_IN_NAME]]
+            more = ", ..." if len(differing) > _MOST_IN_NAME else ""
+            names[number] = f"{method} ({', '.join(said)}{more})" if said else f"{method} ({runs[number].name})"
+    return names
+
+
+def spread_of_curves(row: Row) -> list[tuple[int, float]]:
+    """Give the mean validation curve of a row, at the steps that all its runs were validated at."""
+    curves = [dict(member.run.curve(f"val/{member.run.metric}")) for member in row.members]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    return [(step, float(np.mean([curve[step] for curve in curves]))) for step in steps]

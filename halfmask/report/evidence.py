@@ -1,0 +1,244 @@
+"""What a report looks up with the images and the network: counts per image, pseudo-labels against held-out masks.
+
+Results are kept in `<run>/report/`, each with a key of everything it depends on (weights, protocol, files); a result
+whose key still fits is read back instead of computed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from halfmask import __version__
+from halfmask.batch import Progress as Steps
+from halfmask.data._dataset import Dataset
+from halfmask.engine.atomic import atomic_path, write_json
+from halfmask.engine.bundle import load_bundle
+from halfmask.engine.checkpoint import read_checkpoint
+from halfmask.engine.evaluate import DatasetItems, count_each
+from halfmask.engine.parts import check_classes, open_part
+from halfmask.engine.rundir import RunDir
+from halfmask.engine.runs import memory_cure, open_run
+from halfmask.errors import CheckpointError
+from halfmask.methods import Method
+from halfmask.models.build import Builder
+from halfmask.models.model import Model
+from halfmask.plugins import params_model, resolve
+from halfmask.recipe import EvalRecipe
+from halfmask.report.records import Run
+from halfmask.sections import ModelRecipe
+from halfmask.task import Task
+
+Tick = Callable[[str, int, int], None]  # what, done, of how many
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a report judges by.
+
+    Args:
+        dataset: where they come from.
+        ids: which ones.
+        part: their name.
+        protocol: how they are predicted.
+        device: where.
+        workers: threads that read images ahead.
+        tick: told of progress.
+    """
+
+    dataset: Dataset
+    ids: tuple[str, ...]
+    part: str
+    protocol: EvalRecipe
+    device: torch.device
+    workers: int = 2
+    tick: Tick = field(default=lambda what, done, total: None, repr=False)
+
+    @property
+    def items(self) -> DatasetItems:
+        """Images with targets, read on demand."""
+        return DatasetItems(self.dataset, self.ids)
+
+    @property
+    def key(self) -> str:
+        """Changes when an image or a mask is replaced."""
+        files = [path for id in self.ids for path in (*self.dataset.image_files(id), self.dataset.mask_path(id))]
+        stamps = [(str(path), _stamp(path)) for path in files if path is not None]
+        return _digest(self.ids, stamps, self.protocol.model_dump(mode="json"), __version__)
+
+
+def open_images(
+    run: Run,
+    *,
+    data: str | Path | None,
+    part: str | None,
+    device: torch.device,
+    workers: int,
+    limit: int | None,
+    tick: Tick,
+) -> Images:
+    """Open the images that the run chose its checkpoint on, or another part.
+
+    Raises:
+        CheckpointError: there is no model yet.
+        DataError: the data is not there, or the part has no image with a mask.
+    """
+    opened = open_run(run.path, (), sections=("eval", "data"))
+    part = part or opened.protocol.select_on
+    dataset, ids = open_part(opened.data, data, part, opened.recorded_val)
+    return Images(dataset, tuple(ids[:limit]), part, opened.protocol, device, workers, tick)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Pixels of every image by target and prediction.
+
+    Args:
+        ids: of the images.
+        counts: row = target (the last: strange values), column = prediction.
+        part: the images' name.
+        task: what was predicted.
+        absent: of the protocol.
+    """
+
+    ids: tuple[str, ...]
+    counts: Int[np.ndarray, "N K1 K"]
+    part: str
+    task: Task
+    absent: Any
+
+
+def tally(run: Path, images: Images) -> Tally:
+    """Count the shipped predictor's pixels of every image, or read them back.
+
+    Raises:
+        CheckpointError: no bundle, or one made for other classes.
+        DataError: an image cannot be read.
+    """
+    bundle = load_bundle(run, images.device)
+    check_classes(bundle, images.dataset)
+    path = bundle.folder / "report" / f"counts-{_plain(images.part)}.npz"
+    key = _digest(images.key, bundle.meta["sha256"], images.part)
+    counts = _cached_counts(path, key)
+    if counts is None:
+        done, total = 0, len(images.ids)
+
+        def advance(number: int) -> None:
+            nonlocal done
+            done += number
+            images.tick(f"predict {run.name}", done, total)
+
+        with memory_cure(images.protocol):
+            counts = count_each(
+                bundle.model,
+                images.items,
+                bundle.task,
+                images.protocol,
+                images.device,
+                crop=bundle.crop,
+                workers=images.workers,
+                on_batch=advance,
+            ).numpy()
+        with atomic_path(path) as partial:
+            np.savez_compressed(partial, key=np.array(key), counts=counts)
+    return Tally(images.ids, counts, images.part, bundle.task, images.protocol.absent_classes)
+
+
+def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
+    """Build the method of a run and load its last checkpoint: all networks, and what it remembers.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit.
+        RecipeError: the method cannot be imported.
+    """
+    path = RunDir(run.path).last
+    checkpoint = read_checkpoint(path)
+    if run.meta is None or run.task is None:
+        raise CheckpointError(f"{run.path} holds no model.json: the run has not been validated yet.")
+    spec = run.meta["model"]
+    builder = Builder(
+        ModelRecipe.model_validate(run.recipe["model"]),
+        run.task if spec["task"]["foreground"] is None else _with_foreground(run.task, spec["task"]["foreground"]),
+        crop=spec["crop"],
+        channels=spec["channels"],
+        mean=None if spec["mean"] is None else tuple(spec["mean"]),
+        std=None if spec["std"] is None else tuple(spec["std"]),
+        pretrained=False,
+    )
+    cls = resolve("methods", run.method)
+    params = params_model(cls).model_validate({k: v for k, v in run.recipe["method"].items() if k != "name"})
+    method: Method = cls(builder.task, builder, **{name: getattr(params, name) for name in type(params).model_fields})
+    state = {
+        name.removeprefix("method."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("method.")
+    }
+    try:
+        method.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit the method of recipe.yaml ({str(error)[:200]}).") from None
+    step = int(checkpoint["halfmask"]["step"])
+    return method.to(device).eval(), Steps(step, max(step, 1), _steps_per_pass(run))
+
+
+def cached_json(path: Path, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Give a result that was kept under this key, or compute and keep it."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return dict(kept["value"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # absent, or of another version: computed anew
+    value = dict(compute())
+    write_json(path, {"key": key, "value": value})
+    return value
+
+
+def digest(*parts: Any) -> str:
+    """Give one key of plain values."""
+    return _digest(*parts)
+
+
+def _cached_counts(path: Path, key: str) -> Int[np.ndarray, "N K1 K"] | None:
+    try:
+        with np.load(path) as kept:
+            return kept["counts"] if str(kept["key"]) == key else None
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _steps_per_pass(run: Run) -> int:
+    """As the engine counts passes over the list that a method walks."""
+    batch = run.recipe["data"]["batch"]["unlabeled"]
+    return max((run.count("unlabeled") or 1) // int(batch), 1)
+
+
+def _with_foreground(task: Task, foreground: Sequence[bool]) -> Task:
+    return Task(task.kind, task.classes, task.ignore_index, tuple(foreground), task.palette)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None  # a dataset whose files hold many images
+    return state.st_size, state.st_mtime_ns
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(part: str) -> str:
+    return Path(part).stem if part else "val"
+
+
+def shipped(run: Path, device: torch.device) -> Model:
+    """Give the shipped predictor."""
+    return load_bundle(run, device).model

@@ -1,0 +1,136 @@
+"""`report`: from run folders to one HTML page."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from halfmask.engine.atomic import write_json, write_text
+from halfmask.engine.device import pick_device
+from halfmask.errors import DataError, RecipeError
+from halfmask.report.chapters.summary import headline
+from halfmask.report.comparison import Row, compare, to_dict, to_json, to_latex, to_markdown
+from halfmask.report.comparison_page import comparison_page
+from halfmask.report.evidence import Tick
+from halfmask.report.material import Material, Wishes, gather
+from halfmask.report.page import run_page
+from halfmask.report.records import members
+from halfmask.task import METRIC_NAMES
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What was written.
+
+    Args:
+        page: the HTML file.
+        heading: its first sentence.
+        files: every file written, the page first.
+        values: main numbers as plain data.
+    """
+
+    page: Path
+    heading: str
+    files: tuple[Path, ...]
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain data for `--json`."""
+        return {"page": str(self.page), "heading": self.heading, **self.values}
+
+
+def report(
+    *runs: str | Path,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    part: str | None = None,
+    twin: str | Path | None = None,
+    device: str = "auto",
+    workers: int = 2,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> ReportResult:
+    """Write the report of a run, or the comparison of several.
+
+    Args:
+        runs: run folders. A folder that holds one run per seed, or several folders, makes a comparison.
+        out: a folder, or an .html file; by default `report.html` in the run, for a comparison in the first folder of
+            seeds or here.
+        data: folder of the images, where they were moved.
+        part: images to judge by: `val`, `test`, `train`, `all` or a list file; by default those that the run chose
+            its checkpoint on.
+        twin: run without unlabeled images to compare with; by default RUN/twin, if there is one.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        workers: threads that read images ahead.
+        limit: judge by the first so many images.
+        quiet: show no progress.
+
+    Raises:
+        CheckpointError: a folder is no run, or its files are damaged.
+        DataError: the part that was asked for does not exist, or the page cannot be written.
+        RecipeError: no run was named, or a twin for a comparison.
+    """
+    if not runs:
+        raise RecipeError("of which run? Name its folder: halfmask report RUN")
+    groups = [group for run in runs for group in members(run)]
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        wishes = Wishes(data, part, twin, pick_device(device), workers, limit, _ticker(bar))
+        if len(groups) == 1:
+            return _one(gather(groups[0], wishes), Path(runs[0]), out)
+        if twin is not None:
+            raise RecipeError(
+                "--twin belongs to the report of one run; in a comparison name the twin as a run of its own."
+            )
+        rows = compare(groups, wishes)
+    return _several(rows, Path(runs[0]) if len(runs) == 1 else Path("."), out)
+
+
+def _one(found: Material, folder: Path, out: str | Path | None) -> ReportResult:
+    page = _place(folder, out)
+    write_text(page, run_page(found), error=DataError)
+    values: dict[str, Any] = {"run": str(found.run.path), "metric": found.run.metric}
+    if found.scores is not None and found.tally is not None:
+        values |= {"part": found.tally.part, "images": len(found.tally.ids), "score": found.scores.main._asdict()}
+    if found.gain is not None and found.twin is not None:
+        values |= {"twin": str(found.twin.path), "gain": found.gain.main._asdict()}
+    return ReportResult(page, headline(found), (page,), _without_nan(values))
+
+
+def _several(rows: list[Row], folder: Path, out: str | Path | None) -> ReportResult:
+    page = _place(folder, out)
+    metric = METRIC_NAMES[rows[0].members[0].run.metric]
+    tables = [page.with_name(f"table.{kind}") for kind in ("md", "tex", "json")]
+    write_text(page, comparison_page(rows, page.parent), error=DataError)
+    write_text(tables[0], to_markdown(rows, metric), error=DataError)
+    write_text(tables[1], to_latex(rows, metric), error=DataError)
+    write_json(tables[2], to_json(rows, metric), error=DataError)
+    names = ", ".join(row.name for row in rows)
+    return ReportResult(page, f"compared: {names}", (page, *tables), {"rows": to_dict(rows)})
+
+
+def _place(folder: Path, out: str | Path | None) -> Path:
+    if out is None:
+        return folder / "report.html"
+    path = Path(out)
+    return path if path.suffix.lower() in {".html", ".htm"} else path / "report.html"
+
+
+def _ticker(bar: Progress) -> Tick:
+    """Show each piece of work as a bar of its own."""
+    tasks: dict[str, Any] = {}
+
+    def tick(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, total=total)
+
+    return tick
+
+
+def _without_nan(values: Any) -> Any:
+    """JSON has no word for a missing number."""
+    if isinstance(values, dict):
+        return {key: _without_nan(item) for key, item in values.items() if item == item}
+    return values

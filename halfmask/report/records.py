@@ -1,0 +1,246 @@
+"""What a run folder says without any image or network: recipe, curves, lists, versions, warnings."""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from halfmask.engine.bundle import read_meta
+from halfmask.engine.rundir import RunDir
+from halfmask.errors import CheckpointError
+from halfmask.task import Task
+
+Points = list[tuple[int, float]]
+
+_PREDICTOR = re.compile(r"([^/]+)/val/")
+_SEED = re.compile(r"seed-\d+")
+
+
+class Setting(NamedTuple):
+    """One value of the resolved recipe and where it came from."""
+
+    key: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The small files of one run.
+
+    Args:
+        path: its folder.
+        recipe: recipe.yaml as plain data.
+        settings: every value with its origin.
+        records: lines of metrics.jsonl.
+        split: split.json; empty if there is none.
+        environment: environment.json; empty if there is none.
+        meta: model.json; `None` before the first validation.
+        warnings: what the run warned of while it trained.
+        seconds: from the first to the last line of log.txt, without pauses between a stop and its resumption.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    settings: tuple[Setting, ...]
+    records: tuple[dict[str, float], ...]
+    split: dict[str, Any]
+    environment: dict[str, Any]
+    meta: dict[str, Any] | None
+    warnings: tuple[str, ...]
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The folder's name; of one of several seeds or stages with its parent's."""
+        parent = self.path.resolve().parent
+        own = self.path.resolve().name
+        return f"{parent.name}/{own}" if _SEED.fullmatch(own) or own == "twin" else own
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return str(self.recipe["method"]["name"])
+
+    @cached_property
+    def task(self) -> Task | None:
+        """What is predicted; `None` before the first validation."""
+        if self.meta is None:
+            return None
+        plain = self.meta["task"]
+        palette = plain.get("palette")
+        return Task(
+            plain["kind"],
+            tuple(plain["classes"]),
+            plain["ignore_index"],
+            palette=None if palette is None else tuple((r, g, b) for r, g, b in palette),
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; none before the first validation."""
+        return self.task.classes if self.task else ()
+
+    @property
+    def metric(self) -> str:
+        """The score that checkpoints are chosen by."""
+        return self.task.main_metric if self.task else "miou"
+
+    @property
+    def steps(self) -> int:
+        """Steps done, as far as they are recorded."""
+        return int(max((record["step"] for record in self.records), default=0))
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.recipe.get("run", {}).get("seed", 0))
+
+    @cached_property
+    def predictors(self) -> tuple[str, ...]:
+        """Networks that were evaluated; the shipped one first."""
+        found = (_PREDICTOR.match(name) for record in self.records for name in record)
+        return tuple(dict.fromkeys(match[1] for match in found if match))
+
+    def curve(self, key: str) -> Points:
+        """Steps and values of one recorded name."""
+        return [(int(record["step"]), record[key]) for record in self.records if key in record]
+
+    def family(self, prefix: str) -> dict[str, Points]:
+        """Curves of all names below `prefix/`, by the rest of the name."""
+        names = dict.fromkeys(name for record in self.records for name in record if name.startswith(f"{prefix}/"))
+        return {name.removeprefix(f"{prefix}/"): self.curve(name) for name in names}
+
+    def count(self, part: str) -> int | None:
+        """Images of a part of the split: `labeled`, `unlabeled` or `val`."""
+        entry = self.split.get(part)
+        return None if entry is None else int(entry["count"])
+
+
+def read_run(path: str | Path) -> Run:
+    """Read the small files of a run folder; all but recipe.yaml may be missing.
+
+    Raises:
+        CheckpointError: the folder is no run, or one of its files is damaged.
+    """
+    folder = RunDir(path)
+    if not folder.recipe.is_file():
+        raise CheckpointError(
+            f"{path} is not a run folder: {folder.recipe.name} is missing. Name the folder given to "
+            "halfmask train --out."
+        )
+    text = folder.recipe.read_text(encoding="utf-8")
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{folder.recipe}: not valid YAML ({error}). Restore the file.") from None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("method"), dict):
+        raise CheckpointError(f"{folder.recipe}: not a resolved recipe. Restore the file.")
+    meta = folder.path / "model.json"
+    return Run(
+        path=folder.path,
+        recipe=recipe,
+        settings=tuple(_settings(text)),
+        records=tuple(_records(folder.metrics)),
+        split=_json(folder.split),
+        environment=_json(folder.environment),
+        meta=read_meta(meta) if meta.is_file() else None,
+        warnings=tuple(_warnings(folder.log)),
+        seconds=_seconds(folder.log),
+    )
+
+
+def members(path: str | Path) -> list[tuple[Run, ...]]:
+    """Give the runs below a folder: one entry per seed; an entry lists the stages, the result last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = Path(path)
+    if (folder / "recipe.yaml").is_file():
+        return [(read_run(folder),)]
+    inside = sorted(entry.parent for entry in folder.glob("*/recipe.yaml")) if folder.is_dir() else []
+    seeds = sorted(
+        (entry for entry in folder.glob("seed-*") if entry.is_dir() and _SEED.fullmatch(entry.name)),
+        key=lambda entry: int(entry.name.removeprefix("seed-")),
+    )
+    if seeds:
+        return [stages for seed in seeds for stages in members(seed)]
+    if not inside:
+        raise CheckpointError(
+            f"{path} is not a run folder: it holds no recipe.yaml, neither do folders in it. Name the folder given to "
+            "halfmask train --out."
+        )
+    # Each stage writes its recipe when it begins.
+    return [tuple(map(read_run, sorted(inside, key=lambda entry: (entry / "recipe.yaml").stat().st_mtime_ns)))]
+
+
+def _settings(text: str) -> list[Setting]:
+    """Read the lines `key: value  # origin` that `Recipe.to_yaml` writes."""
+    found: list[Setting] = []
+    parents: list[str] = []
+    for line in text.splitlines():
+        match = re.match(r"( *)([^:#]+):(.*)$", line)
+        if match is None:
+            continue
+        depth = len(match[1]) // 2
+        parents = [*parents[:depth], match[2].strip()]
+        value, mark, origin = match[3].strip().rpartition("  # ")
+        if mark or match[3].strip():
+            found.append(Setting(".".join(parents), value if mark else match[3].strip(), origin if mark else ""))
+    return found
+
+
+def _records(path: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl; a kill may have cut the last one short."""
+    found: list[dict[str, float]] = []
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            found.append(record)
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Restore the file, or remove it.") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _log_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _warnings(path: Path) -> list[str]:
+    lines = (re.sub(r"^\S+T\S+  ", "", line) for line in _log_lines(path))
+    return list(dict.fromkeys(line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")))
+
+
+def _seconds(path: Path) -> float:
+    """Each start, also a resumed one, begins with the summary of the data."""
+    total, began, last = 0.0, None, None
+    for line in _log_lines(path):
+        stamp, _, text = line.partition("  ")
+        try:
+            now = datetime.fromisoformat(stamp)
+        except ValueError:
+            continue  # a line without time belongs to the one above
+        if began is None or text.startswith("data "):
+            total += (last - began).total_seconds() if began is not None and last is not None else 0.0
+            began = now
+        last = now
+    return total + ((last - began).total_seconds() if began is not None and last is not None else 0.0)
