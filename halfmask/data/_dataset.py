@@ -29,6 +29,7 @@ class Dataset(ABC):
         mean: per band for images in [0, 1], or `None` for the encoder's own.
         std: likewise.
         value_range: values that become black and white, for images with more than 8 bits.
+        nodata: value, in all bands, of pixels without data, or `None`; they are black, and ignored in masks.
         splits_name: folder name of this dataset's published lists below `data.splits`.
         mask_overrides: mask path per id (relative to `root`), from lists that name it.
         before_overrides: path of the earlier image per id, from lists that name it.
@@ -44,6 +45,7 @@ class Dataset(ABC):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     value_range: tuple[float, float] | None = None
+    nodata: float | None = None
     splits_name: ClassVar[str] = ""
     notes: tuple[str, ...] = ()
 

@@ -18,7 +18,7 @@ from halfmask.data._files import FileDataset
 from halfmask.data.ade20k import ADE20K
 from halfmask.data.annotations._outlines import Outlines
 from halfmask.data.cityscapes import Cityscapes
-from halfmask.data.images import decode
+from halfmask.data.images import decode, without_data
 from halfmask.data.layouts import Layout, detect
 from halfmask.data.masks import (
     IGNORE,
@@ -87,7 +87,7 @@ class Folder(FileDataset):
         self._coco = self._open_coco() if self.layout.name == "coco json" else None
         self._outlines = self._open_outlines() if self.layout.name in {"labelme", "geojson"} else None
         self.channels, self.value_range = self._said.bands, self._said.range
-        self.mean, self.std = self._said.mean, self._said.std
+        self.mean, self.std, self.nodata = self._said.mean, self._said.std, self._said.nodata
 
     @property
     def description(self) -> Description:
@@ -132,7 +132,7 @@ class Folder(FileDataset):
     def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
         """Decode an image upright; pixels without data are black."""
         pixels = super().read_image(id)
-        if self._said.nodata is not None:
+        if self.nodata is not None:
             pixels[self._no_data(id)] = 0
         return pixels
 
@@ -145,13 +145,13 @@ class Folder(FileDataset):
             target = self._outlines.paint(id)
         else:
             target = super().read_target(id)
-        if self._said.nodata is not None:
+        if self.nodata is not None:
             target[self._no_data(id)] = IGNORE
         return target
 
     def _no_data(self, id: str) -> np.ndarray:
-        values = decode(self.root / id, channels=self.channels)
-        return np.asarray((values == self._said.nodata).all(axis=2))
+        assert self.nodata is not None
+        return without_data(decode(self.root / id, channels=self.channels), self.nodata)
 
     def _known_dataset(self) -> FileDataset | None:
         """Public datasets bring their own classes and encodings, unless the folder says otherwise."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from halfmask.errors import DataError, MissingExtraError
@@ -57,7 +57,7 @@ def read_image(
         DataError: missing, empty, truncated, more than 8 bits without `value_range`, or another number of bands.
     """
     values = decode(path, channels=channels)
-    return _fit_bands(_to_uint8(values, path, value_range), path, channels)
+    return fit_bands(to_uint8(values, path, value_range), path, channels)
 
 
 def decode(path: Path, *, channels: int = 3) -> Shaped[np.ndarray, "H W C"]:
@@ -69,7 +69,7 @@ def decode(path: Path, *, channels: int = 3) -> Shaped[np.ndarray, "H W C"]:
         DataError: missing, empty or broken file.
     """
     if path.suffix.lower() == ".npy":
-        return _read_npy(path, channels)
+        return read_npy(path, channels)
     data = _read_bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -93,7 +93,7 @@ def read_header(path: Path) -> Header:
         DataError: missing, empty or broken file.
     """
     if path.suffix.lower() == ".npy":
-        shape = _read_npy(path, 3).shape
+        shape = read_npy(path, 3).shape
         return Header((shape[0], shape[1]), (shape[0], shape[1]))
     try:
         with Image.open(path) as image:
@@ -136,6 +136,85 @@ def turn_upright(pixels: Shaped[np.ndarray, "H W *C"], orientation: int) -> Shap
         case 8:
             return pixels.swapaxes(0, 1)[::-1]
     return pixels
+
+
+def to_uint8(
+    values: Shaped[np.ndarray, "H W C"], path: Path, value_range: tuple[float, float] | None
+) -> UInt8[np.ndarray, "H W C"]:
+    """Scale stored values to 0..255, pixel by pixel.
+
+    Raises:
+        DataError: not 8 bits, and no range of values is given.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if value_range is None:
+        low, high = (values[np.isfinite(values)].min(), values[np.isfinite(values)].max()) if values.size else (0, 0)
+        raise DataError(
+            f"{path}: {values.dtype} pixels (here {low} to {high}), not 8 bits. Say which values are black and white: "
+            "`range: [0, 4095]` (for 12-bit data) in halfmask.yaml, or data.dataset.range='[0, 4095]'.",
+            "H207",
+        )
+    low, high = value_range
+    scaled = np.nan_to_num((values.astype(np.float32) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+    return np.asarray(scaled.clip(0, 1) * 255 + 0.5, dtype=np.uint8)
+
+
+def fit_bands(pixels: UInt8[np.ndarray, "H W D"], path: Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    """Give so many bands: gray is repeated to three, alpha of RGBA is dropped.
+
+    Raises:
+        DataError: another number of bands.
+    """
+    bands = pixels.shape[2]
+    if bands == channels:
+        return np.ascontiguousarray(pixels)
+    if channels == 3 and bands in {1, 2}:  # gray, gray with alpha
+        return np.repeat(pixels[:, :, :1], 3, axis=2)
+    if channels == 3 and bands == 4:
+        return np.ascontiguousarray(pixels[:, :, :3])
+    if channels == 1 and bands == 3 and (pixels == pixels[:, :, :1]).all():
+        return np.ascontiguousarray(pixels[:, :, :1])
+    raise DataError(
+        f"{path}: {bands} bands, but the dataset has {channels}. Set `bands: {bands}` in halfmask.yaml "
+        f"(or data.dataset.bands={bands}) if every image has {bands}.",
+        "H207",
+    )
+
+
+def read_npy(path: Path, channels: int, *, mapped: bool = False) -> Shaped[np.ndarray, "H W C"]:
+    """Read an array as an image, bands last.
+
+    Args:
+        path: of the file.
+        channels: tells bands that come first from bands that come last.
+        mapped: leave it on the disk until it is used.
+
+    Raises:
+        DataError: missing or broken, or of another shape.
+    """
+    try:
+        values = np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
+    except FileNotFoundError as error:
+        raise missing(path) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise broken(path, error) from error
+    if values.ndim == 2:
+        return np.asarray(values[:, :, None])
+    if values.ndim != 3:
+        raise DataError(f"{path}: array of shape {values.shape}; an image is (H, W), (H, W, C) or (C, H, W).", "H207")
+    if values.shape[2] != channels and (values.shape[0] == channels or values.shape[0] < min(values.shape[1:])):
+        values = np.moveaxis(values, 0, 2)
+    return values if mapped else np.asarray(values)
+
+
+def without_data(values: Shaped[np.ndarray, "H W C"], nodata: float) -> Bool[np.ndarray, "H W"]:
+    """Find the pixels that hold `nodata` in every band; it may be NaN.
+
+    >>> without_data(np.array([[[0, 0], [0, 7]]]), 0).tolist()
+    [[True, False]]
+    """
+    return np.asarray((np.isnan(values) if np.isnan(nodata) else values == nodata).all(axis=2))
 
 
 def png_depth(data: bytes) -> tuple[int, int]:
@@ -200,54 +279,6 @@ def _decode_deep_png(data: bytes, path: Path) -> np.ndarray:
             image.tile = [tile._replace(args=f"{mode};{order}")]
             halves.append(np.array(image).astype(np.uint16))
     return (halves[0] << 8) | halves[1]
-
-
-def _to_uint8(values: np.ndarray, path: Path, value_range: tuple[float, float] | None) -> np.ndarray:
-    if values.dtype == np.uint8:
-        return values
-    if value_range is None:
-        low, high = (values[np.isfinite(values)].min(), values[np.isfinite(values)].max()) if values.size else (0, 0)
-        raise DataError(
-            f"{path}: {values.dtype} pixels (here {low} to {high}), not 8 bits. Say which values are black and white: "
-            "`range: [0, 4095]` (for 12-bit data) in halfmask.yaml, or data.dataset.range='[0, 4095]'.",
-            "H207",
-        )
-    low, high = value_range
-    scaled = np.nan_to_num((values.astype(np.float32) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
-    return np.asarray(scaled.clip(0, 1) * 255 + 0.5, dtype=np.uint8)
-
-
-def _fit_bands(pixels: np.ndarray, path: Path, channels: int) -> np.ndarray:
-    bands = pixels.shape[2]
-    if bands == channels:
-        return np.ascontiguousarray(pixels)
-    if channels == 3 and bands in {1, 2}:  # gray, gray with alpha
-        return np.repeat(pixels[:, :, :1], 3, axis=2)
-    if channels == 3 and bands == 4:
-        return np.ascontiguousarray(pixels[:, :, :3])
-    if channels == 1 and bands == 3 and (pixels == pixels[:, :, :1]).all():
-        return np.ascontiguousarray(pixels[:, :, :1])
-    raise DataError(
-        f"{path}: {bands} bands, but the dataset has {channels}. Set `bands: {bands}` in halfmask.yaml "
-        f"(or data.dataset.bands={bands}) if every image has {bands}.",
-        "H207",
-    )
-
-
-def _read_npy(path: Path, channels: int) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise missing(path) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise broken(path, error) from error
-    if values.ndim == 2:
-        return np.asarray(values[:, :, None])
-    if values.ndim != 3:
-        raise DataError(f"{path}: array of shape {values.shape}; an image is (H, W), (H, W, C) or (C, H, W).", "H207")
-    if values.shape[2] != channels and (values.shape[0] == channels or values.shape[0] < min(values.shape[1:])):
-        values = np.moveaxis(values, 0, 2)
-    return np.asarray(values)
 
 
 def _read_geotiff(path: Path) -> np.ndarray:

@@ -189,6 +189,7 @@ class Validation(L.Callback):
                 "step": module.step,
                 "eval": module.meta["recipe"]["eval"],
                 "range": module.meta["range"],
+                "nodata": module.meta["nodata"],
             }
             save_bundle(self.run.path, model, self.task, extra=extra | (score or {}))
 

@@ -174,6 +174,7 @@ def _train_stage(
         "classes": list(dataset.task.classes),
         "split": split_hashes(split),
         "range": dataset.value_range,
+        "nodata": dataset.nodata,
     }
     start = _open_run(run, recipe, split, meta, resume=resume, overwrite=overwrite)
     if _is_first_rank():
