@@ -71,6 +71,7 @@ STRENGTH = {
     "eps_share": 0.0,
     "xi": 0.1,
 }
+TERMS = {"weak": 0.4, "pairwise": 0.0}
 _CELL = 8  # image pixels; side of the cells in which G-Cutout looks for objects
 _PAIRED = 8  # decoders in the pair-wise term
 _HOST = "cutout_boxes={} finds objects on the host, once per step; `cells` does not."
@@ -100,6 +101,11 @@ def _checked_strength(given: dict[str, float] | None) -> dict[str, float] | None
     return given
 
 
+def _checked_terms(given: dict[str, float] | None) -> dict[str, float] | None:
+    _check_keys(given or {}, TERMS)
+    return given
+
+
 class CCT(Method):
     """Cross-consistency between a main and many perturbed auxiliary decoders.
 
@@ -115,8 +121,8 @@ class CCT(Method):
         ramp_up: part of the run over which the weights rise.
         consistency: dist; `js_official` is the divergence as CCT's code has it.
         threshold: leave out pixels whose target is not more confident (`mse` and `kl`); `null`: all count.
-        pairwise_weight: of the variance of eight decoders' predictions; 0 leaves it out.
-        weak_weight: w_w after the ramp, for pseudo-labels of unlabeled images.
+        term_weights: of further terms, where they differ: `weak`, w_w after the ramp, for pseudo-labels of unlabeled
+            images (0.4), and `pairwise`, for the variance of eight decoders' predictions (0: left out).
         loss: of the labeled images: `ce`, or `ab_ce`, which leaves out learned pixels, more of them early on: for 500
             labels or fewer.
         vat_direction: `exact`, or the published `finite` difference (with `strength.xi` 1e-6 as published).
@@ -138,8 +144,7 @@ class CCT(Method):
         ramp_up: Annotated[float, Field(ge=0, le=1)] = 0.1,
         consistency: Distance = "mse",
         threshold: Annotated[float, Field(ge=0, le=1)] | None = None,
-        pairwise_weight: Annotated[float, Field(ge=0)] = 0.0,
-        weak_weight: Annotated[float, Field(ge=0)] = 0.4,
+        term_weights: Annotated[dict[str, float] | None, AfterValidator(_checked_terms)] = None,
         loss: Literal["ce", "ab_ce"] = "ce",
         vat_direction: Direction = "exact",
         cutout_boxes: BoxRule = "cells",
@@ -158,7 +163,9 @@ class CCT(Method):
         self.host_sync = None if cutout_boxes == "cells" else _HOST.format(cutout_boxes)
         self.register_buffer("foreground", _foreground(task, self.counts), persistent=False)
         self.foreground: Tensor
-        self.unlabeled_weight, self.weak_weight, self.pairwise_weight = unlabeled_weight, weak_weight, pairwise_weight
+        terms = TERMS | (term_weights or {})
+        self.unlabeled_weight, self.weak_weight = unlabeled_weight, terms["weak"]
+        self.pairwise_weight = terms["pairwise"]
         self.ramp, self.ramp_up, self.consistency, self.threshold = ramp, ramp_up, consistency, threshold
         self.loss, self.ignore_padding, self.head_group = loss, ignore_padding, head_group
         self.labeled_loss = partial(

@@ -109,7 +109,7 @@ def test_the_pairwise_term_reaches_the_optimizer():
     gradients = []
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
-        method = make(heads={"dropout": 10}, pairwise_weight=weight)
+        method = make(heads={"dropout": 10}, term_weights={"pairwise": weight})
         torch.manual_seed(1)
         loss, logs = method.step(tiny_batch(method.task), PROGRESS)
         loss.backward()
@@ -213,6 +213,7 @@ def test_an_unknown_foreground_is_refused_with_both_remedies():
         ("method.strength={nois: 0.1}", r"nois is not one of noise.*Did you mean `noise`"),
         ("method.strength={drop_low: 0.95}", "drop_low not above drop_high"),
         ("method.strength={dropout: 1.0}", "dropout must be below 1"),
+        ("method.term_weights={weka: 0.1}", r"weka is not one of weak, pairwise.*Did you mean `weak`"),
         ("method.consistency=l2", r"method.consistency='l2'.*'mse', 'kl', 'js', 'js_official'"),
         ("method.head_group=-1", r"method.head_group=-1"),
     ],

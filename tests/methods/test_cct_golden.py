@@ -155,7 +155,7 @@ def make_method(config: dict[str, Any], state: dict[str, Tensor], group: Any) ->
         ramp_up=config["rampup_epochs"] / config["epochs"],
         consistency={"MSE": "mse", "KL": "kl", "JS": "js_official"}[config["un_loss"]],
         threshold=config["confidence_th"] if config["confidence_masking"] else None,
-        weak_weight=config["weakly_loss_w"],
+        term_weights={"weak": config["weakly_loss_w"]},
         loss={"CE": "ce", "ABCE": "ab_ce"}[config["sup_loss"]],
         vat_direction="finite",
         head_group=group,

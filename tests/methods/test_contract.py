@@ -28,7 +28,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "mean_teacher": [{"ramp_up": 0.0}],
     "cct": [
-        {"heads": "lite", "consistency": "kl", "threshold": 0.4, "pairwise_weight": 1.0, "loss": "ab_ce", "ramp_up": 0.0},
+        {
+            "heads": "lite",
+            "consistency": "kl",
+            "threshold": 0.4,
+            "term_weights": {"pairwise": 1.0},
+            "loss": "ab_ce",
+            "ramp_up": 0.0,
+        },
         {"heads": "lite", "vat_direction": "finite", "head_group": 3, "consistency": "js", "ignore_padding": False},
         {"heads": {"f_drop": 1, "f_noise": 1}, "head_group": 0, "consistency": "js_official"},
         {"heads": {"g_cutout": 2}, "cutout_boxes": "components"},
