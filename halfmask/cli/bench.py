@@ -78,7 +78,7 @@ def bench(
     rows = [row for row in rows if (data is not None or not row.needs_data) and setting.device.type in row.devices]
     outcomes = []
     for outcome in run_rows(rows, setting):
-        flags.say(f"{outcome.row.id}  {outcome.row.size}  {outcome.problem or outcome.agreement}", quiet)
+        flags.say(outcome.summary(), quiet)
         outcomes.append(outcome)
     plain = report.to_dict(outcomes, setting)
     if as_json:

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from halfmask.blocks.row_bands import ROWS, row_mix
+from halfmask.blocks.row_bands import row_mix
 from halfmask.reference import class_map as reference
 
 Implementation = Literal["auto", "bands", "reference"]
 
+_ROWS = 32
 # A GPU has one kernel launch per band to pay; below this size of the upsampled tensor it is faster whole.
 _WHOLE_BYTES = 256 * 2**20
 
@@ -56,8 +57,8 @@ def upsampled_argmax(
         return best[:, :rows, :columns].to(dtype)
     top, bottom, weight = row_mix(logits.shape[2], size[0], align_corners, logits.device, logits.dtype)
     result = torch.empty(logits.shape[0], rows, columns, dtype=dtype, device=logits.device)
-    for start in range(0, rows, ROWS):
-        band = slice(start, min(start + ROWS, rows))
+    for start in range(0, rows, _ROWS):
+        band = slice(start, min(start + _ROWS, rows))
         mixed = torch.lerp(logits[:, :, top[band]], logits[:, :, bottom[band]], weight[band, None])
         wide = F.interpolate(mixed, (mixed.shape[2], size[1]), mode="bilinear", align_corners=align_corners)
         # max is several times faster than argmax on CPUs

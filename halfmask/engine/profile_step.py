@@ -232,15 +232,17 @@ class _Watch(L.Callback):
         module.log_sums.add = clock.timed("metrics", module.log_sums.add)  # type: ignore[method-assign]
         module.log_sums.read = clock.timed("metrics", module.log_sums.read)  # type: ignore[method-assign]
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: LitMethod, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(  # type: ignore[override]  # only ever meets LitMethod
+        self, trainer: L.Trainer, module: LitMethod, batch: Batch, batch_idx: int
+    ) -> None:
         """Wrap the optimizers; count the operations of the first step."""
         if batch_idx == 0:
             for optimizer in module._wrapped.values():
-                optimizer.step = self.clock.timed("optimizer", optimizer.step)
+                optimizer.step = self.clock.timed("optimizer", optimizer.step)  # type: ignore[method-assign]
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Start the clock after the warm-up, stop it after the last step."""

@@ -90,7 +90,7 @@ def _add(table: Table, outcome: Outcome) -> None:
             measure.name,
             _amount(measure.reference, measure.base_unit),
             _amount(measure.fast, measure.base_unit),
-            f"{measure.value:.3g} {measure.unit}".strip(),
+            f"{measure.value:.3g} {measure.unit}" if measure.unit else f"{measure.value:.5g}",
             span,
             verdict(measure),
             "" if measure.limit is None else f"{measure.limit[0]:.0%} {measure.limit[1]}",

@@ -32,6 +32,11 @@ class Outcome:
     agreement: str = ""
     problem: str = ""
 
+    def summary(self) -> str:
+        """Write one line: the first measure, and the agreement or the problem."""
+        first = "".join(f"{measured.value:.3g} {measured.unit}  " for measured in self.measures[:1])
+        return f"{self.row.id}  {self.row.size}  {first}{self.problem or self.agreement}".rstrip()
+
     def missed(self, allowance: float = 0.0) -> list[Measure]:
         """List ratios that do not keep their targets; absolute times are never judged here."""
         return [
@@ -77,14 +82,14 @@ def _times(pair: Pair, setting: Setting) -> list[Measure]:
     timing = interleave(pair.reference, pair.fast, setting)
     own = timing.ratios(lambda duration: duration.own)
     wall = timing.ratios(lambda duration: duration.wall)
-    fast = timing.median("fast")
+    fast = timing.median(timing.fast)
     return [
         Measure(
             "time",
             statistics.median(own),
             min(own),
             max(own),
-            reference=timing.median("reference"),
+            reference=timing.median(timing.reference),
             fast=fast,
             limit=_limit(pair, fast, setting.device),
         ),

@@ -36,9 +36,10 @@ class Timing:
         both = zip(_by_round(self.reference, clock), _by_round(self.fast, clock), strict=True)
         return [reference / max(fast, 1e-12) for reference, fast in both]
 
-    def median(self, form: str) -> float:
-        """Give the median seconds of one call of `reference` or `fast`."""
-        return statistics.median(duration.own for duration in getattr(self, form))
+    @staticmethod
+    def median(durations: list[Duration]) -> float:
+        """Give the median seconds of one call."""
+        return statistics.median(duration.own for duration in durations)
 
 
 def interleave(reference: Compute, fast: Compute, setting: Setting) -> Timing:

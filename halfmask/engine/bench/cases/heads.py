@@ -25,7 +25,8 @@ def _segformer(setting: Setting) -> Pair:
 
     def run(head: SegFormer) -> tuple[Tensor, ...]:
         out = head.fuse(features)
-        parameters = [layer.weight for layer in head.projections] + [head.mix.weight]
+        # Biases before a normalization have no gradient but rounding.
+        parameters = [parameter for parameter in head.parameters() if parameter.ndim > 1]
         gradients = torch.autograd.grad((out * weight).mean(), [*features, *parameters])
         return (out.detach(), *gradients)
 

@@ -43,10 +43,10 @@ def _ohem(setting: Setting, classes: int, images: int) -> Pair:
     logits = (setting.normal(images, classes, side, side) * 2).requires_grad_()
     target = setting.integers(classes, images, side, side)
     target[:, : side // 20 + 1] = _IGNORE
-    options = {"threshold": 0.05, "min_kept": images * side * side // 3}
+    threshold, min_kept = 0.05, images * side * side // 3
 
     def both(form):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        loss = form(logits, target, ignore_index=_IGNORE, **options)
+        loss = form(logits, target, threshold=threshold, min_kept=min_kept, ignore_index=_IGNORE)
         return loss.detach(), *torch.autograd.grad(loss, logits)
 
     return Pair(
@@ -64,10 +64,10 @@ def _selection(setting: Setting, classes: int, images: int) -> Pair:
     target = setting.integers(classes, images, side, side)
     target[:, : side // 20 + 1] = _IGNORE
     loss = F.cross_entropy(logits, target, ignore_index=_IGNORE, reduction="none")  # there in any case
-    options = {"threshold": 0.05, "min_kept": images * side * side // 3}
+    threshold, min_kept = 0.05, images * side * side // 3
     return Pair(
-        lambda: losses.hard_pixels(logits, target, ignore_index=_IGNORE, **options),
-        lambda: hard_pixels(loss, target != _IGNORE, **options),
+        lambda: losses.hard_pixels(logits, target, threshold=threshold, min_kept=min_kept, ignore_index=_IGNORE),
+        lambda: hard_pixels(loss, target != _IGNORE, threshold=threshold, min_kept=min_kept),
         equal_but(1e-4),
         traffic=loss.nbytes + target.numel(),
     )

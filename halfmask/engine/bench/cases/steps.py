@@ -51,20 +51,27 @@ class _Inputs:
         return torch.cat((first, 2 - first))
 
 
+class _Build:
+    """Makes the same network again and again."""
+
+    def __init__(self, setting: Setting, size: str, crop: int) -> None:
+        self.setting, self.size, self.crop = setting, size, crop
+
+    def __call__(self, **overrides: Any) -> Model:
+        return dinov2_dpt(self.setting, _CLASSES, self.size)
+
+
 def _plain_attention(model: Model) -> None:
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            setattr(module, "fused_attn", False)  # noqa: B010  # of timm's attention
 
 
 def _unimatch(setting: Setting, size: str, side: int, images: int, half: bool) -> Pair:
     side = setting.size(side, 28)
     inputs = _Inputs(setting, side, images)
 
-    def build(**_: Any) -> Model:
-        return dinov2_dpt(setting, _CLASSES, size)
-
-    build.crop = side  # type: ignore[attr-defined]
+    build = _Build(setting, size, side)
     method = UniMatchV2(Task("segmentation", tuple(map(str, range(_CLASSES)))), build, threshold=0.0).train()
     views = {"next": 0}
 
