@@ -24,7 +24,6 @@ from halfmask.engine.rundir import environment
 from halfmask.engine.train import train
 from halfmask.recipe import DataRecipe, Recipe, load
 
-
 MODELS: dict[str, dict[str, Any]] = {
     "linknet": {"name": "smp", "arch": "linknet", "encoder": {"name": "resnet18"}},
     # A ResNet-18 at a quarter of its width: four times faster on a CPU.
@@ -32,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "encoder": {"name": "resnet", "depth": 18, "width": 16, "stem": "plain", "output_stride": 16},
         "decoder": {"name": "deeplabv3plus", "rates": [2, 4, 6], "aspp": 48, "low": 16, "embedding": 48},
     },
+    "mit": {"encoder": {"name": "mit", "size": "b0"}, "decoder": {"name": "segformer", "embedding": 128}},
 }
 
 
@@ -59,9 +59,10 @@ def resized(source: Path, side: int, out: Path) -> Path:
 
 def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int) -> Recipe:
     """Give the recipe of one run; small images suit a CPU."""
-    params = [item.partition(".")[2] for item in options.params if item.startswith(f"{method}.")]
+    label, _, name = method.partition("=")
+    params = [item.partition(".")[2] for item in options.params if item.startswith(f"{label}.")]
     base: dict[str, Any] = {
-        "method": {"name": method},
+        "method": {"name": name or label},
         "model": MODELS[options.model],
         "data": {
             "root": str(options.root),
@@ -69,7 +70,7 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int)
             "labeled_seed": seed,
             "val": "none",
             "crop": options.crop,
-            "batch": {"labeled": 8, "unlabeled": 8},
+            "batch": {"labeled": options.batch, "unlabeled": options.batch},
             "scale": list(options.scale),
             "workers": 0,
         },
@@ -77,12 +78,13 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int)
         "eval": {"scales": [options.eval_scale]},
         "run": {"steps": options.steps, "seed": seed, "accelerator": options.accelerator, "logger": "none"},
     }
-    return load(base, [*options.set, *(f"method.{param}" for param in params)])
+    return load(base, [*options.set, *(p if p.startswith("model.") else f"method.{p}" for p in params)])
 
 
 def run_one(options: argparse.Namespace, method: str, labeled: int, seed: int) -> dict[str, Any]:
     """Train (or resume, or skip) one run and score it on the test part."""
-    out = Path(options.out) / f"{method}_{labeled}_{seed}"
+    name = method.partition("=")[0]
+    out = Path(options.out) / f"{name}_{labeled}_{seed}"
     score_file = out / "score.json"
     if score_file.exists():
         return json.loads(score_file.read_text())  # type: ignore[no-any-return]
@@ -93,7 +95,7 @@ def run_one(options: argparse.Namespace, method: str, labeled: int, seed: int) -
         train(recipe_of(options, method, labeled, seed), out, overwrite=True, quiet=True)
     minutes = (time.monotonic() - began) / 60
     scores = evaluate(out, part="test")
-    score = {"method": method, "labeled": labeled, "seed": seed, "test_miou": scores.miou, "minutes": minutes}
+    score = {"method": name, "labeled": labeled, "seed": seed, "test_miou": scores.miou, "minutes": minutes}
     score_file.write_text(json.dumps(score))
     return score
 
@@ -122,9 +124,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--labeled", nargs="+", type=int, default=[2, 4])
-    parser.add_argument("--methods", nargs="+", default=["supervised", "mean_teacher", "fixmatch"])
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["supervised", "mean_teacher", "fixmatch"],
+        help="names, or LABEL=NAME for a second form of a method, whose --params then start with the label",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=8, help="labeled and as many unlabeled images per step")
     parser.add_argument("--model", choices=MODELS, default="linknet")
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--scale", nargs=2, type=float, default=[0.2, 0.5], help="of the long side, while training")
@@ -133,7 +141,13 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the runs")
     parser.add_argument("--json", type=Path, help="file of the results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides for every run")
-    parser.add_argument("--params", nargs="*", default=[], metavar="METHOD.KEY=VALUE", help="of one method's runs")
+    parser.add_argument(
+        "--params",
+        nargs="*",
+        default=[],
+        metavar="METHOD.KEY=VALUE",
+        help="of one method's runs (model.KEY: its network)",
+    )
     parser.add_argument("--resize", type=int, metavar="SIDE", help="squeeze all images to SIDE x SIDE pixels first")
     options = parser.parse_args()
     options.root = resized(options.data, options.resize, Path(options.out)) if options.resize else options.data
