@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from halfmask.report.markup import esc
 
+Points = Sequence[tuple[int | float, int | float]]
+
 _WIDTH, _HEIGHT = 380, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 12, 26
 _MOST_POINTS = 160
@@ -27,7 +29,7 @@ class Series(NamedTuple):
     """
 
     name: str
-    points: Sequence[tuple[float, float]]
+    points: Points
     color: int = 0
     dash: int = 0
 
@@ -38,7 +40,7 @@ def line_chart(
     title: str,
     percent: bool = True,
     x_name: str = "step",
-    mark: tuple[float, str] | None = None,
+    mark: tuple[int | float, str] | None = None,
     x_percent: bool = False,
     floor: float | None = 0.0,
 ) -> str:
@@ -64,7 +66,7 @@ def line_chart(
     x_ticks = [value for value in ticks(x_low, x_high, 4) if x_low <= value <= x_high]
     x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def place(x: int | float, y: int | float) -> tuple[float, float]:
         return (
             _LEFT + (_WIDTH - _LEFT - _RIGHT) * (x - x_low) / x_span,
             _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (y - y_low) / y_span,
@@ -98,7 +100,7 @@ def line_chart(
     )
 
 
-def sparkline(points: Sequence[tuple[float, float]], name: str, color: int = 0) -> str:
+def sparkline(points: Points, name: str, color: int = 0) -> str:
     """Draw a small line of fractions on a fixed scale from 0 to 1."""
     if not points:
         return ""
@@ -116,7 +118,7 @@ def sparkline(points: Sequence[tuple[float, float]], name: str, color: int = 0) 
     )
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: int | float, high: int | float, most: int = 5) -> list[float]:
     """Choose round numbers that enclose a range.
 
     >>> ticks(0.0, 0.83)
@@ -126,7 +128,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     step = 10 ** math.floor(math.log10(span / most))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10, 20) if span / (step * factor) <= most)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+    return [float(round(number * step, 12)) for number in range(first, max(last, first + 1) + 1)]
 
 
 def _line(line: Series, placed: Sequence[tuple[float, float]]) -> str:
@@ -157,11 +159,11 @@ def _path(line: Series, percent: bool) -> str:
     return f"from {_value(first, percent)} to {_value(last, percent)}"
 
 
-def _value(value: float, percent: bool) -> str:
+def _value(value: int | float, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
-def _label(value: float, percent: bool, span: float) -> str:
+def _label(value: int | float, percent: bool, span: int | float) -> str:
     if percent:
         return f"{100 * value:.{0 if span > 0.03 else 1}f} %"
     if abs(value) >= 1000 and value == int(value):
@@ -169,7 +171,7 @@ def _label(value: float, percent: bool, span: float) -> str:
     return f"{value:.3g}"
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+def _thinned(points: Points) -> Points:
     """Mean of neighbors where there are more points than a chart can show."""
     if len(points) <= _MOST_POINTS:
         return points

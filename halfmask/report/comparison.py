@@ -18,8 +18,10 @@ from halfmask.report.material import Wishes
 from halfmask.report.records import Run
 
 # Where and how a run was computed, not what was computed.
-_NOT_COMPARED = ("run.seed", "run.devices", "run.nodes", "run.accelerator", "run.logger", "run.log_every", "data.root",
-                 "data.workers", "data.cache", "data.splits")  # fmt: skip
+_NOT_COMPARED = (
+    "run.seed", "run.devices", "run.nodes", "run.accelerator", "run.logger", "run.log_every", "run.eval_every",
+    "run.twin", "expected", "data.root", "data.workers", "data.cache", "data.splits",
+)  # fmt: skip
 _MOST_IN_NAME = 3
 
 
@@ -149,7 +151,7 @@ def to_json(rows: Sequence[Row], metric: str) -> dict[str, Any]:
     return {"metric": metric, "rows": to_dict(rows)}
 
 
-def written(spread: Spread, plus: str = " ± ", scale: float = 100, digits: int = 2) -> str:
+def written(spread: Spread, plus: str = " ± ", scale: int = 100, digits: int = 2) -> str:
     """Write mean and spread.
 
     >>> written(Spread(0.5, 0.01, 3)), written(Spread(0.5, float("nan"), 1))

@@ -6,6 +6,7 @@ whose key still fits is read back instead of computed.
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,6 @@ from halfmask.engine.runs import memory_cure, open_run
 from halfmask.errors import CheckpointError
 from halfmask.methods import Method
 from halfmask.models.build import Builder
-from halfmask.models.model import Model
 from halfmask.plugins import params_model, resolve
 from halfmask.recipe import EvalRecipe
 from halfmask.report.records import Run
@@ -209,7 +209,7 @@ def _cached_counts(path: Path, key: str) -> Int[np.ndarray, "N K1 K"] | None:
     try:
         with np.load(path) as kept:
             return kept["counts"] if str(kept["key"]) == key else None
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -237,8 +237,3 @@ def _digest(*parts: Any) -> str:
 
 def _plain(part: str) -> str:
     return Path(part).stem if part else "val"
-
-
-def shipped(run: Path, device: torch.device) -> Model:
-    """Give the shipped predictor."""
-    return load_bundle(run, device).model

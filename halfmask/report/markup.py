@@ -70,16 +70,12 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{summary}</summary>{content}</details>"
 
 
-def meter(value: float, name: str, color: int = 0, marks: Sequence[tuple[float, int]] = (), over: str = "") -> str:
-    """Give a bar for a fraction; `marks` are further values as (fraction, color)."""
+def meter(value: float, name: str, color: int = 0) -> str:
+    """Give a bar for a fraction."""
     if math.isnan(value):
         return ""
-    ticks = "".join(f'<i class="tick b{c}" style="left:{_place(v)}"></i>' for v, c in marks if not math.isnan(v))
-    label = esc(over or f"{name}: {percent(value)} %")
-    return (
-        f'<span class="meter" role="img" aria-label="{label}"><i class="bar b{color}" style="width:{_place(value)}"></i>'
-        f"{ticks}</span>"
-    )
+    bar = f'<i class="bar b{color}" style="width:{_place(value)}"></i>'
+    return f'<span class="meter" role="img" aria-label="{esc(name)}: {percent(value)} %">{bar}</span>'
 
 
 def whisker(rows: Sequence[tuple[Interval, int]], name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from halfmask.engine.bundle import read_meta
+from halfmask.engine.bundle import STAGES, read_meta
 from halfmask.engine.rundir import RunDir
 from halfmask.errors import CheckpointError
 from halfmask.task import Task
@@ -48,7 +48,7 @@ class Run:
     path: Path
     recipe: dict[str, Any]
     settings: tuple[Setting, ...]
-    records: tuple[dict[str, float], ...]
+    records: tuple[dict[str, Any], ...]
     split: dict[str, Any]
     environment: dict[str, Any]
     meta: dict[str, Any] | None
@@ -109,7 +109,7 @@ class Run:
 
     def curve(self, key: str) -> Points:
         """Steps and values of one recorded name."""
-        return [(int(record["step"]), record[key]) for record in self.records if key in record]
+        return [(int(record["step"]), float(record[key])) for record in self.records if key in record]
 
     def family(self, prefix: str) -> dict[str, Points]:
         """Curves of all names below `prefix/`, by the rest of the name."""
@@ -162,22 +162,23 @@ def members(path: str | Path) -> list[tuple[Run, ...]]:
         CheckpointError: there is none.
     """
     folder = Path(path)
+    if (folder / STAGES).is_file():
+        begun = [folder / name for name in json.loads((folder / STAGES).read_text(encoding="utf-8"))]
+        stages = tuple(read_run(stage) for stage in begun if (stage / "recipe.yaml").is_file())
+        if stages:
+            return [stages]
     if (folder / "recipe.yaml").is_file():
         return [(read_run(folder),)]
-    inside = sorted(entry.parent for entry in folder.glob("*/recipe.yaml")) if folder.is_dir() else []
     seeds = sorted(
         (entry for entry in folder.glob("seed-*") if entry.is_dir() and _SEED.fullmatch(entry.name)),
         key=lambda entry: int(entry.name.removeprefix("seed-")),
     )
-    if seeds:
-        return [stages for seed in seeds for stages in members(seed)]
-    if not inside:
+    if not seeds:
         raise CheckpointError(
-            f"{path} is not a run folder: it holds no recipe.yaml, neither do folders in it. Name the folder given to "
+            f"{path} is not a run folder: it holds no recipe.yaml, and no folders seed-N. Name the folder given to "
             "halfmask train --out."
         )
-    # Each stage writes its recipe when it begins.
-    return [tuple(map(read_run, sorted(inside, key=lambda entry: (entry / "recipe.yaml").stat().st_mtime_ns)))]
+    return [stages for seed in seeds for stages in members(seed)]
 
 
 def _settings(text: str) -> list[Setting]:
@@ -196,9 +197,9 @@ def _settings(text: str) -> list[Setting]:
     return found
 
 
-def _records(path: Path) -> list[dict[str, float]]:
+def _records(path: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl; a kill may have cut the last one short."""
-    found: list[dict[str, float]] = []
+    found: list[dict[str, Any]] = []
     if not path.is_file():
         return found
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -31,7 +31,7 @@ def allspark(found: Material) -> str:
         else "Keys are the image's own channels: the memory is not used yet, or the method has none."
     )
     before = note(
-        "The same channels of a labeled image in the encoder's last map (before) and after the bottleneck, yellow high: "
+        "The same channels of a labeled image in the encoder's last map and after the bottleneck, yellow high, "
         f"those that vary most in both. {used}"
     )
     shown = [f"<h3>Channels before and after</h3>{before}{''.join(parts)}"]

@@ -132,9 +132,8 @@ def _twin(found: Material) -> str:
             "twin",
             title,
             note(
-                "Not known: there is no run to compare with. Train the same without unlabeled images, with "
-                "<code>method.name=supervised</code> and the same seed and steps, into "
-                f"<code>{esc(found.run.path)}/twin</code>, or name such a run with <code>--twin RUN</code>."
+                "Not known: there is no run to compare with. Train one: <code>halfmask train --resume "
+                f"{esc(found.run.path)} --twin</code>, or name one that you have with <code>--twin RUN</code>."
             ),
         )
     if found.gain is None or found.twin_scores is None or found.scores is None:

@@ -1,0 +1,55 @@
+"""Charts as SVG: values stand where they belong, and every line has a text."""
+
+import re
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+
+from halfmask.report.charts import Series, line_chart, sparkline, ticks
+
+
+def polylines(svg: str, css: str) -> list[list[tuple[float, float]]]:
+    found = re.findall(rf'<polyline class="{css}" points="([^"]+)"', svg.partition("</ul>")[2] or svg)
+    return [[tuple(map(float, pair.split(","))) for pair in points.split()] for points in found]
+
+
+def test_points_are_placed_in_proportion():
+    svg = line_chart([Series("a", [(0, 0.0), (50, 0.5), (100, 1.0)])], title="Score")
+    ((start, middle, end),) = polylines(svg, "c0")
+    assert middle[0] == pytest.approx((start[0] + end[0]) / 2, abs=0.1)
+    assert middle[1] == pytest.approx((start[1] + end[1]) / 2, abs=0.1)
+    assert end[1] < start[1]  # up is more
+
+
+def test_a_chart_is_well_formed_and_says_its_values():
+    svg = line_chart([Series("<a> & b", [(1, 0.25)], 1, 1), Series("none", [])], title='A "title"', mark=(1, "here"))
+    root = ElementTree.fromstring(svg.replace("&quot;", "'"))
+    label = next(node for node in root.iter("svg") if node.get("role") == "img").get("aria-label")
+    assert "<a> & b: from 25.0 % to 25.0 %" in label
+    assert "none" not in svg
+    assert line_chart([Series("none", [])], title="nothing") == ""
+
+
+def test_many_points_are_averaged():
+    points = [(step, float(step % 2)) for step in range(10_000)]
+    ((*path,),) = polylines(line_chart([Series("", points)], title="t"), "c0")
+    assert len(path) <= 160
+    assert len({y for _, y in path[:-1]}) <= 2  # each the mean of as many zeros as ones, up to one
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0), (0.2, 0.21), (0, 12345), (-3, 7), (1e-6, 2e-6), (5, 5)])
+def test_ticks_are_round_and_enclose_the_range(low, high):
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-9
+    assert found[-1] >= high - 1e-9
+    assert 2 <= len(found) <= 8
+    steps = {round(b - a, 9) for a, b in pairwise(found)}
+    assert max(steps) - min(steps) < 1e-6 * max(steps) + 1e-9
+
+
+def test_a_small_curve_is_on_a_fixed_scale():
+    ((low, high),) = polylines(sparkline([(0, 0.0), (10, 1.0)], "road"), "c0")
+    assert (low[1], high[1]) == (25.0, 3.0)
+    assert 'aria-label="road: from 0 % to 100 %"' in sparkline([(0, 0.0), (10, 1.0)], "road")
+    assert sparkline([], "road") == ""
