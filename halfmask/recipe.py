@@ -21,6 +21,7 @@ from halfmask.schema import explain_all
 from halfmask.sections import (
     BatchRecipe,
     DataRecipe,
+    DomainRecipe,
     Entry,
     EvalRecipe,
     ExpectedRecipe,
@@ -37,6 +38,7 @@ from halfmask.shipped import find_recipe
 __all__ = [
     "BatchRecipe",
     "DataRecipe",
+    "DomainRecipe",
     "Entry",
     "EvalRecipe",
     "ExpectedRecipe",
@@ -106,9 +108,16 @@ def load(
     return recipe.model_copy(update={"origins": {key: _origin(key, origins) for key in keys}})
 
 
-def entry_kinds() -> dict[str, Kind]:
-    """Give the dotted keys that name a class, and the kind of class."""
+def entry_kinds(raw: Any = None) -> dict[str, Kind]:
+    """Give the dotted keys that name a class, and the kind of class; with a recipe's content also those of domains."""
+    domains = _get(raw, "data.domains")
     return {
+        **{f"data.domains.{name}.dataset": "datasets" for name in (domains if isinstance(domains, dict) else ())},
+        **{
+            f"data.domains.{name}.unlabeled.dataset": "datasets"
+            for name in (domains if isinstance(domains, dict) else ())
+            if isinstance(_get(domains, f"{name}.unlabeled"), dict)
+        },
         "method": "methods",
         "model.encoder": "encoders",
         "model.decoder": "decoders",
@@ -138,7 +147,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) != len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a key is given twice", node.start_mark)
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), "?")
+            text = f"the key {twice} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
         return mapping
 
 
@@ -184,7 +196,7 @@ def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> N
     *parents, last = dotted.split(".")
     node: Any = raw
     for depth, part in enumerate(parents):
-        if isinstance(node.get(part), str) and ".".join(parents[: depth + 1]) in entry_kinds():
+        if isinstance(node.get(part), str) and ".".join(parents[: depth + 1]) in entry_kinds(raw):
             node[part] = {"name": node[part]}
         if node.get(part) is None:
             node[part] = {}
@@ -193,17 +205,17 @@ def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> N
             problems.append(f"{dotted}: {'.'.join(parents[: depth + 1])} is a value, not a section.")
             return
     entry = dotted.removesuffix(".name")
-    if last == "name" and entry in entry_kinds() and node.get("name") != value:
+    if last == "name" and entry in entry_kinds(raw) and node.get("name") != value:
         node.clear()
     old = node.get(last)
-    if dotted in entry_kinds() and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:
+    if dotted in entry_kinds(raw) and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:
         return  # the same class named again: its params stay
     node[last] = value
 
 
 def _name_entries(raw: dict[str, Any]) -> None:
     """Give the default name to entries of which only params are set."""
-    for dotted in entry_kinds():
+    for dotted in entry_kinds(raw):
         entry, default = _get(raw, dotted), _default_entry(dotted)
         if isinstance(entry, dict) and "name" not in entry and default is not None:
             entry["name"] = default["name"]
@@ -212,9 +224,9 @@ def _name_entries(raw: dict[str, Any]) -> None:
 def _check_entries(raw: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
     """Check each `{name, **params}` against its class; give the params with defaults filled in."""
     filled: dict[str, dict[str, Any]] = {}
-    for dotted, kind in entry_kinds().items():
+    for dotted, kind in entry_kinds(raw).items():
         value = _get(raw, dotted)
-        if value is None and dotted in {"model.bottleneck", "data.unlabeled.dataset"}:
+        if value is None and (dotted == "model.bottleneck" or dotted.endswith("unlabeled.dataset")):
             continue
         if _get(raw, "model.name") == "smp" and dotted in {"model.encoder", "model.decoder"}:
             continue  # names of the smp library
@@ -239,7 +251,7 @@ def _check_entries(raw: dict[str, Any], problems: list[str]) -> dict[str, dict[s
 
 
 def _default_entry(dotted: str) -> dict[str, Any] | None:
-    if dotted == "data.unlabeled.dataset":
+    if dotted == "data.unlabeled.dataset" or dotted.startswith("data.domains."):
         return {"name": "folder"}
     value: Any = Recipe()
     for part in dotted.split("."):
@@ -248,7 +260,9 @@ def _default_entry(dotted: str) -> dict[str, Any] | None:
 
 
 def _replace_entry(recipe: Recipe, dotted: str, params: dict[str, Any]) -> Recipe:
-    def replace(section: BaseModel, parts: list[str]) -> BaseModel:
+    def replace(section: Any, parts: list[str]) -> Any:
+        if isinstance(section, dict):
+            return section | {parts[0]: replace(section[parts[0]], parts[1:])}
         if len(parts) == 1:
             return section.model_copy(update={parts[0]: Entry.model_validate(params)})
         child = getattr(section, parts[0])

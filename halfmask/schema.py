@@ -79,11 +79,23 @@ def _value_at(raw: Any, key: str, item: Any) -> Any:
 
 def _schema_at(schema: type[BaseModel], keys: list[str]) -> type[BaseModel] | None:
     current: type[BaseModel] | None = schema
+    named = False  # the next key is a name of the user's
     for key in keys:
+        if named:
+            named = False
+            continue
         if current is None or key not in current.model_fields:
             return None
-        current = _model_in(current.model_fields[key].annotation)
+        annotation = current.model_fields[key].annotation
+        current, named = _model_in(annotation), _is_table(annotation)
     return current
+
+
+def _is_table(annotation: Any) -> bool:
+    """Whether a field holds sections by name."""
+    if get_origin(annotation) is dict:
+        return _model_in(annotation) is not None
+    return any(_is_table(member) for member in get_args(annotation))
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

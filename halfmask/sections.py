@@ -86,11 +86,46 @@ class UnlabeledRecipe(Section):
     list: str | None = None
 
 
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+# A folder of the run, a part of metric names and of dotted keys.
+DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class DomainRecipe(Section):
+    """One of several datasets that are learned together; what is not said here is as in `data`.
+
+    Args:
+        root: folder of the dataset.
+        dataset: layout and encoding.
+        split: name of a published or own split.
+        splits: folder of split lists.
+        labeled: how many masks to use, or a list file.
+        labeled_seed: which ones, when `labeled` is a number.
+        unlabeled: a list file or another place; `null`: the training images without a used mask.
+        val: validation images.
+        crop: side of the training crop; `null`: `data.crop`.
+        scale: range of the random scale of the long side; `null`: `data.scale`.
+    """
+
+    root: str
+    dataset: Named = Entry(name="folder")
+    split: Annotated[str, BeforeValidator(_as_text)] | None = None
+    splits: str | None = None
+    labeled: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | str | None = None
+    labeled_seed: int = 0
+    unlabeled: str | UnlabeledRecipe | None = None
+    val: str = "auto"
+    crop: Annotated[int, Field(ge=16)] | None = None
+    scale: Range | None = None
+
+
 class DataRecipe(Section):
     """Which images, which of them with masks, and how they are cut.
 
     Args:
         root: folder of the dataset (`--data`).
+        domains: several datasets instead, by name, learned in turns with `method.name=multi_domain`; keys of one:
+            `root, dataset, split, splits, labeled, labeled_seed, unlabeled, val, crop, scale`.
         dataset: layout and encoding: `{name: folder | pascal | cityscapes | ade20k | coco | camvid, ...}`; image pairs:
             `change_folder | levir | whu`; one label per image: `class_folder | cifar | stl10`.
         split: name of a published or own split: a folder `<splits>/<dataset>/<split>` or `<splits>/<split>` or
@@ -122,6 +157,7 @@ class DataRecipe(Section):
     """
 
     root: str | None = None
+    domains: Annotated[dict[DomainName, DomainRecipe], Field(min_length=2)] | None = None
     dataset: Named = Entry(name="folder")
     split: Annotated[str, BeforeValidator(_as_text)] | None = None  # `data.split=183` is a name, not a number
     splits: str | None = None
@@ -131,7 +167,7 @@ class DataRecipe(Section):
     val: str = "auto"
     crop: Annotated[int, Field(ge=16)] = 320
     batch: BatchRecipe = BatchRecipe()
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    scale: Range = (0.5, 2.0)
     flip: Fraction = 0.5
     pad: Literal["mean", "black"] = "mean"
     resample: Literal["bilinear", "bicubic"] = "bilinear"

@@ -7,7 +7,7 @@ holds a reader of images and nothing else, so a mask of an unlabeled image canno
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +19,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from halfmask.augment.host import Geometry, Resample, covered, cut_image, cut_target, point_of
+from halfmask.augment.host import Geometry, covered, cut_image, cut_target, point_of
 from halfmask.batch import Batch, Samples
 from halfmask.data._dataset import Dataset
+from halfmask.data._streams import Cutter, ImageStream, LabeledStream
 from halfmask.data.cache import cached
-from halfmask.data.sampler import LABELED, ClassBalance, SampleKey, StepKeys, StepSampler
+from halfmask.data.sampler import LABELED, ClassBalance, SampleKey, StepKeys, StepSampler, Turns
 from halfmask.data.splits import Split
 from halfmask.errors import DataError, HalfmaskError
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
-
-# id -> uint8 image (H, W, C), pair of dates (2, H, W, C) or mask (H, W); or the label of an image, without axes
-ReadArray = Callable[[str], np.ndarray]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -65,14 +63,16 @@ class HostBatch:
     Args:
         step: number of the step.
         streams: labeled samples, then one entry per unlabeled draw.
+        domain: whose turn it is, where there are several.
     """
 
     step: int
     streams: tuple[HostSamples, ...]
+    domain: str = ""
 
     def pin_memory(self) -> "HostBatch":
         """Copy all tensors to page-locked memory."""
-        return HostBatch(self.step, tuple(samples.pin_memory() for samples in self.streams))
+        return HostBatch(self.step, tuple(samples.pin_memory() for samples in self.streams), self.domain)
 
 
 def to_batch(host: HostBatch, device: torch.device | str, task: Task, dtype: torch.dtype = torch.float32) -> Batch:
@@ -94,7 +94,7 @@ def to_batch(host: HostBatch, device: torch.device | str, task: Task, dtype: tor
 
     labeled, unlabeled, partner = (*map(finish, host.streams), None, None)[:3]
     assert labeled is not None
-    return Batch(labeled, unlabeled, partner)
+    return Batch(labeled, unlabeled, partner, host.domain)
 
 
 def _valid(covered: Int[Tensor, "B 3"], side: int) -> Bool[Tensor, "B S S"]:
@@ -102,68 +102,6 @@ def _valid(covered: Int[Tensor, "B 3"], side: int) -> Bool[Tensor, "B S S"]:
     places = torch.arange(side, device=covered.device)
     across = (places >= left) & (places < right)
     return (places < bottom)[:, :, None] & across[:, None, :]
-
-
-@dataclass(slots=True)
-class Cutter:
-    """What the recipe says about crops: ranges, filter, padding, and the seed of the draws."""
-
-    geometry: Geometry
-    resample: Resample
-    black: bool
-    mean: tuple[float, ...]
-    seed: int
-
-    def fill(self, bands: int) -> UInt8[np.ndarray, " C"]:
-        """Give the color of the padding; the mean of one date serves both dates of a pair."""
-        if self.black:
-            return np.zeros(bands, dtype=np.uint8)
-        if bands % len(self.mean):
-            return np.full(bands, 128, dtype=np.uint8)
-        color = np.tile(np.asarray(self.mean), bands // len(self.mean))
-        return np.rint(color * 255).astype(np.uint8)  # type: ignore[no-any-return]
-
-
-@dataclass(slots=True)
-class ImageStream:
-    """A list of images without masks."""
-
-    ids: Sequence[str]
-    read_image: ReadArray
-
-    def read(self, index: int) -> tuple[np.ndarray, None]:
-        """Decode one image."""
-        return _one_image(self.read_image(self.ids[index])), None
-
-
-@dataclass(slots=True)
-class LabeledStream:
-    """A list of images with masks, or with a label each."""
-
-    ids: Sequence[str]
-    read_image: ReadArray
-    read_target: ReadArray
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode one image and its mask or label.
-
-        Raises:
-            DataError: image and mask differ in size.
-        """
-        name = self.ids[index]
-        image, target = _one_image(self.read_image(name)), self.read_target(name)
-        if target.ndim and image.shape[:2] != target.shape:
-            raise DataError(
-                f"{name}: the image is {image.shape[1]}x{image.shape[0]} but its mask is "
-                f"{target.shape[1]}x{target.shape[0]} pixels. Export the mask at the size of the image.",
-                "H202",
-            )
-        return image, target
-
-
-def _one_image(image: np.ndarray) -> UInt8[np.ndarray, "H W C"]:
-    """Put the bands of a pair of dates behind each other: both are cut by the same window."""
-    return np.concatenate(image, axis=-1) if image.ndim == 4 else image
 
 
 class _Failure(NamedTuple):
@@ -189,7 +127,8 @@ class StepReader(TorchDataset[Any]):
 
     def __getitem__(self, keys: StepKeys) -> HostBatch | _Failure:
         try:
-            return HostBatch(keys.step, tuple(self._samples(keys, stream) for stream in range(len(self.streams))))
+            streams = tuple(self._samples(keys, stream) for stream in range(len(self.streams)))
+            return HostBatch(keys.step, streams, keys.domain)
         except HalfmaskError as error:
             return _Failure(type(error), str(error), getattr(error, "code", ""))
 
@@ -227,13 +166,23 @@ class StepReader(TorchDataset[Any]):
         return cut, covered(window, crop), mask
 
 
+class TurnReader(TorchDataset[Any]):
+    """What the workers run where several domains take turns: each step by the reader of its domain."""
+
+    def __init__(self, readers: Mapping[str, StepReader]) -> None:
+        self.readers = dict(readers)
+
+    def __getitem__(self, keys: StepKeys) -> HostBatch | _Failure:
+        return self.readers[keys.domain][keys]
+
+
 class TrainLoader(DataLoader[HostBatch]):
     """A loader of steps: set `steps.start` and `steps.stop`, then iterate."""
 
     @property
-    def steps(self) -> StepSampler:
+    def steps(self) -> StepSampler | Turns:
         """The sampler; it knows the steps per epoch and holds the range of the next iteration."""
-        assert isinstance(self.batch_sampler, StepSampler)
+        assert isinstance(self.batch_sampler, StepSampler | Turns)
         return self.batch_sampler
 
     def __iter__(self) -> Iterator[HostBatch]:  # type: ignore[override]  # the base class names a private type
@@ -253,6 +202,25 @@ class TrainLoader(DataLoader[HostBatch]):
             # Left to the garbage collector, each worker would be waited for in vain for five seconds.
             self.close()
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One dataset of a run.
+
+    Args:
+        recipe: its `data` section.
+        dataset: of the labeled and validation images.
+        unlabeled: of the unlabeled images; `None`: the same one.
+        split: which ids have masks, and which have none.
+        balance: draws the labeled samples by class.
+    """
+
+    recipe: DataRecipe
+    dataset: Dataset
+    unlabeled: Dataset | None
+    split: Split
+    balance: ClassBalance | None = None
 
 
 def train_loader(
@@ -289,9 +257,46 @@ def train_loader(
     Raises:
         DataError: a list is empty or cannot be dealt to the ranks. Broken files raise while iterating.
     """
-    source = labeled if unlabeled is None else unlabeled
+    source = Source(recipe, labeled, unlabeled, split, balance)
+    reader, sampler = _parts(source, seed, draws, draws_share_images, rank, world, cache)
+    return _loader(reader, sampler, worker_count(recipe.workers, world), pin)
+
+
+def turn_loader(
+    sources: Mapping[str, Source],
+    *,
+    seed: int = 0,
+    draws: int = 1,
+    draws_share_images: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+    cache: Path | None = None,
+) -> TrainLoader:
+    """Make the loader of several domains that take turns, step by step; arguments as of `train_loader`.
+
+    A domain's n-th batch is what its n-th batch would be without the others.
+
+    Args:
+        sources: by the name of the domain, in the order of the turns.
+    """
+    parts = {
+        name: _parts(source, seed, draws, draws_share_images, rank, world, None if cache is None else cache / name)
+        for name, source in sources.items()
+    }
+    readers = TurnReader({name: reader for name, (reader, _) in parts.items()})
+    turns = Turns({name: sampler for name, (_, sampler) in parts.items()})
+    workers = worker_count(next(iter(sources.values())).recipe.workers, world)
+    return _loader(readers, turns, workers, pin)
+
+
+def _parts(
+    source: Source, seed: int, draws: int, draws_share_images: bool, rank: int, world: int, cache: Path | None
+) -> tuple[StepReader, StepSampler]:
+    """Give what reads the samples of a dataset, and what chooses them."""
+    recipe, labeled, split = source.recipe, source.dataset, source.split
+    other = labeled if source.unlabeled is None else source.unlabeled
     folder = None if recipe.cache == "none" else cache
-    read_unlabeled = cached(source.read_image, source, folder)
     streams: list[ImageStream | LabeledStream] = [
         LabeledStream(
             split.labeled,
@@ -299,7 +304,7 @@ def train_loader(
             cached(labeled.read_target, labeled, folder, masks=True),
         )
     ]
-    streams += [ImageStream(split.unlabeled, read_unlabeled)] * draws
+    streams += [ImageStream(split.unlabeled, cached(other.read_image, other, folder))] * draws
     cutter = Cutter(
         Geometry(recipe.crop, recipe.scale, recipe.flip),
         recipe.resample,
@@ -316,11 +321,14 @@ def train_loader(
         draws_share_images=draws_share_images,
         rank=rank,
         world=world,
-        balance=balance,
+        balance=source.balance,
     )
-    workers = worker_count(recipe.workers, world)
+    return StepReader(tuple(streams), cutter, labeled.task.ignore_index), sampler
+
+
+def _loader(reader: StepReader | TurnReader, sampler: StepSampler | Turns, workers: int, pin: bool) -> TrainLoader:
     return TrainLoader(
-        StepReader(tuple(streams), cutter, labeled.task.ignore_index),
+        reader,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_only,

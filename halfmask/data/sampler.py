@@ -6,7 +6,7 @@ of a step is formed for all devices together and then dealt to the ranks in cont
 of workers, nor the number of ranks, nor an interruption changes which images are seen, or when.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -36,10 +36,11 @@ class SampleKey(NamedTuple):
 
 
 class StepKeys(NamedTuple):
-    """The samples of one rank in one step, ordered by stream."""
+    """The samples of one rank in one step, ordered by stream; of one domain, where several take turns."""
 
     step: int
     samples: tuple[SampleKey, ...]
+    domain: str = ""
 
 
 class Walk:
@@ -222,3 +223,30 @@ class StepSampler(Sampler[list[StepKeys]]):
                 "or use larger batches (data.batch) or fewer devices (run.devices).",
                 "H210",
             )
+
+
+class Turns(Sampler[list[StepKeys]]):
+    """Several domains in turns: step `s` is of domain `s % n`, and is that domain's step `s // n`.
+
+    The epoch is over when the longest domain has been passed once; shorter ones have begun anew by then.
+
+    Args:
+        samplers: by domain, in the order of the turns.
+    """
+
+    def __init__(self, samplers: Mapping[str, StepSampler]) -> None:
+        self.samplers, self.domains = dict(samplers), tuple(samplers)
+        self.steps_per_epoch = len(samplers) * max(sampler.steps_per_epoch for sampler in samplers.values())
+        self.start, self.stop = 0, self.steps_per_epoch
+
+    def keys(self, step: int) -> StepKeys:
+        """Give this rank's samples of one step."""
+        own, turn = divmod(step, len(self.domains))
+        domain = self.domains[turn]
+        return StepKeys(step, self.samplers[domain].keys(own).samples, domain)
+
+    def __iter__(self) -> Iterator[list[StepKeys]]:
+        return ([self.keys(step)] for step in range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
