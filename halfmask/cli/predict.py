@@ -14,7 +14,10 @@ def predict(
     source: Annotated[
         str,
         typer.Option(
-            "--input", metavar="DIR|IMAGE", help="Folder, file or pattern 'photos/*.jpg'.", show_default=False
+            "--input",
+            metavar="DIR|IMAGE",
+            help="Folder (also of frames), file or pattern 'photos/*.jpg'.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the masks.", show_default=False)],
@@ -23,6 +26,16 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     outlines: Annotated[
         str | None, typer.Option("--format", metavar="NAME", help="Also as outlines: labelme, geojson or coco.")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option("--tile", metavar="N", min=0, help="Tiles of this side for every image; 0: never any."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option("--overlap", metavar="N", min=0, help="Pixels that neighboring tiles share.")
+    ] = None,
+    nodata: Annotated[
+        float | None, typer.Option("--nodata", metavar="VALUE", help="Value of pixels without data.")
     ] = None,
     device: flags.Device = "auto",
     workers: flags.Readers = 2,
@@ -35,8 +48,9 @@ def predict(
 ) -> None:
     """Write masks for images.
 
-    Palette PNGs of the size of the images; images that have theirs already are skipped. For change detection the input
-    is a folder with A/ and B/; classification writes labels.csv and labels.json.
+    Palette PNGs (of a GeoTIFF, a GeoTIFF) of the size of the images; images that have theirs already are skipped. Large
+    images are predicted in overlapping tiles. For change detection the input is a folder with A/ and B/; classification
+    writes labels.csv and labels.json.
     """
     flags.check_overrides(overrides or ())
     flags.set_verbosity(quiet, verbose)
@@ -55,6 +69,9 @@ def predict(
         overwrite=overwrite,
         limit=limit,
         workers=workers,
+        tile=tile,
+        overlap=overlap,
+        nodata=nodata,
         quiet=quiet,
     )
     what = "labels" if predicted_kind(run) == "classification" else "masks"

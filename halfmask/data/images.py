@@ -10,6 +10,9 @@ closed here:
 """
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +31,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".
 
 _ORIENTATION_TAG = 0x0112
 _TIFF_BITS_TAG = 258
+_GDAL_CACHE = 64 * 2**20  # bytes
 
 
 class Header(NamedTuple):
@@ -93,7 +97,7 @@ def read_header(path: Path) -> Header:
         DataError: missing, empty or broken file.
     """
     if path.suffix.lower() == ".npy":
-        shape = read_npy(path, 3).shape
+        shape = read_npy(path, 3, mapped=True).shape
         return Header((shape[0], shape[1]), (shape[0], shape[1]))
     try:
         with Image.open(path) as image:
@@ -104,8 +108,8 @@ def read_header(path: Path) -> Header:
         raise missing(path) from error
     except UnidentifiedImageError as error:
         if path.stat().st_size and path.suffix.lower() in {".tif", ".tiff"}:
-            shape = _read_geotiff(path).shape
-            return Header((shape[0], shape[1]), (shape[0], shape[1]))
+            with open_geotiff(path) as source:
+                return Header(source.shape, source.shape)
         raise broken(path, error) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from error
@@ -237,7 +241,11 @@ def broken(path: Path, error: Exception) -> DataError:
 
 
 def _too_large(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: too many pixels to open at once ({error}). Cut it into tiles.", "H201")
+    return DataError(
+        f"{path}: too many pixels to open at once ({error}). Cut it into tiles; or, to predict it, "
+        "save it as PNG or TIFF, which are read in windows (extra `geo`).",
+        "H201",
+    )
 
 
 def _decode_opened(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
@@ -281,16 +289,33 @@ def _decode_deep_png(data: bytes, path: Path) -> np.ndarray:
     return (halves[0] << 8) | halves[1]
 
 
-def _read_geotiff(path: Path) -> np.ndarray:
+@contextmanager
+def open_geotiff(path: Path) -> Iterator[Any]:
+    """Open a file with rasterio, to read windows of it; it may be any raster that GDAL knows.
+
+    Raises:
+        MissingExtraError: rasterio is not installed.
+        DataError: a broken file, on opening or while it is read.
+    """
     try:
         import rasterio
     except ImportError:
-        raise MissingExtraError(f"{path}: TIFF with more than 8 bits or 4 bands", "geo") from None
+        raise MissingExtraError(f"{path}: TIFF with coordinates, more than 8 bits or 4 bands", "geo") from None
     try:
-        with rasterio.open(path) as source:
-            return np.moveaxis(np.asarray(source.read()), 0, 2)
+        # Its cache would otherwise grow to a twentieth of the machine's memory.
+        with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                source = rasterio.open(path)
+            with source:
+                yield source
     except rasterio.errors.RasterioError as error:
         raise broken(path, error) from error
+
+
+def _read_geotiff(path: Path) -> np.ndarray:
+    with open_geotiff(path) as source:
+        return np.moveaxis(np.asarray(source.read()), 0, 2)
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -8,18 +8,24 @@
 Masks have the size of the upright image (EXIF orientation applied). Each file appears only when it is complete,
 and the mask last: an interrupted call continues where it stopped, and a broken image costs nothing but itself.
 
+Pixels without data (`nodata` of the data or the file) have the ignored id. The mask of a TIFF with coordinates is a
+GeoTIFF, `.tif`, at the same place. Images of more than 30 million pixels are predicted in overlapping tiles, see
+`halfmask.engine.tiles`; the order of frames is that of the numbers in their names.
+
 Models of classification write tables of labels instead, see `halfmask.engine.predict_labels`.
 """
 
+import re
+import sys
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,45 +34,25 @@ from torch import Tensor
 from halfmask.data._files import date_sizes_differ
 from halfmask.data._pairs import find_pairs
 from halfmask.data._places import require_writable
+from halfmask.data.geotiff import is_georeferenced
 from halfmask.data.images import is_image
+from halfmask.data.rasters import Picture, Reading, image_size, read_picture
 from halfmask.engine.atomic import atomic_path
-from halfmask.engine.bundle import Bundle, bundle_folder, load_bundle, read_meta
+from halfmask.engine.bundle import bundle_folder, load_bundle, read_meta
 from halfmask.engine.convert import require_outlines, write_outlines
 from halfmask.engine.device import pick_device
 from halfmask.engine.inference import class_map, probabilities
-from halfmask.engine.predict_labels import predict_labels, read_for
+from halfmask.engine.predict_files import Job, write_mask, write_overlay
+from halfmask.engine.predict_labels import predict_labels, reading_of
+from halfmask.engine.predict_tiled import Predictor, predict_tiled, without_data
 from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
+from halfmask.engine.tiles import choose_tiling
 from halfmask.errors import DataError, RecipeError, bullet_list
-from halfmask.palette import Color, overlay, palette_of
-from halfmask.recipe import EvalRecipe
 from halfmask.task import Kind
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One image and the files to write for it; those not asked for are `None`.
-
-    Args:
-        image: to predict; of a pair the later one.
-        mask: file of the class ids.
-        overlay: file of the image with the mask over it.
-        probabilities: file of the class probabilities.
-        before: the earlier image of a pair.
-        row: path below the input, which names the image in a table of labels.
-    """
-
-    image: Path
-    mask: Path
-    overlay: Path | None
-    probabilities: Path | None
-    before: Path | None = None
-    row: str = ""
-
-    @property
-    def done(self) -> bool:
-        """All its files exist."""
-        return all(path is None or path.exists() for path in (self.mask, self.overlay, self.probabilities))
+# Images of more pixels are predicted in tiles, unless the user decides.
+LARGE = 30_000_000
 
 
 def predict(
@@ -82,6 +68,9 @@ def predict(
     overwrite: bool = False,
     limit: int | None = None,
     workers: int = 2,
+    tile: int | None = None,
+    overlap: int | None = None,
+    nodata: float | None = None,
     quiet: bool = False,
 ) -> int:
     """Write a mask (or label) for every image; images that already have theirs are skipped.
@@ -99,6 +88,10 @@ def predict(
         overwrite: predict images again that have their files.
         limit: take only the first so many images.
         workers: threads that read images ahead.
+        tile: predict every image in overlapping tiles of this side; 0: none. By default those of more than 30 million
+            pixels, in tiles of two training crops, but at least 512 pixels (with `eval.mode=slide`: the window).
+        overlap: of neighboring tiles; by default a quarter of the tile.
+        nodata: value of pixels without data, instead of the one of the training data.
         quiet: show no progress.
 
     Returns:
@@ -124,17 +117,11 @@ def predict(
             bundle, [(job.row, job.image) for job in jobs], Path(out), opened.protocol, where,
             probabilities=probabilities, overwrite=overwrite, workers=workers, quiet=quiet,
         )  # fmt: skip
+    reading = reading_of(bundle) if nodata is None else replace(reading_of(bundle), nodata=nodata)
+    tiling = choose_tiling(bundle.model, opened.protocol, bundle.crop, tile or None, overlap)
+    predictor = Predictor(bundle, opened.protocol, where, reading, tiling)
     open_jobs = [job for job in jobs if overwrite or not job.done]
-    failed: list[str] = []
-    with _bar(quiet) as progress:
-        task = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(open_jobs))
-        for job, image in read_ahead(partial(_read, bundle=bundle), open_jobs, workers):
-            if isinstance(image, DataError):
-                failed.append(str(image))
-            else:
-                with memory_cure(opened.protocol):
-                    _predict_one(job, image, bundle, opened.protocol, where)
-            progress.advance(task)
+    failed = _predict_all(jobs, open_jobs, predictor, workers, _limit_of_whole(tile), quiet)
     if outlines is not None:
         done = [(job.row, job.image, job.mask) for job in jobs if job.mask.exists()]
         write_outlines(done, Path(out), outlines, bundle.task)
@@ -144,6 +131,27 @@ def predict(
             f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}"
         )
     return len(open_jobs)
+
+
+def _predict_all(
+    jobs: list[Job], open_jobs: list[Job], predictor: Predictor, workers: int, whole: int, quiet: bool
+) -> list[str]:
+    """Predict images; gives the messages about those that could not be read."""
+    failed: list[str] = []
+    with _bar(quiet) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are what tiles are for
+        task = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(open_jobs))
+        for job, read in read_ahead(partial(_read, reading=predictor.reading, whole=whole), open_jobs, workers):
+            if isinstance(read, DataError):
+                failed.append(str(read))
+            else:
+                with memory_cure(predictor.protocol):
+                    if read is None:
+                        failed += _predict_large(job, predictor, progress)
+                    else:
+                        _predict_one(job, read, predictor)
+            progress.advance(task)
+    return failed
 
 
 def predicted_kind(run: str | Path) -> Kind:
@@ -167,23 +175,23 @@ def plan(
     """
     out = Path(out)
     found = _pairs(Path(input), out) if kind == "change" else _singles(Path(input), out)
+    geo = [kind != "classification" and is_georeferenced(image) for _, image, _ in found]
     jobs = [
         Job(
             image,
-            _with_suffix(out / name, ".png"),
+            _with_suffix(out / name, ".tif" if tied else ".png"),
             _with_suffix(out / "overlays" / name, ".jpg") if overlay else None,
             _with_suffix(out / "probabilities" / name, ".npy") if probabilities else None,
             before,
             _with_suffix(name, image.suffix).as_posix(),
+            tied,
         )
-        for name, image, before in found
+        for (name, image, before), tied in zip(found, geo, strict=True)
     ]
     if kind == "classification":
         return jobs  # rows of a table, not files
-    by_mask: dict[Path, Path] = {}
-    clashes = [
-        f"{by_mask[job.mask]} and {job.image}" for job in jobs if by_mask.setdefault(job.mask, job.image) != job.image
-    ]
+    by_name: dict[Path, Path] = {}
+    clashes = [f"{by_name[name]} and {image}" for name, image, _ in found if by_name.setdefault(name, image) != image]
     if clashes:
         raise DataError(
             "these images would share a mask, because only their suffix differs; rename them, or predict them into "
@@ -221,7 +229,7 @@ def _find(source: Path, out: Path) -> tuple[Path, list[Path]]:
         inside, target = source.resolve(), out.resolve()
         images = [
             path
-            for path in sorted(source.rglob("*"))
+            for path in sorted(source.rglob("*"), key=_in_order)
             if path.is_file() and is_image(path) and not _hidden(path.relative_to(source))
         ]
         if target != inside and target.is_relative_to(inside):
@@ -232,7 +240,8 @@ def _find(source: Path, out: Path) -> tuple[Path, list[Path]]:
             raise DataError(f"{source}: no image in this folder or below. Give a folder with JPEG, PNG, TIFF, ...")
         return source, images
     if has_magic(str(source)):
-        images = [Path(name) for name in sorted(glob(str(source), recursive=True))]
+        images = [Path(name) for name in glob(str(source), recursive=True)]
+        images.sort(key=_in_order)
         images = [path for path in images if path.is_file() and is_image(path)]
         if not images:
             raise DataError(f"{source}: no image matches this pattern. Put it in quotes, and check it with ls.")
@@ -248,56 +257,70 @@ def _fixed_part(pattern: Path) -> Path:
     return Path()
 
 
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    """Sort key in which frame_9 comes before frame_10."""
+    pieces = re.split(r"(\d+)", path.as_posix())
+    return [(int(piece), piece) if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(job: Job, bundle: Bundle) -> tuple[Job, UInt8[np.ndarray, "*T H W C"] | DataError]:
-    """Decode an image or a pair; an unreadable one comes as its error, so that the others go on."""
+def _read(job: Job, reading: Reading, whole: int) -> tuple[Job, tuple[Picture, ...] | DataError | None]:
+    """Decode an image or a pair, `None` for one to be read in bands; an unreadable one comes as its error."""
     try:
-        image = read_for(bundle, job.image)
-        if job.before is None:
-            return job, image
-        before = read_for(bundle, job.before)
-        if before.shape != image.shape:
-            sizes = [(one.shape[0], one.shape[1]) for one in (before, image)]
-            return job, date_sizes_differ((job.before, job.image), sizes)
-        return job, np.stack((before, image))
+        sizes = [image_size(path) for path in job.dates]
+        if len(set(sizes)) > 1:
+            return job, date_sizes_differ(job.dates, sizes)
+        if sizes[0][0] * sizes[0][1] > whole:
+            return job, None
+        return job, tuple(read_picture(path, reading, georeferenced=job.georeferenced) for path in job.dates)
     except DataError as error:
         return job, error
 
 
-def _predict_one(
-    job: Job, image: UInt8[np.ndarray, "*T H W C"], bundle: Bundle, protocol: EvalRecipe, device: torch.device
-) -> None:
-    pixels = torch.from_numpy(np.moveaxis(image, -1, -3).copy())[None].to(device).to(bundle.model.mean.dtype) / 255
+def _predict_large(job: Job, predictor: Predictor, progress: Progress) -> list[str]:
+    rows = progress.add_task(f"rows of {job.image.name}", total=None)
+    try:
+        predict_tiled(job, predictor, lambda done, of: progress.update(rows, completed=done, total=of))
+    except DataError as error:
+        if not error.code:  # of the place that is written to, not of the image
+            raise
+        return [str(error)]
+    finally:
+        progress.remove_task(rows)
+    return []
+
+
+def _predict_one(job: Job, dates: tuple[Picture, ...], predictor: Predictor) -> None:
+    bundle, protocol = predictor.bundle, predictor.protocol
+    image = dates[0].pixels if len(dates) == 1 else np.stack([date.pixels for date in dates])
+    empty = without_data(dates)
+    pixels = predictor.pixels(image[None])
     if job.probabilities is None:
         classes = class_map(bundle.model, pixels, protocol, bundle.crop)
     else:
         shares = probabilities(bundle.model, pixels, protocol, bundle.crop)
         classes = shares.max(1).indices
+        kept = shares[0].half().cpu().numpy()
         with atomic_path(job.probabilities, error=DataError) as part, part.open("wb") as file:
-            np.save(file, shares[0].half().cpu().numpy())
+            np.save(file, kept if empty is None else np.where(empty, np.float16(0), kept))
     mask = _to_numpy(classes[0])
-    colors = palette_of(bundle.task)
+    if empty is not None:
+        mask = np.where(empty, np.asarray(bundle.task.ignore_index, mask.dtype), mask)
     if job.overlay is not None:
-        with atomic_path(job.overlay, error=DataError) as part:
-            Image.fromarray(overlay(image if image.ndim == 3 else image[-1], mask, colors)).save(part, quality=90)
-    with atomic_path(job.mask, error=DataError) as part:
-        _mask_image(mask, colors).save(part, optimize=False)
-
-
-def _mask_image(mask: Integer[np.ndarray, "H W"], palette: tuple[Color, ...]) -> Image.Image:
-    """Palette image; 16 bits without colors for more classes than a palette has room for."""
-    if len(palette) > 256:
-        return Image.fromarray(mask.astype(np.uint16))
-    image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette([value for color in palette for value in color])
-    return image
+        write_overlay(job.overlay, dates[-1].pixels, mask, bundle.task)
+    write_mask(job, mask, bundle.task)
 
 
 def _to_numpy(classes: Tensor) -> Integer[np.ndarray, "H W"]:
     return np.asarray(classes.cpu().numpy())
+
+
+def _limit_of_whole(tile: int | None) -> int:
+    """Most pixels of an image that is predicted at once."""
+    return LARGE if tile is None else sys.maxsize if tile == 0 else 0
 
 
 def _bar(quiet: bool) -> Progress:

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import Progress
 
-from halfmask.data.images import read_image
+from halfmask.data.rasters import Reading, read_picture
 from halfmask.engine.atomic import write_json, write_text
 from halfmask.engine.bundle import Bundle
 from halfmask.engine.inference import probabilities as predict_probabilities
@@ -88,21 +88,20 @@ def predict_labels(
     return len(wanted)
 
 
-def read_for(bundle: Bundle, path: Path) -> UInt8[np.ndarray, "H W C"]:
-    """Decode an image with the bands and the range of values a model was trained with.
-
-    Raises:
-        DataError: the file is missing or broken.
-    """
-    value_range = bundle.meta.get("range")
-    limits = None if value_range is None else (float(value_range[0]), float(value_range[1]))
-    return read_image(path, channels=bundle.model.mean.numel(), value_range=limits)
+def reading_of(bundle: Bundle) -> Reading:
+    """Give the bands, the range of values and the value without data that a model was trained with."""
+    limits, nodata = bundle.meta.get("range"), bundle.meta.get("nodata")
+    return Reading(
+        channels=bundle.model.mean.numel(),
+        value_range=None if limits is None else (float(limits[0]), float(limits[1])),
+        nodata=None if nodata is None else float(nodata),
+    )
 
 
 def _read(wanted: tuple[str, Path], bundle: Bundle) -> tuple[str, UInt8[np.ndarray, "H W C"] | DataError]:
     name, path = wanted
     try:
-        return name, read_for(bundle, path)
+        return name, read_picture(path, reading_of(bundle)).pixels
     except DataError as error:
         return name, error
 

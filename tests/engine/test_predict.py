@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmask.engine import predict as predict_module
+from halfmask.engine import predict_files as files_module
 from halfmask.engine.bundle import load_bundle, save_bundle
 from halfmask.engine.inference import class_map
 from halfmask.engine.predict import plan, predict
@@ -124,7 +124,7 @@ def test_a_broken_image_costs_only_itself(run: Path, tmp_path: Path) -> None:
 def test_an_interruption_leaves_only_complete_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         photo(tmp_path / "in" / f"{name}.png")
-    done = predict_module._mask_image
+    done = files_module.mask_image
     calls = []
 
     def interrupted(*arguments: object) -> Image.Image:
@@ -134,7 +134,7 @@ def test_an_interruption_leaves_only_complete_files(run: Path, tmp_path: Path, m
         return done(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict_module, "_mask_image", interrupted)
+        patch.setattr(files_module, "mask_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             predict(run, tmp_path / "in", tmp_path / "out", quiet=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
@@ -177,7 +177,7 @@ def test_the_range_of_deep_images_comes_from_the_bundle(tmp_path: Path) -> None:
 
 def test_more_classes_than_a_palette_holds_give_a_16_bit_mask() -> None:
     mask = np.full((2, 2), 299)
-    image = predict_module._mask_image(mask, default_palette(300))
+    image = files_module.mask_image(mask, default_palette(300))
     assert image.mode == "I;16"
     assert np.asarray(image).tolist() == [[299, 299], [299, 299]]
 
