@@ -7,7 +7,7 @@ found by comparing with the maximum: 4 times faster than softmax, argmax and max
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer, Shaped
 from torch import Tensor
 
 _PIXELS = 4096  # of one group: 350 KB of float32 at 21 classes
@@ -27,20 +27,39 @@ def top_class(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], Flo
     return label, torch.exp(top - logits.logsumexp(1))
 
 
+def place_of(top: Shaped[Tensor, "*_"], values: Shaped[Tensor, "*_"], axis: int) -> Integer[Tensor, "*_"]:
+    """Give where along an axis of at most 255 the maximum stands, as uint8; of equal values, the first.
+
+    Far faster on a CPU than `max(axis).indices`, once the maximum is known.
+
+    Args:
+        top: `values.amax(axis)`.
+        values: any.
+        axis: to search.
+
+    >>> x = torch.tensor([[1.0, 3.0, 3.0]])
+    >>> place_of(x.amax(1), x, axis=1)
+    tensor([1], dtype=torch.uint8)
+    """
+    # The first place has the largest code, so that the largest code is the first of equal values.
+    count = values.shape[axis]
+    codes = torch.arange(count, 0, -1, dtype=torch.uint8, device=values.device)
+    codes = codes.view(-1, *[1] * (values.ndim - 1 - axis))
+    best = ((values == top.unsqueeze(axis)) * codes).amax(axis)  # 0 where NaN makes nothing equal
+    return count - best.clamp_min_(1)
+
+
 def _in_groups(logits: Tensor) -> tuple[Tensor, Tensor]:
-    images, classes, *shape = logits.shape
+    images, _, *shape = logits.shape
     flat = logits.flatten(2)  # (B, K, N)
     label = torch.empty(images, flat.shape[2], dtype=torch.int64)
     total = torch.empty(images, flat.shape[2], dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    # The first class has the largest code, so that the maximum of the codes is the first of equal classes.
-    codes = torch.arange(classes, 0, -1, dtype=torch.uint8).unsqueeze(1)
     for image in range(images):
         for start in range(0, flat.shape[2], _PIXELS):
             group = slice(start, start + _PIXELS)
             z = _full_precision(flat[image, :, group])  # (K, n)
             top = z.amax(0)
-            best = ((z == top) * codes).amax(0)  # 0 where NaN makes nothing equal
-            label[image, group] = classes - best.clamp_min_(1).long()
+            label[image, group] = place_of(top, z, axis=0)
             torch.sum((z - top).exp_(), 0, out=total[image, group])
     return label.reshape(images, *shape), total.reciprocal_().reshape(images, *shape)
 
