@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from halfmask.errors import HalfmaskError
     from halfmask.importers import import_checkpoint
     from halfmask.methods import Method
+    from halfmask.plan import make_plan
     from halfmask.plugins import names as list_plugins
     from halfmask.recipe import Recipe
     from halfmask.recipe import load as load_recipe
@@ -42,6 +43,7 @@ __all__ = [
     "list_plugins",
     "load_bundle",
     "load_recipe",
+    "make_plan",
     "predict",
     "report",
     "split",
@@ -63,6 +65,7 @@ _HOMES = {
     "list_plugins": ("halfmask.plugins", "names"),
     "load_bundle": ("halfmask.engine.bundle", "load_bundle"),
     "load_recipe": ("halfmask.recipe", "load"),
+    "make_plan": ("halfmask.plan", "make_plan"),
     "predict": ("halfmask.engine.predict", "predict"),
     "report": ("halfmask.report", "report"),
     "split": ("halfmask.data.splits", "make_split"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time as clock
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,9 +59,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check recipe, data and model, predict memory and time, and stop.")
     ] = False,
-    memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="With --dry-run: the batch that fits, e.g. 8GB.")
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="TIME", help="Of the plan: all it may take, e.g. 30m or 2h.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Of the plan, e.g. 8GB; of a recipe with --dry-run: what fits."),
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="The plan may download pretrained weights.")] = False,
     twin: Annotated[
         bool, typer.Option("--twin", help="Also train without the unlabeled images, and compare [run.twin].")
     ] = False,
@@ -72,13 +78,21 @@ def train(
 ) -> None:
     """Train by a recipe, or by a plan.
 
-    With only --data and --out the plan is chosen for this machine, and printed.
+    With only --data and --out the plan is chosen from the data and this machine, and printed with its reasons.
     """
+    began = clock.monotonic()
     source, overrides = flags.split_arguments(arguments)
     flags.set_verbosity(quiet, verbose)
     if epochs is not None and steps is not None:
         raise RecipeError("--epochs and --steps both say how long to train: give one.")
-    bytes_limit = _memory_limit(memory, dry_run)
+    if (source is not None or resume is not None) and (time is not None or pretrained):
+        what = "--time" if time is not None else "--pretrained"
+        raise RecipeError(
+            f"{what} belongs to the plan, which is made where no recipe is named: leave out "
+            f"{source or f'--resume {resume}'}; or set {'run.steps' if time is not None else 'model.encoder.weights'}."
+        )
+    bytes_limit = _memory_limit(memory, dry_run or source is None)
+    seconds = _seconds(time)
     sugar: dict[str, Any] = {
         "data.root": data,
         "method": method,
@@ -106,8 +120,14 @@ def train(
         if out is None:
             raise RecipeError("where to? Name a run folder: --out runs/first")
         results = []
-        for folder, seed_key in _folders(out, seeds, seed):
-            recipe = _recipe(source, {**sugar, **seed_key}, overrides, quiet)
+        folders = _folders(out, seeds, seed)
+        given = {**sugar, **folders[0][1]}
+        if source is None:
+            budget = {"seconds": seconds and seconds / len(folders), "memory": bytes_limit, "pretrained": pretrained}
+            planned = _plan(given, overrides, quiet, began=began, **budget)
+        for folder, seed_key in folders:
+            given = {**sugar, **seed_key}
+            recipe = flags.load_recipe(source, given, overrides) if source else _with_seed(planned, seed_key)
             results.append(_train(recipe, folder, **options))
     if dry_run and not as_json:
         for result in results:
@@ -118,11 +138,14 @@ def train(
         _report(results, as_json)
 
 
-def _memory_limit(text: str | None, dry_run: bool) -> int | None:
+def _memory_limit(text: str | None, usable: bool) -> int | None:
     if text is None:
         return None
-    if not dry_run:
-        raise RecipeError("--memory says which batch would fit: use it with --dry-run, then set data.batch.")
+    if not usable:
+        raise RecipeError(
+            "--memory is a budget of the plan: leave out the recipe; or use it with --dry-run, which says what batch "
+            "fits, then set data.batch."
+        )
     from halfmask.engine.memory import parse_bytes
 
     try:
@@ -131,20 +154,37 @@ def _memory_limit(text: str | None, dry_run: bool) -> int | None:
         raise RecipeError(f"--memory {text}: expected a size, for example 8GB or 500MB.") from None
 
 
-def _recipe(source: str | None, sugar: dict[str, Any], overrides: list[str], quiet: bool) -> "Recipe":
-    if source is not None:
-        return flags.load_recipe(source, sugar, overrides)
-    from halfmask.plan import choose_plan
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from halfmask.plan.budget import read_duration
 
-    if not flags.merge(sugar, overrides).get("data.root"):
+    try:
+        return read_duration(text)
+    except ValueError:
+        raise RecipeError(f"--time {text}: expected a time, for example 30m, 2h or 90s.") from None
+
+
+def _plan(sugar: dict[str, Any], overrides: list[str], quiet: bool, **budget: Any) -> "Recipe":
+    given = flags.merge(sugar, overrides)
+    if not given.get("data.root"):
         raise RecipeError(
             "train on what? Give a recipe and data (halfmask train fixmatch/folder --data DIR --out RUN), or only "
             "--data DIR --out RUN. Shipped recipes: halfmask list recipes"
         )
-    plan = choose_plan()
-    given = flags.merge(sugar, overrides)
-    flags.say(plan.describe(given), quiet)
-    return flags.load_recipe(plan.recipe, {**plan.settings, **given}, [])
+    from halfmask.plan import make_plan
+
+    flags.say("plan     looking at the data and trying a few steps ...", quiet)
+    plan = make_plan(given, **budget)
+    flags.say(plan.describe(), quiet)
+    return plan.recipe
+
+
+def _with_seed(recipe: "Recipe", seed_key: dict[str, Any]) -> "Recipe":
+    if not seed_key:
+        return recipe
+    run = recipe.run.model_copy(update={"seed": seed_key["run.seed"]})
+    return recipe.model_copy(update={"run": run})
 
 
 def _folders(out: Path, seeds: str | None, seed: int | None) -> list[tuple[Path, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm import list_pretrained
@@ -106,6 +106,11 @@ def fitting_state(
         state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
     _check_fit(type(module).__name__, state, own, path if is_local(weights, releases) else weights)
     return state
+
+
+def in_cache(release: Release) -> bool:
+    """Tell whether a release is on this machine already, so that using it downloads nothing."""
+    return isinstance(try_to_load_from_cache(release.repo, release.file), str)
 
 
 def is_local(weights: str, releases: Mapping[str, Release]) -> bool:

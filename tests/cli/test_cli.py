@@ -14,6 +14,7 @@ from halfmask.engine import train as engine
 from halfmask.engine.train import TrainResult
 from halfmask.errors import Interrupted
 from halfmask.plugins import names, resolve
+from tests.engine.tiny import write_dataset
 
 
 def run(*arguments):
@@ -94,15 +95,26 @@ def test_several_seeds_make_several_runs(trained, tmp_path):
     assert [Path(row["out"]).name for row in json.loads(result.stdout)] == ["seed-0", "seed-2"]
 
 
-def test_without_a_recipe_the_plan_is_chosen_printed_and_open_to_overrides(trained, tmp_path):
-    result = run("train", "--data", "D", "--out", tmp_path / "r", "--crop", 64)
+def test_without_a_recipe_a_plan_is_made_printed_and_open_to_overrides(trained, tmp_path):
+    root = write_dataset(tmp_path / "shapes")
+    result = run("train", "--data", root, "--out", tmp_path / "r", "--crop", 64, "--workers", 0, "--seeds", "3,4")
     assert result.exit_code == 0, result.output
+    assert [call[0].run.seed for call in trained] == [3, 4]
     assert trained[0][0].method.name == "fixmatch"
     assert trained[0][0].data.crop == 64
-    assert "plan     recipe fixmatch/folder" in result.stderr
-    assert "because" in result.stderr
-    assert "data.crop" not in result.stderr  # set by the user, not by the plan
-    assert "fixmatch/folder" not in result.stdout
+    assert trained[0][0].origins["model.encoder.width"].startswith("plan: ")
+    assert "crop       64  (as you set)" in result.stderr
+    assert result.stderr.count("method     fixmatch") == 1
+    assert "fixmatch" not in result.stdout
+
+
+def test_budgets_and_downloads_belong_to_the_plan(trained, tmp_path):
+    for flags in (("--time", "30m"), ("--pretrained",), ("--memory", "8GB")):
+        result = run("train", "fixmatch/folder", "--data", "D", "--out", tmp_path / "r", *flags)
+        assert result.exit_code == 2, result.output
+        assert "plan" in result.stderr
+    assert run("train", "--data", "D", "--out", tmp_path / "r", "--time", "soon").exit_code == 2
+    assert not trained
 
 
 def test_resume_continues_a_run_by_its_own_recipe(trained, tmp_path):

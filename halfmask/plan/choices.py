@@ -1,0 +1,195 @@
+"""From facts to choices, each with its reason and the keys of the recipe it sets."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from halfmask.models.weights import in_cache, timm_releases
+from halfmask.plan.facts import DataFacts, Machine
+from halfmask.plan.table import LIMITS, NETWORKS, ON_CPU, ON_GPU, RECIPES, SUPERVISED, MethodRow, Network
+from halfmask.shipped import recipe_names
+
+# Sides that images are shrunk to, as part of their own.
+_MULTIPLES = {"dinov2": 14, "dinov3": 16}  # of the crop, by encoder; others: 32
+_SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision.
+
+    Args:
+        topic: what is decided.
+        value: what was chosen, in words.
+        reason: why.
+        settings: dotted keys of the recipe.
+    """
+
+    topic: str
+    value: str
+    reason: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Choices that need no trial: everything but what memory and time decide.
+
+    Args:
+        base: shipped recipe whose other values are taken.
+        network: row of the table; `None` where the user chose the method or the network.
+        choices: in the order they are printed.
+    """
+
+    base: str
+    network: Network | None
+    choices: tuple[Choice, ...]
+
+
+def is_set(key: str, given: Mapping[str, Any]) -> bool:
+    """Tell whether the user set a key, or the section it is in."""
+    return any(key == own or key.startswith(f"{own}.") for own in given)
+
+
+def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretrained: bool) -> Draft:
+    """Decide by rules.
+
+    Args:
+        data: what there is to learn from.
+        machine: what there is to learn with.
+        given: dotted keys that the user set: not decided, but taken into account.
+        pretrained: whether weights may be downloaded.
+    """
+    folder = RECIPES[data.kind]
+    own = given.get("method.name") or given.get("method")
+    own = own.get("name") if isinstance(own, Mapping) else own
+    if isinstance(own, str) and own not in {"fixmatch", "supervised", "unimatch_v2"}:
+        base = f"{own}/{folder}" if f"{own}/{folder}" in recipe_names() else f"fixmatch/{folder}"
+        words = (Choice("method", own, f"as you set; other values from the recipe {base}", {"method.name": own}),)
+        return Draft(base, None, (*words, *_of_data(data, None, given)))
+    row = SUPERVISED if not data.unlabeled else ON_GPU if machine.gpu else ON_CPU
+    network, remark = _network(data, machine, pretrained)
+    choices = [_method(row, own, data)]
+    if (encoder := _own_encoder(given)) is not None:
+        network = replace(network, multiple=_MULTIPLES.get(encoder, 32))
+        choices.append(Choice("network", encoder, "as you set"))
+    else:
+        decoder = {"name": "pool"} if data.kind == "classification" else network.decoder
+        settings = _under("model.encoder", network.encoder) | _under("model.decoder", decoder)
+        choices += [Choice("network", network.title, network.reason, settings), remark]
+    optim = {**network.optim, **(row.optim if choices[0].settings else {})}
+    note = "constant" if optim.get("schedule") == "constant" else "falling to 0"
+    choices.append(Choice("rate", f"{optim['lr']:g}, {note}", "goes with network and method", _under("optim", optim)))
+    return Draft(f"fixmatch/{folder}", network, (*choices, *_of_data(data, network, given)))
+
+
+def _method(row: MethodRow, own: str | None, data: DataFacts) -> Choice:
+    if own is not None and own != row.name:
+        return Choice("method", own, "as you set")
+    reason = row.reason if row is SUPERVISED else f"{data.unlabeled} images without a mask can teach; {row.reason}"
+    return Choice("method", row.name, reason, _under("method", {"name": row.name, **row.params}))
+
+
+def _own_encoder(given: Mapping[str, Any]) -> str | None:
+    """Name of the network that the user asks for."""
+    for key in ("model.encoder.name", "model.encoder", "model.arch", "model.name", "model"):
+        if key in given:
+            value = given[key]
+            return str(value.get("name", key) if isinstance(value, Mapping) else value)
+    return None
+
+
+def _under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys; the name first, because a new name forgets the parameters of the old one."""
+    return {f"{section}.{key}": values[key] for key in sorted(values, key=lambda key: key != "name")}
+
+
+def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[Network, Choice]:
+    """Give the best network whose weights may be used, and what is to say about weights."""
+    kind = "gpu" if machine.gpu else "cpu"
+    rows = [row for row in NETWORKS if row.machine == kind]
+    for row in rows:
+        if not row.releases:
+            break
+        release = next(iter(timm_releases(row.releases).values()))
+        if in_cache(release):
+            return row, Choice("weights", release.repo, f"found on this machine; license {release.license}")
+        if pretrained:
+            return row, Choice("weights", release.repo, f"--pretrained: downloaded once; license {release.license}")
+    best = next(iter(timm_releases(rows[0].releases).values()))
+    cure = (
+        "none are on this machine, and nothing is downloaded unasked; with pretrained ones fewer masks suffice: "
+        f"--pretrained fetches {best.repo}, {best.license}"
+    )
+    return rows[-1], Choice("weights", "random", cure)
+
+
+def _of_data(data: DataFacts, network: Network | None, given: Mapping[str, Any]) -> Iterator[Choice]:
+    if network is not None:
+        yield from _crop(data, network, given)
+        batch = network.batch
+        settings = {"data.batch.labeled": batch, "data.batch.unlabeled": batch}
+        if data.unlabeled:
+            yield Choice("batch", f"{batch}+{batch}", "labeled + unlabeled images per step", settings)
+        else:
+            yield Choice("batch", f"{batch}", "images per step", settings)
+    yield from _rare_classes(data)
+    yield _validation(data, given)
+
+
+def _crop(data: DataFacts, network: Network, given: Mapping[str, Any]) -> Iterator[Choice]:
+    """Crop and scale: as much context as the network can take, without losing the small objects."""
+    multiple = network.multiple
+    if data.kind == "classification":
+        side = min(network.crop // multiple, max(round(data.side / multiple), 1)) * multiple
+        yield Choice("crop", str(side), f"images are {data.long_side}x{data.side} pixels", {"data.crop": side})
+        return
+    shrink = max(1.0, data.side / (LIMITS.context * network.crop))
+    if data.objects is not None:
+        shrink = min(shrink, max(1.0, data.objects[0] / LIMITS.smallest_object))
+    scale = next((scale for scale in _SCALES if scale <= 1 / shrink + 1e-9), _SCALES[-1])
+    covering = -(-max(int(scale * data.side), LIMITS.smallest_crop) // multiple) * multiple
+    most = network.crop // multiple * multiple
+    side = int(given.get("data.crop") or min(most, covering))
+    objects = "" if data.objects is None else f", objects about {data.objects[1]:.0f}"
+    seen = f"images are {data.long_side}x{data.side} pixels{objects}"
+    fits = side == covering < most
+    bound = "no more than the image" if fits else f"what a {network.machine.upper()} can take"
+    yield Choice("crop", str(side), f"{seen}; {bound}", {"data.crop": side})
+    if scale < 1:
+        kept = "" if data.objects is None else f"; small objects keep {scale * data.objects[0]:.0f} pixels"
+        settings = {"data.scale": [0.5 * scale, 2 * scale], "eval.scales": [scale]}
+        reason = f"a crop of {side} then shows {min(side / (scale * data.side), 1):.0%} of the shorter side{kept}"
+        yield Choice("scale", f"{scale:g} of the images", reason, settings)
+
+
+def _rare_classes(data: DataFacts) -> Iterator[Choice]:
+    """Crops by class, and weights, where a class has a small part of its even share of the labeled pixels."""
+    present = [(share, name) for share, name in zip(data.shares, data.task.classes, strict=True) if share > 0]
+    if len(present) < 2:
+        return
+    share, name = min(present)
+    part = share * len(present)
+    if part >= LIMITS.balance_below:
+        return
+    things = "images" if data.kind == "classification" else "pixels"
+    seen = f"{name} has {_percent(share)} of the labeled {things}"
+    yield Choice("crops", "by class", f"{seen}: each class is shown equally often", {"data.balance": "classes"})
+    if part < LIMITS.weigh_below:
+        reason = f"{seen}: even its crops are mostly of other classes"
+        yield Choice("loss", "weighted by class", reason, {"optim.class_weights": "effective"})
+
+
+def _validation(data: DataFacts, given: Mapping[str, Any]) -> Choice:
+    settings = {} if is_set("data.val", given) else {"data.val": "auto"}
+    if not data.val:
+        reason = "too few masks to hold some out: the last weights are kept, and no score tells how good they are"
+        return Choice("validation", "none", reason, settings)
+    count = f"{data.val} image{'s' if data.val > 1 else ''}"
+    if data.held_out:
+        return Choice("validation", count, f"held out of {data.labeled + data.val} masks", settings)
+    return Choice("validation", count, "the data's own validation part, or your list", settings)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else f"{share:.3%}"

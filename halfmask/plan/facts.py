@@ -1,0 +1,152 @@
+"""What a plan is made from: the data at a glance, and the machine."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from halfmask.blocks.components import cell_boxes
+from halfmask.data._class_counts import count_classes
+from halfmask.data._dataset import Dataset
+from halfmask.data.check import take_fingerprint
+from halfmask.data.splits import resolve_split
+from halfmask.errors import DataError
+from halfmask.sections import DataRecipe
+from halfmask.task import Kind, Task
+
+_LOOKED_AT = 60  # images per part
+_COUNTED, _MEASURED = 100, 8  # masks
+_CELLS = 160  # along the long side of a mask whose objects are measured
+_LEAST_CELLS = 4  # of an object; smaller ones are noise as often as not
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The data at a glance; sizes, shares and objects are those of a sample.
+
+    Args:
+        task: kind and classes.
+        labeled: masks that train.
+        unlabeled: images that train without one.
+        val: images that validate.
+        held_out: whether those were taken from the masks for want of a validation part.
+        side: median of the images' shorter sides, in pixels.
+        long_side: likewise of the longer ones.
+        channels: bands of an image.
+        objects: sizes below which a quarter, and half, of the objects are: square roots of their areas in pixels.
+            Objects are connected regions of any class but the most frequent one; `None` where there are none.
+        shares: of the labeled pixels (or images), per class.
+    """
+
+    task: Task
+    labeled: int
+    unlabeled: int
+    val: int
+    held_out: bool
+    side: int
+    long_side: int
+    channels: int
+    objects: tuple[float, float] | None
+    shares: tuple[float, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of task."""
+        return self.task.kind
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to train with.
+
+    Args:
+        gpu: its name; `None`: none.
+        memory: bytes that are free, on the GPU or else in main memory.
+        cores: of the CPU that this process may use.
+    """
+
+    gpu: str | None
+    memory: int
+    cores: int
+
+
+def look_at_data(recipe: DataRecipe) -> DataFacts:
+    """Open the data and measure a sample of it.
+
+    Raises:
+        DataError: it cannot be opened, or holds nothing to learn from.
+        RecipeError: it cannot be read as the recipe says.
+    """
+    seen = take_fingerprint(recipe, limit=_LOOKED_AT)
+    if seen.failures:
+        raise seen.failures[0]
+    assert seen.dataset is not None
+    with warnings.catch_warnings():  # preparing the run says them again
+        warnings.simplefilter("ignore")
+        split = resolve_split(recipe, seen.dataset)
+    sizes = [facts.header.upright for facts in seen.images.values() if facts.header is not None]
+    if not sizes:
+        raise DataError(f"{seen.root}: no image can be opened. See what is wrong: halfmask check --data {seen.root}")
+    dataset = seen.dataset
+    counts = count_classes(dataset, _spread(split.labeled, _COUNTED)).sum(0)
+    dense = dataset.task.kind != "classification"
+    return DataFacts(
+        task=dataset.task,
+        labeled=len(split.labeled),
+        unlabeled=len(split.unlabeled),
+        val=len(split.val),
+        held_out=bool(split.val) and any("held out" in remark for remark in split.remarks),
+        side=int(np.median([min(size) for size in sizes])),
+        long_side=int(np.median([max(size) for size in sizes])),
+        channels=dataset.channels,
+        objects=_object_sizes(dataset, _spread(split.labeled, _MEASURED), int(counts.argmax())) if dense else None,
+        shares=tuple((counts / max(counts.sum(), 1)).tolist()),
+    )
+
+
+def look_at_machine(accelerator: str = "auto") -> Machine:
+    """Tell GPU, free memory and cores; `accelerator` is `run.accelerator`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if accelerator in {"auto", "gpu"} and torch.cuda.is_available():
+        return Machine(torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0], cores)
+    return Machine(None, _free_memory(), cores)
+
+
+def _free_memory() -> int:
+    """Bytes of main memory this process may still take; the limit of a container counts."""
+    free = sys.maxsize
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    elif hasattr(os, "sysconf"):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def _object_sizes(dataset: Dataset, ids: Sequence[str], most_frequent: int) -> tuple[float, float] | None:
+    found: list[float] = []
+    for id in ids:
+        target = np.asarray(dataset.read_target(id))
+        step = max(1, -(-max(target.shape) // _CELLS))
+        cells = torch.from_numpy(target[::step, ::step].copy())
+        values = [v for v in cells.unique().tolist() if v != most_frequent and v < dataset.task.n_classes]
+        if values:
+            _, areas = cell_boxes(torch.stack([cells == value for value in values]))
+            found += [step * area**0.5 for area in areas.flatten().tolist() if area >= _LEAST_CELLS]
+    if not found:
+        return None
+    quarter, half = np.quantile(found, (0.25, 0.5))
+    return float(quarter), float(half)
+
+
+def _spread(ids: Sequence[str], count: int) -> Sequence[str]:
+    return ids[:: max(1, -(-len(ids) // count))]

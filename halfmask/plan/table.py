@@ -1,0 +1,144 @@
+"""What a plan chooses from, and why: change it here.
+
+The row of the CPU follows a comparison on `facades` with 2 masks and 400 steps from scratch: CutMix and a falling rate
+cost accuracy, while FixMatch whose student labels in evaluation mode, without CutMix and at a constant rate, was about
+equal to the supervised network or better. The row of the GPU is UniMatch V2's published setting (arXiv:2410.10777).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that suits a kind of machine.
+
+    Args:
+        title: short name for people.
+        machine: what it is for.
+        reason: why it is chosen there.
+        encoder: `model.encoder`.
+        decoder: `model.decoder`, of dense tasks.
+        optim: keys of `optim` it is trained with.
+        releases: name of timm's architecture its weights are published for; "" = from random weights.
+        crop: side of the training crop.
+        multiple: of the crop.
+        batch: labeled and unlabeled images per step, each.
+        steps: where no time is given.
+    """
+
+    title: str
+    machine: Literal["cpu", "gpu"]
+    reason: str
+    encoder: dict[str, Any]
+    decoder: dict[str, Any]
+    optim: dict[str, Any]
+    releases: str
+    crop: int
+    multiple: int
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A method with the settings it is used with.
+
+    Args:
+        name: of the method.
+        reason: why.
+        params: of the method, where they differ from their defaults.
+        optim: keys of `optim` that go with it.
+    """
+
+    name: str
+    reason: str
+    params: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(default_factory=dict)
+
+
+_DECODER = {"name": "deeplabv3plus", "rates": [6, 12, 18], "aspp": 128, "low": 32, "embedding": 128}
+_SMALL_DECODER = {"name": "deeplabv3plus", "rates": [2, 4, 6], "aspp": 48, "low": 16, "embedding": 48}
+_ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "decay_norm_bias": False, "warmup_steps": 20}
+_FINE = {**_ADAMW, "lr": 1e-4, "decoder_lr_scale": 10.0}
+
+# Best first; the first whose weights can be had (or that needs none) is taken.
+NETWORKS: tuple[Network, ...] = (
+    Network(
+        "DINOv2-S + DPT", "gpu", "the encoder of UniMatch V2's published results",
+        {"name": "dinov2", "size": "small", "weights": "lvd142m"}, {"name": "dpt"},
+        {"name": "adamw", "lr": 5e-6, "reference_batch": 16, "decoder_lr_scale": 40.0, "weight_decay": 0.01,
+         "decay_norm_bias": True, "warmup_steps": 0, "schedule_lag": 1},
+        "vit_small_patch14_dinov2", 518, 14, 8, 8000,
+    ),
+    Network(
+        "ResNet-50 + DeepLabV3+", "gpu", "pretrained on ImageNet",
+        {"name": "resnet", "depth": 50, "stem": "deep", "output_stride": 16, "weights": "imagenet"}, _DECODER, _FINE,
+        "resnet50s", 320, 32, 8, 8000,
+    ),
+    Network(
+        "ResNet-18 + DeepLabV3+", "gpu", "small enough to learn from random weights",
+        {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16}, _DECODER, _ADAMW,
+        "", 320, 32, 8, 8000,
+    ),
+    Network(
+        "ResNet-18 + DeepLabV3+", "cpu", "no GPU: a small network, pretrained on ImageNet",
+        {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 32, "weights": "imagenet"}, _SMALL_DECODER,
+        _FINE, "resnet18", 192, 32, 4, 1000,
+    ),
+    Network(
+        "ResNet-18 at a quarter of its width + DeepLabV3+", "cpu",
+        "no GPU: a small network, small crops and few steps; a GPU run will be better",
+        {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16, "width": 16}, _SMALL_DECODER, _ADAMW,
+        "", 160, 32, 4, 1000,
+    ),
+)  # fmt: skip
+
+SUPERVISED = MethodRow("supervised", "no image is without a mask, so there is nothing to learn from unlabeled")
+ON_CPU = MethodRow(
+    "fixmatch",
+    "few steps, so its plainest form: no CutMix, a constant rate",
+    {"teacher": "student", "label_mode": "eval", "cutmix": 0.0},
+    {"schedule": "constant"},
+)
+ON_GPU = MethodRow(
+    "unimatch_v2",
+    "where to start on a GPU: pseudo-labels of a moving average, two strong views",
+    {"ema_decay": 0.996},
+)
+
+RECIPES = {"segmentation": "folder", "change": "change_folder", "classification": "classify_folder"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where rules switch.
+
+    Args:
+        smallest_crop: below it a network sees no context.
+        context: images are shrunk until their shorter side is at most so many crops.
+        smallest_object: but a small object (a quarter of them are smaller) keeps so many pixels.
+        balance_below: a class with less than this part of its even share is drawn more often.
+        weigh_below: and with less than this its loss weighs more, too.
+        least_steps: a shorter run is refused.
+        good_steps: a smaller crop is taken for the sake of so many steps.
+        most_times: a long budget is used up to so many times the usual steps.
+        validations: in a run.
+        validation_share: of the time at most.
+        margin: of time and memory that stays free.
+    """
+
+    smallest_crop: int = 64
+    context: float = 2.5
+    smallest_object: float = 16.0
+    balance_below: float = 0.2
+    weigh_below: float = 0.05
+    least_steps: int = 10
+    good_steps: int = 300
+    most_times: int = 10
+    validations: int = 10
+    validation_share: float = 0.2
+    margin: float = 0.15
+
+
+LIMITS = Limits()

@@ -1,0 +1,142 @@
+"""What the rules of a plan decide, from facts alone."""
+
+from dataclasses import replace
+
+import pytest
+
+from halfmask.models.weights import Release
+from halfmask.plan import choices as module
+from halfmask.plan.choices import Choice, draft
+from halfmask.plan.facts import DataFacts, Machine
+from halfmask.plan.table import LIMITS, NETWORKS
+from halfmask.recipe import load
+from halfmask.shipped import find_recipe
+from halfmask.task import Task
+
+DATA = DataFacts(
+    task=Task("segmentation", ("ground", "weed")),
+    labeled=9,
+    unlabeled=388,
+    val=3,
+    held_out=True,
+    side=300,
+    long_side=400,
+    channels=3,
+    objects=(20.0, 40.0),
+    shares=(0.7, 0.3),
+)
+CPU, GPU = Machine(None, 2**33, 2), Machine("some GPU", 2**36, 16)
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+    """No pretrained weights on this machine, whatever it has."""
+    monkeypatch.setattr(module, "in_cache", lambda release: False)
+
+
+def chosen(data=DATA, machine=CPU, given=None, **options) -> dict[str, Choice]:
+    return {choice.topic: choice for choice in draft(data, machine, given or {}, pretrained=False, **options).choices}
+
+
+def settings(data=DATA, machine=CPU, given=None, *, pretrained=False) -> dict:
+    found = draft(data, machine, given or {}, pretrained=pretrained)
+    return {key: value for choice in found.choices for key, value in choice.settings.items()}
+
+
+def test_a_cpu_gets_a_small_network_from_random_weights_and_is_told_so():
+    found = chosen()
+    assert "no GPU" in found["network"].reason
+    assert found["weights"].value == "random"
+    assert "--pretrained" in found["weights"].reason
+    keys = settings()
+    assert (keys["method.name"], keys["method.cutmix"], keys["optim.schedule"]) == ("fixmatch", 0.0, "constant")
+    assert keys["model.encoder.width"] == 16
+
+
+def test_a_gpu_gets_unimatch_v2_with_the_best_network_whose_weights_are_there(monkeypatch):
+    assert settings(machine=GPU)["method.name"] == "unimatch_v2"
+    assert settings(machine=GPU)["model.encoder.name"] == "resnet"
+    assert "weights" not in {key.rpartition(".")[2] for key in settings(machine=GPU)}
+    monkeypatch.setattr(module, "in_cache", lambda release: "resnet50" in release.repo)
+    assert settings(machine=GPU)["model.encoder.weights"] == "imagenet"
+    monkeypatch.setattr(module, "in_cache", lambda release: "dinov2" in release.repo)
+    keys = settings(machine=GPU)
+    assert (keys["model.encoder.name"], keys["model.decoder.name"], keys["optim.lr"]) == ("dinov2", "dpt", 5e-6)
+    assert keys["data.crop"] % 14 == 0
+
+
+def test_weights_are_downloaded_only_when_asked_for():
+    for machine in (CPU, GPU):
+        assert not any(key.endswith("weights") for key in settings(machine=machine))
+        assert settings(machine=machine, pretrained=True)["model.encoder.weights"] in {"imagenet", "lvd142m"}
+
+
+def test_the_cache_is_asked_for_the_release_that_would_be_used(monkeypatch):
+    asked: list[Release] = []
+    monkeypatch.setattr(module, "in_cache", lambda release: asked.append(release))
+    draft(DATA, GPU, {}, pretrained=False)
+    assert [release.repo for release in asked] == [
+        "timm/vit_small_patch14_dinov2.lvd142m",
+        "timm/resnet50s.gluon_in1k",
+    ]
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+@pytest.mark.parametrize("kind", ["segmentation", "change", "classification"])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_every_draft_is_a_valid_recipe(machine, kind, pretrained):
+    data = replace(DATA, task=replace(DATA.task, kind=kind), objects=None if kind == "classification" else (5.0, 9.0))
+    found = draft(data, machine, {}, pretrained=pretrained)
+    keys = {key: value for choice in found.choices for key, value in choice.settings.items()}
+    recipe = load(find_recipe(found.base), keys)
+    assert recipe.data.crop % next(row.multiple for row in NETWORKS if row is found.network) == 0
+    assert recipe.data.crop >= LIMITS.smallest_crop
+
+
+def test_without_unlabeled_images_there_is_nothing_semi_supervised():
+    data = replace(DATA, unlabeled=0)
+    assert settings(data)["method.name"] == "supervised"
+    assert settings(data, GPU)["method.name"] == "supervised"
+
+
+def test_crops_do_not_reach_beyond_small_images():
+    assert settings(replace(DATA, side=96, long_side=120))["data.crop"] == 96
+    assert settings(replace(DATA, side=40, long_side=60))["data.crop"] == 64
+    assert settings()["data.crop"] == 160
+
+
+def test_large_images_are_shrunk_until_a_crop_shows_context_but_small_objects_stay_visible():
+    large = replace(DATA, side=3000, long_side=4000, objects=(400.0, 900.0))
+    keys = settings(large)
+    scale = keys["eval.scales"][0]
+    assert 3000 * scale <= LIMITS.context * 160
+    assert keys["data.scale"] == [0.5 * scale, 2 * scale]
+    fine = settings(replace(large, objects=(32.0, 60.0)))["eval.scales"][0]
+    assert 32 * fine >= LIMITS.smallest_object - 1e-6 or fine == 0.5
+    assert "eval.scales" not in settings(replace(large, objects=(10.0, 20.0)))
+    assert "eval.scales" not in settings()
+
+
+def test_imbalance_calls_for_balanced_crops_and_more_of_it_for_weights():
+    assert not {"data.balance", "optim.class_weights"} & settings().keys()
+    rare = settings(replace(DATA, shares=(0.93, 0.07)))
+    assert (rare["data.balance"], rare.get("optim.class_weights")) == ("classes", None)
+    very = settings(replace(DATA, shares=(0.99, 0.01)))
+    assert (very["data.balance"], very["optim.class_weights"]) == ("classes", "effective")
+    assert "weed has 1.0% of the labeled pixels" in chosen(replace(DATA, shares=(0.99, 0.01)))["crops"].reason
+    assert "data.balance" not in settings(replace(DATA, shares=(1.0, 0.0)))  # absent: nothing to draw
+
+
+def test_validation_is_said_in_words():
+    assert "held out of 12 masks" in chosen()["validation"].reason
+    assert "too few masks" in chosen(replace(DATA, val=0, held_out=False))["validation"].reason
+    assert "validation part" in chosen(replace(DATA, held_out=False))["validation"].reason
+
+
+def test_what_the_user_names_is_not_chosen():
+    assert chosen(given={"method.name": "supervised"})["method"].reason == "as you set"
+    assert chosen(given={"model.encoder.name": "mit"})["network"].value == "mit"
+    own = draft(DATA, CPU, {"method.name": "mean_teacher"}, pretrained=False)
+    assert own.base == "mean_teacher/folder"
+    assert not any(key.startswith("model.") for choice in own.choices for key in choice.settings)
+    assert settings(given={"model.encoder.name": "dinov2"})["data.crop"] % 14 == 0

@@ -1,0 +1,251 @@
+"""Plans of real folders: facts, trials, budgets that are kept, reasons in the recipe, the command line."""
+
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from halfmask.engine.predict_cost import Cost
+from halfmask.engine.prepare import Prepared
+from halfmask.errors import DataError, RecipeError
+from halfmask.plan import Plan, budget, make_plan
+from halfmask.plan.budget import Budget, fit, read_duration
+from halfmask.plan.facts import Machine, look_at_data, look_at_machine
+from halfmask.plan.trials import Measured
+from halfmask.recipe import Recipe, load
+from halfmask.sections import DataRecipe
+from tests.engine.tiny import write_dataset
+
+MACHINE = Machine(None, 2**34, 2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("plan") / "shapes", images=16, masks=10)
+
+
+@pytest.fixture(scope="module")
+def plan(data) -> Plan:
+    return make_plan({"data.root": str(data), "data.crop": 64, "data.workers": 0})
+
+
+def test_facts_are_those_of_the_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "classes.txt").write_text("ground\nsquare\n")
+    for number in range(12):
+        mask = np.zeros((80, 120), np.uint8)
+        mask[10:30, 10:30] = mask[40:70, 60:90] = 1  # 400 and 900 pixels
+        Image.fromarray(np.stack([mask * 200] * 3, 2)).save(tmp_path / "images" / f"{number}.png")
+        if number < 7:
+            Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
+    facts = look_at_data(DataRecipe(root=str(tmp_path)))
+    assert (facts.labeled, facts.unlabeled, facts.val, facts.held_out) == (6, 5, 1, True)
+    assert (facts.side, facts.long_side, facts.channels) == (80, 120, 3)
+    assert facts.shares == pytest.approx((1 - 1300 / 9600, 1300 / 9600))
+    assert facts.objects == pytest.approx((20, 25))
+
+
+def test_data_that_cannot_be_read_is_refused_as_everywhere(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        make_plan({"data.root": str(tmp_path / "nothing")})
+
+
+def test_the_machine_tells_cores_and_memory():
+    machine = look_at_machine("cpu")
+    assert machine.gpu is None
+    assert machine.cores >= 1
+    assert 2**20 < machine.memory < 2**50
+
+
+def test_a_plan_prints_each_choice_with_its_reason_memory_and_time(plan):
+    text = plan.describe()
+    topics = [line.split()[0] for line in text.splitlines()]
+    assert {"plan", "method", "network", "weights", "crop", "batch", "steps", "validation", "memory", "time"} <= {
+        *topics
+    }
+    assert "crop       64  (as you set)" in text
+    assert plan.memory > 2**26
+    assert plan.seconds > 0
+
+
+def test_the_recipe_says_for_each_value_where_it_came_from(plan):
+    origins = plan.recipe.origins
+    assert origins["data.crop"] == "override"
+    assert origins["method.cutmix"].startswith("plan: ")
+    assert "no GPU" in origins["model.encoder.width"]
+    assert origins["run.steps"].startswith("plan: usual")
+    assert origins["data.flip"].startswith("file ")
+    written = plan.recipe.to_yaml(origins=True)
+    assert yaml.safe_load(written)["run"]["steps"] == plan.recipe.run.steps
+    assert "# plan: usual" in written
+
+
+def test_lengths_that_the_user_sets_stay(data):
+    epochs = make_plan({"data.root": str(data), "data.crop": 64, "run.epochs": 2, "run.steps": None, "data.workers": 0})
+    assert (epochs.recipe.run.epochs, epochs.recipe.run.steps) == (2, None)
+
+
+# --- budgets, with trials that cost nothing ----------------------------------------------------------------------
+
+
+class Trials:
+    """Takes the place of `measure`: memory and time follow from the recipe by a formula."""
+
+    def __init__(self, *, fixed: int = 500, pixel: float = 0.01, step: float = 1e-6, validation: float = 2.0) -> None:
+        self.fixed, self.pixel, self.step, self.validation = fixed, pixel, step, validation
+        self.tried: list[Recipe] = []
+
+    def __call__(self, recipe: Recipe) -> Measured:
+        self.tried.append(recipe)
+        crop, batch = recipe.data.crop, recipe.data.batch
+        per_unit = int(self.pixel * crop**2)
+        seconds = self.step * crop**2 * (batch.labeled + batch.unlabeled)
+        cost = Cost("CPU", batch.labeled, batch.unlabeled, (1, 1), 1, 2, self.fixed, per_unit, seconds, 100)
+        return Measured(_prepared(recipe), cost, seconds, self.validation, 0)
+
+
+def _prepared(recipe: Recipe) -> Prepared:
+    """What the budget reads of a prepared run, without any data."""
+    prepared = object.__new__(Prepared)
+    for name, value in {"recipe": recipe, "eval_every": 100, "total_steps": 1000}.items():
+        object.__setattr__(prepared, name, value)
+    return prepared
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    def use(**values: float) -> Trials:
+        made = Trials(**values)
+        monkeypatch.setattr(budget, "measure", made)
+        return made
+
+    return use
+
+
+def fitted(asked: Budget, given: dict | None = None, machine: Machine = MACHINE) -> tuple[Recipe, budget.Fit]:
+    base = {"data.crop": 160, "data.batch.labeled": 4, "data.batch.unlabeled": 4}
+
+    def build(more: dict) -> Recipe:
+        return load(None, {**base, **more, **(given or {})})
+
+    found = fit(build, 1000, 32, asked, machine)
+    return build(found.settings), found
+
+
+def test_without_a_budget_the_usual_steps_are_planned(trials):
+    trials()
+    recipe, _ = fitted(Budget())
+    assert (recipe.run.steps, recipe.data.crop, recipe.data.batch.labeled) == (1000, 160, 4)
+
+
+@pytest.mark.parametrize("seconds", [100.0, 600.0, 1800.0])
+def test_steps_and_validations_fill_a_time_and_no_more(trials, seconds):
+    made = trials()
+    recipe, found = fitted(Budget(seconds=seconds, began=time.monotonic()))
+    step = made(recipe).step_seconds
+    validations = math.ceil(recipe.run.steps / recipe.run.eval_every)
+    assert 1 <= validations <= 10
+    assert recipe.run.steps * step + validations * 2.0 < seconds
+    assert recipe.run.steps * step + validations * 2.0 > 0.7 * seconds
+    assert f"{recipe.run.steps}" in {choice.value for choice in found.choices}
+
+
+def test_a_long_time_is_not_filled_for_its_own_sake(trials):
+    trials()
+    recipe, found = fitted(Budget(seconds=1e6, began=time.monotonic()))
+    assert recipe.run.steps == 10_000
+    assert "10 times the usual" in found.choices[-1].reason
+
+
+def test_a_short_time_is_met_with_a_smaller_crop(trials):
+    trials(step=1e-5)
+    recipe, found = fitted(Budget(seconds=120.0, began=time.monotonic()))
+    assert 64 <= recipe.data.crop < 160
+    assert recipe.data.crop % 32 == 0
+    assert recipe.run.steps > 100
+    assert {choice.topic for choice in found.choices} == {"crop", "steps"}
+
+
+def test_an_impossible_time_names_the_smallest_possible_one(trials):
+    trials(step=1e-4)
+    with pytest.raises(RecipeError, match=r"--time 12 s is too short.*Give at least --time \d+s") as caught:
+        fitted(Budget(seconds=12.0, began=time.monotonic()))
+    smallest = int(str(caught.value).rpartition("--time ")[2].rstrip("s."))
+    recipe, _ = fitted(Budget(seconds=float(smallest), began=time.monotonic()))
+    assert recipe.run.steps >= 10
+
+
+def test_memory_is_met_with_a_smaller_batch_then_a_smaller_crop(trials):
+    made = trials()  # a pair of images takes 256 at crop 160, 40 at crop 64
+    recipe, _ = fitted(Budget(memory=1600))
+    assert (recipe.data.batch.labeled, recipe.data.batch.unlabeled, recipe.data.crop) == (3, 3, 160)
+    assert made(recipe).memory <= 1600 * 0.85
+    assert recipe.data.workers == 0
+    recipe, found = fitted(Budget(memory=1000))
+    assert recipe.data.crop < 160
+    assert made(recipe).memory <= 1000 * 0.85
+    assert "crop" in {choice.topic for choice in found.choices}
+
+
+def test_free_memory_is_a_limit_too(trials):
+    trials()
+    recipe, _ = fitted(Budget(), machine=Machine(None, 1600, 2))
+    assert recipe.data.batch.labeled == 3
+    assert recipe.data.workers == "auto"
+
+
+def test_an_impossible_memory_names_the_smallest_possible_one(trials):
+    trials(fixed=2**30, pixel=1000.0)
+    with pytest.raises(RecipeError, match=r"--memory 0\.50 GiB is too little.*Give at least --memory \d+MB") as caught:
+        fitted(Budget(memory=2**29))
+    smallest = int(str(caught.value).split("--memory ")[2].partition("MB")[0]) * 2**20
+    recipe, _ = fitted(Budget(memory=smallest))
+    assert recipe.data.batch.labeled >= 2
+
+
+def test_keys_of_the_user_are_not_changed_but_refused(trials):
+    trials()
+    given = {"data.batch.labeled": 4, "data.batch.unlabeled": 4, "data.crop": 160}
+    with pytest.raises(RecipeError, match="too little"):
+        fitted(Budget(memory=1000), given)
+
+
+def test_costly_validations_become_fewer(trials):
+    trials(validation=500.0)
+    recipe, _ = fitted(Budget())
+    assert recipe.run.eval_every == 1000
+    recipe, _ = fitted(Budget(seconds=900.0, began=time.monotonic()))
+    assert recipe.run.eval_every >= recipe.run.steps
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30m", 1800), ("90s", 90), ("1h30m", 5400), ("2d", 172_800), ("20", 1200), ("1.5 h", 5400)]
+)
+def test_times_are_read(text, seconds):
+    assert read_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0m", "m", "3 apples", "-5m", "5m3"])
+def test_other_texts_are_no_time(text):
+    with pytest.raises(ValueError, match=r"^" + text + r"$|could not convert"):
+        read_duration(text)
+
+
+@pytest.mark.slow
+def test_the_command_line_plans_trains_and_writes_the_reasons(data, tmp_path):
+    command = [sys.executable, "-m", "halfmask", "train", "--data", str(data), "--out", "run", "--limit", "2"]
+    done = subprocess.run([*command, "--crop", "64", "--workers", "0"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "plan     8 labeled, 6 unlabeled, 2 validation images, 3 classes" in done.stderr
+    assert "method     fixmatch" in done.stderr
+    assert "# plan: " in (tmp_path / "run" / "recipe.yaml").read_text()
+    done = subprocess.run([*command, "--overwrite", "--time", "1s"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Give at least --time" in done.stderr
