@@ -121,6 +121,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return dict(said or {})
 
 
+def named_in_file(root: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Give the class file of a folder and the names in it by id, or `None` if there is none.
+
+    Raises:
+        DataError: it is no text.
+    """
+    path = next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
+    if path is None:
+        return None
+    classes = _read_class_file(root)["classes"]
+    return path, tuple(name for _, name in sorted(classes.items()))
+
+
 def _read_class_file(root: Path) -> dict[str, Any]:
     for name in _CLASS_FILES:
         if (root / name).is_file():

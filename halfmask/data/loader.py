@@ -273,12 +273,10 @@ def turn_loader(
     pin: bool = False,
     cache: Path | None = None,
 ) -> TrainLoader:
-    """Make the loader of several domains that take turns, step by step; arguments as of `train_loader`.
+    """Make the loader of several domains that take turns, step by step.
 
-    A domain's n-th batch is what its n-th batch would be without the others.
-
-    Args:
-        sources: by the name of the domain, in the order of the turns.
+    A domain's n-th batch is what its n-th batch would be without the others. `sources` are by the name of the domain,
+    in the order of the turns; all other arguments are those of `train_loader`.
     """
     parts = {
         name: _parts(source, seed, draws, draws_share_images, rank, world, None if cache is None else cache / name)

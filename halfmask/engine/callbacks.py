@@ -150,19 +150,13 @@ class Validation(L.Callback):
 
     def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
         last = module.step == module.total_steps
-        if self.evaluate is None:
+        if not self.evaluate:
             module.validated = module.step
             if last:
                 self._save_bundle(trainer, module, None)
             return
         resume_clock = self.metrics.pause_clock()
-        values: dict[str, float] = {}
-        for position, (name, model) in enumerate(module.method.predictors().items()):
-            found = self.evaluate(model, trainer.global_rank, trainer.world_size)
-            scores = found.to_dict()
-            values |= {f"{name}/val/{key}": value for key, value in scores.items()}
-            values |= {f"val/{key}": value for key, value in scores.items()} if position == 0 else {}
-            self._keep_best(trainer, module, name, found, shipped=position == 0)
+        values = self._scores(trainer, module)
         module.method.after_evaluation(values, module.progress)
         module.validated = module.step
         self.last = values
@@ -171,8 +165,22 @@ class Validation(L.Callback):
             self.metrics.line.validated(module.step, values, self.task.main_metric)
         resume_clock()
 
-    def _keep_best(self, trainer: L.Trainer, module: LitMethod, name: str, scores: Scores, *, shipped: bool) -> None:
-        metric, value = scores.main
+    def _scores(self, trainer: L.Trainer, module: LitMethod) -> dict[str, float]:
+        """Score every predictor, and keep each that is better than before."""
+        assert self.evaluate is not None
+        values: dict[str, float] = {}
+        for position, (name, model) in enumerate(module.method.predictors().items()):
+            found = self.evaluate(model, trainer.global_rank, trainer.world_size)
+            scores = found.to_dict()
+            values |= {f"{name}/val/{key}": value for key, value in scores.items()}
+            values |= {f"val/{key}": value for key, value in scores.items()} if position == 0 else {}
+            self._keep_best(trainer, module, name, found.main, shipped=position == 0)
+        return values
+
+    def _keep_best(
+        self, trainer: L.Trainer, module: LitMethod, name: str, score: tuple[str, float], *, shipped: bool
+    ) -> None:
+        metric, value = score
         if name in module.best and value <= module.best[name]:
             return
         module.best[name] = value
@@ -183,14 +191,7 @@ class Validation(L.Callback):
     def _save_bundle(self, trainer: L.Trainer, module: LitMethod, score: dict[str, float] | None) -> None:
         if trainer.is_global_zero:
             name, model = next(iter(module.method.predictors().items()))
-            extra = {
-                "method": module.meta["recipe"]["method"]["name"],
-                "predictor": name,
-                "step": module.step,
-                "eval": module.meta["recipe"]["eval"],
-                "range": module.meta["range"],
-                "nodata": module.meta["nodata"],
-            }
+            extra = {**origin_of(module, name), "range": module.meta["range"], "nodata": module.meta["nodata"]}
             save_bundle(self.run.path, model, self.task, extra=extra | (score or {}))
 
 
@@ -234,6 +235,16 @@ class Checkpoints(L.Callback):
         if stop and self.stop.signal is None:
             self.stop.signal = signal.SIGTERM
         return bool(stop)
+
+
+def origin_of(module: LitMethod, predictor: str) -> dict[str, Any]:
+    """What a bundle says about the training it is from."""
+    return {
+        "method": module.meta["recipe"]["method"]["name"],
+        "predictor": predictor,
+        "step": module.step,
+        "eval": module.meta["recipe"]["eval"],
+    }
 
 
 def _rate(module: LitMethod) -> float:

@@ -3,6 +3,9 @@
 recipe.yaml (resolved, with the origin of each value), environment.json, split.json, metrics.jsonl, log.txt,
 tb/, checkpoints/{last,best-<predictor>}.ckpt, model.safetensors + model.json (the bundle), metrics.json
 (last `evaluate`), predictions/, twin/ + twin.json (the supervised twin and the comparison with it)
+
+A run over several domains has domains.json (their names), and recipe.yaml, split.json and bundle of each in a folder
+of its name.
 """
 
 import hashlib
@@ -12,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 from halfmask.data._places import require_writable
 from halfmask.data.splits import Split
 from halfmask.engine.atomic import write_text
-from halfmask.engine.bundle import STAGES
+from halfmask.engine.bundle import DOMAINS, STAGES, domain_names
 from halfmask.errors import CheckpointError, DataError
 from halfmask.recipe import Recipe, load
 
@@ -83,6 +86,13 @@ class RunDir:
 
     def _clear(self) -> None:
         """Remove the files a run writes, and nothing else: a mistyped --out must not cost anyone's data."""
+        for domain in domain_names(self.path):
+            part = RunDir(self.path / domain)
+            if part.path.is_dir():
+                part._clear()
+                if not any(part.path.iterdir()):
+                    part.path.rmdir()
+        (self.path / DOMAINS).unlink(missing_ok=True)
         for name in ("recipe.yaml", "environment.json", "split.json", "metrics.jsonl", "log.txt", "metrics.json"):
             (self.path / name).unlink(missing_ok=True)
         for name in ("model.safetensors", "model.json", "report.html", "twin.json"):
@@ -97,6 +107,17 @@ class RunDir:
         write_text(self.recipe, recipe.to_yaml(origins=True))
         write_text(self.environment, json.dumps(environment(), indent=2) + "\n")
         write_text(self.split, json.dumps(describe_split(split), indent=1) + "\n")
+
+    def write_domains(self, recipes: Mapping[str, Recipe], splits: Mapping[str, Split]) -> None:
+        """Write what the folder of each domain holds beside its bundle: data and protocol, and its lists."""
+        write_text(self.path / DOMAINS, json.dumps(list(recipes)) + "\n")
+        lists = {f"{name}/{part}": entry for name in splits for part, entry in describe_split(splits[name]).items()}
+        write_text(self.split, json.dumps(lists, indent=1) + "\n")
+        for name, recipe in recipes.items():
+            part = RunDir(self.path / name)
+            part.path.mkdir(parents=True, exist_ok=True)
+            write_text(part.recipe, recipe.to_yaml())
+            write_text(part.split, json.dumps(describe_split(splits[name]), indent=1) + "\n")
 
     def write_stages(self, recipe: Recipe, stages: Sequence[str]) -> None:
         """Write what the folder of a staged run holds beside its stages: the recipe, and their order."""

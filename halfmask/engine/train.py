@@ -9,10 +9,12 @@ from typing import Any
 import lightning as L
 from torch import distributed as dist
 
+from halfmask.data._dataset import Dataset
 from halfmask.data.splits import Split, part_ids
 from halfmask.engine.bundle import load_bundle
 from halfmask.engine.callbacks import Checkpoints, Evaluate, MetricsLog, Validation
 from halfmask.engine.checkpoint import check_matches, read_checkpoint
+from halfmask.engine.domain_validation import DomainValidation
 from halfmask.engine.evaluate import DatasetItems, evaluate_model
 from halfmask.engine.hardware import make_trainer, prepare_networks, with_precision
 from halfmask.engine.metrics import Scores
@@ -20,6 +22,7 @@ from halfmask.engine.module import LitMethod
 from halfmask.engine.optim import base_rate
 from halfmask.engine.predict_cost import Cost, predict_cost
 from halfmask.engine.prepare import Prepared, describe, prepare
+from halfmask.engine.prepare_domains import domain_recipe
 from halfmask.engine.progress import ProgressLine
 from halfmask.engine.rundir import RunDir, split_hashes
 from halfmask.engine.step_loader import loader_maker
@@ -155,7 +158,7 @@ def _train_stage(
         shorter = recipe.run.model_copy(update={"steps": prepared.total_steps})
         origins = recipe.origins | {"run.steps": "--limit"}
         recipe = recipe.model_copy(update={"run": shorter, "origins": origins})
-    split, dataset, method = prepared.split, prepared.dataset, prepared.method
+    dataset, method = prepared.dataset, prepared.method
     metric = dataset.task.main_metric
     line = ProgressLine(quiet)
     summary = describe(prepared)
@@ -169,14 +172,8 @@ def _train_stage(
             line.say(cost.describe())
         return TrainResult(run.path, 0, time.monotonic() - began, cost=cost)
 
-    meta = {
-        "recipe": recipe.model_dump(mode="json"),
-        "classes": list(dataset.task.classes),
-        "split": split_hashes(split),
-        "range": dataset.value_range,
-        "nodata": dataset.nodata,
-    }
-    start = _open_run(run, recipe, split, meta, resume=resume, overwrite=overwrite)
+    meta = _meta(recipe, prepared)
+    start = _open_run(run, recipe, prepared, meta, resume=resume, overwrite=overwrite)
     if _is_first_rank():
         line.log = run.log
         line.keep(summary)
@@ -192,7 +189,10 @@ def _train_stage(
     )
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
     checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not _is_first_rank()))
-    validation = Validation(run, dataset.task, log, _evaluator(prepared), prepared.eval_every)
+    if prepared.domains:
+        validation: Validation = DomainValidation(run, prepared, log, _domain_evaluator(prepared))
+    else:
+        validation = Validation(run, dataset.task, log, _evaluator(prepared), prepared.eval_every)
     prepare_networks(method, recipe.run)
     trainer = make_trainer(recipe.run, run.path, method, [log, validation, checkpoints])
     if start is not None and start["step"] >= prepared.total_steps:
@@ -235,8 +235,29 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, *, res
         raise Interrupted(text, stop.exit_code)
 
 
+def _meta(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What every checkpoint says about the run it is of; of several domains, under their names."""
+    dataset = prepared.dataset
+    classes, split = list(dataset.task.classes), split_hashes(prepared.split)
+    if prepared.domains:
+        tasks = {name: source.dataset.task for name, source in prepared.domains.items()}
+        classes = [f"{name}/{label}" for name, task in tasks.items() for label in task.classes]
+        split = {
+            f"{name}/{part}": digest
+            for name, source in prepared.domains.items()
+            for part, digest in split_hashes(source.split).items()
+        }
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "classes": classes,
+        "split": split,
+        "range": dataset.value_range,
+        "nodata": dataset.nodata,
+    }
+
+
 def _open_run(
-    run: RunDir, recipe: Recipe, split: Split, meta: dict[str, Any], *, resume: bool, overwrite: bool
+    run: RunDir, recipe: Recipe, prepared: Prepared, meta: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> dict[str, Any] | None:
     """Create the folder, or give the saved state's header of a run to continue."""
     if resume:
@@ -253,22 +274,36 @@ def _open_run(
         return header
     if _is_first_rank():
         run.create(overwrite=overwrite)
-        run.write_start(recipe, split)
+        run.write_start(recipe, prepared.split)
+        if prepared.domains:
+            recipes = {name: domain_recipe(recipe, name) for name in prepared.domains}
+            run.write_domains(recipes, {name: source.split for name, source in prepared.domains.items()})
     return None
 
 
 def _evaluator(prepared: Prepared) -> Evaluate | None:
-    part = prepared.recipe.eval.select_on
-    ids = prepared.split.val if part == "val" else part_ids(prepared.recipe.data, prepared.dataset, part)
+    return _evaluator_of(prepared.recipe, prepared.dataset, prepared.split)
+
+
+def _domain_evaluator(prepared: Prepared) -> dict[str, Evaluate]:
+    """Evaluators of the domains that have images to validate on."""
+    found = {
+        name: _evaluator_of(domain_recipe(prepared.recipe, name), source.dataset, source.split)
+        for name, source in prepared.domains.items()
+    }
+    return {name: evaluate for name, evaluate in found.items() if evaluate is not None}
+
+
+def _evaluator_of(recipe: Recipe, dataset: Dataset, split: Split) -> Evaluate | None:
+    part = recipe.eval.select_on
+    ids = split.val if part == "val" else part_ids(recipe.data, dataset, part)
     if not ids:
         return None
-    items, task = DatasetItems(prepared.dataset, ids), prepared.dataset.task
+    items, task = DatasetItems(dataset, ids), dataset.task
 
     def evaluate(model: Model, rank: int, world: int) -> Scores:
         device = next(model.parameters()).device
-        return evaluate_model(
-            model, items, task, prepared.recipe.eval, device, crop=prepared.recipe.data.crop, rank=rank, world=world
-        )
+        return evaluate_model(model, items, task, recipe.eval, device, crop=recipe.data.crop, rank=rank, world=world)
 
     return evaluate
 
