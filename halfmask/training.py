@@ -55,7 +55,7 @@ def train(
     wanted = asked is not None and (asked.run.twin or (resume and (out / FOLDER / "recipe.yaml").exists()))
     prepared = check_comparable(asked, limit) if asked is not None and wanted and not dry_run else None
     again: dict[str, Any] = {"resume": True, "overrides": tuple(overrides)} if resume else {}
-    options = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
+    options: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
     result = engine.train(None if resume else asked, out, **options, **again)
     if prepared is None:
         return result
