@@ -6,7 +6,7 @@ arXiv:2403.01818) and CCT (Ouali et al., CVPR 2020, arXiv:2003.09005): the long 
 crop is uniform; the flip comes last, so it may move the padding to the left.
 
 Only the crop is resampled, never the whole image: 3 to 8 times less work (the plain form is
-`halfmask.reference.geometry`; fewer than 0.4 % of the bytes differ, by at most 2 levels).
+`halfmask.reference.geometry`; bytes differ by at most 2 levels: few where the image shrinks, up to a sixth where it grows).
 """
 
 import math
