@@ -5,8 +5,9 @@ arXiv:2403.01818) and CCT (Ouali et al., CVPR 2020, arXiv:2003.09005): the long 
 [int(lo L), int(hi L)], the other side keeps the aspect; padding goes to the right and the bottom; the corner of the
 crop is uniform; the flip comes last, so it may move the padding to the left.
 
-Only the crop is resampled, never the whole image: 3 to 8 times less work (the plain form is
-`halfmask.reference.geometry`; bytes differ by at most 2 levels: few where the image shrinks, up to a sixth where it grows).
+Only the crop is resampled, never the whole image: 2 to 8 times less work. The plain form is
+`halfmask.reference.geometry`; bytes differ by at most 2 levels, few where the image shrinks, up to a sixth where it
+grows.
 """
 
 import math
