@@ -31,8 +31,8 @@ def evaluate(
     """
     flags.check_overrides(overrides or ())
     flags.set_verbosity(quiet, verbose)
-    from halfmask.engine.evaluate import evaluate as score
     from halfmask.engine.bundle import domain_names
+    from halfmask.engine.evaluate import evaluate as score
     from halfmask.engine.runs import published
 
     if domain_names(run):

@@ -108,6 +108,11 @@ def check_comparable(recipe: Recipe, limit: int | None = None) -> Prepared:
             f"a twin is trained in one process, but the run asks for {recipe.run.devices * recipe.run.nodes}. Train "
             "without --twin; then on one device: halfmask train --resume RUN --twin run.devices=1 run.nodes=1"
         )
+    if recipe.data.domains is not None:
+        raise RecipeError(
+            "a run over several domains has no supervised twin. Leave out --twin, and compare with a run of its own: "
+            "method.method=supervised."
+        )
     if len(resolve("methods", name).plan(recipe)) > 1:
         raise RecipeError(f"method {name} trains in stages: it has no twin of equal steps. Leave out --twin.")
     prepared = prepare(recipe, limit, look=False)

@@ -27,6 +27,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keys": "batch", "eval_keys": "per_image", "labeled_color": False, "loss": "ohem"},
     ],
     "mean_teacher": [{"ramp_up": 0.0}],
+    "multi_domain": [{"method": {"name": "fixmatch", "threshold": 0.3}, "batch_norm": "own"}],
     "cct": [
         {
             "heads": "lite",
