@@ -28,7 +28,7 @@ _PACKAGES: dict[str, tuple[str, str]] = {
     "importers": ("halfmask.importers", "Importer"),
 }
 # Modules of halfmask.data that are not datasets.
-_NOT_DATASETS = frozenset({"splits", "sampler", "loader", "images", "masks", "cache", "layouts", "pool"})
+_NOT_DATASETS = frozenset({"splits", "sampler", "loader", "images", "masks", "cache", "layouts", "rasters", "geotiff"})
 
 
 def names(kind: Kind) -> list[str]:
