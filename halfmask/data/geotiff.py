@@ -1,5 +1,6 @@
 """GeoTIFF by rasterio (extra `geo`): rows on demand, where there is data, and masks that keep their place on Earth."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ def is_georeferenced(path: Path) -> bool:
     if path.suffix.lower() not in SUFFIXES or not path.stat().st_size:
         return False
     try:
-        with Image.open(path) as image:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
             tags = set(getattr(image, "tag_v2", ()))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pass  # of many bands, or large
@@ -91,21 +95,22 @@ def write_mask(
     from rasterio.enums import ColorInterp
 
     small = len(colors) < _BYTE
-    with open_geotiff(like) as source:
+    with open_geotiff(like) as source:  # it stays open: with it the bound on GDAL's cache ends
         points, points_crs = source.gcps
         place = {"gcps": points, "crs": points_crs} if points else {"transform": source.transform, "crs": source.crs}
-    profile = {
-        "driver": "GTiff", "count": 1, "height": mask.shape[0], "width": mask.shape[1], "compress": "deflate",
-        "dtype": "uint8" if small else "uint16", "nodata": ignore_index, "tiled": True, "blockxsize": _BLOCK,
-        "blockysize": _BLOCK, "bigtiff": "if_safer", **place,
-    }  # fmt: skip
-    with rasterio.open(path, "w", **profile) as out:
-        if small:
-            out.colorinterp = [ColorInterp.palette]
-            out.write_colormap(1, {id: (*color, 255) for id, color in enumerate(colors)} | {ignore_index: (0, 0, 0, 0)})
-        for top in range(0, mask.shape[0], _BLOCK):
-            rows = np.asarray(mask[top : top + _BLOCK]).astype(profile["dtype"])
-            out.write(rows, 1, window=((top, top + len(rows)), (0, mask.shape[1])))
+        profile = {
+            "driver": "GTiff", "count": 1, "height": mask.shape[0], "width": mask.shape[1], "compress": "deflate",
+            "dtype": "uint8" if small else "uint16", "nodata": ignore_index, "tiled": True, "blockxsize": _BLOCK,
+            "blockysize": _BLOCK, "bigtiff": "if_safer", **place,
+        }  # fmt: skip
+        with rasterio.open(path, "w", **profile) as out:
+            if small:
+                table = {id: (*color, 255) for id, color in enumerate(colors)} | {ignore_index: (0, 0, 0, 0)}
+                out.colorinterp = [ColorInterp.palette]
+                out.write_colormap(1, table)
+            for top in range(0, mask.shape[0], _BLOCK):
+                rows = np.asarray(mask[top : top + _BLOCK]).astype(profile["dtype"])
+                out.write(rows, 1, window=((top, top + len(rows)), (0, mask.shape[1])))
 
 
 def _color_table(source: Any) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """Predict one large image into files, tile by tile: nothing of the image's size is held in memory.
 
 Class ids (and probabilities) go into files that are mapped into memory, beside the result; the finished mask is made
-from them. An overlay is reduced to at most 4096 pixels a side.
+from them. An overlay is reduced to at most 2048 pixels a side.
 """
 
 import math
@@ -29,7 +29,7 @@ from halfmask.engine.tiles import Block, Span, Sweep, Tiling
 from halfmask.errors import DataError
 from halfmask.recipe import EvalRecipe
 
-_OVERLAY_SIDE = 4096
+_OVERLAY_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Result:
         found, (top, left) = block.probabilities, (block.top, block.left)
         bottom, right = top + found.shape[1], left + found.shape[2]
         empty = without_data(block.dates)
-        ids = found.argmax(0).cpu().numpy().astype(self.mask.dtype)
+        ids = found.max(0).indices.cpu().numpy().astype(self.mask.dtype)
         self.mask[top:bottom, left:right] = ids if empty is None else np.where(empty, self.ignore_index, ids)
         if self.shares is not None:
             shares = found.half().cpu().numpy()
