@@ -58,7 +58,7 @@ class Spread(NamedTuple):
 
     mean: float
     sd: float
-    count: int
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"name": row.name, "runs": [str(member.run.path) for member in row.members]}
         for score in ("best", "last", "shown", "hours"):
             spread = row.spread(score)
-            if spread.count:
-                entry[score] = {"mean": spread.mean, "n": spread.count}
+            if spread.runs:
+                entry[score] = {"mean": spread.mean, "n": spread.runs}
                 entry[score] |= {} if math.isnan(spread.sd) else {"sd": spread.sd}
         if row.published is not None:
             entry["published"] = {"value": row.published.value, "source": row.published.source}
@@ -157,7 +157,7 @@ def written(spread: Spread, plus: str = " ± ", scale: int = 100, digits: int = 
     >>> written(Spread(0.5, 0.01, 3)), written(Spread(0.5, float("nan"), 1))
     ('50.00 ± 1.00', '50.00')
     """
-    if not spread.count:
+    if not spread.runs:
         return "n/a"
     text = f"{scale * spread.mean:.{digits}f}"
     return text if math.isnan(spread.sd) else f"{text}{plus}{scale * spread.sd:.{digits}f}"

@@ -26,16 +26,16 @@ def comparison_page(rows: Sequence[Row], out: Path) -> str:
 
 
 def _heading(rows: Sequence[Row], metric: str) -> str:
-    ranked = [(row.spread("last"), row) for row in rows if row.spread("last").count]
+    ranked = [(row.spread("last"), row) for row in rows if row.spread("last").runs]
     if not ranked:
         return f"{len(rows)} settings, none validated yet"
     top, row = max(ranked, key=lambda pair: pair[0].mean)
-    seeds = f" over {top.count} seeds" if top.count > 1 else ""
+    seeds = f" over {top.runs} seeds" if top.runs > 1 else ""
     return f"Highest {metric} at the end: {row.name}, {written(top, digits=1)} %{seeds}"
 
 
 def _table(rows: Sequence[Row], metric: str) -> str:
-    top = max((row.spread("last").mean for row in rows if row.spread("last").count), default=math.nan)
+    top = max((row.spread("last").mean for row in rows if row.spread("last").runs), default=math.nan)
     lines = []
     for number, row in enumerate(rows):
         best, last, shown = (row.spread(score) for score in ("best", "last", "shown"))
@@ -47,7 +47,7 @@ def _table(rows: Sequence[Row], metric: str) -> str:
             if row.gain is None
             else f"{signed(row.gain.main.value)} <span class='small'>({between(row.gain.main, True)})</span>"
         )
-        strong = ("<b>", "</b>") if last.count and last.mean == top else ("", "")
+        strong = ("<b>", "</b>") if last.runs and last.mean == top else ("", "")
         lines.append(
             (
                 f'<i class="key b{number % _COLORS}"></i>{esc(row.name)}',
@@ -156,6 +156,6 @@ def _published(row: Row) -> str:
 
 
 def _hours(spread: Spread) -> str:
-    if not spread.count or not spread.mean:
+    if not spread.runs or not spread.mean:
         return "n/a"
     return f"{spread.mean:.2f} h" if spread.mean >= 0.1 else f"{60 * spread.mean:.1f} min"

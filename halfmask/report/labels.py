@@ -6,6 +6,7 @@ The labeler is the shipped predictor at its best, without augmentation and by th
 crops, so both numbers are near, not equal, to those of the training.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ def label_quality(run: Run, images: Images) -> dict[str, Any]:
             confidence, label = found.max(1)
             known = (target != bundle.task.ignore_index) & (target < classes)
             place = torch.bucketize(confidence.to(bounds.dtype), bounds, right=True) - 1
-            passed += _pairs(label, place, known, passed.shape)
-            right += _pairs(label, place, known & (label == target), passed.shape)
+            passed += _pairs(classes, label, place, known, len(edges))
+            right += _pairs(classes, label, place, known & (label == target), len(edges))
         return {"edges": edges, "threshold": threshold, "passed": passed.tolist(), "right": right.tolist()}
 
     return cached_json(run.path / "report" / "pseudo-labels.json", key, compute)
@@ -75,8 +76,8 @@ def held_out_agreement(run: Run, images: Images) -> dict[str, Any]:
             a = class_map(one, image, images.protocol, crop).long()
             b = class_map(two, image, images.protocol, crop).long()
             place = torch.zeros_like(a)
-            labeled += _pairs(a, place, torch.ones_like(a, dtype=torch.bool), same.shape)
-            same += _pairs(a, place, a == b, same.shape)
+            labeled += _pairs(len(same), a, place, torch.ones_like(a, dtype=torch.bool))
+            same += _pairs(len(same), a, place, a == b)
         return {"names": [first, second], "same": same[:, 0].tolist(), "labeled": labeled[:, 0].tolist()}
 
     return cached_json(run.path / "report" / "agreement.json", key, compute)
@@ -88,7 +89,7 @@ def threshold_of(run: Run) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _shown(images: Images, what: str, dtype: torch.dtype) -> "list[tuple[Tensor, Tensor]] | Any":
+def _shown(images: Images, what: str, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     """Give images (1, *T, C, H, W) in [0, 1] and targets (1, *S), one by one."""
     items = images.items
     with memory_cure(images.protocol):
@@ -98,15 +99,15 @@ def _shown(images: Images, what: str, dtype: torch.dtype) -> "list[tuple[Tensor,
 
 
 def _pairs(
+    classes: int,
     label: Integer[Tensor, "1 *S"],
     place: Integer[Tensor, "1 *S"],
     keep: Bool[Tensor, "1 *S"],
-    shape: tuple[int, int],
+    places: int = 1,
 ) -> Integer[Tensor, "K E"]:
     """Count (label, place) pairs of the kept pixels, on the CPU."""
-    rows, columns = shape
-    bins = (label.long() * columns + place)[keep]
-    return torch.bincount(bins.cpu(), minlength=rows * columns).view(rows, columns)
+    bins = (label.long() * places + place)[keep]
+    return torch.bincount(bins.cpu(), minlength=classes * places).view(classes, places)
 
 
 def from_above(counts: list[list[int]]) -> Float[Tensor, "K E"]:

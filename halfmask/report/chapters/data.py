@@ -37,7 +37,7 @@ def data(found: Material) -> str:
 def _classes(found: Material) -> str:
     assert found.data is not None
     parts = found.data["classes"]
-    labeled = parts.get("labeled") or next(iter(parts.values()), [])
+    labeled: list[dict[str, Any]] = parts.get("labeled") or next(iter(parts.values()), [])
     if not labeled:
         return ""
     colors = palette(found.run.task) if found.run.task and len(found.run.classes) == len(labeled) else None
