@@ -260,9 +260,12 @@ def test_a_wrapped_method_that_does_not_exist(roots: dict[str, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_weights_of_one(roots: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_train_the_weights_of_one(
+    roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from .test_distributed import NETWORK, run
 
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # as the processes find the decoder
     made = several(
         roots, *NETWORK, "optim.name=sgd", "data.batch={labeled: 4, unlabeled: 4}", "data.scale=[1.0, 1.0]",
         "run.steps=4", "run.eval_every=4", "run.log_every=1", method="supervised",
