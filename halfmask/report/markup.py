@@ -103,7 +103,7 @@ def chip(color: Sequence[int]) -> str:
 def duration(seconds: float) -> str:
     """Write a time span.
 
-    >>> duration(42), duration(400), duration(9000)
+    >>> duration(42.0), duration(400.0), duration(9000.0)
     ('42 s', '6.7 min', '2.5 h')
     """
     if seconds < 90:
