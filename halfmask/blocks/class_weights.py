@@ -31,8 +31,8 @@ def class_weights(counts: Sequence[int], rule: Literal["inverse", "effective"]) 
         counts: labeled pixels of each class.
         rule: see the equations above.
 
-    >>> class_weights([900, 100, 0], "inverse")
-    (0.2, 1.8, 1.0)
+    >>> [round(weight, 3) for weight in class_weights([900, 100, 0], "inverse")]
+    [0.2, 1.8, 1.0]
     """
     present = [count for count in counts if count > 0]
     if not present:

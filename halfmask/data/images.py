@@ -215,7 +215,7 @@ def read_npy(path: Path, channels: int, *, mapped: bool = False) -> Shaped[np.nd
 def without_data(values: Shaped[np.ndarray, "H W C"], nodata: float) -> Bool[np.ndarray, "H W"]:
     """Find the pixels that hold `nodata` in every band; it may be NaN.
 
-    >>> without_data(np.array([[[0, 0], [0, 7]]]), 0).tolist()
+    >>> without_data(np.array([[[0, 0], [0, 7]]]), 0.0).tolist()
     [[True, False]]
     """
     return np.asarray((np.isnan(values) if np.isnan(nodata) else values == nodata).all(axis=2))

@@ -99,8 +99,8 @@ class ClassBalance:
         counts: pixels of each class in each mask, in the order of the labeled list.
         seed: of the draws.
 
-    >>> ClassBalance(np.array([[90, 10, 0], [100, 0, 0]]), seed=0).draw(0)
-    (0, 1)
+    >>> ClassBalance(np.array([[90, 10, 0], [100, 0, 0]]), seed=0).draw(0)  # image and class
+    (0, 0)
 
     Raises:
         DataError: no mask shows a class.

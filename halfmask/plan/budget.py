@@ -231,7 +231,7 @@ def _smaller(crop: int, part: float, multiple: int) -> int | None:
 def duration(seconds: float) -> str:
     """Write a time for people.
 
-    >>> duration(0.4), duration(75), duration(5400)
+    >>> duration(0.4), duration(75.0), duration(5400.0)
     ('0.4 s', '1.2 min', '1.5 h')
     """
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):

@@ -115,11 +115,6 @@ def test_a_wrong_override_says_what_would_be_right(overrides, message):
         builder()(**overrides)
 
 
-def test_tasks_without_a_model_are_refused():
-    with pytest.raises(RecipeError, match="kind 'classification'"):
-        Builder(ModelRecipe(), Task("classification", ("a", "b")), crop=32)()
-
-
 def test_one_image_per_forward_is_refused_where_batch_norm_could_not_train():
     model = builder()().train()
     with pytest.raises(ShapeError, match=r"data.batch.labeled and data.batch.unlabeled of 2 or more"):
