@@ -10,8 +10,10 @@ not repeated, an interrupted one is resumed.
 
 import argparse
 import json
+import shlex
 import shutil
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,17 @@ def table(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def command_line() -> str:
+    """Give the command that was typed, without this machine's folders."""
+    words, place = [], {"--data": "DIR", "--out": "runs/few_masks"}
+    previous = ""
+    for word in sys.argv[1:]:
+        shown = f"{place[previous]}/{Path(word).name}" if previous == "--data" else place.get(previous, word)
+        words.append(shlex.quote(shown))
+        previous = word
+    return " ".join(["python benchmarks/few_masks.py", *words])
+
+
 def main() -> None:
     """Run everything and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,7 +182,7 @@ def main() -> None:
         settings.pop("json")
         state = environment()
         kept = {name: state[name] for name in ("python", "cpu_cores", "devices", "packages")}
-        content = {"settings": settings, "environment": kept, "rows": rows, "runs": scores}
+        content = {"command": command_line(), "settings": settings, "environment": kept, "rows": rows, "runs": scores}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

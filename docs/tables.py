@@ -5,6 +5,7 @@ python docs/tables.py --check   only say which pages are out of date; exit code 
 """
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -97,7 +98,36 @@ def exit_codes() -> str:
     return _table(["exit code", "when"], [[str(code), " ".join(rows[code])] for code in sorted(rows)])
 
 
+def results() -> str:
+    """One table per file of benchmarks/results that compares methods over seeds."""
+    parts = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "rows" not in content or "settings" not in content:
+            continue
+        settings, machine = content["settings"], content["environment"]
+        seeds = len(settings["seeds"])
+        head = (
+            f"## {path.stem}\n\n{settings['data']}, {settings['steps']} steps, crop {settings['crop']}, network "
+            f"`{settings['model']}`, {seeds} seeds, {machine['cpu_cores']} CPU cores, torch "
+            f"{machine['packages']['torch']}; [all numbers](../benchmarks/results/{path.name})."
+        )
+        rows = [
+            [
+                str(row["labeled"]),
+                f"`{row['method']}`",
+                f"{row['mean']:.1%}" + ("" if row["sd"] is None else f" ± {100 * row['sd']:.1f}"),
+                ", ".join(f"{100 * value:.1f}" for value in row["values"]),
+                f"{row['minutes']:.1f}",
+            ]
+            for row in content["rows"]
+        ]
+        parts.append(f"{head}\n\n" + _table(["masks", "method", "test mIoU", "seeds", "minutes"], rows))
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "results": results,
     "methods": methods_table,
     "method-sections": method_sections,
     "encoders": kind_sections("encoders"),
