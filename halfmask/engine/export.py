@@ -284,7 +284,7 @@ def _open_onnx(file: Path) -> Runner:
 
 def _open_torch(file: Path) -> Runner:
     with file.open("rb") as opened:
-        return torch.export.load(opened).module()  # type: ignore[no-any-return]
+        return torch.export.load(opened).module()
 
 
 def _need_onnx() -> None:
