@@ -72,6 +72,7 @@ def _confidence(run: Run) -> str:
 def _held_out(found: Material) -> str:
     if found.quality is None or found.tally is None:
         return note("How many pseudo-labels are right cannot be told: no held-out image was predicted (see Result).")
+    unit = _unit(found)
     edges, threshold = found.quality["edges"], found.quality["threshold"]
     passed, right = (from_above(found.quality[name]).sum(0).tolist() for name in ("passed", "right"))
     total = max(passed[0], 1)
@@ -81,18 +82,22 @@ def _held_out(found: Material) -> str:
     mark = (threshold, f"threshold {threshold:g}") if threshold is not None and threshold >= 0.5 else None
     lines = [
         Series("precision: right among those that pass", [p for p in precision if p[0] >= edges[start]], 1, 0),
-        Series("coverage: pixels that pass", [p for p in coverage if p[0] >= edges[start]], 0, 1),
+        Series(f"coverage: {unit} that pass", [p for p in coverage if p[0] >= edges[start]], 0, 1),
     ]
-    chart = line_chart(lines, title="On held-out masks, by threshold", x_name="threshold", x_percent=True, mark=mark)
+    chart = line_chart(lines, title="On held-out masks, by threshold", x_name="", x_percent=True, mark=mark)
     at = edges.index(threshold) if threshold in edges else 0
     said = "at the run's threshold" if threshold is not None else "without a threshold"
     text = (
         f"<p>On the {len(found.tally.ids):,} held-out images, {said}, <b>{percent(passed[at] / total)} %</b> of the "
-        f"pixels pass and <b>{percent(right[at] / max(passed[at], 1))} %</b> of these are right.</p>"
+        f"{unit} pass and <b>{percent(right[at] / max(passed[at], 1))} %</b> of these are right.</p>"
         if passed[at]
-        else f"<p>On the {len(found.tally.ids):,} held-out images no pixel passes the threshold.</p>"
+        else f"<p>On the {len(found.tally.ids):,} held-out images nothing passes the threshold.</p>"
     )
     return f'<div class="charts beside">{chart}<div>{text}{note(_caveat())}</div></div>'
+
+
+def _unit(found: Material) -> str:
+    return "images" if found.run.task and found.run.task.kind == "classification" else "pixels"
 
 
 def _caveat() -> str:
@@ -111,7 +116,7 @@ def _agreement(found: Material) -> str:
     same, labeled = sum(found.agreement["same"]), max(sum(found.agreement["labeled"]), 1)
     return (
         f"<p>On the held-out images {esc(first)} and {esc(second)} of the last checkpoint agree on "
-        f"<b>{percent(same / labeled)} %</b> of the pixels.</p>"
+        f"<b>{percent(same / labeled)} %</b> of the {_unit(found)}.</p>"
     )
 
 
