@@ -31,6 +31,7 @@ from halfmask.sections import (
     RunRecipe,
     Section,
     UnlabeledRecipe,
+    WeakRecipe,
     named,
 )
 from halfmask.shipped import find_recipe
@@ -47,6 +48,7 @@ __all__ = [
     "Recipe",
     "RunRecipe",
     "UnlabeledRecipe",
+    "WeakRecipe",
     "load",
 ]
 

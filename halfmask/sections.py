@@ -86,6 +86,23 @@ class UnlabeledRecipe(Section):
     list: str | None = None
 
 
+class WeakRecipe(Section):
+    """What is known of unlabeled images besides their pixels.
+
+    Args:
+        tags: file (or files) of image-level labels: `image,classes` (CSV) or `image<TAB>class,class`.
+        masks: folder of pseudo-masks: PNG of class ids, 255 = unknown, named like their images; an image without one
+            has no known pixel. With `tags` alone, a first stage makes them by class activation maps.
+        partial: images without tags are allowed, and unlabeled as usual.
+        stage: dotted recipe keys that differ while tags are learned, for example `{run.steps: 500, method.high: 0.4}`.
+    """
+
+    tags: str | list[str] | None = None
+    masks: str | None = None
+    partial: bool = False
+    stage: dict[str, Any] = Field(default_factory=dict)
+
+
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 # A folder of the run, a part of metric names and of dotted keys.
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -136,6 +153,7 @@ class DataRecipe(Section):
         unlabeled: a list file, or `{root, dataset, list}` for another place (all its images but those of `root` that
             are labeled, validate or test); `null`: the training images without a used mask plus the dataset's
             unlabeled part.
+        weak: image-level labels or pseudo-masks of the unlabeled images: `{tags: FILE}` or `{masks: DIR}`.
         val: `auto` (val.txt beside the lists of `split`, else the dataset's validation part; without one, a fifth of
             the masks is held out if at least five are in use and no list names them), `none`, the name of a part, or
             a list file.
@@ -164,6 +182,7 @@ class DataRecipe(Section):
     labeled: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | str | None = None
     labeled_seed: int = 0
     unlabeled: str | UnlabeledRecipe | None = None
+    weak: WeakRecipe | None = None
     val: str = "auto"
     crop: Annotated[int, Field(ge=16)] = 320
     batch: BatchRecipe = BatchRecipe()

@@ -70,6 +70,23 @@ class LabeledStream:
         return image, target
 
 
+@dataclass(slots=True)
+class PseudoStream:
+    """A list of images with pseudo-masks from a folder of their own.
+
+    The masks of the dataset stay closed, as in an `ImageStream`: `read_target` gets a name and a size, no dataset.
+    """
+
+    ids: Sequence[str]
+    read_image: ReadArray
+    read_target: Callable[[str, tuple[int, int]], np.ndarray]
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode one image and its pseudo-mask."""
+        image = _one_image(self.read_image(self.ids[index]))
+        return image, self.read_target(self.ids[index], (image.shape[0], image.shape[1]))
+
+
 def _one_image(image: np.ndarray) -> UInt8[np.ndarray, "H W C"]:
     """Put the bands of a pair of dates behind each other: both are cut by the same window."""
     return np.concatenate(image, axis=-1) if image.ndim == 4 else image

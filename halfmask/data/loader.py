@@ -2,7 +2,8 @@
 
 What travels is one uint8 crop per image, a uint8 target for labeled images only, and three numbers that tell where
 the padding is: a fourth of the bytes of floats, and no views that the device can make itself. An unlabeled stream
-holds a reader of images and nothing else, so a mask of an unlabeled image cannot reach a method.
+holds a reader of images and nothing else, so a mask of an unlabeled image cannot reach a method; pseudo-masks
+(`data.weak.masks`) come from a folder that is named for them.
 """
 
 import os
@@ -22,7 +23,8 @@ from torch.utils.data import Dataset as TorchDataset
 from halfmask.augment.host import Geometry, covered, cut_image, cut_target, point_of
 from halfmask.batch import Batch, Samples
 from halfmask.data._dataset import Dataset
-from halfmask.data._streams import Cutter, ImageStream, LabeledStream
+from halfmask.data._streams import Cutter, ImageStream, LabeledStream, PseudoStream
+from halfmask.data._weak import NOTHING_KNOWN, Weak
 from halfmask.data.cache import cached
 from halfmask.data.sampler import LABELED, ClassBalance, SampleKey, StepKeys, StepSampler, Turns
 from halfmask.data.splits import Split
@@ -31,6 +33,7 @@ from halfmask.sections import DataRecipe
 from halfmask.task import Task
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+Stream = ImageStream | LabeledStream | PseudoStream
 
 
 @dataclass(slots=True)
@@ -42,18 +45,20 @@ class HostSamples:
         covered: (left, right, bottom) of the real pixels in each crop; outside is padding.
         index: position in the list of the stream.
         target: training ids (uint8), the task's ignore index where unknown or padded, or one label per image (int64);
-            `None` for unlabeled streams.
+            pseudo-masks of unlabeled streams, else `None` there.
+        tags: image-level labels of unlabeled streams, where they are known.
     """
 
     image: UInt8[Tensor, "B C S S"]
     covered: Int[Tensor, "B 3"]
     index: Int[Tensor, " B"]
     target: Integer[Tensor, "B *S"] | None = None
+    tags: Bool[Tensor, "B K"] | None = None
 
     def pin_memory(self) -> "HostSamples":
         """Copy to page-locked memory, from which copies to a GPU run asynchronously."""
-        target = None if self.target is None else self.target.pin_memory()
-        return HostSamples(self.image.pin_memory(), self.covered.pin_memory(), self.index.pin_memory(), target)
+        target, tags = (None if one is None else one.pin_memory() for one in (self.target, self.tags))
+        return HostSamples(self.image.pin_memory(), self.covered.pin_memory(), self.index.pin_memory(), target, tags)
 
 
 @dataclass(slots=True)
@@ -90,7 +95,8 @@ def to_batch(host: HostBatch, device: torch.device | str, task: Task, dtype: tor
         else:
             valid = _valid(move(samples.covered), samples.image.shape[-1])
         target = None if samples.target is None else move(samples.target).long()
-        return Samples(image, valid, move(samples.index), target)
+        tags = None if samples.tags is None else move(samples.tags)
+        return Samples(image, valid, move(samples.index), target, tags)
 
     labeled, unlabeled, partner = (*map(finish, host.streams), None, None)[:3]
     assert labeled is not None
@@ -122,8 +128,10 @@ class _Failure(NamedTuple):
 class StepReader(TorchDataset[Any]):
     """What the workers run: the keys of a step in, its bytes out. Picklable, so that workers may be spawned."""
 
-    def __init__(self, streams: tuple[ImageStream | LabeledStream, ...], cutter: Cutter, ignore: int) -> None:
-        self.streams, self.cutter, self.ignore = streams, cutter, ignore
+    def __init__(
+        self, streams: tuple[Stream, ...], cutter: Cutter, ignore: int, tags: Bool[np.ndarray, "N K"] | None = None
+    ) -> None:
+        self.streams, self.cutter, self.ignore, self.tags = streams, cutter, ignore, tags
 
     def __getitem__(self, keys: StepKeys) -> HostBatch | _Failure:
         try:
@@ -149,7 +157,8 @@ class StepReader(TorchDataset[Any]):
             torch.from_numpy(np.stack(crops)),
             torch.tensor(extents, dtype=torch.int32),
             torch.tensor([key.position for key in own]),
-            torch.from_numpy(np.stack(targets)) if stream == LABELED else None,
+            None if targets[0] is None else torch.from_numpy(np.stack(targets)),
+            None if stream == LABELED or self.tags is None else torch.from_numpy(self.tags[[k.position for k in own]]),
         )
 
     def _cut(self, key: SampleKey) -> tuple[np.ndarray, tuple[int, int, int], np.ndarray | None]:
@@ -214,6 +223,7 @@ class Source:
         unlabeled: of the unlabeled images; `None`: the same one.
         split: which ids have masks, and which have none.
         balance: draws the labeled samples by class.
+        weak: what is known of the unlabeled images.
     """
 
     recipe: DataRecipe
@@ -221,6 +231,7 @@ class Source:
     unlabeled: Dataset | None
     split: Split
     balance: ClassBalance | None = None
+    weak: Weak = NOTHING_KNOWN
 
 
 def train_loader(
@@ -237,6 +248,7 @@ def train_loader(
     pin: bool = False,
     cache: Path | None = None,
     balance: ClassBalance | None = None,
+    weak: Weak = NOTHING_KNOWN,
 ) -> TrainLoader:
     """Make the loader of training batches.
 
@@ -253,11 +265,12 @@ def train_loader(
         pin: use page-locked memory (when training on a GPU).
         cache: folder of decoded images, used when `recipe.cache` is not "none".
         balance: draws the labeled samples by class.
+        weak: what is known of the unlabeled images.
 
     Raises:
         DataError: a list is empty or cannot be dealt to the ranks. Broken files raise while iterating.
     """
-    source = Source(recipe, labeled, unlabeled, split, balance)
+    source = Source(recipe, labeled, unlabeled, split, balance, weak)
     reader, sampler = _parts(source, seed, draws, draws_share_images, rank, world, cache)
     return _loader(reader, sampler, worker_count(recipe.workers, world), pin)
 
@@ -295,14 +308,20 @@ def _parts(
     recipe, labeled, split = source.recipe, source.dataset, source.split
     other = labeled if source.unlabeled is None else source.unlabeled
     folder = None if recipe.cache == "none" else cache
-    streams: list[ImageStream | LabeledStream] = [
+    streams: list[Stream] = [
         LabeledStream(
             split.labeled,
             cached(labeled.read_image, labeled, folder),
             cached(labeled.read_target, labeled, folder, masks=True),
         )
     ]
-    streams += [ImageStream(split.unlabeled, cached(other.read_image, other, folder))] * draws
+    read_image = cached(other.read_image, other, folder)
+    masks = source.weak.masks
+    streams += [
+        ImageStream(split.unlabeled, read_image)
+        if masks is None
+        else PseudoStream(split.unlabeled, read_image, masks.read)
+    ] * draws
     cutter = Cutter(
         Geometry(recipe.crop, recipe.scale, recipe.flip),
         recipe.resample,
@@ -321,7 +340,7 @@ def _parts(
         world=world,
         balance=source.balance,
     )
-    return StepReader(tuple(streams), cutter, labeled.task.ignore_index), sampler
+    return StepReader(tuple(streams), cutter, labeled.task.ignore_index, source.weak.tags), sampler
 
 
 def _loader(reader: StepReader | TurnReader, sampler: StepSampler | Turns, workers: int, pin: bool) -> TrainLoader:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from halfmask.blocks.class_weights import class_weights
 from halfmask.data._class_counts import count_classes
 from halfmask.data._dataset import Dataset
+from halfmask.data._weak import NOTHING_KNOWN, Weak, load_weak
 from halfmask.data.loader import Source
 from halfmask.data.sampler import ClassBalance, StepSampler
 from halfmask.data.splits import Split
@@ -33,6 +34,7 @@ class Prepared:
         warnings: to be shown before training.
         balance: draws the labeled samples by class.
         domains: all of them by name, where there are several; else empty.
+        weak: what is known of the unlabeled images.
     """
 
     recipe: Recipe
@@ -46,6 +48,7 @@ class Prepared:
     warnings: tuple[str, ...] = ()
     balance: ClassBalance | None = None
     domains: Mapping[str, Source] = field(default_factory=dict)
+    weak: Weak = NOTHING_KNOWN
 
 
 def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int]:
@@ -77,6 +80,28 @@ def attend_to_rare_classes(method: Method, recipe: Recipe, dataset: Dataset, spl
     if rule != "none":
         method.weigh_classes(class_weights(counts.sum(0).tolist(), rule))
     return ClassBalance(counts, recipe.run.seed) if data.balance == "classes" else None
+
+
+def weak_of(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> Weak:
+    """Read what the recipe says of the unlabeled images, if the method uses it.
+
+    Raises:
+        RecipeError: the method does not.
+        DataError: tags or pseudo-masks cannot be used.
+    """
+    asked = recipe.data.weak
+    if asked is None:
+        return NOTHING_KNOWN
+    named = {name for name in ("tags", "masks") if getattr(asked, name) is not None}
+    if not named & method.weak_labels:
+        uses = f"only data.weak.{' and '.join(sorted(method.weak_labels))}" if method.weak_labels else "no weak labels"
+        raise RecipeError(
+            f"data.weak names {' and '.join(sorted(named)) or 'nothing'}, but method {recipe.method.name} uses {uses}. "
+            "Leave data.weak out, or use method.name=cct, which learns from both."
+        )
+    if "masks" in named and "masks" in method.weak_labels:
+        asked = asked.model_copy(update={"tags": None})  # the masks were made of them
+    return load_weak(asked, dataset, method.task, split.unlabeled)
 
 
 def check_batches(recipe: Recipe, world: int) -> None:

@@ -15,6 +15,7 @@ from halfmask.engine.fit_checks import (
     check_shares,
     check_task,
     lengths,
+    weak_of,
 )
 from halfmask.engine.optim import base_rate
 from halfmask.engine.prepare_domains import describe_domains, prepare_domains, refuse_one_domain
@@ -78,6 +79,8 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
         )
     check_shares(method, recipe, split, world)
     balance = attend_to_rare_classes(method, recipe, dataset, split)
+    weak = weak_of(method, recipe, unlabeled or dataset, split)
+    warnings = (*warnings, *weak.remarks)
     length, batch = (
         (len(split.unlabeled), data.batch.unlabeled) if method.draws else (len(split.labeled), data.batch.labeled)
     )
@@ -87,7 +90,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
         with LookingLine(quiet) as on_file:
             found = splits.verify(dataset, split, unlabeled, stamps=default_folder(), on_file=on_file)
         warnings = (*warnings, *found)
-    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings, balance)
+    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings, balance, weak=weak)
 
 
 def describe(prepared: Prepared) -> str:

@@ -132,6 +132,8 @@ def _check_names(recipe: Recipe) -> None:
             f"{', '.join(given)} would be of a single dataset; with data.domains each domain has its own: "
             f"{given[0].replace('data.', f'data.domains.{first}.')}"
         )
+    if recipe.data.weak is not None:
+        problems.append("data.weak is of a single dataset: leave it out, or train that dataset alone with method cct")
     names: dict[str, str] = {}
     roots: dict[str, str] = {}
     for name, own in domains.items():

@@ -27,6 +27,7 @@ from halfmask.engine.bundle import DOMAINS, STAGES, domain_names
 from halfmask.errors import CheckpointError, DataError
 from halfmask.recipe import Recipe, load
 
+PSEUDO_MASKS = "pseudo_masks"  # folder of a stage that labels images for the next one
 _PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
 
 
@@ -99,7 +100,7 @@ class RunDir:
             (self.path / name).unlink(missing_ok=True)
         if (self.path / "twin" / "recipe.yaml").is_file():
             shutil.rmtree(self.path / "twin", ignore_errors=True)
-        for name in ("tb", "checkpoints", "predictions", "cache", "report"):
+        for name in ("tb", "checkpoints", "predictions", "cache", "report", PSEUDO_MASKS, f"{PSEUDO_MASKS}.part"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_start(self, recipe: Recipe, split: Split) -> None:

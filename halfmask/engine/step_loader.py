@@ -40,6 +40,7 @@ def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
                 prepared.split,
                 recipe.data,
                 balance=prepared.balance,
+                weak=prepared.weak,
                 **settings,
             )
         loader.steps.start, loader.steps.stop = start, stop

@@ -24,7 +24,8 @@ from halfmask.engine.predict_cost import Cost, predict_cost
 from halfmask.engine.prepare import Prepared, describe, prepare
 from halfmask.engine.prepare_domains import domain_recipe
 from halfmask.engine.progress import ProgressLine
-from halfmask.engine.rundir import RunDir, split_hashes
+from halfmask.engine.pseudo_masks import write_pseudo_masks
+from halfmask.engine.rundir import PSEUDO_MASKS, RunDir, split_hashes
 from halfmask.engine.step_loader import loader_maker
 from halfmask.engine.stopping import StopNow, StopRequest
 from halfmask.engine.twin import TwinResult
@@ -128,15 +129,21 @@ def _train_stages(
     if first and not dry_run:
         run.write_stages(recipe, [stage.name for stage in stages])
     result = None
+    made: dict[str, Any] = {}  # what later stages read
     for stage in stages:
-        stage_recipe = load(recipe.model_dump(mode="json"), stage.overrides) if stage.overrides else recipe
+        changed = {**made, **stage.overrides}
+        stage_recipe = load(recipe.model_dump(mode="json"), changed) if changed else recipe
         part = RunDir(run.path / stage.name, root=run.path)
         begun = resume and part.last.exists()
         result = _train_stage(
             stage_recipe, part, resume=begun, overwrite=overwrite or resume, dry_run=dry_run, **options
         )
-        if stage.after is not None and dry_run:
+        if dry_run and (stage.after is not None or stage.label is not None):
             break  # what the next stage needs is written by this one
+        if stage.label is not None:
+            made["data.weak.masks"] = str(part.path / PSEUDO_MASKS)
+            if first:
+                write_pseudo_masks(part, stage.label, quiet=options["quiet"])
         if stage.after is not None and first:
             stage.after(part.path, load_bundle(part.path).model)
         if dist.is_available() and dist.is_initialized():

@@ -145,6 +145,7 @@ def twin_recipe(prepared: Prepared) -> Recipe:
         "run.epochs": None,
         "run.eval_every": prepared.eval_every,
         "run.twin": False,
+        "data.weak": None,
         "expected": None,
     }
     twin = load(recipe.model_dump(mode="json"), changed)

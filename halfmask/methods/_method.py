@@ -65,12 +65,15 @@ class Stage:
         overrides: dotted recipe keys that differ in this stage.
         keep_checkpoints: how many evenly spaced checkpoints to keep.
         after: called with the stage's folder and the shipped predictor; writes files for the next stage.
+        label: gives the pseudo-mask (H, W) of an image (C, H, W) in [0, 1] with tags (K,), by the stage's method and
+            its shipped predictor; the engine labels all tagged images, later stages read them (`data.weak.masks`).
     """
 
     name: str
     overrides: dict[str, Any] = field(default_factory=dict)
     keep_checkpoints: int = 1
     after: Callable[[Path, Model], None] | None = None
+    label: "Callable[[Method, Model, Tensor, Tensor], Tensor] | None" = None
 
 
 class Method(nn.Module):
@@ -85,6 +88,7 @@ class Method(nn.Module):
     smallest_batch: int = 1  # unlabeled images a step needs per device: 2 where images of one batch are paired
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change"})
     equal_batches: ClassVar[bool] = False  # True: a step needs as many unlabeled as labeled images
+    weak_labels: ClassVar[frozenset[str]] = frozenset()  # what of `data.weak` a step uses: "tags", "masks"
     partial_updates: ClassVar[bool] = False  # True: some parameters get no gradient in some updates
     status: ClassVar[str] = "implemented"  # or "reproduced", "experimental"
     host_sync: str | None = None  # the reason, if an operator must visit the host; may be set in __init__

@@ -27,7 +27,7 @@ Deviations, where the paper and its published code differ or the code has a defe
 
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -54,8 +54,12 @@ from halfmask.blocks.pseudo import pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import RampName, ramp
 from halfmask.blocks.vat import Adversarial, Direction
 from halfmask.errors import RecipeError, nearest
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.methods import Method, ModelBuilder, Stage, StepOutput
+from halfmask.methods.cam import with_pseudo_masks
 from halfmask.task import Task
+
+if TYPE_CHECKING:
+    from halfmask.recipe import Recipe
 
 # Decoders of each kind, in the order in which they are stored.
 PUBLISHED = {"i_vat": 2, "dropout": 6, "g_cutout": 6, "con_msk": 2, "obj_msk": 2, "f_drop": 6, "f_noise": 6}
@@ -132,6 +136,8 @@ class CCT(Method):
         head_group: decoders computed at once; `auto`: 1 on a CPU, 6 elsewhere; 0: the plain loop, for comparison.
     """
 
+    weak_labels: ClassVar[frozenset[str]] = frozenset({"masks"})
+
     def __init__(
         self,
         task: Task,
@@ -171,6 +177,11 @@ class CCT(Method):
         self.labeled_loss = partial(
             cross_entropy if loss == "ce" else bootstrapped_cross_entropy, ignore_index=task.ignore_index
         )
+
+    @classmethod
+    def plan(cls, recipe: "Recipe") -> list[Stage]:
+        """One stage; where image-level labels are given (section 3.3), pseudo-masks are made of them first."""
+        return with_pseudo_masks(recipe, "cct")
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
