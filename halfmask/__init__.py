@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from halfmask.engine.evaluate import evaluate
     from halfmask.engine.export import export
     from halfmask.engine.predict import predict
+    from halfmask.engine.suggest import suggest
     from halfmask.errors import HalfmaskError
     from halfmask.importers import import_checkpoint
     from halfmask.methods import Method
@@ -47,6 +48,7 @@ __all__ = [
     "predict",
     "report",
     "split",
+    "suggest",
     "train",
 ]
 
@@ -69,6 +71,7 @@ _HOMES = {
     "predict": ("halfmask.engine.predict", "predict"),
     "report": ("halfmask.report", "report"),
     "split": ("halfmask.data.splits", "make_split"),
+    "suggest": ("halfmask.engine.suggest", "suggest"),
     "train": ("halfmask.training", "train"),
 }
 

@@ -20,6 +20,7 @@ from halfmask.cli.listing import list_
 from halfmask.cli.predict import predict
 from halfmask.cli.report import report
 from halfmask.cli.split import split
+from halfmask.cli.suggest import suggest
 from halfmask.cli.train import train
 
 _SETTINGS = {"help_option_names": ["--help", "-h"]}
@@ -39,6 +40,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "suggest": suggest,
     "report": report,
     "export": export,
     "import": import_,

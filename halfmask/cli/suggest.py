@@ -1,0 +1,77 @@
+"""`halfmask suggest`: which images to label next."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfmask.cli import flags
+
+_WEIGHT = "Weight of this criterion; 0: leave it out."
+
+
+def suggest(
+    run: flags.Run,
+    overrides: flags.Overrides = None,
+    n: Annotated[int, typer.Option("--n", "-n", metavar="N", min=1, help="How many images to choose.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the files; default RUN/suggest.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Other images than the unlabeled ones of the run.")
+    ] = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="NAME", help="Drafts of masks: png, labelme, coco, geojson; repeatable."),
+    ] = None,
+    uncertainty: Annotated[float, typer.Option("--uncertainty", metavar="X", help=_WEIGHT)] = 1.0,
+    disagreement: Annotated[float, typer.Option("--disagreement", metavar="X", help=_WEIGHT)] = 1.0,
+    diversity: Annotated[float, typer.Option("--diversity", metavar="X", help=_WEIGHT)] = 1.0,
+    rare: Annotated[float, typer.Option("--rare", metavar="X", help=_WEIGHT)] = 1.0,
+    measure: Annotated[
+        str, typer.Option("--measure", metavar="NAME", help="Of uncertainty: entropy or margin.")
+    ] = "entropy",
+    device: flags.Device = "auto",
+    workers: flags.Readers = 2,
+    limit: flags.Limit = None,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Rank unlabeled images by what labeling them may bring, and draft their masks.
+
+    The score is the weighted mean of ranks by uncertainty, disagreement of student and teacher, diversity, and hope for
+    rare classes. Correct the drafts, put the masks beside the data, and go on: halfmask train --resume-from RUN.
+    """
+    flags.check_overrides(overrides or ())
+    flags.set_verbosity(quiet, verbose)
+    from halfmask.engine.suggest import suggest as rank
+    from halfmask.engine.suggest_scores import Weights
+
+    found = rank(
+        run,
+        n,
+        out=out,
+        data=data,
+        weights=Weights(uncertainty, disagreement, diversity, rare),
+        measure=measure,
+        formats=format or ("png",),
+        overrides=overrides or (),
+        device=device,
+        workers=workers,
+        limit=limit,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    for remark in found.remarks:
+        flags.say(f"note: {remark}", quiet)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), default=str, indent=2))
+        return
+    for id, score in zip(found.ids, found.scores, strict=True):
+        print(f"{score:.3f}  {id}")
+    flags.say(f"{found.out}  {len(found.ids)} of {found.candidates} images; look at {found.out / 'index.html'}", quiet)

@@ -1,0 +1,179 @@
+"""What to label next: the criteria by hand, the choice on images made for it, the files, and going on from a run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from halfmask.data._lists import read_list
+from halfmask.data.annotations import labelme
+from halfmask.engine.bundle import load_bundle
+from halfmask.engine.checkpoint import read_checkpoint
+from halfmask.engine.networks import open_predictors, weights_of
+from halfmask.engine.suggest import suggest
+from halfmask.engine.suggest_scores import Weights, combine, disagreement, k_center, rare_classes, ranks, uncertainty
+from halfmask.errors import DataError, RecipeError
+from halfmask.training import train
+
+from .tiny import recipe, write_dataset
+
+IMAGES = [f"images/shape_{number:02d}.png" for number in range(10)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    out = data.parent / "run"
+    train(recipe(data, method="mean_teacher"), out, quiet=True)
+    return out
+
+
+def test_uncertainty_of_known_predictions() -> None:
+    shares = torch.tensor([[0.5, 1.0], [0.25, 0.0], [0.25, 0.0]])[:, None]  # (3, 1, 2)
+    entropy = (0.5 * np.log(2) + 0.5 * np.log(4)) / np.log(3) / 2  # the second pixel is certain
+    assert uncertainty(shares, "entropy") == pytest.approx(entropy)
+    assert uncertainty(shares, "margin") == pytest.approx((0.75 + 0) / 2)
+
+
+def test_disagreement_is_the_part_of_other_classes_averaged_over_pairs() -> None:
+    first = torch.eye(2)[:, [0, 0, 1, 1]][:, None]  # (K, 1, 4): classes 0 0 1 1
+    second = torch.eye(2)[:, [0, 1, 1, 1]][:, None]
+    assert disagreement([first]) is None
+    assert disagreement([first, second]) == pytest.approx(0.25)
+    assert disagreement([first, second, second]) == pytest.approx((0.25 + 0.25 + 0) / 3)
+
+
+def test_k_center_takes_the_farthest_from_all_that_is_known() -> None:
+    angle = np.deg2rad([0, 2, 90, 45, 88])
+    features = np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.array(
+        [[3.0], [1], [2], [1], [7]]
+    )  # length is nothing
+    order, distance = k_center(features, np.array([[1.0, 0.0]]))
+    assert order[:2] == [2, 3]
+    assert set(order) == {0, 1, 2, 3, 4}
+    assert distance[2] == pytest.approx(np.sqrt(2))
+    assert distance[0] == pytest.approx(0)
+    # without anything known the most typical image comes first, then the one farthest from it
+    order, _ = k_center(features, np.zeros((0, 2)))
+    assert order[0] == 3
+    assert order[1] in {0, 2}
+
+
+def test_near_duplicates_come_late() -> None:
+    rng = np.random.default_rng(0)
+    scenes = rng.normal(size=(5, 8))
+    features = np.concatenate([scenes, scenes + 1e-3 * rng.normal(size=(5, 8))])
+    order, _ = k_center(features, np.zeros((0, 8)))
+    assert {position % 5 for position in order[:5]} == set(range(5))
+
+
+def test_scores_are_weighted_means_of_ranks() -> None:
+    assert ranks([5.0]).tolist() == [1.0]
+    assert ranks([1.0, 1.0, 1.0]).tolist() == [0.5] * 3
+    ranked = {"uncertainty": np.array([0.0, 1.0]), "rare": np.array([1.0, 0.0])}
+    assert combine(ranked, Weights(uncertainty=3, rare=1)).tolist() == [0.25, 0.75]
+    assert combine(ranked, Weights(uncertainty=0)).tolist() == [1.0, 0.0]
+
+
+def test_rare_classes_have_less_than_half_of_an_even_share() -> None:
+    assert rare_classes(np.array([600.0, 290, 100, 10])) == [2, 3]
+    assert rare_classes(np.array([30.0, 30, 40])) == [0]
+
+
+def test_all_networks_of_a_run_are_opened_with_the_weights_of_its_bundle(run: Path) -> None:
+    bundle = load_bundle(run)
+    predictors = open_predictors(bundle, torch.device("cpu"))
+    assert list(predictors) == ["teacher", "student"]
+    image = torch.rand(1, 3, 48, 56)
+    with torch.no_grad():
+        assert torch.equal(predictors["teacher"](image), bundle.model(image))
+        assert not torch.equal(predictors["student"](image), bundle.model(image))
+
+
+def test_a_suggestion_ranks_the_unlabeled_images_and_writes_everything(run: Path, data: Path, tmp_path: Path) -> None:
+    found = suggest(run, 3, out=tmp_path / "next", formats=("png", "labelme", "coco"), quiet=True)
+    assert found.criteria == ("uncertainty", "disagreement", "diversity", "rare")
+    assert found.candidates == 4
+    assert set(found.ids) < set(IMAGES[6:])
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+    content = json.loads((tmp_path / "next" / "suggest.json").read_text())
+    assert content["chosen"] == list(found.ids)
+    assert len(content["images"]) == 4
+    for image in content["images"]:
+        parts = [image[name]["rank"] for name in found.criteria]
+        assert image["score"] == pytest.approx(np.mean(parts), abs=1e-5)
+    split = json.loads((run / "split.json").read_text())
+    listed = [entry.image for entry in read_list(tmp_path / "next" / "labeled.txt")]
+    assert listed == [*split["labeled"]["ids"], *found.ids]
+    page = (tmp_path / "next" / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert all(id in page for id in found.ids)
+    name = Path(found.ids[0]).stem
+    mask = np.asarray(Image.open(tmp_path / "next" / "png" / f"{name}.png"))
+    file = tmp_path / "next" / "labelme" / "images" / f"{name}.json"
+    drawn = json.loads(file.read_text())
+    assert (file.parent / drawn["imagePath"]).resolve() == (data / found.ids[0]).resolve()
+    ids = {label: number for number, label in enumerate(("background", "disc", "bar"))}
+    assert np.array_equal(labelme.decode(drawn, ids, *mask.shape), mask)
+    coco = json.loads((tmp_path / "next" / "coco" / "annotations.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == list(found.ids)
+    again = suggest(run, 3, out=tmp_path / "again", quiet=True)
+    assert again.ids == found.ids
+    assert json.loads((tmp_path / "again" / "suggest.json").read_text()) == content
+    with pytest.raises(DataError, match="--overwrite"):
+        suggest(run, 3, out=tmp_path / "next", quiet=True)
+
+
+def test_a_bundle_has_one_network_and_says_so(run: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / "bundle").mkdir(exist_ok=True)
+        (tmp_path / "bundle" / name).write_bytes((run / name).read_bytes())
+    with pytest.raises(DataError, match="--data DIR"):
+        suggest(tmp_path / "bundle", 2, quiet=True)
+    found = suggest(tmp_path / "bundle", 2, data=data, quiet=True)
+    assert found.criteria == ("uncertainty", "diversity", "rare")
+    assert "only one network" in found.remarks[0]
+    assert set(found.ids) < set(IMAGES[6:])
+    with pytest.raises(RecipeError, match="two predictors"):
+        suggest(tmp_path / "bundle", 2, data=data, weights=Weights(0, 1, 0, 0), out=tmp_path / "x", quiet=True)
+
+
+def test_wishes_that_make_no_sense_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not all 0"):
+        suggest(run, weights=Weights(0, 0, 0, 0), quiet=True)
+    with pytest.raises(RecipeError, match="Did you mean `coco`"):
+        suggest(run, formats=("cocos",), quiet=True)
+    with pytest.raises(RecipeError, match="entropy"):
+        suggest(run, measure="variance", quiet=True)
+
+
+def test_images_that_came_later_are_candidates_and_those_labeled_since_are_none(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "shapes")
+    train(recipe(data, "run.steps=2", method="mean_teacher"), tmp_path / "run", quiet=True)
+    (data / "images" / "new.png").write_bytes((data / IMAGES[0]).read_bytes())
+    mask = Image.fromarray(np.zeros((48, 56), dtype=np.uint8))
+    mask.save(data / "masks" / "shape_07.png")
+    found = suggest(tmp_path / "run", 9, quiet=True)
+    assert set(found.ids) == {IMAGES[6], IMAGES[8], IMAGES[9], "images/new.png"}
+
+
+def test_one_criterion_alone_orders_by_its_values(run: Path, tmp_path: Path) -> None:
+    """The order by one criterion alone is that of its values."""
+    found = suggest(run, 4, out=tmp_path / "one", weights=Weights(1, 0, 0, 0), measure="margin", quiet=True)
+    images = json.loads((tmp_path / "one" / "suggest.json").read_text())["images"]
+    values = [image["uncertainty"]["value"] for image in images]
+    assert values == sorted(values, reverse=True)
+    assert [image["id"] for image in images] == list(found.ids)
+
+
+def test_the_best_checkpoint_is_taken_else_the_last(run: Path, tmp_path: Path) -> None:
+    assert weights_of(run) == run / "checkpoints" / "best-teacher.ckpt"
+    assert weights_of(tmp_path) is None
+    assert read_checkpoint(run / "checkpoints" / "best-teacher.ckpt")["halfmask"]["step"] <= 6
