@@ -124,7 +124,7 @@ class DomainRecipe(Section):
         scale: range of the random scale of the long side; `null`: `data.scale`.
     """
 
-    root: str
+    root: str | None = None
     dataset: Named = Entry(name="folder")
     split: Annotated[str, BeforeValidator(_as_text)] | None = None
     splits: str | None = None

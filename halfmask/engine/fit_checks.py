@@ -93,10 +93,12 @@ def weak_of(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> W
     if asked is None:
         return NOTHING_KNOWN
     named = {name for name in ("tags", "masks") if getattr(asked, name) is not None}
+    if not named:
+        raise RecipeError("data.weak names neither tags nor masks: give data.weak.tags=FILE or data.weak.masks=DIR.")
     if not named & method.weak_labels:
         uses = f"only data.weak.{' and '.join(sorted(method.weak_labels))}" if method.weak_labels else "no weak labels"
         raise RecipeError(
-            f"data.weak names {' and '.join(sorted(named)) or 'nothing'}, but method {recipe.method.name} uses {uses}. "
+            f"data.weak names {' and '.join(sorted(named))}, but method {recipe.method.name} uses {uses}. "
             "Leave data.weak out, or use method.name=cct, which learns from both."
         )
     if "masks" in named and "masks" in method.weak_labels:

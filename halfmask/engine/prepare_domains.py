@@ -141,7 +141,9 @@ def _check_names(recipe: Recipe) -> None:
             problems.append(f"domains {other} and {name} have the same name on some file systems: rename one")
         if name.lower() in _TAKEN:
             problems.append(f"domain {name} is named like a part of the run's files or metrics: rename it")
-        if (other := roots.setdefault(os.path.realpath(own.root), name)) != name:
+        if own.root is None:
+            problems.append(f"domain {name} has no data: give its folder with data.domains.{name}.root=DIR")
+        elif (other := roots.setdefault(os.path.realpath(own.root), name)) != name:
             problems.append(
                 f"domains {other} and {name} have the same root {own.root}: two domains are two datasets. Leave one "
                 "out, or correct its root"

@@ -17,7 +17,7 @@ Deviations:
     network from random weights has to learn them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -78,7 +78,7 @@ class Cam(Method):
         build: ModelBuilder,
         *,
         background: Annotated[int, Field(ge=0)] | None = 0,
-        scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0, 0.5, 1.5, 2.0),
+        scales: Annotated[Sequence[Scale], Field(min_length=1)] = (1.0, 0.5, 1.5, 2.0),
         flip: bool = True,
         high: Annotated[float, Field(ge=0, le=1)] = 0.30,
         low: Annotated[float, Field(ge=0, le=1)] = 0.05,
