@@ -14,10 +14,12 @@ from halfmask.engine.evaluate import DatasetItems, count_each
 from halfmask.engine.parts import open_part
 from halfmask.engine.prepare import Prepared
 from halfmask.engine.progress import ProgressLine
+from halfmask.engine.resume_from import begin_from
 from halfmask.engine.rundir import RunDir
 from halfmask.engine.runs import memory_cure, open_run
 from halfmask.engine.train import TrainResult
 from halfmask.engine.twin import FOLDER, RESULT, Estimate, TwinResult, check_comparable, twin_recipe
+from halfmask.errors import RecipeError
 from halfmask.recipe import Recipe, load
 from halfmask.report.bootstrap import Interval, difference, scored
 
@@ -32,6 +34,7 @@ def train(
     quiet: bool = False,
     limit: int | None = None,
     overrides: Sequence[str] = (),
+    resume_from: str | Path | None = None,
 ) -> TrainResult:
     """Train by a recipe into a run folder; with `run.twin` also the supervised twin, in `<out>/twin`.
 
@@ -44,18 +47,25 @@ def train(
         quiet: no progress.
         limit: stop after so many steps (the schedule is shortened too).
         overrides: dotted overrides; with `resume` only those that do not change the result.
+        resume_from: an earlier run, instead of a recipe: a new run with its recipe, its weights, and the masks there
+            are now.
 
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
         Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
     """
     out = Path(out)
+    options: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
+    if resume_from is not None:
+        if recipe is not None or resume:
+            raise RecipeError("a run that begins with the weights of another has its recipe: leave out the recipe.")
+        start = begin_from(resume_from, overrides)
+        return engine.train(start.recipe, out, initialize=start.load_into, **options)
     asked = _recipe_of(recipe, out, tuple(overrides), resume=resume)
     # A twin that was begun is finished, whoever asked for it.
     wanted = asked is not None and (asked.run.twin or (resume and (out / FOLDER / "recipe.yaml").exists()))
     prepared = check_comparable(asked, limit) if asked is not None and wanted and not dry_run else None
     again: dict[str, Any] = {"resume": True, "overrides": tuple(overrides)} if resume else {}
-    options: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
     result = engine.train(None if resume else asked, out, **options, **again)
     if prepared is None:
         return result

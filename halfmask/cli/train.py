@@ -55,6 +55,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint.")
     ] = None,
+    resume_from: Annotated[
+        Path | None, typer.Option("--resume-from", metavar="RUN", help="A new run with the weights and recipe of RUN.")
+    ] = None,
     overwrite: flags.Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check recipe, data and model, predict memory and time, and stop.")
@@ -116,9 +119,12 @@ def train(
         if source or seeds or overwrite or (out is not None and out != resume):
             raise RecipeError("--resume RUN continues that run by its own recipe: leave out RECIPE, --out, --seeds.")
         results = [_resume(resume, flags.merge(sugar, overrides), dry_run=dry_run, quiet=quiet, limit=limit)]
+    elif out is None:
+        raise RecipeError("where to? Name a run folder: --out runs/first")
+    elif resume_from is not None:
+        planned_or_named = source or seeds or time is not None or pretrained
+        results = [_begin(resume_from, out, flags.merge(sugar, overrides), bool(planned_or_named), **options)]
     else:
-        if out is None:
-            raise RecipeError("where to? Name a run folder: --out runs/first")
         results = []
         folders = _folders(out, seeds, seed)
         given = {**sugar, **folders[0][1]}
@@ -211,6 +217,17 @@ def _resume(run: Path, overrides: dict[str, Any], **options: Any) -> "TrainResul
 
     texts = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
     return train_run(None, run, resume=True, overrides=texts, **options)
+
+
+def _begin(run: Path, out: Path, overrides: dict[str, Any], otherwise: bool, **options: Any) -> "TrainResult":
+    if otherwise:
+        raise RecipeError(
+            "--resume-from RUN has the recipe of that run: leave out RECIPE, --seeds, --time and --pretrained."
+        )
+    from halfmask.training import train as train_run
+
+    texts = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    return train_run(None, out, resume_from=run, overrides=texts, **options)
 
 
 def _smaller(recipe: "Recipe", out: Path, error: Exception) -> str:

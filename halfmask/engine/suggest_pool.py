@@ -176,7 +176,7 @@ def look_at_all(
 
 
 def _pool_of(run: Path, recipe: DataRecipe) -> Pool:
-    if getattr(recipe, "domains", None):
+    if recipe.domains:
         raise RecipeError(f"{run} was trained on several domains: suggest ranks the images of one. Give --data DIR.")
     dataset = open_dataset(recipe)
     other = unlabeled_dataset(recipe, dataset)

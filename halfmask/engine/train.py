@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def train(
     limit: int | None = None,
     overrides: tuple[str, ...] = (),
     root: Path | None = None,
+    initialize: Callable[[Prepared], str] | None = None,
 ) -> TrainResult:
     """Train by a recipe into a run folder; `halfmask.training.train` also trains the twin that `run.twin` asks for.
 
@@ -97,6 +99,7 @@ def train(
         limit: stop after so many steps (the schedule is shortened too).
         overrides: dotted overrides; with `resume` only those that do not change the result.
         root: folder that the user names to go on, where this run is a part of another.
+        initialize: gives the networks of a new run their weights, and says which (`halfmask.engine.resume_from`).
 
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
@@ -116,7 +119,7 @@ def train(
     options: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
     if len(stages) > 1:
         return _train_stages(recipe, run, stages, resume=resume, **options)
-    return _train_stage(recipe, run, resume=resume, **options)
+    return _train_stage(recipe, run, resume=resume, initialize=None if resume else initialize, **options)
 
 
 def _train_stages(
@@ -153,7 +156,15 @@ def _train_stages(
 
 
 def _train_stage(
-    recipe: Recipe, run: RunDir, *, resume: bool, overwrite: bool, dry_run: bool, quiet: bool, limit: int | None
+    recipe: Recipe,
+    run: RunDir,
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    quiet: bool,
+    limit: int | None,
+    initialize: Callable[[Prepared], str] | None = None,
 ) -> TrainResult:
     began = time.monotonic()
     if not resume and _is_first_rank():
@@ -168,7 +179,7 @@ def _train_stage(
     dataset, method = prepared.dataset, prepared.method
     metric = dataset.task.main_metric
     line = ProgressLine(quiet)
-    summary = describe(prepared)
+    summary = describe(prepared) if initialize is None else f"{initialize(prepared)}\n{describe(prepared)}"
     if not quiet and _is_first_rank():
         line.say(summary)
         for warning in prepared.warnings:

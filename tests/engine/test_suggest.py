@@ -13,9 +13,11 @@ from halfmask.data.annotations import labelme
 from halfmask.engine.bundle import load_bundle
 from halfmask.engine.checkpoint import read_checkpoint
 from halfmask.engine.networks import open_predictors, weights_of
+from halfmask.engine.prepare import prepare
+from halfmask.engine.resume_from import begin_from
 from halfmask.engine.suggest import suggest
-from halfmask.engine.suggest_scores import Weights, combine, disagreement, k_center, rare_classes, ranks, uncertainty
-from halfmask.errors import DataError, RecipeError
+from halfmask.engine.suggest_scores import Weights, combine, disagreement, k_center, ranks, rare_classes, uncertainty
+from halfmask.errors import CheckpointError, DataError, RecipeError
 from halfmask.training import train
 
 from .tiny import recipe, write_dataset
@@ -177,3 +179,71 @@ def test_the_best_checkpoint_is_taken_else_the_last(run: Path, tmp_path: Path) -
     assert weights_of(run) == run / "checkpoints" / "best-teacher.ckpt"
     assert weights_of(tmp_path) is None
     assert read_checkpoint(run / "checkpoints" / "best-teacher.ckpt")["halfmask"]["step"] <= 6
+
+
+def draw(data: Path, *names: str) -> None:
+    """Put masks beside the data, as after their correction."""
+    for name in names:
+        target = np.zeros((48, 56), dtype=np.uint8)
+        target[10:20, 10:20], target[:, 30:36] = 1, 2
+        Image.fromarray(target).save(data / "masks" / f"{name}.png")
+
+
+def test_a_new_run_begins_with_all_weights_and_the_new_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dataset(tmp_path / "shapes")
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(recipe(data, method="mean_teacher"), first, quiet=True)
+    before = json.loads((first / "split.json").read_text())
+    draw(data, "shape_06", "shape_09")
+    capsys.readouterr()
+    train(None, second, resume_from=first, overrides=["optim.lr=1e-12", "optim.weight_decay=0"], limit=1)
+    step = read_checkpoint(weights_of(first))["halfmask"]["step"]
+    said = f"from     {first} at step {step}, the weights of all its networks; labeled images: 5 then, 7 now (2 new)"
+    assert said in capsys.readouterr().err
+    assert said in (second / "log.txt").read_text()
+    after = json.loads((second / "split.json").read_text())
+    assert after["val"]["ids"] == before["val"]["ids"]
+    assert set(after["labeled"]["ids"]) == {*before["labeled"]["ids"], "images/shape_06.png", "images/shape_09.png"}
+    old = read_checkpoint(weights_of(first))["state_dict"]
+    new = read_checkpoint(second / "checkpoints" / "last.ckpt")["state_dict"]
+    # The teacher follows the student at once: its averaging begins anew, as the method says.
+    weights = [name for name in old if name.startswith("method.student") and name.endswith("weight")]
+    assert len(weights) > 5
+    assert all(torch.allclose(old[name], new[name], rtol=0, atol=1e-6) for name in weights)
+    begun = begin_from(first)
+    prepared = prepare(begun.recipe)
+    begun.load_into(prepared)
+    assert all(torch.equal(value, old[f"method.{name}"]) for name, value in prepared.method.state_dict().items())
+    # the new run is a run like any other: its own recipe, and it can be resumed
+    assert (second / "recipe.yaml").exists()
+    assert json.loads((first / "split.json").read_text()) == before
+
+
+def test_a_run_of_a_drawn_number_of_masks_asks_for_the_list(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "shapes")
+    run = tmp_path / "run"
+    train(recipe(data, "data.labeled=3", "data.val=none", "run.steps=2", method="mean_teacher"), run, quiet=True)
+    with pytest.raises(RecipeError, match=r"only some masks \(data.labeled=3\).*--labeled LIST"):
+        train(None, tmp_path / "next", resume_from=run, quiet=True)
+    found = suggest(run, 2, quiet=True)
+    assert found.candidates == 7  # those whose masks the run did not use, too
+    with pytest.raises(RecipeError, match=r"labeled\.txt"):
+        train(None, tmp_path / "next", resume_from=run, quiet=True)
+    draw(data, *(Path(id).stem for id in found.ids))
+    listed = f"data.labeled={run / 'suggest' / 'labeled.txt'}"
+    train(None, tmp_path / "next", resume_from=run, overrides=[listed], limit=1, quiet=True)
+    assert json.loads((tmp_path / "next" / "split.json").read_text())["labeled"]["count"] == 5
+
+
+def test_weights_of_other_networks_or_classes_do_not_fit(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(None, tmp_path / "a", resume_from=run, overrides=["model.decoder.embedding=8"], quiet=True)
+    with pytest.raises(CheckpointError, match="unexpected: teacher"):
+        train(None, tmp_path / "a", resume_from=run, overrides=["method=supervised"], quiet=True)
+    with pytest.raises(RecipeError, match="--twin"):
+        train(None, tmp_path / "a", resume_from=run, overrides=["run.twin=true"], quiet=True)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        train(None, tmp_path / "a", resume_from=tmp_path, quiet=True)
+    assert not (tmp_path / "a").exists()
