@@ -61,7 +61,7 @@ def evaluate(
 
 
 def _evaluate_domains(
-    run: str,
+    run: Path,
     data: str | None,
     part: str,
     overrides: Sequence[str],
