@@ -57,8 +57,8 @@ def refine_labels(
     for _ in range(iterations):
         belief = (message @ belief - unary).softmax(1)
     fine = F.interpolate(belief.T.reshape(1, -1, *size), size=(height, width), mode="bilinear", align_corners=False)
-    label: Tensor = values[fine[0].argmax(0)]
-    return label
+    best: Tensor = values[fine[0].argmax(0)]
+    return best
 
 
 def _squares(x: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]:
