@@ -164,7 +164,9 @@ def _criteria(measured: Measured, known: np.ndarray, rare: Sequence[int], weight
     """Give values and ranks of the criteria that count and that there are."""
     found: dict[str, _Criterion] = {}
     hope = [sum(shares[k] for k in rare) for shares in measured.shares]
-    plain = {"uncertainty": measured.uncertainty, "disagreement": measured.disagreement, "rare": hope}
+    plain: dict[str, Sequence[float | None]] = {
+        "uncertainty": measured.uncertainty, "disagreement": measured.disagreement, "rare": hope,
+    }  # fmt: skip
     for name in Weights._fields:
         if getattr(weights, name) == 0:
             continue
