@@ -92,7 +92,8 @@ def choose_tiling(
     if wanted > side // 2:
         raise RecipeError(f"--overlap {wanted} is more than half of a tile of {side}: use at most {side // 2}.")
     # The step between tiles is what has to be aligned; it is rounded down, so that the overlap is at least as asked.
-    return Tiling(side, side - max((side - wanted) // align * align, align), align)
+    side = max(side, _up(wanted + align, align))
+    return Tiling(side, side - (side - wanted) // align * align, align)
 
 
 def spans(length: int, tiling: Tiling) -> list[Span]:

@@ -139,6 +139,8 @@ def test_tiles_are_chosen_from_the_training_crop() -> None:
     assert choose_tiling(model, EvalRecipe(mode="slide", window=400, stride=300), 300) == (400, 100, 4)
     # tiles must fit the network; the overlap is at least the one asked for
     assert choose_tiling(random_window_model(size_multiple=14), EvalRecipe(), 320, 500, 100) == (504, 112, 14)
+    assert choose_tiling(random_window_model(size_multiple=32), EvalRecipe(), 320, 32, 8) == (64, 32, 32)
+    assert choose_tiling(random_window_model(size_multiple=32), EvalRecipe(), 320, 32, 0) == (32, 0, 32)
 
 
 def test_an_overlap_that_leaves_no_progress_is_refused() -> None:

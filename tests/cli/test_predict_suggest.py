@@ -1,0 +1,68 @@
+"""`halfmask predict`, `suggest` and `train --resume-from` on the command line: what they pass on, print and refuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from halfmask.cli.app import app
+from halfmask.training import train
+from tests.engine.tiny import recipe, write_dataset
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="halfmask")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    data = write_dataset(folder / "shapes")
+    train(recipe(data, "run.steps=2", method="mean_teacher"), folder / "run", quiet=True)
+    return folder
+
+
+def test_tiles_and_nodata_are_options_of_predict(place, tmp_path):
+    found = call(
+        "predict", place / "run", "--input", place / "shapes/images/shape_00.png", "--out", tmp_path / "out",
+        "--tile", 32, "--overlap", 8, "--nodata", 0, "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["images"] == 1
+    assert np.asarray(Image.open(tmp_path / "out" / "shape_00.png")).shape == (48, 56)
+    wrong = call(
+        "predict", place / "run", "--input", place / "shapes/images", "--out", tmp_path / "no", "--tile", 32,
+        "--overlap", 31,
+    )  # fmt: skip
+    assert wrong.exit_code == 2
+    assert "at most 16" in wrong.stderr
+
+
+def test_suggest_prints_scores_and_says_what_is_missing(place, tmp_path):
+    found = call("suggest", place / "run", "--n", 2, "--out", tmp_path / "next", "--disagreement", 2)
+    assert found.exit_code == 0, found.output
+    lines = found.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.split("  ")[1].startswith("images/shape_0") for line in lines)
+    assert json.loads((tmp_path / "next" / "suggest.json").read_text())["weights"]["disagreement"] == 2
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / "bundle").mkdir(exist_ok=True)
+        (tmp_path / "bundle" / name).write_bytes((place / "run" / name).read_bytes())
+    alone = call("suggest", tmp_path / "bundle", "--data", place / "shapes", "--json")
+    assert alone.exit_code == 0, alone.output
+    assert "only one network" in json.loads(alone.stdout)["remarks"][0]
+    assert "only one network" in alone.stderr
+
+
+def test_a_run_that_begins_with_weights_needs_a_place_and_no_recipe(place, tmp_path):
+    assert call("train", "--resume-from", place / "run").exit_code == 2
+    both = call("train", "fixmatch/folder", "--resume-from", place / "run", "--out", tmp_path / "x")
+    assert both.exit_code == 2
+    assert "leave out RECIPE" in both.stderr
+    begun = call("train", "--resume-from", place / "run", "--out", tmp_path / "new", "--limit", 1)
+    assert begun.exit_code == 0, begun.output
+    assert "5 then, 5 now (0 new)" in begun.stderr
+    assert Path(tmp_path / "new" / "model.json").exists()
