@@ -10,17 +10,13 @@ import torch
 
 from halfmask.batch import Batch
 from halfmask.blocks.pseudo import CONFIDENCE
-from halfmask.engine.bundle import save_bundle
-from halfmask.engine.metrics import Scores
+from halfmask.engine.examiner import Examiner
 from halfmask.engine.module import LitMethod
 from halfmask.engine.progress import ProgressLine
 from halfmask.engine.rundir import RunDir
 from halfmask.engine.stopping import StopRequest
 from halfmask.errors import DataError
-from halfmask.models.model import Model
 from halfmask.task import Task
-
-Evaluate = Callable[[Model, int, int], Scores]  # model, rank, world
 
 _SAVE_SECONDS = 300.0
 _COLLAPSE_SHARE, _COLLAPSE_LOGS = 0.98, 5
@@ -130,10 +126,10 @@ class MetricsLog(L.Callback):
 
 
 class Validation(L.Callback):
-    """Evaluates every predictor at its cadence and keeps the best of each."""
+    """Has every predictor examined at a cadence and keeps the best of each."""
 
-    def __init__(self, run: RunDir, task: Task, metrics: MetricsLog, evaluate: Evaluate | None, every: int) -> None:
-        self.run, self.task, self.metrics, self.evaluate, self.every = run, task, metrics, evaluate, every
+    def __init__(self, run: RunDir, metrics: MetricsLog, examiner: Examiner, every: int) -> None:
+        self.run, self.metrics, self.examiner, self.every = run, metrics, examiner, every
         self.last: dict[str, float] = {}
 
     def on_train_batch_end(
@@ -149,50 +145,34 @@ class Validation(L.Callback):
             self._validate(trainer, module)
 
     def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
-        last = module.step == module.total_steps
-        if not self.evaluate:
+        if not self.examiner.has_images:
             module.validated = module.step
-            if last:
-                self._save_bundle(trainer, module, None)
+            if module.step == module.total_steps:
+                self._ship(trainer, module, {})
             return
         resume_clock = self.metrics.pause_clock()
-        values = self._scores(trainer, module)
+        values, main = self.examiner.examine(module, trainer.global_rank, trainer.world_size)
+        for position, (name, score) in enumerate(main.items()):
+            self._keep_best(trainer, module, name, score, shipped=position == 0)
         module.method.after_evaluation(values, module.progress)
         module.validated = module.step
         self.last = values
         if trainer.is_global_zero:
             self.metrics.record(trainer, module, values)
-            self.metrics.line.validated(module.step, values, self.task.main_metric)
+            self.metrics.line.validated(module.step, values, self.examiner.main_metric)
         resume_clock()
 
-    def _scores(self, trainer: L.Trainer, module: LitMethod) -> dict[str, float]:
-        """Score every predictor, and keep each that is better than before."""
-        assert self.evaluate is not None
-        values: dict[str, float] = {}
-        for position, (name, model) in enumerate(module.method.predictors().items()):
-            found = self.evaluate(model, trainer.global_rank, trainer.world_size)
-            scores = found.to_dict()
-            values |= {f"{name}/val/{key}": value for key, value in scores.items()}
-            values |= {f"val/{key}": value for key, value in scores.items()} if position == 0 else {}
-            self._keep_best(trainer, module, name, found.main, shipped=position == 0)
-        return values
-
-    def _keep_best(
-        self, trainer: L.Trainer, module: LitMethod, name: str, score: tuple[str, float], *, shipped: bool
-    ) -> None:
-        metric, value = score
-        if name in module.best and value <= module.best[name]:
+    def _keep_best(self, trainer: L.Trainer, module: LitMethod, name: str, score: float, *, shipped: bool) -> None:
+        if name in module.best and score <= module.best[name]:
             return
-        module.best[name] = value
+        module.best[name] = score
         trainer.save_checkpoint(self.run.best(name))
         if shipped:
-            self._save_bundle(trainer, module, {f"val_{metric}": value})
+            self._ship(trainer, module, {f"val_{self.examiner.main_metric}": score})
 
-    def _save_bundle(self, trainer: L.Trainer, module: LitMethod, score: dict[str, float] | None) -> None:
+    def _ship(self, trainer: L.Trainer, module: LitMethod, score: dict[str, float]) -> None:
         if trainer.is_global_zero:
-            name, model = next(iter(module.method.predictors().items()))
-            extra = {**origin_of(module, name), "range": module.meta["range"], "nodata": module.meta["nodata"]}
-            save_bundle(self.run.path, model, self.task, extra=extra | (score or {}))
+            self.examiner.ship(module, self.run.path, score)
 
 
 class Checkpoints(L.Callback):
@@ -235,16 +215,6 @@ class Checkpoints(L.Callback):
         if stop and self.stop.signal is None:
             self.stop.signal = signal.SIGTERM
         return bool(stop)
-
-
-def origin_of(module: LitMethod, predictor: str) -> dict[str, Any]:
-    """What a bundle says about the training it is from."""
-    return {
-        "method": module.meta["recipe"]["method"]["name"],
-        "predictor": predictor,
-        "step": module.step,
-        "eval": module.meta["recipe"]["eval"],
-    }
 
 
 def _rate(module: LitMethod) -> float:

@@ -2,61 +2,52 @@
 
 import statistics
 from collections.abc import Mapping
-
-import lightning as L
+from pathlib import Path
 
 from halfmask.engine.bundle import save_bundle
-from halfmask.engine.callbacks import Evaluate, MetricsLog, Validation, origin_of
+from halfmask.engine.examiner import Evaluate, Examination, origin_of
 from halfmask.engine.fit_checks import Prepared
 from halfmask.engine.module import LitMethod
-from halfmask.engine.rundir import RunDir
 from halfmask.methods.multi_domain import MultiDomain
 
 
-class DomainValidation(Validation):
-    """Scores are `val/<domain>/<score>`; `val/<main score>` is the mean over the domains and chooses the checkpoint.
+class DomainExaminer:
+    """Examines every domain.
 
     Args:
-        run: its folder; each domain's bundle goes to a folder of its name.
         prepared: what is trained.
-        metrics: writes the records.
         evaluators: of each domain that has images to validate on.
     """
 
-    def __init__(
-        self, run: RunDir, prepared: Prepared, metrics: MetricsLog, evaluators: Mapping[str, Evaluate]
-    ) -> None:
+    def __init__(self, prepared: Prepared, evaluators: Mapping[str, Evaluate]) -> None:
         self.domains, self.evaluators = prepared.domains, dict(evaluators)
-        # The first domain's stands for all where only their presence matters.
-        evaluate = next(iter(self.evaluators.values()), None)
-        super().__init__(run, prepared.dataset.task, metrics, evaluate, prepared.eval_every)
+        self.main_metric, self.has_images = prepared.dataset.task.main_metric, bool(self.evaluators)
 
-    def _scores(self, trainer: L.Trainer, module: LitMethod) -> dict[str, float]:
+    def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
+        """Scores are `val/<domain>/<score>`; `val/<main score>` is the mean over the domains and chooses the best."""
         method = module.method
         assert isinstance(method, MultiDomain)
         values: dict[str, float] = {}
-        predictors = list(method.of(method.names[0]).predictors())
-        for position, name in enumerate(predictors):
-            main: list[float] = []
+        main: dict[str, float] = {}
+        for name in method.of(method.names[0]).predictors():
+            of_domains: list[float] = []
             for domain, evaluate in self.evaluators.items():
-                model = method.of(domain).predictors()[name]
-                found = evaluate(model, trainer.global_rank, trainer.world_size)
+                found = evaluate(method.of(domain).predictors()[name], rank, world)
                 scores = found.to_dict()
                 values |= {f"{name}/val/{domain}/{key}": value for key, value in scores.items()}
-                values |= {f"val/{domain}/{key}": value for key, value in scores.items()} if position == 0 else {}
-                main.append(found.main[1])
-            mean = self.task.main_metric, statistics.mean(main)
-            values |= {f"{name}/val/{mean[0]}": mean[1]} | ({f"val/{mean[0]}": mean[1]} if position == 0 else {})
-            self._keep_best(trainer, module, name, mean, shipped=position == 0)
-        return values
+                values |= {} if main else {f"val/{domain}/{key}": value for key, value in scores.items()}
+                of_domains.append(found.main[1])
+            mean = statistics.mean(of_domains)
+            values |= {f"{name}/val/{self.main_metric}": mean} | ({} if main else {f"val/{self.main_metric}": mean})
+            main[name] = mean
+        return Examination(values, main)
 
-    def _save_bundle(self, trainer: L.Trainer, module: LitMethod, score: dict[str, float] | None) -> None:
-        if not trainer.is_global_zero:
-            return
+    def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
+        """Write a bundle of each domain into the folder of its name."""
         method = module.method
         assert isinstance(method, MultiDomain)
         for domain, source in self.domains.items():
             name, model = next(iter(method.of(domain).predictors().items()))
             kept = {"domain": domain, "range": source.dataset.value_range, "nodata": source.dataset.nodata}
-            extra = origin_of(module, name) | kept | {f"mean_{key}": value for key, value in (score or {}).items()}
-            save_bundle(self.run.path / domain, model, source.dataset.task, extra=extra)
+            extra = origin_of(module, name) | kept | {f"mean_{key}": value for key, value in score.items()}
+            save_bundle(folder / domain, model, source.dataset.task, extra=extra)

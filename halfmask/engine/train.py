@@ -13,10 +13,11 @@ from torch import distributed as dist
 from halfmask.data._dataset import Dataset
 from halfmask.data.splits import Split, part_ids
 from halfmask.engine.bundle import load_bundle
-from halfmask.engine.callbacks import Checkpoints, Evaluate, MetricsLog, Validation
+from halfmask.engine.callbacks import Checkpoints, MetricsLog, Validation
 from halfmask.engine.checkpoint import check_matches, read_checkpoint
-from halfmask.engine.domain_validation import DomainValidation
+from halfmask.engine.domain_validation import DomainExaminer
 from halfmask.engine.evaluate import DatasetItems, evaluate_model
+from halfmask.engine.examiner import Evaluate, Examiner, TaskExaminer
 from halfmask.engine.hardware import make_trainer, prepare_networks, with_precision
 from halfmask.engine.metrics import Scores
 from halfmask.engine.module import LitMethod
@@ -207,10 +208,12 @@ def _train_stage(
     )
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
     checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not _is_first_rank()))
-    if prepared.domains:
-        validation: Validation = DomainValidation(run, prepared, log, _domain_evaluator(prepared))
-    else:
-        validation = Validation(run, dataset.task, log, _evaluator(prepared), prepared.eval_every)
+    examiner: Examiner = (
+        DomainExaminer(prepared, _domain_evaluator(prepared))
+        if prepared.domains
+        else TaskExaminer(dataset.task, _evaluator(prepared))
+    )
+    validation = Validation(run, log, examiner, prepared.eval_every)
     prepare_networks(method, recipe.run)
     trainer = make_trainer(recipe.run, run.path, method, [log, validation, checkpoints])
     if start is not None and start["step"] >= prepared.total_steps:
