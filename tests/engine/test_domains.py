@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from halfmask.engine.checkpoint import read_checkpoint
 from halfmask.engine.evaluate import evaluate
 from halfmask.engine.evaluate_domains import evaluate_domains
 from halfmask.engine.predict import predict
+from halfmask.engine.step_loader import loader_maker
 from halfmask.engine.train import train
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
 from halfmask.methods.multi_domain import MultiDomain
@@ -154,6 +156,25 @@ def test_overwrite_removes_the_domains_of_the_earlier_run_and_nothing_else(
     assert [path.name for path in (out / "two").iterdir()] == ["notes.txt"]
     assert not (out / "domains.json").exists()
     assert load_bundle(out).task.n_classes == 3
+
+
+def test_workers_and_ranks_change_no_batch_and_domains_take_turns(roots: dict[str, Path], tmp_path: Path) -> None:
+    prepared = train_module.prepare(several(roots, "data.batch={labeled: 4, unlabeled: 4}"), look=False)
+    read = [
+        list(loader_maker(replace(prepared, recipe=several(roots, *more)), tmp_path)(1, 5, 0, 1))
+        for more in (
+            ("data.batch.labeled=4", "data.batch.unlabeled=4"),
+            ("data.batch={labeled: 4, unlabeled: 4}", "data.workers=2"),
+        )
+    ]
+    halves = [list(loader_maker(prepared, tmp_path)(1, 5, rank, 2)) for rank in range(2)]
+    assert [host.domain for host in read[0]] == ["two", "one", "two", "one"]
+    for one, two, first, second in zip(*read, *halves, strict=True):
+        assert one.domain == two.domain == first.domain
+        for whole, same, low, high in zip(one.streams, two.streams, first.streams, second.streams, strict=True):
+            assert torch.equal(whole.image, same.image)
+            assert torch.equal(whole.image, torch.cat((low.image, high.image)))
+            assert torch.equal(whole.index, torch.cat((low.index, high.index)))
 
 
 def test_batch_norm_of_its_own_and_cct_train_too(roots: dict[str, Path], tmp_path: Path) -> None:
