@@ -57,8 +57,8 @@ def test_a_batch_of_two_needs_no_line(data):
 
 def test_the_peak_of_a_block_is_seen():
     with watch_peak(torch.device("cpu")) as peak:
-        torch.ones(2**24).sum().item()
-    assert peak.added >= 0.9 * 2**26
+        torch.ones(2**26).sum().item()  # more than an allocator may hold from work before
+    assert peak.added >= 0.5 * 2**28
 
 
 @pytest.mark.parametrize(("text", "size"), [("8GB", 2**33), ("500 MiB", 500 * 2**20), ("1.5k", 1536), ("12", 12)])

@@ -72,7 +72,11 @@ def test_weights_come_from_the_labeled_masks_alone(data: Path) -> None:
     assert prepare(recipe(data), look=False).balance is None
 
 
-@pytest.mark.parametrize("name", names("methods"))
+# Tags of images, and networks of their own per domain: they refuse, or weigh nothing.
+WITHOUT_WEIGHTS = {"cam", "multi_domain"}
+
+
+@pytest.mark.parametrize("name", sorted({*names("methods")} - WITHOUT_WEIGHTS))
 def test_every_method_takes_weights_of_classes(name: str) -> None:
     task = tiny_task()
     cls = resolve("methods", name)
@@ -89,6 +93,13 @@ def test_every_method_takes_weights_of_classes(name: str) -> None:
     plain = labeled_loss(None)
     assert labeled_loss((1.0, 1.0, 1.0)) == pytest.approx(plain, rel=1e-5)
     assert abs(labeled_loss((0.01, 0.01, 2.98)) - plain) > 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_WEIGHTS))
+def test_others_refuse_weights_of_classes(name: str) -> None:
+    method: Method = resolve("methods", name)(tiny_task(), tiny_builder(tiny_task()))
+    with pytest.raises(RecipeError, match="optim.class_weights=none"):
+        method.weigh_classes((1.0, 1.0, 1.0))
 
 
 def test_a_method_without_a_labeled_loss_says_what_to_use_instead() -> None:

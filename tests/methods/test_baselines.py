@@ -198,7 +198,7 @@ def test_the_supervised_loss_falls(name):
             optimizers[update.group].zero_grad()
             update.output.loss.backward()
             optimizers[update.group].step()
-            if "loss_sup" in update.output.logs:
-                losses.append(float(update.output.logs["loss_sup"].detach()))
+            for term in {"loss_sup", "loss_tags"} & update.output.logs.keys():
+                losses.append(float(update.output.logs[term].detach()))
         method.after_update(progress)
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
