@@ -130,10 +130,8 @@ def export(
     return report
 
 
-def sample_images(
-    bundle: Bundle, data: DataRecipe, input: str | Path | None, count: int
-) -> list[UInt8[np.ndarray, "*T H W C"]]:
-    """Read images to compare on: of an input, or spread over the run's dataset.
+def sample_images(bundle: Bundle, data: DataRecipe, input: str | Path | None, count: int) -> list[np.ndarray]:
+    """Read images to compare on, uint8 (*T, H, W, C): of an input, or spread over the run's dataset.
 
     Raises:
         DataError: there is none.
@@ -204,7 +202,7 @@ def trace(model: Model, size: tuple[int, int], dates: int | None = None) -> tupl
 
 
 def _compare(
-    bundle: Bundle, runner: Runner, samples: list[UInt8[np.ndarray, "*T H W C"]], shapes: Shapes, trial: tuple[int, int]
+    bundle: Bundle, runner: Runner, samples: list[np.ndarray], shapes: Shapes, trial: tuple[int, int]
 ) -> tuple[float, float, int]:
     """Share of equal classes, largest difference of logits, number of images."""
     same = total = 0

@@ -55,7 +55,7 @@ def test_the_page_needs_nothing_but_itself(result):
     assert len(sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert page.count("<polyline") == 3
-    assert "NaN" not in page
+    assert "NaN" not in re.sub(r'src="data:[^"]+"', "", page)  # the letters of an encoded picture may spell anything
     assert f"--seed {result.seed}" in page
 
 

@@ -98,7 +98,7 @@ def test_every_method_takes_weights_of_classes(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(WITHOUT_WEIGHTS))
 def test_others_refuse_weights_of_classes(name: str) -> None:
     method: Method = resolve("methods", name)(tiny_task(), tiny_builder(tiny_task()))
-    with pytest.raises(RecipeError, match="optim.class_weights=none"):
+    with pytest.raises(RecipeError, match=r"optim\.class_weights=none"):
         method.weigh_classes((1.0, 1.0, 1.0))
 
 
