@@ -223,7 +223,7 @@ def _compare(
 
 def _pixels(
     bundle: Bundle, pixels: UInt8[np.ndarray, "*T H W C"], size: tuple[int, int] | None
-) -> Float[Tensor, "1 *T C H W"]:
+) -> Float[Tensor, "1 *T C h w"]:
     """One image (or pair) in [0, 1], brought to a size the model takes."""
     image = torch.from_numpy(np.moveaxis(pixels, -1, -3).copy())[None].float() / 255
     if bundle.task.kind == "change" and image.ndim == 4:  # a second date that differs, so that something changes
