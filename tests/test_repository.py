@@ -121,7 +121,8 @@ def test_the_check_of_files_finds_each_kind_of_mistake(checker, tmp_path, name, 
 
 
 def test_the_check_of_files_accepts_relative_paths_and_clean_notebooks(checker, tmp_path):
-    (tmp_path / "a.md").write_text("runs/home/x and ~/work/x, https://example.org/paper")
+    relative = "runs/{}/x and ~/{}/x, https://example.org/paper".format("home", "work")
+    (tmp_path / "a.md").write_text(relative)
     (tmp_path / "a.ipynb").write_text('{"cells": [{"outputs": [], "execution_count": null}]}')
     assert checker.findings(tmp_path / "a.md") == []
     assert checker.findings(tmp_path / "a.ipynb") == []

@@ -17,6 +17,7 @@ from halfmask.errors import DataError, RecipeError
 from halfmask.plan import Plan, budget, make_plan
 from halfmask.plan.budget import Budget, fit, read_duration
 from halfmask.plan.facts import Machine, look_at_data, look_at_machine
+from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import Measured
 from halfmask.recipe import Recipe, load
 from halfmask.sections import DataRecipe
@@ -151,7 +152,9 @@ def test_steps_and_validations_fill_a_time_and_no_more(trials, seconds):
     recipe, found = fitted(Budget(seconds=seconds, began=time.monotonic()))
     step = made(recipe).step_seconds
     validations = math.ceil(recipe.run.steps / recipe.run.eval_every)
-    assert 1 <= validations <= 10
+    # As many as their share of the time allows, or the ten that are enough.
+    assert validations * 2.0 <= LIMITS.validation_share * seconds
+    assert validations == LIMITS.validations or (validations + 1) * 2.0 > LIMITS.validation_share * 0.7 * seconds
     assert recipe.run.steps * step + validations * 2.0 < seconds
     assert recipe.run.steps * step + validations * 2.0 > 0.7 * seconds
     assert f"{recipe.run.steps}" in {choice.value for choice in found.choices}
