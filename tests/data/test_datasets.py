@@ -13,6 +13,7 @@ from halfmask.data.coco import COCO
 from halfmask.data.folder import Folder
 from halfmask.data.pascal import Pascal
 from halfmask.data.splits import open_dataset, resolve_split, unlabeled_dataset, verify
+from halfmask.data.sun_rgbd import SunRGBD
 from halfmask.errors import DataError
 from halfmask.recipe import DataRecipe
 from halfmask.testing.datasets import check_dataset
@@ -25,6 +26,7 @@ TREES = {
     "ade20k": [trees.ade20k, lambda root: trees.ade20k(root, shifted=True)],
     "coco": [trees.coco, lambda root: trees.coco(root, png=False)],
     "camvid": [trees.camvid_segnet, trees.camvid_full, trees.camvid_folders],
+    "sun_rgbd": [trees.sun_rgbd],
     "folder": [trees.folder],
     "change_folder": [trees.change, trees.change_parts_inside, trees.change_parts, trees.change_lists],
     "levir": [trees.levir, trees.change_lists, trees.change_parts],
@@ -136,7 +138,8 @@ def test_ade20k_does_not_open_sealed_masks_to_find_the_encoding(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "things"), [("pascal", 21, 20), ("cityscapes", 19, 8), ("coco", 81, 80), ("camvid", 11, 6)]
+    ("name", "classes", "things"),
+    [("pascal", 21, 20), ("cityscapes", 19, 8), ("coco", 81, 80), ("camvid", 11, 6), ("sun_rgbd", 37, 32)],
 )
 def test_class_tables_are_complete(name: str, classes: int, things: int, tmp_path: Path) -> None:
     task = plugins.resolve("datasets", name)(TREES[name][0](tmp_path)).task
@@ -169,7 +172,17 @@ def test_camvid_forms_agree_on_void(tmp_path: Path) -> None:
     assert data.read_target(data.ids("train")[0]).ravel()[:4].tolist() == [9, 10, 255, 0]
 
 
-@pytest.mark.parametrize("name", ["pascal", "cityscapes", "ade20k", "coco", "camvid"])
+def test_sun_rgbd_classes_begin_at_1_and_its_test_images_validate(tmp_path: Path) -> None:
+    data = SunRGBD(trees.sun_rgbd(tmp_path))
+    assert data.ids("val") == ["images/test/img-000001.jpg"]
+    assert data.read_target(data.ids("val")[0]).ravel()[:4].tolist() == [255, 0, 21, 36]
+    assert [data.task.classes[id] for id in (0, 21, 36)] == ["wall", "ceiling", "bag"]
+    trees.mask(tmp_path / "masks/train/img-000001.png", (0, 38))
+    with pytest.raises(DataError, match="38"):
+        data.read_target(data.ids("train")[0])
+
+
+@pytest.mark.parametrize("name", ["pascal", "cityscapes", "ade20k", "coco", "camvid", "sun_rgbd"])
 def test_a_wrong_root_says_what_was_expected(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected .*data\.dataset=folder"):
         plugins.resolve("datasets", name)(tmp_path)

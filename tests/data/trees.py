@@ -146,6 +146,13 @@ def camvid_folders(root: Path) -> Path:
     return root
 
 
+def sun_rgbd(root: Path) -> Path:
+    for part in ("train", "test"):
+        image(root / f"images/{part}/img-000001.jpg")
+        mask(root / f"masks/{part}/img-000001.png", (0, 1, 22, 37))
+    return root
+
+
 def change(root: Path, names: Sequence[str] = ("p_1", "p_2", "p_3"), values: Sequence[int] = (0, 255)) -> Path:
     """A/, B/ and label/ without any parts."""
     for seed, name in enumerate(names):
