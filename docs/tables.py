@@ -70,6 +70,12 @@ def kind_sections(kind: Kind) -> Callable[[], str]:
     return write
 
 
+def importers_table() -> str:
+    """One row per format of official checkpoints."""
+    rows = [[f"`{name}`", _first_line(_module_doc("importers", name))] for name in names("importers")]
+    return _table(["format", "files"], rows)
+
+
 def recipe_sections() -> str:
     """Every key of a recipe, by section."""
     sections = []
@@ -129,6 +135,7 @@ def results() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "results": results,
     "methods": methods_table,
+    "importers": importers_table,
     "method-sections": method_sections,
     "encoders": kind_sections("encoders"),
     "decoders": kind_sections("decoders"),

@@ -49,7 +49,9 @@ def with_precision(recipe: Recipe) -> Recipe:
 def prepare_networks(method: Method, recipe: RunRecipe) -> None:
     """Apply memory layout and compilation; state-dict keys stay as they are."""
     if recipe.channels_last:
-        method.to(memory_format=torch.channels_last)
+        for tensor in (*method.parameters(), *method.buffers()):
+            if tensor.dim() == 4:  # `Module.to` also tries those of five dimensions, and fails
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     if recipe.compile:
         for module in method.modules():
             if isinstance(module, Model):
