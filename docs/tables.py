@@ -112,24 +112,37 @@ def results() -> str:
         if "rows" not in content or "settings" not in content:
             continue
         settings, machine = content["settings"], content["environment"]
-        seeds = len(settings["seeds"])
-        head = (
-            f"## {path.stem}\n\n{settings['data']}, {settings['steps']} steps, crop {settings['crop']}, network "
-            f"`{settings['model']}`, {seeds} seeds, {machine['cpu_cores']} CPU cores, torch "
-            f"{machine['packages']['torch']}; [all numbers](../benchmarks/results/{path.name})."
-        )
-        rows = [
-            [
-                str(row["labeled"]),
-                f"`{row['method']}`",
-                f"{row['mean']:.1%}" + ("" if row["sd"] is None else f" ± {100 * row['sd']:.1f}"),
-                ", ".join(f"{100 * value:.1f}" for value in row["values"]),
-                f"{row['minutes']:.1f}",
-            ]
-            for row in content["rows"]
-        ]
-        parts.append(f"{head}\n\n" + _table(["masks", "method", "test mIoU", "seeds", "minutes"], rows))
+        data = settings["data"]
+        facts = [data if isinstance(data, str) else " and ".join(data), f"{settings['steps']} steps"]
+        facts += [f"crop {settings['crop']}"] if "crop" in settings else []
+        facts += [f"network `{settings['model']}`"] if "model" in settings else []
+        facts += [f"{len(settings['seeds'])} seeds", f"{machine['cpu_cores']} CPU cores"]
+        facts.append(f"torch {machine['packages']['torch']}")
+        link = f"[all numbers](../benchmarks/results/{path.name})"
+        parts.append(f"## {path.stem}\n\n{', '.join(facts)}; {link}.\n\n{_scores(content['rows'])}")
     return "\n\n".join(parts)
+
+
+def _scores(rows: list[dict[str, Any]]) -> str:
+    """A table of rows that hold one score (`mean`, `sd`, `values`), or several such by name."""
+    first = rows[0]
+    keys = [key for key, value in first.items() if isinstance(value, str | int)]
+    scores = [key for key, value in first.items() if isinstance(value, dict)]
+    heads = [_HEADS.get(key, key.replace("_", " ")) for key in [*keys, *scores]]
+    if not scores:
+        heads.append("test mIoU")
+    lines = []
+    for row in rows:
+        groups = [row[name] for name in scores] or [row]
+        cells = [f"`{row[key]}`" if key in ("method", "form") else str(row[key]) for key in keys]
+        for group in groups:
+            cells.append(f"{group['mean']:.1%}" + ("" if group["sd"] is None else f" ± {100 * group['sd']:.1f}"))
+        cells.append(", ".join(f"{100 * value:.1f}" for value in groups[0]["values"]))
+        lines.append([*cells, f"{row['minutes']:.1f}"] if "minutes" in row else cells)
+    return _table([*heads, "seeds", *(["minutes"] if "minutes" in first else [])], lines)
+
+
+_HEADS = {"labeled": "masks", "changed_iou": "changed IoU", "f1": "F1", "acc": "accuracy"}
 
 
 TABLES: dict[str, Callable[[], str]] = {
