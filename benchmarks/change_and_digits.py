@@ -17,17 +17,16 @@ accuracy. Finished runs are kept and not repeated, an interrupted one is resumed
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _runs import MODELS, grouped, over_seeds, params_of, parser_of, percent, run_once, training, write_json
 from PIL import Image
 
 from halfmask.engine.evaluate import evaluate
-from halfmask.engine.rundir import environment
-from halfmask.engine.train import train
 from halfmask.recipe import Recipe, load
+from halfmask.training import train
 
 TEST_DIGITS = 397
 SCORES = {"change": ("changed_iou", "f1", "acc"), "digits": ("acc", "class_acc")}
@@ -53,14 +52,9 @@ def write_digits(root: Path) -> Path:
 
 def recipe_of(options: argparse.Namespace, method: str, labeled: str, seed: int) -> Recipe:
     """Give the recipe of one run; small images suit a CPU."""
-    params = [item.partition(".")[2] for item in options.params if item.startswith(f"{method}.")]
-    base: dict[str, Any] = {
-        "method": {"name": method},
-        "optim": {"name": "adamw", "lr": 1e-3},
-        "run": {"steps": options.steps, "seed": seed, "accelerator": options.accelerator, "logger": "none"},
-    }
+    base: dict[str, Any] = {"method": {"name": method}, **training(options, seed)}
     if options.task == "change":
-        base["model"] = {"name": "smp", "arch": "linknet", "encoder": {"name": "resnet18"}}
+        base["model"] = MODELS[options.model]
         base["data"] = {
             "dataset": "change_folder", "split": f"{labeled}_seed{seed}", "crop": 128, "scale": [0.4, 0.8],
             "batch": {"labeled": 8, "unlabeled": 8},
@@ -74,74 +68,57 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: str, seed: int)
             "scale": [0.85, 1.15], "flip": 0.0, "batch": {"labeled": 32, "unlabeled": 64},
         }  # fmt: skip
     base["data"] |= {"root": str(options.root), "val": "none", "workers": 0}
-    return load(base, [*options.set, *(f"method.{param}" for param in params)])
+    return load(base, [*options.set, *(f"method.{param}" for param in params_of(options, method))])
 
 
 def run_one(options: argparse.Namespace, method: str, labeled: str, seed: int) -> dict[str, Any]:
-    """Train (or resume, or skip) one run and score it on the test part."""
-    out = Path(options.out) / f"{method}_{labeled}_{seed}"
-    score_file = out / "score.json"
-    if score_file.exists():
-        return json.loads(score_file.read_text())  # type: ignore[no-any-return]
-    began = time.monotonic()
-    if (out / "recipe.yaml").exists() and (out / "checkpoints" / "last.ckpt").exists():
-        train(None, out, resume=True, quiet=True)
-    else:
-        train(recipe_of(options, method, labeled, seed), out, overwrite=True, quiet=True)
-    minutes = (time.monotonic() - began) / 60
-    found = evaluate(out, part="test", quiet=True).to_dict()
-    kept = {name: found.get(name, 0.0) for name in SCORES[options.task]}
-    score = {"method": method, "labeled": labeled, "seed": seed, "test": kept, "minutes": minutes}
-    score_file.write_text(json.dumps(score))
-    return score
+    """Train one run and score it on the test part."""
+    out = options.out / f"{method}_{labeled}_{seed}"
+
+    def score(minutes: float) -> dict[str, Any]:
+        found = evaluate(out, part="test", quiet=True).to_dict()
+        kept = {name: found.get(name, 0.0) for name in SCORES[options.task]}
+        return {"method": method, "labeled": labeled, "seed": seed, "test": kept, "minutes": minutes}
+
+    return run_once(
+        out, lambda: train(recipe_of(options, method, labeled, seed), out, overwrite=True, quiet=True), score
+    )
 
 
 def table(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Reduce the seeds of each method and label count to mean and sample standard deviation of every score."""
     rows = []
-    for labeled, method in dict.fromkeys((score["labeled"], score["method"]) for score in scores):
-        group = [score for score in scores if (score["labeled"], score["method"]) == (labeled, method)]
+    for (labeled, method), group in grouped(scores, "labeled", "method").items():
         row: dict[str, Any] = {"labeled": labeled, "method": method}
         for name in group[0]["test"]:
-            values = [score["test"][name] for score in group]
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            row[name] = {"mean": statistics.mean(values), "sd": spread, "values": values}
+            row[name] = over_seeds([score["test"][name] for score in group])
         rows.append(row | {"minutes": statistics.mean(score["minutes"] for score in group)})
     return rows
 
 
-def write_json(options: argparse.Namespace, rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> None:
-    """Write settings, environment, table and single runs."""
-    settings = {name: value for name, value in vars(options).items() if name not in {"out", "root", "json"}}
-    settings["data"] = options.data.name if options.data else "scikit-learn digits"
-    state = environment()
-    kept = {name: state[name] for name in ("python", "cpu_cores", "devices", "packages")}
-    content = {"settings": settings, "environment": kept, "rows": rows, "runs": scores}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def main() -> None:
-    """Run everything and write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=sorted(SCORES), required=True)
+def options_of() -> argparse.Namespace:
+    """Read the command line."""
+    parser = parser_of(__doc__, steps=600, model="linknet")
+    parser.add_argument("--task", choices=sorted(SCORES), required=True, help="--model is of `change`")
     parser.add_argument("--data", type=Path, help="folder with A/, B/, label/ and splits/; for --task change")
     parser.add_argument("--labeled", nargs="+", help="splits (default 1_8) or numbers of labels (default 20)")
     parser.add_argument("--methods", nargs="+", help="default: supervised, fixmatch, unimatch (change), unimatch_v2")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the runs")
-    parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides for every run")
     parser.add_argument("--params", nargs="*", default=[], metavar="METHOD.KEY=VALUE", help="of one method's runs")
     options = parser.parse_args()
     change = options.task == "change"
     if change and options.data is None:
         parser.error("--task change needs --data DIR")
+    if not change:
+        options.model = None
     options.methods = options.methods or ["supervised", "fixmatch", *(["unimatch"] if change else []), "unimatch_v2"]
     options.labeled = options.labeled or (["1_8"] if change else ["20"])
     options.root = options.data if change else write_digits(options.out / "digits")
+    return options
+
+
+def main() -> None:
+    """Run everything and write the JSON file."""
+    options = options_of()
     scores = []
     for labeled in options.labeled:
         for seed in options.seeds:
@@ -149,13 +126,11 @@ def main() -> None:
                 scores.append(run_one(options, method, labeled, seed))
                 print(json.dumps(scores[-1]), flush=True)
     rows = table(scores)
+    name = SCORES[options.task][0]
     for row in rows:
-        name = SCORES[options.task][0]
-        spread = "" if row[name]["sd"] is None else f" ± {row[name]['sd']:.1%}"
-        mean = f"{name} {row[name]['mean']:.1%}{spread}"
-        print(f"{row['labeled']:>5} labeled  {row['method']:<12} {mean}  {row['minutes']:.1f} min")
-    if options.json:
-        write_json(options, rows, scores)
+        found = f"{name} {percent(row[name])}"
+        print(f"{row['labeled']:>5} labeled  {row['method']:<12} {found}  {row['minutes']:.1f} min")
+    write_json(options, options.data.name if options.data else "scikit-learn digits", rows, scores)
 
 
 if __name__ == "__main__":

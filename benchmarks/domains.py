@@ -12,16 +12,27 @@ Finished runs are kept and not repeated, an interrupted one is resumed.
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-from few_masks import MODELS, resized
+from _runs import (
+    MODELS,
+    add_views,
+    grouped,
+    over_seeds,
+    params_of,
+    parser_of,
+    percent,
+    resized,
+    run_once,
+    training,
+    views,
+    write_json,
+)
 
 from halfmask.engine.evaluate import evaluate
-from halfmask.engine.rundir import environment
-from halfmask.engine.train import train
 from halfmask.recipe import Recipe, load
+from halfmask.training import train
 
 # What the class files do not say, and CCT's guided perturbations need.
 FOREGROUND = {
@@ -32,7 +43,7 @@ FOREGROUND = {
 
 def recipe_of(options: argparse.Namespace, method: str, domains: list[str], seed: int) -> Recipe:
     """Give the recipe of one run over one or several domains."""
-    params = dict(item.partition(".")[2].split("=", 1) for item in options.params if item.startswith(f"{method}."))
+    params = dict(param.split("=", 1) for param in params_of(options, method))
     entry = {"name": method, **{key: json.loads(value) for key, value in params.items()}}
     sources: dict[str, Any] = {
         name: {
@@ -44,23 +55,9 @@ def recipe_of(options: argparse.Namespace, method: str, domains: list[str], seed
         }
         for name in domains
     }
-    base: dict[str, Any] = {
-        "method": entry,
-        "model": MODELS[options.model],
-        "data": {
-            "crop": options.crop,
-            "batch": {"labeled": options.batch, "unlabeled": options.batch},
-            "scale": list(options.scale),
-            "workers": 0,
-        },
-        "optim": {"name": "adamw", "lr": 1e-3},
-        "run": {
-            "steps": options.steps * len(domains),
-            "seed": seed,
-            "accelerator": options.accelerator,
-            "logger": "none",
-        },
-    }
+    base: dict[str, Any] = {"method": entry, "model": MODELS[options.model], "data": views(options)}
+    base |= training(options, seed)
+    base["run"]["steps"] *= len(domains)
     if len(domains) > 1:
         base["method"] = {"name": "multi_domain", "method": entry, "batch_norm": options.batch_norm}
         base["data"]["domains"] = sources
@@ -70,74 +67,48 @@ def recipe_of(options: argparse.Namespace, method: str, domains: list[str], seed
 
 
 def run_one(options: argparse.Namespace, method: str, domains: list[str], seed: int) -> list[dict[str, Any]]:
-    """Train (or resume, or skip) one run and score it on every domain's test part."""
-    out = Path(options.out) / f"{method}_{'+'.join(domains)}_{options.labeled}_{seed}"
-    score_file = out / "score.json"
-    if score_file.exists():
-        return json.loads(score_file.read_text())  # type: ignore[no-any-return]
-    began = time.monotonic()
-    if (out / "recipe.yaml").exists() and (out / "checkpoints" / "last.ckpt").exists():
-        train(None, out, resume=True, quiet=True)
-    else:
-        train(recipe_of(options, method, domains, seed), out, overwrite=True, quiet=True)
-    minutes = (time.monotonic() - began) / 60
-    scores = [
-        {
-            "domain": name,
-            "method": method,
-            "trained": "alone" if len(domains) == 1 else "together",
-            "seed": seed,
-            "test_miou": evaluate(out / name if len(domains) > 1 else out, part="test", quiet=True).miou,
-            "minutes": minutes / len(domains),
-        }
-        for name in domains
-    ]
-    score_file.write_text(json.dumps(scores))
-    return scores
+    """Train one run and score it on every domain's test part."""
+    out = options.out / f"{method}_{'+'.join(domains)}_{options.labeled}_{seed}"
+    return run_once(
+        out,
+        lambda: train(recipe_of(options, method, domains, seed), out, overwrite=True, quiet=True),
+        lambda minutes: [
+            {
+                "domain": name,
+                "method": method,
+                "trained": "alone" if len(domains) == 1 else "together",
+                "seed": seed,
+                "test_miou": evaluate(out / name if len(domains) > 1 else out, part="test", quiet=True).miou,
+                "minutes": minutes / len(domains),
+            }
+            for name in domains
+        ],
+    )
 
 
 def table(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Reduce the seeds to mean and sample standard deviation, per domain and for the mean over domains."""
-    seeds = sorted({score["seed"] for score in scores})
-    kinds = dict.fromkeys((score["method"], score["trained"]) for score in scores)
-    names = list(dict.fromkeys(score["domain"] for score in scores))
     rows = []
-    for method, trained in kinds:
-        by_seed = {
-            name: [
-                score["test_miou"]
-                for seed in seeds
-                for score in scores
-                if (score["method"], score["trained"], score["domain"], score["seed"]) == (method, trained, name, seed)
-            ]
-            for name in names
+    for (method, trained), both in grouped(scores, "method", "trained").items():
+        by_domain = {
+            name: [score["test_miou"] for score in sorted(group, key=lambda score: score["seed"])]
+            for (name,), group in grouped(both, "domain").items()
         }
-        by_seed["mean"] = [statistics.mean(values) for values in zip(*by_seed.values(), strict=True)]
-        for name, values in by_seed.items():
-            sd = statistics.stdev(values) if len(values) > 1 else None
-            row = {"domain": name, "method": method, "trained": trained, "mean": statistics.mean(values)}
-            rows.append(row | {"sd": sd, "values": values})
+        by_domain["mean"] = [statistics.mean(values) for values in zip(*by_domain.values(), strict=True)]
+        for name, values in by_domain.items():
+            rows.append({"domain": name, "method": method, "trained": trained, **over_seeds(values)})
     return rows
 
 
 def options_of() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, steps=600, model="small")
     parser.add_argument("--data", required=True, nargs=2, type=Path, help="folders of the two datasets")
     parser.add_argument("--labeled", type=int, default=20, help="masks of each")
     parser.add_argument("--methods", nargs="+", default=["supervised", "cct"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600, help="of each domain")
-    parser.add_argument("--model", choices=MODELS, default="small")
     parser.add_argument("--batch-norm", choices=("shared", "own"), default="shared")
     parser.add_argument("--side", type=int, default=128, help="images are squeezed to SIDE x SIDE pixels first")
-    parser.add_argument("--crop", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--scale", nargs=2, type=float, default=[0.75, 1.5])
-    parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--out", required=True, help="folder of the runs")
-    parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides for every run")
+    add_views(parser, scale=(0.75, 1.5))
     parser.add_argument(
         "--params",
         nargs="*",
@@ -146,7 +117,7 @@ def options_of() -> argparse.Namespace:
         help="of one method's runs",
     )
     options = parser.parse_args()
-    options.roots = {path.name: resized(path, options.side, Path(options.out)) for path in options.data}
+    options.roots = {path.name: resized(path, options.side, options.out) for path in options.data}
     return options
 
 
@@ -162,16 +133,8 @@ def main() -> None:
                 print(json.dumps(scores[-len(domains) :]), flush=True)
     rows = table(scores)
     for row in rows:
-        spread = "" if row["sd"] is None else f" ± {row['sd']:.1%}"
-        print(f"{row['domain']:<10} {row['method']:<12} {row['trained']:<9} {row['mean']:.1%}{spread}")
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in {"out", "roots", "json"}}
-        settings["data"] = names
-        state = environment()
-        kept = {name: state[name] for name in ("python", "cpu_cores", "devices", "packages")}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": settings, "environment": kept, "rows": rows, "runs": scores}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        print(f"{row['domain']:<10} {row['method']:<12} {row['trained']:<9} {percent(row)}")
+    write_json(options, names, rows, scores)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,14 @@ import argparse
 import json
 import random
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-from few_masks import MODELS, recipe_of, resized
+from _runs import over_seeds, parser_of, percent, run_once, write_json
+from few_masks import add_recipe_options, recipe_of, root_of
 
 from halfmask.data.splits import write_list
 from halfmask.engine.evaluate import evaluate
-from halfmask.engine.rundir import environment
 from halfmask.engine.suggest import suggest
 from halfmask.engine.suggest_scores import Weights
 from halfmask.recipe import Recipe, load
@@ -29,22 +28,20 @@ from halfmask.training import train
 
 
 def finish(out: Path, recipe: Recipe, begin: Path | None = None) -> dict[str, Any]:
-    """Train (or resume, or skip) one run, and score it on the test part."""
-    score_file = out / "score.json"
-    if score_file.exists():
-        return json.loads(score_file.read_text())  # type: ignore[no-any-return]
-    began = time.monotonic()
-    if (out / "recipe.yaml").exists() and (out / "checkpoints" / "last.ckpt").exists():
-        train(None, out, resume=True, quiet=True)
-    elif begin is not None:
+    """Train one run, from the weights of another if one is given, and score it on the test part."""
+
+    def start() -> None:
+        if begin is None:
+            train(recipe, out, overwrite=True, quiet=True)
+            return
         changed = [f"data.labeled={recipe.data.labeled}", "data.val=none"]
         train(None, out, resume_from=begin, overrides=changed, overwrite=True, quiet=True)
-    else:
-        train(recipe, out, overwrite=True, quiet=True)
-    minutes = (time.monotonic() - began) / 60
-    score = {"test_miou": evaluate(out, part="test").miou, "minutes": minutes}
-    score_file.write_text(json.dumps(score))
-    return score
+
+    return run_once(
+        out,
+        start,
+        lambda minutes: {"test_miou": evaluate(out, part="test", quiet=True).miou, "minutes": minutes},
+    )
 
 
 def random_list(first: Path, out: Path, more: int, seed: int) -> tuple[Path, list[str]]:
@@ -57,7 +54,7 @@ def random_list(first: Path, out: Path, more: int, seed: int) -> tuple[Path, lis
 
 def run_seed(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Give the scores of one seed: the first run, the suggested images, the random ones."""
-    folder = Path(options.out) / f"seed{seed}"
+    folder = options.out / f"seed{seed}"
     first = folder / "first"
     recipe = recipe_of(options, options.method, options.labeled, seed)
     scores = [{"arm": "first", "seed": seed, **finish(first, recipe)}]
@@ -86,19 +83,13 @@ def table(scores: list[dict[str, Any]]) -> dict[str, Any]:
     }
     pairs = zip(by_seed["suggest"], by_seed["random"], strict=True)
     by_seed["suggest - random"] = [chosen - drawn for chosen, drawn in pairs]
-    return {
-        name: {
-            "mean": statistics.mean(values),
-            "sd": statistics.stdev(values) if len(values) > 1 else None,
-            "values": values,
-        }
-        for name, values in by_seed.items()
-    }
+    return {name: over_seeds(values) for name, values in by_seed.items()}
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path)
+def options_of() -> argparse.Namespace:
+    """Read the command line."""
+    parser = parser_of(__doc__, steps=400, model="small")
+    add_recipe_options(parser)
     parser.add_argument("--labeled", type=int, default=2, help="masks of the first run")
     parser.add_argument("--more", type=int, default=2, help="masks that are added")
     parser.add_argument("--draws", type=int, default=3, help="random lists per seed; their scores are averaged")
@@ -106,26 +97,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", nargs=4, type=float, default=[1, 1, 1, 1], metavar="X", help=str(Weights._fields))
     parser.add_argument("--measure", choices=("entropy", "margin"), default="entropy")
     parser.add_argument("--continue", dest="continue_", action="store_true", help="begin with the first run's weights")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--model", choices=MODELS, default="small")
-    parser.add_argument("--crop", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=8, help="labeled images per step, and as many unlabeled ones")
-    parser.add_argument("--scale", nargs=2, type=float, default=[0.2, 0.5], help="of the long side, while training")
-    parser.add_argument("--eval-scale", type=float, default=0.3125, help="of the image, while testing")
-    parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--out", required=True, help="folder of the runs")
-    parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides for every run")
-    parser.add_argument("--params", nargs="*", default=[], metavar="METHOD.KEY=VALUE", help="of the method")
-    parser.add_argument("--resize", type=int, metavar="SIDE", help="squeeze all images to SIDE x SIDE pixels first")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.root = root_of(options)
+    return options
 
 
 def main() -> None:
     """Run everything and write the JSON file."""
-    options = arguments()
-    options.root = resized(options.data, options.resize, Path(options.out)) if options.resize else options.data
+    options = options_of()
     scores: list[dict[str, Any]] = []
     for seed in options.seeds:
         for score in run_seed(options, seed):
@@ -133,15 +112,8 @@ def main() -> None:
             print(json.dumps(score), flush=True)
     rows = table(scores)
     for name, row in rows.items():
-        spread = "" if row["sd"] is None else f" ± {row['sd']:.1%}"
-        print(f"{name:<18} {row['mean']:.1%}{spread}")
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in {"out", "root", "json"}}
-        settings["data"] = options.data.name
-        state = environment()
-        kept = {name: state[name] for name in ("python", "cpu_cores", "devices", "packages")}
-        content = {"settings": settings, "environment": kept, "rows": rows, "runs": scores}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        print(f"{name:<18} {percent(row)}")
+    write_json(options, options.data.name, rows, scores)
 
 
 if __name__ == "__main__":

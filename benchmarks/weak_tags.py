@@ -12,18 +12,26 @@ part. Images are squeezed to 128 x 128 pixels. Finished runs are kept and not re
 import argparse
 import csv
 import json
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-from few_masks import MODELS, resized
+from _runs import (
+    MODELS,
+    add_views,
+    parser_of,
+    percent,
+    resized,
+    run_once,
+    table,
+    training,
+    views,
+    write_json,
+)
 from PIL import Image
 
 from halfmask.engine.evaluate import evaluate
-from halfmask.engine.rundir import environment
-from halfmask.engine.train import train
 from halfmask.recipe import Recipe, load
+from halfmask.training import train
 
 FORMS = ("supervised", "cct", "cct+tags")
 
@@ -63,13 +71,9 @@ def recipe_of(options: argparse.Namespace, form: str, seed: int) -> Recipe:
             "labeled_seed": seed,
             "unlabeled": "weak.txt",
             "val": "none",
-            "crop": options.crop,
-            "batch": {"labeled": options.batch, "unlabeled": options.batch},
-            "scale": list(options.scale),
-            "workers": 0,
+            **views(options),
         },
-        "optim": {"name": "adamw", "lr": 1e-3},
-        "run": {"steps": options.steps, "seed": seed, "accelerator": options.accelerator, "logger": "none"},
+        **training(options, seed),
     }
     if form != "supervised":
         base["method"] |= {"heads": "lite", "unlabeled_weight": options.unlabeled_weight}
@@ -80,65 +84,37 @@ def recipe_of(options: argparse.Namespace, form: str, seed: int) -> Recipe:
 
 
 def run_one(options: argparse.Namespace, form: str, seed: int) -> dict[str, Any]:
-    """Train (or resume, or skip) one run and score it on the test part."""
-    out = Path(options.out) / f"{form}_{options.labeled}_{seed}"
-    score_file = out / "score.json"
-    if score_file.exists():
-        return json.loads(score_file.read_text())  # type: ignore[no-any-return]
-    began = time.monotonic()
-    if (out / "recipe.yaml").exists() and any(out.rglob("last.ckpt")):
-        train(None, out, resume=True, quiet=True)
-    else:
-        train(recipe_of(options, form, seed), out, overwrite=True, quiet=True)
-    minutes = (time.monotonic() - began) / 60
-    scores = evaluate(out, part="test", quiet=True)
-    by_class = {name: iou if iou == iou else None for name, iou in zip(scores.classes, scores.iou, strict=True)}
-    score = {"form": form, "labeled": options.labeled, "seed": seed, "test_miou": scores.miou, "minutes": minutes}
-    score["test_iou"] = by_class
-    score_file.write_text(json.dumps(score))
-    return score
+    """Train one run and score it on the test part."""
+    out = options.out / f"{form}_{options.labeled}_{seed}"
 
+    def score(minutes: float) -> dict[str, Any]:
+        found = evaluate(out, part="test", quiet=True)
+        by_class = {name: iou if iou == iou else None for name, iou in zip(found.classes, found.iou, strict=True)}
+        named = {"form": form, "labeled": options.labeled, "seed": seed}
+        return {**named, "test_miou": found.miou, "minutes": minutes, "test_iou": by_class}
 
-def table(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Reduce the seeds of each form to mean and sample standard deviation."""
-    rows = []
-    for form in dict.fromkeys(score["form"] for score in scores):
-        group = [score for score in scores if score["form"] == form]
-        values = [score["test_miou"] for score in group]
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        minutes = statistics.mean(score["minutes"] for score in group)
-        rows.append({"form": form, "mean": statistics.mean(values), "sd": sd, "values": values, "minutes": minutes})
-    return rows
+    return run_once(out, lambda: train(recipe_of(options, form, seed), out, overwrite=True, quiet=True), score)
 
 
 def options_of() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, steps=1000, model="small")
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--labeled", type=int, default=60)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--cam-steps", type=int, default=500)
-    parser.add_argument("--model", choices=MODELS, default="small")
     parser.add_argument("--side", type=int, default=128, help="images are squeezed to SIDE x SIDE pixels first")
-    parser.add_argument("--crop", type=int, default=96)
+    add_views(parser, scale=(0.75, 1.5))
     parser.add_argument("--cam-crop", type=int, default=128, help="of the classifier: tags are of whole images")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--scale", nargs=2, type=float, default=[0.75, 1.5])
     parser.add_argument("--unlabeled-weight", type=float, default=10.0)
     parser.add_argument("--weak-weight", type=float, default=0.4)
     parser.add_argument(
         "--foreground", nargs="+", default=["bag", "hair", "footwear", "accessory", "top", "outerwear", "trousers"]
     )
-    parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--out", required=True, help="folder of the runs")
-    parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides for every run")
     parser.add_argument("--stage", nargs="*", default=[], metavar="KEY=JSON", help="of the stage that learns the tags")
     options = parser.parse_args()
     options.stage = [tuple(item.split("=", 1)) for item in options.stage]
-    options.root = resized_with_tags(options.data, options.side, Path(options.out))
+    options.root = resized_with_tags(options.data, options.side, options.out)
     return options
 
 
@@ -150,18 +126,10 @@ def main() -> None:
         for form in options.forms:
             scores.append(run_one(options, form, seed))
             print(json.dumps(scores[-1]), flush=True)
-    rows = table(scores)
+    rows = table(scores, "form")
     for row in rows:
-        spread = "" if row["sd"] is None else f" ± {row['sd']:.1%}"
-        print(f"{row['form']:<12} {row['mean']:.1%}{spread}  {row['minutes']:.1f} min")
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in {"out", "root", "json"}}
-        settings["data"] = options.data.name
-        state = environment()
-        kept = {name: state[name] for name in ("python", "cpu_cores", "devices", "packages")}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": settings, "environment": kept, "rows": rows, "runs": scores}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        print(f"{row['form']:<12} {percent(row)}  {row['minutes']:.1f} min")
+    write_json(options, options.data.name, rows, scores)
 
 
 if __name__ == "__main__":

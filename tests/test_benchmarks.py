@@ -1,0 +1,62 @@
+"""What the scripts of benchmarks/ share: a run is trained once, seeds are reduced, no folder is told."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py"))
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("_runs")
+
+
+def test_examples_of_the_shared_module_hold(runs):
+    assert doctest.testmod(runs) == (0, 2)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_explains_itself(runs, name, monkeypatch, capsys):
+    script = importlib.import_module(name)
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        script.main()
+    assert f"benchmarks/{name}.py" in capsys.readouterr().out
+
+
+def test_a_run_is_begun_then_resumed_then_only_read(runs, tmp_path, monkeypatch):
+    out, done = tmp_path / "run", []
+
+    def start() -> None:
+        done.append("begun")
+        (out / "stage" / "checkpoints").mkdir(parents=True)
+        (out / "recipe.yaml").touch()
+        (out / "stage" / "checkpoints" / "last.ckpt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train", lambda recipe, folder, **options: done.append((recipe, folder, options)))
+    with pytest.raises(KeyboardInterrupt):
+        runs.run_once(out, start, lambda minutes: {})
+    first = runs.run_once(out, start, lambda minutes: {"test_miou": 0.5})
+    again = runs.run_once(out, start, lambda minutes: {"test_miou": 0.9})
+
+    assert first == again == {"test_miou": 0.5}
+    assert done == ["begun", (None, out, {"resume": True, "quiet": True})]
+
+
+def test_seeds_become_mean_and_sample_deviation(runs):
+    scores = [{"form": "a", "seed": seed, "test_miou": 0.1 * seed, "minutes": 1.0} for seed in (1, 3)]
+    rows = runs.table([*scores, {"form": "b", "seed": 1, "test_miou": 0.4, "minutes": 2.0}], "form")
+    assert rows[0] == {
+        "form": "a",
+        "mean": pytest.approx(0.2),
+        "sd": pytest.approx(0.02**0.5),  # sqrt((0.1^2 + 0.1^2) / (2 - 1))
+        "values": pytest.approx([0.1, 0.3]),
+        "minutes": 1.0,
+    }
+    assert rows[1] == {"form": "b", "mean": 0.4, "sd": None, "values": [0.4], "minutes": 2.0}
