@@ -25,6 +25,7 @@ from halfmask import __version__
 from halfmask.engine.atomic import atomic_path, flush, json_text
 from halfmask.errors import CheckpointError, RecipeError, bullet_list
 from halfmask.models.build import build_model
+from halfmask.models.fitting import misfits
 from halfmask.models.model import Model
 from halfmask.recipe import EvalRecipe
 from halfmask.task import Task
@@ -228,15 +229,7 @@ def _task(plain: Mapping[str, Any]) -> Task:
 
 
 def _load_state(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    problems = [f"missing: {key}" for key in own if key not in state]
-    problems += [f"unexpected: {key}" for key in state if key not in own]
-    problems += [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    if problems:
+    if problems := misfits(state, model.state_dict()):
         raise CheckpointError(
             f"{path} does not fit the model that {_META} describes; use the halfmask version named there, "
             f"or save the bundle anew.\n{bullet_list(problems, limit=20)}"

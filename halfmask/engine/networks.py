@@ -10,6 +10,7 @@ from halfmask.engine.rundir import RunDir
 from halfmask.errors import CheckpointError, bullet_list
 from halfmask.methods import Method
 from halfmask.models.build import Builder
+from halfmask.models.fitting import misfits
 from halfmask.models.model import Model
 from halfmask.plugins import resolve
 from halfmask.recipe import Entry, ModelRecipe, load
@@ -34,15 +35,7 @@ def load_networks(method: Method, checkpoint: Path) -> int:
     content = read_checkpoint(checkpoint)
     saved = content["state_dict"]
     state = {name.removeprefix("method."): value for name, value in saved.items() if name.startswith("method.")}
-    own = method.state_dict()
-    problems = [f"missing: {name}" for name in own if name not in state]
-    problems += [f"unexpected: {name}" for name in state if name not in own]
-    problems += [
-        f"{name}: {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} here"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if problems:
+    if problems := misfits(state, method.state_dict()):
         raise CheckpointError(
             f"{checkpoint} does not fit: the method, its networks or the classes differ (it was trained for "
             f"{', '.join(content['halfmask']['classes'])}). Keep these, or train a new run from its start:\n"

@@ -23,6 +23,7 @@ from timm.models import adapt_input_conv, get_pretrained_cfg
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError, bullet_list, nearest
+from halfmask.models.fitting import misfits
 
 State = dict[str, Tensor]
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
@@ -174,18 +175,6 @@ def tensors_of(content: Mapping[str, Any]) -> State:
     """Give the tensors of a table by name, without the prefix that data-parallel training adds."""
     state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """List what keeps tensors from filling a network: missing and unexpected names, other shapes."""
-    problems = [f"missing: {key}" for key in own if key not in state]
-    problems += [f"unexpected: {key}" for key in state if key not in own]
-    problems += [
-        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    return problems
 
 
 def _release(tag: str, releases: Mapping[str, Release]) -> Release:
