@@ -73,7 +73,10 @@ def test_expected_numbers_are_fractions_with_a_source_and_name_the_split(name):
     value = recipe.expected.value
     numbers = value if isinstance(value, dict) else {recipe.data.split: value}
     assert all(0 < number < 1 for number in numbers.values())
-    assert recipe.data.split in numbers
+    if recipe.data.domains:
+        assert set(numbers) == {*recipe.data.domains, "mean"}
+    else:
+        assert recipe.data.split in numbers
     assert len(recipe.expected.source) > 10
 
 
@@ -90,6 +93,21 @@ def test_published_settings_are_written_out(name):
     }
     for section, keys in required.items():
         assert keys <= written[section].keys(), section
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["multi_domain/cityscapes_camvid", "multi_domain/cityscapes_sun_rgbd"])
+def test_numbers_of_two_domains_are_those_of_the_table_with_its_confidence(name, shared):
+    recipe = load(path(name))
+    table = yaml.safe_load((shared / "specs/paper_results_cct.yaml").read_text(encoding="utf-8"))["results"]
+    domains = recipe.data.domains
+    (count,) = {own.labeled for own in domains.values()}
+    dataset = "+".join(domains).replace("_", "")
+    (row,) = [r for r in table if (r["dataset"], r["n_labels"], r["method"]) == (dataset, count, "CCT")]
+    percent = {{"sunrgbd": "sun_rgbd", "avg": "mean"}.get(key, key): number for key, number in row["miou"].items()}
+    assert recipe.expected.value == {key: pytest.approx(number / 100) for key, number in percent.items()}
+    assert recipe.expected.confidence == row["confidence"]
+    assert {own.dataset.name for own in domains.values()} == set(domains)
 
 
 def test_every_method_has_a_recipe():

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from halfmask.cli import flags
+
+if TYPE_CHECKING:
+    from halfmask.engine.runs import Published
 
 
 def evaluate(
@@ -48,16 +51,14 @@ def evaluate(
         limit=limit,
         quiet=quiet,
     )
+    ours = scores.to_dict()
+    found = _comparable(published(run), ours, part, overrides or (), limit)
     if as_json:
-        print(json.dumps(scores.to_dict(part), indent=2))
+        print(json.dumps(scores.to_dict(part) | ({"published": _plain(found)} if found else {}), indent=2))
         return
     scores.print_table(title=f"{run} on {part}")
-    same_images = limit is None and not any(text.startswith("data.") for text in overrides or ())
-    found = published(run) if same_images else None
-    ours = scores.to_dict().get(found.metric) if found and found.part == part else None
-    if found is not None and ours is not None:
-        split = f" with split {found.split}" if found.split else ""
-        print(f"{found.metric} {100 * ours:.2f}   published{split}: {100 * found.value:.2f} ({found.source})")
+    if found is not None:
+        print(_beside(found, ours))
 
 
 def _evaluate_domains(
@@ -73,6 +74,7 @@ def _evaluate_domains(
 ) -> None:
     from halfmask.engine.bundle import domain_names
     from halfmask.engine.evaluate_domains import combined, evaluate_domains
+    from halfmask.engine.runs import published, published_mean
     from halfmask.errors import RecipeError
 
     if data is not None:
@@ -82,11 +84,40 @@ def _evaluate_domains(
         run, part=part, overrides=overrides, device=device, workers=workers, limit=limit, quiet=quiet
     )
     values = combined(scores, part)
+    metric = next(iter(scores.values())).main[0]
+    mean = {metric: values[f"{part}/{metric}"]}
+    ours = {name: found.to_dict() for name, found in scores.items()} | {"mean": mean}
+    numbers = {name: published(Path(run) / name) for name in scores} | {"mean": published_mean(run)}
+    known = {
+        name: found
+        for name, number in numbers.items()
+        if (found := _comparable(number, ours[name], part, overrides, limit)) is not None
+    }
     if as_json:
-        print(json.dumps(values, indent=2))
+        beside = {name: _plain(found) for name, found in known.items()}
+        print(json.dumps(values | ({"published": beside} if beside else {}), indent=2))
         return
     for name, found in scores.items():
         found.print_table(title=f"{Path(run) / name} on {part}")
-    metric = next(iter(scores.values())).main[0]
     each = ", ".join(f"{name} {100 * found.main[1]:.2f}" for name, found in scores.items())
-    print(f"{metric} {100 * values[f'{part}/{metric}']:.2f} (mean of {each})")
+    print(f"{metric} {100 * mean[metric]:.2f} (mean of {each})")
+    for name, found in known.items():
+        print(f"{name}: {_beside(found, ours[name])}")
+
+
+def _comparable(
+    number: "Published | None", ours: dict[str, float], part: str, overrides: Sequence[str], limit: int | None
+) -> "Published | None":
+    """Give the published number if it is of the same score on the same images."""
+    same_images = limit is None and not any(text.startswith("data.") for text in overrides)
+    return number if number and same_images and number.part == part and number.metric in ours else None
+
+
+def _beside(found: "Published", ours: dict[str, float]) -> str:
+    split = f" with split {found.split}" if found.split else ""
+    score = f"{found.metric} {100 * ours[found.metric]:.2f}"
+    return f"{score}   published{split}: {100 * found.value:.2f} ({found.source})"
+
+
+def _plain(found: "Published") -> dict[str, Any]:
+    return {"metric": found.metric, "value": found.value, "split": found.split, "source": found.source}

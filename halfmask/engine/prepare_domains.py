@@ -34,7 +34,9 @@ _Made = TypeVar("_Made")
 # Keys of `data` that each domain has for itself.
 _OWN = ("root", "dataset", "split", "splits", "labeled", "labeled_seed", "unlabeled", "val")
 # What a run writes, and what metrics are named after, beside the domains.
-_TAKEN = frozenset({"tb", "checkpoints", "cache", "predictions", "report", "twin", "miou", "iou", "acc", "val", "test"})
+_TAKEN = frozenset(
+    {"tb", "checkpoints", "cache", "predictions", "report", "twin", "miou", "iou", "acc", "val", "test", "mean"}
+)
 
 
 def refuse_one_domain(cls: type[Method], recipe: Recipe) -> None:
@@ -49,14 +51,17 @@ def refuse_one_domain(cls: type[Method], recipe: Recipe) -> None:
 
 
 def domain_recipe(recipe: Recipe, name: str) -> Recipe:
-    """Give the recipe of one domain: its own data, and the wrapped method."""
+    """Give the recipe of one domain: its own data, the wrapped method, what is published of it."""
     domains = recipe.data.domains or {}
     own = domains[name]
     section = {key: getattr(own, key) for key in _OWN} | {"domains": None}
     section |= {key: value for key in ("crop", "scale") if (value := getattr(own, key)) is not None}
     wrapped = recipe.method.params.get("method", "cct")
     method = Entry(name=wrapped) if isinstance(wrapped, str) else Entry.model_validate(wrapped)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=section), "method": method})
+    expected = recipe.expected.of_domain(name) if recipe.expected else None
+    return recipe.model_copy(
+        update={"data": recipe.data.model_copy(update=section), "method": method, "expected": expected}
+    )
 
 
 def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: bool) -> Prepared:

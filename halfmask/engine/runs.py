@@ -12,7 +12,7 @@ import yaml
 
 from halfmask.engine.bundle import bundle_folder, read_meta
 from halfmask.errors import CheckpointError, OutOfMemoryError, RecipeError
-from halfmask.recipe import DataRecipe, EvalRecipe, load
+from halfmask.recipe import DataRecipe, EvalRecipe, ExpectedRecipe, load
 
 _RESTORE = "Restore the file, or remove it to use the bundle alone."
 
@@ -68,7 +68,7 @@ class Published:
         value: as a fraction.
         source: paper and table.
         split: which labels it was reached with.
-        part: images it was computed on: the part on which the recipe selects the best checkpoint.
+        part: images it was computed on; where the recipe does not say, those the best checkpoint is selected on.
     """
 
     metric: str
@@ -85,10 +85,25 @@ def published(run: str | Path) -> Published | None:
         CheckpointError: no bundle there, or a damaged recipe.
     """
     recipe = load(_stored_sections(bundle_folder(run), ("data", "eval", "expected")))
-    number = recipe.expected.number(recipe.data.split) if recipe.expected else None
-    if recipe.expected is None or number is None:
+    return _published(recipe.expected, recipe.data.split, recipe.eval)
+
+
+def published_mean(run: str | Path) -> Published | None:
+    """Give the number that the recipe of a run over several domains names for the mean of their scores.
+
+    Raises:
+        CheckpointError: a damaged recipe.
+    """
+    recipe = load(_stored_sections(Path(run), ("eval", "expected")))
+    return _published(recipe.expected and recipe.expected.of_domain("mean"), None, recipe.eval)
+
+
+def _published(expected: ExpectedRecipe | None, split: str | None, protocol: EvalRecipe) -> Published | None:
+    number = expected.number(split) if expected else None
+    if expected is None or number is None:
         return None
-    return Published(recipe.expected.metric, number, recipe.expected.source, recipe.data.split, recipe.eval.select_on)
+    part = expected.part if isinstance(expected.part, str) else protocol.select_on
+    return Published(expected.metric, number, expected.source, split, part)
 
 
 @contextmanager

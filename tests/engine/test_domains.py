@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from halfmask.cli.app import app
 from halfmask.engine import train as train_module
 from halfmask.engine.bundle import load_bundle
 from halfmask.engine.checkpoint import read_checkpoint
 from halfmask.engine.evaluate import evaluate
 from halfmask.engine.evaluate_domains import evaluate_domains
 from halfmask.engine.predict import predict
+from halfmask.engine.runs import published
 from halfmask.engine.step_loader import loader_maker
 from halfmask.engine.train import train
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
@@ -127,6 +130,33 @@ def test_evaluate_scores_every_domain_and_one(finished: Path, roots: dict[str, P
         evaluate_domains(finished, part="test", quiet=True)
 
 
+@pytest.mark.parametrize("parts", ["val", {"one": "val", "two": "test"}])
+def test_published_numbers_stand_beside_the_score_of_each_domain_and_the_mean(
+    roots: dict[str, Path], tmp_path: Path, parts: Any
+) -> None:
+    """A number of other images stands nowhere, nor does a mean over different parts."""
+    expected = {"value": {"one": 0.35, "two": 0.537, "mean": 0.444}, "source": "Paper, Table 9", "part": parts}
+    plain = several(roots, "run.steps=2", "run.eval_every=2").model_dump(mode="json")
+    train(load(plain | {"expected": expected}), tmp_path, quiet=True)
+    shown = CliRunner().invoke(app, ["evaluate", str(tmp_path), "-q", "--device", "cpu"])
+    assert shown.exit_code == 0, shown.output
+    scores = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    wanted = [
+        f"one: miou {100 * scores['val/one/miou']:.2f}   published: 35.00 (Paper, Table 9)",
+        f"two: miou {100 * scores['val/two/miou']:.2f}   published: 53.70 (Paper, Table 9)",
+        f"mean: miou {100 * scores['val/miou']:.2f}   published: 44.40 (Paper, Table 9)",
+    ]
+    wanted = wanted if parts == "val" else wanted[:1]
+    assert [line for line in shown.stdout.splitlines() if "published:" in line] == wanted
+    machine = CliRunner().invoke(app, ["evaluate", str(tmp_path), "-q", "--device", "cpu", "--json"])
+    beside = json.loads(machine.stdout)["published"]
+    assert list(beside) == [line.partition(":")[0] for line in wanted]
+    assert beside["one"] == {"metric": "miou", "value": 0.35, "split": None, "source": "Paper, Table 9"}
+    assert published(tmp_path / "two").part == ("val" if parts == "val" else "test")
+    limited = CliRunner().invoke(app, ["evaluate", str(tmp_path), "-q", "--device", "cpu", "--limit", "1"])
+    assert "published:" not in limited.stdout
+
+
 def test_prediction_and_evaluation_of_one_model_name_the_domains(finished: Path, roots: dict[str, Path]) -> None:
     for use in (
         lambda: load_bundle(finished),
@@ -225,6 +255,7 @@ def test_problems_of_several_domains_come_together(roots: dict[str, Path], tmp_p
         ("{a: {root: ROOT}, b: {root: ROOT/../one}}", "domains a and b have the same root"),
         ("{a: {root: ROOT}, A: {root: OTHER}}", "same name on some file systems"),
         ("{tb: {root: ROOT}, b: {root: OTHER}}", "named like a part of the run"),
+        ("{mean: {root: ROOT}, b: {root: OTHER}}", "named like a part of the run"),
     ],
 )
 def test_domains_that_cannot_be_told_apart(roots: dict[str, Path], domains: str, text: str) -> None:
