@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 import torch
@@ -69,6 +69,20 @@ class DatasetItems:
         return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(target.copy())
 
 
+class Pass(TypedDict, total=False):
+    """How a pass over images is made.
+
+    Args:
+        crop: training crop side, the default window of `slide`; `None` asks the model's spec.
+        workers: threads that read images ahead.
+        on_batch: called with the number of images after each forward.
+    """
+
+    crop: int | None
+    workers: int
+    on_batch: Callable[[int], None] | None
+
+
 def evaluate_model(
     model: Model,
     items: Items,
@@ -76,11 +90,9 @@ def evaluate_model(
     protocol: EvalRecipe,
     device: torch.device | str,
     *,
-    crop: int | None = None,
     rank: int = 0,
     world: int = 1,
-    workers: int = 2,
-    on_batch: Callable[[int], None] | None = None,
+    **options: Unpack[Pass],
 ) -> Scores:
     """Evaluate a model that is already on `device`; its training mode is restored afterwards.
 
@@ -90,20 +102,16 @@ def evaluate_model(
         task: classes and ignore index.
         protocol: how to evaluate.
         device: where the model is.
-        crop: training crop side, the default window of `slide`; `None` asks the model's spec.
         rank: this process; with `world` > 1 the counts of all processes are summed.
         world: number of processes.
-        workers: threads that read images ahead.
-        on_batch: called with the number of images after each forward.
+        **options: crop, workers and on_batch, see `Pass`.
 
     Raises:
         DataError: no image, or no pixel whose target is a class.
     """
     if not len(items):
         raise DataError("there is no image to evaluate. Name a part that has masks: --part val | test | train | all.")
-    matrix = count(
-        model, items, task, protocol, device, crop=crop, rank=rank, world=world, workers=workers, on_batch=on_batch
-    )
+    matrix = count(model, items, task, protocol, device, rank=rank, world=world, **options)
     if world > 1:
         matrix.all_reduce()
     if not matrix.counts[:-1].any():
@@ -121,42 +129,28 @@ def count(
     protocol: EvalRecipe,
     device: torch.device | str,
     *,
-    crop: int | None = None,
     rank: int = 0,
     world: int = 1,
-    workers: int = 2,
-    on_batch: Callable[[int], None] | None = None,
+    **options: Unpack[Pass],
 ) -> ConfusionMatrix:
     """Count the pixels of one process's share of the images; arguments as in `evaluate_model`."""
     matrix = ConfusionMatrix(task.n_classes, task.ignore_index, device)
     share = range(rank, len(items), world)
-    for numbers, prediction, target in _predictions(model, items, share, protocol, device, crop, workers):
+    for _, prediction, target in _predictions(model, items, share, protocol, device, **options):
         matrix.update(prediction, target)
-        if on_batch is not None:
-            on_batch(len(numbers))
     return matrix
 
 
 def count_each(
-    model: Model,
-    items: Items,
-    task: Task,
-    protocol: EvalRecipe,
-    device: torch.device | str,
-    *,
-    crop: int | None = None,
-    workers: int = 2,
-    on_batch: Callable[[int], None] | None = None,
+    model: Model, items: Items, task: Task, protocol: EvalRecipe, device: torch.device | str, **options: Unpack[Pass]
 ) -> Int[Tensor, "N K1 K"]:
     """Count every image on its own, on the CPU; the sum over images is what `count` gives. Arguments as there."""
     counts = torch.zeros(len(items), task.n_classes + 1, task.n_classes, dtype=torch.int64)
-    for numbers, prediction, target in _predictions(model, items, range(len(items)), protocol, device, crop, workers):
+    for numbers, prediction, target in _predictions(model, items, range(len(items)), protocol, device, **options):
         for number, one, truth in zip(numbers, prediction, target, strict=True):
             matrix = ConfusionMatrix(task.n_classes, task.ignore_index, device)
             matrix.update(one, truth)
             counts[number] = matrix.counts.cpu()
-        if on_batch is not None:
-            on_batch(len(numbers))
     return counts
 
 
@@ -166,8 +160,9 @@ def _predictions(
     share: Sequence[int],
     protocol: EvalRecipe,
     device: torch.device | str,
-    crop: int | None,
-    workers: int,
+    crop: int | None = None,
+    workers: int = 2,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Give numbers, class maps (B, *S) and targets (B, *S) of batches of images of equal size."""
     crop = crop or model.spec.get("crop")
@@ -179,6 +174,8 @@ def _predictions(
             if protocol.mode == "center_crop":
                 image, target = _centers(image, target, protocol, crop)
             yield numbers, class_map(model, image, protocol, crop), target
+            if on_batch is not None:
+                on_batch(len(numbers))
 
 
 def evaluate(
@@ -222,17 +219,8 @@ def evaluate(
         bar = progress.add_task("evaluate", total=len(ids))
         with memory_cure(opened.protocol):
             items = DatasetItems(dataset, ids)
-            advance = partial(progress.advance, bar)
-            scores = evaluate_model(
-                bundle.model,
-                items,
-                bundle.task,
-                opened.protocol,
-                where,
-                crop=bundle.crop,
-                workers=workers,
-                on_batch=advance,
-            )
+            options: Pass = {"crop": bundle.crop, "workers": workers, "on_batch": partial(progress.advance, bar)}
+            scores = evaluate_model(bundle.model, items, bundle.task, opened.protocol, where, **options)
     if write:
         write_json(opened.folder / "metrics.json", _record(scores, opened.protocol, bundle, part, len(ids), dataset))
     return scores
