@@ -10,7 +10,7 @@ of a list is the name of a pair (its suffix does not matter), or `before after [
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halfmask.data._files import list_images
@@ -70,6 +70,30 @@ class Pairs:
         return None if found is None else self.root / found
 
 
+class PairFiles:
+    """The half of a dataset of pairs that knows files; comes before `FileDataset`, the half that reads them.
+
+    Attributes:
+        pairs: what was found.
+    """
+
+    dates = 2
+    pairs: Pairs
+    before_overrides: dict[str, str]  # of the dataset
+
+    def ids(self, part: str) -> list[str]:
+        """Sorted ids of a part."""
+        return list(self.pairs.parts.get(part, []))
+
+    def image_files(self, id: str) -> tuple[Path, ...]:
+        """The earlier and the later image."""
+        return self.pairs.files(id, self.before_overrides.get(id))
+
+    def find_mask(self, id: str) -> Path | None:
+        """The label of a pair."""
+        return self.pairs.label(id)
+
+
 def find_pairs(root: Path) -> Pairs:
     """Find the pairs below a folder.
 
@@ -99,19 +123,19 @@ def find_pairs(root: Path) -> Pairs:
     return _by_lists(found)
 
 
-def name_parts(found: Pairs) -> dict[str, list[str]]:
-    """Give parts by the first word of the names (`train_36_0512.png`), where neither folders nor lists say them.
+def name_parts(found: Pairs) -> Pairs:
+    """Divide pairs by the first word of their names (`train_36_0512.png`), where neither folders nor lists do.
 
-    >>> name_parts(Pairs(Path(), {"train": ["B/train_1_1.png", "B/val_1_1.png"]}, {}, {}, {}))
+    >>> name_parts(Pairs(Path(), {"train": ["B/train_1_1.png", "B/val_1_1.png"]}, {}, {}, {})).parts
     {'train': ['B/train_1_1.png'], 'val': ['B/val_1_1.png']}
     """
     if found.listed or list(found.parts) != ["train"]:
-        return found.parts
+        return found
     named: dict[str, list[str]] = {}
     for id in found.parts["train"]:
         word = Path(id).name.partition("_")[0].lower()
         named.setdefault(PART_NAMES.get(word, "train"), []).append(id)
-    return named
+    return replace(found, parts=named)
 
 
 def _collect(found: Pairs, root: Path, base: Path, dates: tuple[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from halfmask.data._description import Description, read_description
 from halfmask.data._files import FileDataset
-from halfmask.data._pairs import Pairs, find_pairs
+from halfmask.data._pairs import PairFiles, find_pairs
 from halfmask.data.masks import LabelMap, read_stored
 from halfmask.errors import DataError
 from halfmask.task import Task
@@ -25,7 +25,7 @@ CLASSES, PALETTE = ("unchanged", "changed"), ((0, 0, 0), (255, 255, 255))
 _PROBED = 50
 
 
-class ChangeFolder(FileDataset):
+class ChangeFolder(PairFiles, FileDataset):
     """Pairs of images of one place at two dates.
 
     Args:
@@ -37,12 +37,7 @@ class ChangeFolder(FileDataset):
         bands: number of bands of one image.
         range: image values that become black and white; needed for 16-bit and float images.
         resize_masks: bring labels of another size to the image's by nearest neighbor instead of refusing them.
-
-    Attributes:
-        pairs: what was found.
     """
-
-    dates = 2
 
     def __init__(
         self,
@@ -56,7 +51,7 @@ class ChangeFolder(FileDataset):
         range: tuple[float, float] | None = None,
         resize_masks: bool = False,
     ) -> None:
-        self.pairs: Pairs = find_pairs(Path(root))
+        self.pairs = find_pairs(Path(root))
         super().__init__(self.pairs.root)
         given: dict[str, Any] = {
             "binary": binary, "map": map, "classes": classes, "ignore_index": ignore_index, "bands": bands,
@@ -80,18 +75,6 @@ class ChangeFolder(FileDataset):
             foreground=tuple(position > 0 for position, _ in enumerate(names)),
             palette=self._said.display_palette() or (PALETTE if len(names) == 2 else None),
         )
-
-    def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part."""
-        return list(self.pairs.parts.get(part, []))
-
-    def image_files(self, id: str) -> tuple[Path, ...]:
-        """The earlier and the later image."""
-        return self.pairs.files(id, self.before_overrides.get(id))
-
-    def find_mask(self, id: str) -> Path | None:
-        """The label of a pair."""
-        return self.pairs.label(id)
 
     def labels_of(self, mask: Path) -> LabelMap:
         """The same for every label of a folder."""

@@ -14,35 +14,21 @@ from pathlib import Path
 from typing import ClassVar
 
 from halfmask.data._files import FileDataset
-from halfmask.data._pairs import find_pairs, name_parts
+from halfmask.data._pairs import PairFiles, find_pairs, name_parts
 from halfmask.data.change_folder import CLASSES, PALETTE
 from halfmask.data.masks import LabelMap
 from halfmask.task import Task
 
 
-class LEVIR(FileDataset):
+class LEVIR(PairFiles, FileDataset):
     """LEVIR-CD, whole or cut into tiles."""
 
-    dates = 2
     splits_name: ClassVar[str] = "levir"
 
     def __init__(self, root: Path) -> None:
-        self.pairs = find_pairs(Path(root))
+        self.pairs = name_parts(find_pairs(Path(root)))
         super().__init__(self.pairs.root)
-        self._parts = name_parts(self.pairs)
         self.task = Task("change", CLASSES, foreground=(False, True), palette=PALETTE)
-
-    def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part."""
-        return list(self._parts.get(part, []))
-
-    def image_files(self, id: str) -> tuple[Path, ...]:
-        """The earlier and the later image."""
-        return self.pairs.files(id, self.before_overrides.get(id))
-
-    def find_mask(self, id: str) -> Path | None:
-        """The label of a pair."""
-        return self.pairs.label(id)
 
     def labels_of(self, mask: Path) -> LabelMap:
         """0 unchanged; 255 (or 1) changed."""

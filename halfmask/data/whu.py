@@ -13,34 +13,21 @@ from pathlib import Path
 from typing import ClassVar
 
 from halfmask.data._files import FileDataset
-from halfmask.data._pairs import find_pairs
+from halfmask.data._pairs import PairFiles, find_pairs
 from halfmask.data.change_folder import CLASSES, PALETTE
 from halfmask.data.masks import LabelMap
 from halfmask.task import Task
 
 
-class WHU(FileDataset):
+class WHU(PairFiles, FileDataset):
     """WHU-CD, cut into tiles."""
 
-    dates = 2
     splits_name: ClassVar[str] = "whu"
 
     def __init__(self, root: Path) -> None:
         self.pairs = find_pairs(Path(root))
         super().__init__(self.pairs.root)
         self.task = Task("change", CLASSES, foreground=(False, True), palette=PALETTE)
-
-    def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part."""
-        return list(self.pairs.parts.get(part, []))
-
-    def image_files(self, id: str) -> tuple[Path, ...]:
-        """The earlier and the later image."""
-        return self.pairs.files(id, self.before_overrides.get(id))
-
-    def find_mask(self, id: str) -> Path | None:
-        """The label of a pair."""
-        return self.pairs.label(id)
 
     def labels_of(self, mask: Path) -> LabelMap:
         """0 unchanged; 255 (or 1) changed."""
