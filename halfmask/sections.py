@@ -280,6 +280,7 @@ class RunRecipe(Section):
         eval_every: steps between validations; `null` = once per epoch, but 10 to 20 times in a run.
         log_every: steps between lines of metrics.jsonl.
         deterministic: deterministic kernels.
+        reference: compute with the plain formulations of `halfmask/reference/` instead of the fast ones: for checks.
         compile: compile encoder and decoder.
         channels_last: memory layout of images and weights, for CNN encoders on a GPU.
         logger: extra loggers beside metrics.jsonl.
@@ -296,6 +297,7 @@ class RunRecipe(Section):
     eval_every: PositiveInt | None = None
     log_every: PositiveInt = 20
     deterministic: bool = False
+    reference: bool = False
     compile: bool = False
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from halfmask.augment import color
 from halfmask.augment.blur import gaussian_blur
+from halfmask.blocks.forms import has_plain_form
+from halfmask.reference import strong_views as reference
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,6 +46,22 @@ class StrongParams(NamedTuple):
     factors: Float[Tensor, "N 4"]
     gray: Bool[Tensor, " N"]
     radius: Float[Tensor, " N"]
+
+
+def _whole_chain(_: nn.Module, image: Tensor, params: StrongParams, **__: object) -> Tensor:
+    """Views by the plain form, one image after the other."""
+    views = [
+        reference.strong_view(
+            one,
+            jitter=bool(params.jitter[number]),
+            order=params.order[number].tolist(),
+            factors=params.factors[number].tolist(),
+            make_gray=bool(params.gray[number]),
+            radius=float(params.radius[number]),
+        )
+        for number, one in enumerate(image.flatten(0, -4))
+    ]
+    return torch.stack(views).reshape(image.shape)
 
 
 class StrongAugment(nn.Module):
@@ -111,6 +129,7 @@ class StrongAugment(nn.Module):
         )
 
     @torch.no_grad()
+    @has_plain_form(_whole_chain)
     def apply_params(
         self, image: Float[Tensor, "B *T C H W"], params: StrongParams, *, batched: bool | None = None
     ) -> Float[Tensor, "B *T C H W"]:

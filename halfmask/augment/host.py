@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from halfmask.reference.geometry import cut_whole
+
 Resample = Literal["bilinear", "bicubic"]
 
 # Pillow's filter and how many source pixels it reaches to each side of a target pixel's center.
@@ -106,11 +108,14 @@ def cut_image(
     *,
     fill: UInt8[np.ndarray, " C"],
     resample: Resample = "bilinear",
+    plain: bool = False,
 ) -> UInt8[np.ndarray, "C S S"]:
     """Resample the window of an image, antialiased when it shrinks, and pad it with a color.
 
-    Any number of bands: Pillow takes them three at a time.
+    Any number of bands: Pillow takes them three at a time. `plain`: resize the whole image, then cut.
     """
+    if plain:
+        return _cut_whole(image, window, crop, fill, resample)
     (left, top), (width, height) = window.corner, window.extent
     kernel, reach = _FILTERS[resample]
     across = _source_span(left, width, window.size[0], image.shape[1], reach)
@@ -147,6 +152,17 @@ def covered(window: Window, crop: int) -> tuple[int, int, int]:
     """
     width, height = window.extent
     return (crop - width, crop, height) if window.flip else (0, width, height)
+
+
+def _cut_whole(
+    image: np.ndarray, window: Window, crop: int, fill: np.ndarray, resample: Resample
+) -> UInt8[np.ndarray, "C S S"]:
+    place = {"size": window.size, "corner": window.corner, "crop": crop, "flip": window.flip}
+    kernel, _ = _FILTERS[resample]
+    planes = [
+        cut_whole(image[:, :, band], **place, fill=int(fill[band]), resample=kernel) for band in range(image.shape[2])
+    ]
+    return np.stack(planes)
 
 
 class _Span(NamedTuple):

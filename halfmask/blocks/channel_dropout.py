@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from halfmask.blocks.forms import has_plain_form
+from halfmask.reference import channel_dropout as reference
+
 
 def channel_masks(
     images: int,
@@ -82,8 +85,19 @@ def _masks(undropped: Bool[Tensor, " b"], width: int, views: int, complementary:
     masks: list[Tensor] = []
     for view in range(views):
         if complementary and view % 2:
-            masks.append(2 - masks[-1])  # 1 stays 1
-        else:
-            kept = torch.rand(len(undropped), width, device=undropped.device) < 0.5
-            masks.append((2 * kept.float()).masked_fill(undropped[:, None], 1.0))
-    return torch.cat(masks)
+            continue
+        kept = torch.rand(len(undropped), width, device=undropped.device) < 0.5
+        both = _pair(kept, undropped)
+        masks += both if complementary else both[:1]
+    return torch.cat(masks[:views])
+
+
+def _pair_one_by_one(kept: Tensor, undropped: Tensor) -> list[Tensor]:
+    mask = reference.complementary_mask(kept, undropped.nonzero().flatten().tolist())
+    return list(mask.to(kept.device).chunk(2))
+
+
+@has_plain_form(_pair_one_by_one)
+def _pair(kept: Bool[Tensor, "b D"], undropped: Bool[Tensor, " b"]) -> list[Float[Tensor, "b D"]]:
+    mask = (2 * kept.float()).masked_fill(undropped[:, None], 1.0)
+    return [mask, 2 - mask]  # 1 stays 1

@@ -17,7 +17,9 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from halfmask.blocks.forms import has_plain_form
 from halfmask.errors import CheckpointError
+from halfmask.reference import ema as reference
 
 Buffers = Literal["ema", "copy", "own"]
 Net = TypeVar("Net", bound=nn.Module)
@@ -112,6 +114,7 @@ def ema_copy(net: Net, buffers: Buffers = "ema") -> Teacher[Net]:
     return Teacher(copy.deepcopy(net), buffers)
 
 
+@has_plain_form(reference.lerp_)
 def lerp_(average: list[Tensor], target: list[Tensor], weight: float) -> None:
     """Move each tensor of `average` the part `weight` of the way to its partner in `target`, in place."""
     if not average:

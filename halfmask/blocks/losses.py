@@ -13,10 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from halfmask.blocks.forms import has_plain_form
+from halfmask.reference import losses as reference
+
 LossName = Literal["ce", "ohem"]
 _SKIP = -100  # label of pixels left out; never a class
 
 
+@has_plain_form(reference.cross_entropy)
 def cross_entropy(
     logits: Float[Tensor, "B K *S"],
     target: Int[Tensor, "B *S"],
@@ -37,6 +41,7 @@ def cross_entropy(
     return _mean(_pixel_loss(logits, target, ignore_index), target != ignore_index, _weight_of(target, weight))
 
 
+@has_plain_form(reference.masked_cross_entropy)
 def masked_cross_entropy(
     logits: Float[Tensor, "B K *S"],
     target: Int[Tensor, "B *S"],
@@ -60,6 +65,7 @@ def masked_cross_entropy(
     return _pixel_loss(logits, target.masked_fill(~keep, _SKIP), _SKIP).sum() / denominator.sum().clamp_min(1)
 
 
+@has_plain_form(reference.ohem_cross_entropy)
 def ohem_cross_entropy(
     logits: Float[Tensor, "B K *S"],
     target: Int[Tensor, "B *S"],
@@ -93,6 +99,7 @@ def ohem_cross_entropy(
     return _mean(loss, keep, _weight_of(target, weight))
 
 
+@has_plain_form(reference.bootstrapped_cross_entropy)
 def bootstrapped_cross_entropy(
     logits: Float[Tensor, "B K *S"],
     target: Int[Tensor, "B *S"],

@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from halfmask.blocks.dist import broadcast, gather
+from halfmask.blocks.forms import has_plain_form
 from halfmask.errors import CheckpointError
+from halfmask.reference import allspark as reference
 
 MemorySync = Literal["gather", "rank0", "local"]
 
@@ -85,10 +87,22 @@ class ClassMemory(nn.Module):
         elif self.sync == "rank0":
             for buffer in (self.slots, self.pointer, self.origin):
                 broadcast(buffer)
-        target, source = _plan(self.pointer, classes.flatten(), self.slots.shape[1])
-        written = vectors.to(self.slots.dtype).flatten(0, 1).index_select(0, source)
-        self.slots.flatten(0, 1).index_copy_(0, target, written)
-        self.origin.flatten().index_copy_(0, target, index.unsqueeze(1).expand_as(classes).flatten()[source])
+        _write(self.slots, self.origin, self.pointer, vectors.to(self.slots.dtype), classes, index)
+
+
+def _write_one_by_one(
+    slots: Tensor, origin: Tensor, pointer: Tensor, vectors: Tensor, classes: Tensor, index: Tensor
+) -> None:
+    images = index[:, None, None].expand(*classes.shape, 1)
+    reference.enqueue(origin[..., None], pointer.clone(), images, classes)
+    reference.enqueue(slots, pointer, vectors, classes)
+
+
+@has_plain_form(_write_one_by_one)
+def _write(slots: Tensor, origin: Tensor, pointer: Tensor, vectors: Tensor, classes: Tensor, index: Tensor) -> None:
+    target, source = _plan(pointer, classes.flatten(), slots.shape[1])
+    slots.flatten(0, 1).index_copy_(0, target, vectors.flatten(0, 1).index_select(0, source))
+    origin.flatten().index_copy_(0, target, index.unsqueeze(1).expand_as(classes).flatten()[source])
 
 
 def _plan(pointer: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:

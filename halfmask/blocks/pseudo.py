@@ -7,11 +7,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmask.blocks.confidence import top_class
+from halfmask.blocks.forms import has_plain_form
+from halfmask.reference import pseudo as reference
 
 CONFIDENCE = "pseudo/confidence/"  # logs of one family: a histogram, one number per range
 _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
+@has_plain_form(reference.pseudo_label)
 def pseudo_label(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
     """Give the most probable class and its probability, without gradient.
 
@@ -26,6 +29,7 @@ def pseudo_label(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], 
 
 
 @torch.no_grad()
+@has_plain_form(reference.pseudo_logs)
 def pseudo_logs(
     label: Int[Tensor, "B *S"], keep: Bool[Tensor, "B *S"], valid: Bool[Tensor, "B *S"], classes: int
 ) -> dict[str, Tensor]:

@@ -73,6 +73,9 @@ def train(
     twin: Annotated[
         bool, typer.Option("--twin", help="Also train without the unlabeled images, and compare [run.twin].")
     ] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Compute with the plain, slow formulations, for checks [run.reference].")
+    ] = False,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N steps.")] = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -109,6 +112,7 @@ def train(
         "run.devices": devices,
         "data.workers": flags.number_or_text(workers),
         "run.twin": twin or None,
+        "run.reference": reference or None,
         **flags.unlabeled_key(unlabeled),
         **flags.batch_keys(batch_size),
     }

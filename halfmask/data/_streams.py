@@ -15,13 +15,14 @@ ReadArray = Callable[[str], np.ndarray]
 
 @dataclass(slots=True)
 class Cutter:
-    """What the recipe says about crops: ranges, filter, padding, and the seed of the draws."""
+    """What the recipe says about crops: ranges, filter, padding, seed of the draws, and whether the plain form cuts."""
 
     geometry: Geometry
     resample: Resample
     black: bool
     mean: tuple[float, ...]
     seed: int
+    plain: bool = False
 
     def fill(self, bands: int) -> UInt8[np.ndarray, " C"]:
         """Give the color of the padding; the mean of one date serves both dates of a pair."""

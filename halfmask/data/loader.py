@@ -22,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from halfmask.augment.host import Geometry, covered, cut_image, cut_target, point_of
 from halfmask.batch import Batch, Samples
+from halfmask.blocks.forms import plain_forms_wanted
 from halfmask.data._dataset import Dataset
 from halfmask.data._streams import Cutter, ImageStream, LabeledStream, PseudoStream
 from halfmask.data._weak import NOTHING_KNOWN, Weak
@@ -168,7 +169,8 @@ class StepReader(TorchDataset[Any]):
         shown = target is not None and target.ndim and key.shows is not None
         around = point_of(target, key.shows, rng) if shown else None  # type: ignore[arg-type]  # both are there
         window = cutter.geometry.sample(rng, image.shape[1], image.shape[0], around)
-        cut = cut_image(image, window, crop, fill=cutter.fill(image.shape[2]), resample=cutter.resample)
+        fill = cutter.fill(image.shape[2])
+        cut = cut_image(image, window, crop, fill=fill, resample=cutter.resample, plain=cutter.plain)
         if target is None or not target.ndim:  # nothing, or a label of the whole image
             return cut, covered(window, crop), target
         mask = cut_target(target, window, crop, ignore=self.ignore)
@@ -328,6 +330,7 @@ def _parts(
         black=recipe.pad == "black",
         mean=labeled.mean or IMAGENET_MEAN,
         seed=seed,
+        plain=plain_forms_wanted(),
     )
     sampler = StepSampler(
         len(split.labeled),

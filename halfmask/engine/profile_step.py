@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfmask.batch import Batch
+from halfmask.blocks.forms import plain_forms
 from halfmask.data.loader import HostBatch, TrainLoader
 from halfmask.engine.bench.ceilings import GOOD_SHARE, matmul_rate
 from halfmask.engine.hardware import make_trainer, prepare_networks, with_precision
@@ -179,7 +180,7 @@ def profile_recipe(recipe: Recipe, steps: int = 20) -> Profile:
     total = steps + _WARM_UP
     run = recipe.run.model_copy(update={"logger": "none", "steps": total, "epochs": None})
     recipe = with_precision(recipe.model_copy(update={"run": run}))
-    with tempfile.TemporaryDirectory(prefix="halfmask-profile-") as folder:
+    with plain_forms(run.reference), tempfile.TemporaryDirectory(prefix="halfmask-profile-") as folder:
         prepared = prepare(recipe)
         make_loader = loader_maker(prepared, Path(folder))
         loader_seconds = _loader_alone(make_loader(0, total, 0, 1))

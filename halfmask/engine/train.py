@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from torch import distributed as dist
 
+from halfmask.blocks.forms import plain_forms
 from halfmask.data._dataset import Dataset
 from halfmask.data.splits import Split, part_ids
 from halfmask.engine.bundle import load_bundle
@@ -46,6 +47,7 @@ _FREE_ON_RESUME = (
     "run.nodes",
     "run.accelerator",
     "run.logger",
+    "run.reference",
     "run.twin",
 )
 
@@ -118,9 +120,10 @@ def train(
         recipe = load(recipe.model_dump(mode="json"), overrides)
     stages: list[Stage] = resolve("methods", recipe.method.name).plan(recipe)
     options: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
-    if len(stages) > 1:
-        return _train_stages(recipe, run, stages, resume=resume, **options)
-    return _train_stage(recipe, run, resume=resume, initialize=None if resume else initialize, **options)
+    with plain_forms(recipe.run.reference):
+        if len(stages) > 1:
+            return _train_stages(recipe, run, stages, resume=resume, **options)
+        return _train_stage(recipe, run, resume=resume, initialize=None if resume else initialize, **options)
 
 
 def _train_stages(

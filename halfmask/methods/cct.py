@@ -36,6 +36,7 @@ from torch import Tensor
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.blocks.components import BoxRule
 from halfmask.blocks.consistency import Distance, Objective, pixel_weight
+from halfmask.blocks.forms import plain_forms_wanted
 from halfmask.blocks.heads import AuxiliaryHeads, Perturbed
 from halfmask.blocks.losses import bootstrapped_cross_entropy, cross_entropy
 from halfmask.blocks.perturb import (
@@ -173,7 +174,8 @@ class CCT(Method):
         self.unlabeled_weight, self.weak_weight = unlabeled_weight, terms["weak"]
         self.pairwise_weight = terms["pairwise"]
         self.ramp, self.ramp_up, self.consistency, self.threshold = ramp, ramp_up, consistency, threshold
-        self.loss, self.ignore_padding, self.head_group = loss, ignore_padding, head_group
+        self.loss, self.ignore_padding = loss, ignore_padding
+        self.head_group = 0 if plain_forms_wanted() else head_group
         self.labeled_loss = partial(
             cross_entropy if loss == "ce" else bootstrapped_cross_entropy, ignore_index=task.ignore_index
         )

@@ -41,6 +41,7 @@ from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.blocks.channel_dropout import channel_masks, scale_channels
 from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
+from halfmask.blocks.forms import plain_forms_wanted
 from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
 from halfmask.blocks.mixing import box_mask, paste
 from halfmask.blocks.pseudo import agreement, confidence_histogram, pseudo_label, pseudo_logs
@@ -114,7 +115,7 @@ class UniMatchV2(Method):
         self.draws = 2 if mixes and cutmix_partner == "shuffle" else 1
         flips = mixes and cutmix_partner == "flip"
         self.smallest_batch = 2 if flips or dropout != "none" else 1  # one image would always lose channels
-        self.one_pass = not self.student.has_batch_stats
+        self.one_pass = not self.student.has_batch_stats and not plain_forms_wanted()
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from halfmask.blocks.forms import plain_forms_wanted
 from halfmask.errors import ShapeError
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
@@ -110,7 +111,8 @@ class ChangeSegmenter(Model):
         Raises:
             ShapeError: the images are not pairs.
         """
-        return date_differences(super().encode, image, apart=self.encoder.training and has_batch_norm(self.encoder))
+        apart = plain_forms_wanted() or (self.encoder.training and has_batch_norm(self.encoder))
+        return date_differences(super().encode, image, apart=apart)
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
         """Logits, upsampled bilinearly to `size` (H, W)."""

@@ -7,7 +7,7 @@ and `blocks/grouping.py`, with the same signatures.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 EPS = 1e-5  # of the instance norm
@@ -44,9 +44,9 @@ def channel_attention(
 
 @torch.no_grad()
 def enqueue(
-    memory: Float[Tensor, "K S d"],
+    memory: Shaped[Tensor, "K S d"],
     pointer: Int[Tensor, " K"],
-    vectors: Float[Tensor, "B N d"],
+    vectors: Shaped[Tensor, "B N d"],
     classes: Int[Tensor, "B N"],
 ) -> None:
     """Write vectors into the ring buffer of their class, image by image and class by class, in place.
@@ -73,7 +73,10 @@ def enqueue(
 
 @torch.no_grad()
 def channel_classes(
-    tokens: Float[Tensor, "B d C"], logits: Float[Tensor, "B K H W"], size: tuple[int, int], grouping: str
+    tokens: Float[Tensor, "B d C"],
+    logits: Float[Tensor, "B K H W"],
+    size: tuple[int, int],
+    grouping: str = "logits_cosine",
 ) -> Int[Tensor, "B C"]:
     """Give each channel the class whose map it resembles most, one image and one channel at a time.
 
@@ -87,6 +90,8 @@ def channel_classes(
     count = logits.shape[1]
     if grouping == "none":
         return (torch.arange(batch * channels) % count).reshape(batch, channels).to(tokens.device)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    tokens = tokens.to(logits.dtype)
     maps = logits if grouping == "logits_cosine" else logits.softmax(1)
     maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False).flatten(2)  # (B, K, d)
     result = torch.empty(batch, channels, dtype=torch.int64, device=tokens.device)

@@ -1,7 +1,7 @@
 """Moving average of a network, tensor by tensor."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -13,3 +13,9 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
             tensor.copy_(decay * tensor + (1 - decay) * theirs[name])
         else:
             tensor.copy_(theirs[name])
+
+
+def lerp_(average: list[Tensor], target: list[Tensor], weight: float) -> None:
+    """Move each tensor of `average` the part `weight` of the way to its partner in `target`, in place."""
+    for old, new in zip(average, target, strict=True):
+        old.copy_((1 - weight) * old + weight * new)

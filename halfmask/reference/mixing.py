@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,14 +22,23 @@ def draw_box(height: int, width: int, rng: random.Random, p: float = 0.5) -> tup
 
 
 def paste_by_index(box: Tensor, own: Tensor, partner: Tensor) -> Tensor:
-    """Copy the partner's pixels into the box: (B, H, W) bool, (B, C, H, W) images."""
+    """Copy the partner's pixels into the box: (B, H, W) bool, (B, ..., H, W) images or labels."""
     mixed = own.clone()
-    inside = box.unsqueeze(1).expand_as(own)
+    inside = box.reshape(len(box), *(1,) * (own.ndim - box.ndim), *box.shape[1:]).expand_as(own)
     mixed[inside] = partner[inside]
     return mixed
 
 
-def boxes_to_mask(boxes: list[tuple[int, int, int, int] | None], height: int, width: int) -> Tensor:
+def paste(box: Tensor, *tensors: Tensor, partner: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+    """Paste into all that belongs to an image what belongs to its partner, by default the mirrored place in the batch.
+
+    Of whole images, without axes of space, the box is (B,).
+    """
+    partners = [tensor.flip(0) for tensor in tensors] if partner is None else partner
+    return tuple(paste_by_index(box, own, other) for own, other in zip(tensors, partners, strict=True))
+
+
+def boxes_to_mask(boxes: Sequence[tuple[int, int, int, int] | None], height: int, width: int) -> Tensor:
     """Fill a (B, H, W) bool mask by slices."""
     mask = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for image, box in zip(mask, boxes, strict=True):

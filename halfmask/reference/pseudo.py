@@ -6,7 +6,8 @@ from torch import Tensor
 
 def pseudo_label(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Most probable class and its probability, from (B, K, *S) logits."""
-    probability = logits.softmax(1)
+    logits = logits.detach()
+    probability = (logits if logits.dtype == torch.float64 else logits.float()).softmax(1)
     return probability.argmax(1), probability.amax(1)
 
 

@@ -20,7 +20,7 @@ from halfmask.report.records import Run
 # Where and how a run was computed, not what was computed.
 _NOT_COMPARED = (
     "run.seed", "run.devices", "run.nodes", "run.accelerator", "run.logger", "run.log_every", "run.eval_every",
-    "run.twin", "expected", "data.root", "data.workers", "data.cache", "data.splits",
+    "run.twin", "run.reference", "expected", "data.root", "data.workers", "data.cache", "data.splits",
 )  # fmt: skip
 _MOST_IN_NAME = 3
 
@@ -79,14 +79,18 @@ class Row:
 
     def spread(self, score: str) -> Spread:
         """Give mean and spread of `best`, `last`, `hours`, or `shown` (on this report's images)."""
+        values = self.values(score)
+        if not values:
+            return Spread(math.nan, math.nan, 0)
+        return Spread(mean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+
+    def values(self, score: str) -> list[float]:
+        """Give the numbers behind `spread`, one per run that has one."""
         if score == "shown":
             values = [member.scores.main.value for member in self.members if member.scores is not None]
         else:
             values = [value for member in self.members if (value := getattr(member, score)) is not None]
-        values = [value for value in values if not math.isnan(value)]
-        if not values:
-            return Spread(math.nan, math.nan, 0)
-        return Spread(mean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+        return [value for value in values if not math.isnan(value)]
 
 
 def compare(groups: Sequence[tuple[Run, ...]], wishes: Wishes) -> list[Row]:
@@ -233,21 +237,60 @@ def _key(run: Run) -> str:
 def _names(runs: Sequence[Run]) -> list[str]:
     """Name rows by method; where that is not enough, by the settings that differ, at last by the folder."""
     names = [run.method for run in runs]
-    doubled = {name for name in names if names.count(name) > 1}
-    tables = [{entry.key: entry.value for entry in run.settings} for run in runs]
-    for method in doubled:
+    for method in {name for name in names if names.count(name) > 1}:
         own = [number for number, run in enumerate(runs) if run.method == method]
-        keys = list(dict.fromkeys(key for number in own for key in tables[number]))
-        differing = [
-            key
-            for key in keys
-            if not key.startswith(_NOT_COMPARED) and len({tables[number].get(key) for number in own}) > 1
+        differing = _differences([runs[number].recipe for number in own])
+        labels = _labels(list(differing))
+        said = [
+            [f"{label}={values[place]}" for label, values in zip(labels, differing.values(), strict=True)]
+            for place in range(len(own))
         ]
-        for number in own:
-            said = [f"{key.rpartition('.')[2]}={tables[number].get(key, '-')}" for key in differing[:_MOST_IN_NAME]]
-            more = ", ..." if len(differing) > _MOST_IN_NAME else ""
-            names[number] = f"{method} ({', '.join(said)}{more})" if said else f"{method} ({runs[number].name})"
+        # Few settings make a name that can be read, unless it takes more to tell rows apart.
+        enough = len({tuple(some[:_MOST_IN_NAME]) for some in said}) == len(own)
+        most = _MOST_IN_NAME if enough else len(labels)
+        distinct = len({tuple(some) for some in said}) == len(own)
+        for number, some in zip(own, said, strict=True):
+            words = some[:most] + (["..."] if len(some) > most else []) + ([] if distinct else [runs[number].name])
+            names[number] = f"{method} ({', '.join(words)})"
     return names
+
+
+def _differences(recipes: Sequence[dict[str, Any]], prefix: str = "") -> dict[str, list[str]]:
+    """Give the settings that are not the same in all recipes, by dotted key: how each one has it.
+
+    >>> _differences([{"heads": {"i_vat": 2}, "lr": 1}, {"heads": {"f_drop": 6}, "lr": 1}])
+    {'heads': ['{i_vat: 2}', '{f_drop: 6}']}
+    """
+    found: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for recipe in recipes for key in recipe):
+        dotted, values = f"{prefix}{key}", [recipe.get(key, "-") for recipe in recipes]
+        if dotted.startswith(_NOT_COMPARED) or all(value == values[0] for value in values):
+            continue
+        sections = [value for value in values if isinstance(value, dict)]
+        if len(sections) < len(values):
+            found[dotted] = [_short(value) for value in values]
+        elif len({section.get("name") for section in sections}) > 1:
+            found[dotted] = [_short(section.get("name", "-")) for section in sections]
+        elif len({frozenset(section) for section in sections}) == 1:
+            found |= _differences(sections, f"{dotted}.")
+        else:
+            found[dotted] = [_short(section) for section in sections]
+    return found
+
+
+def _labels(keys: Sequence[str]) -> list[str]:
+    """Give the last word of each key, or the whole key where two end alike."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)]
+
+
+def _short(value: Any) -> str:
+    """Write a value as in a recipe, on one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_short(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def spread_of_curves(row: Row) -> list[tuple[int, float]]:

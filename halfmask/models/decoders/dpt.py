@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from halfmask.errors import RecipeError
 from halfmask.models.decoders._decoder import Decoder
+from halfmask.reference.dpt import upsampled_mix
 
 # UniMatch V2: token width -> (fusion width, widths of the four projected maps).
 _WIDTHS: dict[int, tuple[int, tuple[int, int, int, int]]] = {
@@ -95,13 +96,17 @@ class _Fusion(nn.Module):
         self.skip = _ResidualUnit(width) if skip else None
         self.unit = _ResidualUnit(width)
         self.out = nn.Conv2d(width, width, 1)
+        self.impl = "auto"  # `reference`: in the order of the paper
 
     def forward(
         self, x: Float[Tensor, "B E h w"], skip: Float[Tensor, "B E h w"] | None, size: tuple[int, int]
     ) -> Float[Tensor, "B E h2 w2"]:
         if self.skip is not None and skip is not None:
             x = x + self.skip(skip)
-        return F.interpolate(self.out(self.unit(x)), size=size, mode="bilinear", align_corners=True)
+        x = self.unit(x)
+        if self.impl == "reference":
+            return upsampled_mix(x, self.out.weight, self.out.bias, size)
+        return F.interpolate(self.out(x), size=size, mode="bilinear", align_corners=True)
 
 
 class _ResidualUnit(nn.Module):
