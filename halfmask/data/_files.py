@@ -102,6 +102,18 @@ def list_images(folder: Path, root: Path, recursive: bool = True) -> list[str]:
     )
 
 
+def count_records(path: Path, size: int) -> int:
+    """Count the images of a file that holds one after the other, `size` bytes each; a missing file holds none.
+
+    Raises:
+        DataError: the last one is cut short.
+    """
+    count, rest = divmod(path.stat().st_size if path.is_file() else 0, size)
+    if rest:
+        raise DataError(f"{path}: its size is no multiple of an image's: cut short. Unpack the release again.", "H201")
+    return count
+
+
 def list_stems(path: Path) -> tuple[str, ...]:
     """Read an image set of VOC form: one stem per line, perhaps followed by a flag."""
     lines = read_text(path, "H211").splitlines()

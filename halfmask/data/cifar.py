@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from halfmask.data._dataset import Dataset
+from halfmask.data._files import count_records
 from halfmask.errors import DataError
 from halfmask.task import Task
 
@@ -94,15 +95,9 @@ class CIFAR(Dataset):
         return [name for name in names if (self.root / name).is_file()]
 
     def _count(self, name: str) -> int:
-        path = self.root / name
         if not self._form.binary:
-            return len(_unpickled(path)[b"data"])
-        count, rest = divmod(path.stat().st_size, self._form.labels + _PIXELS)
-        if rest:
-            raise DataError(
-                f"{path}: its size is no multiple of an image's: cut short. Unpack the release again.", "H201"
-            )
-        return count
+            return len(_unpickled(self.root / name)[b"data"])
+        return count_records(self.root / name, self._form.labels + _PIXELS)
 
     def _place(self, id: str) -> tuple[str, int]:
         """Find the file of an id and the image's number in it."""

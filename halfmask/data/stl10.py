@@ -15,6 +15,7 @@ from jaxtyping import Integer, UInt8
 from pydantic import Field
 
 from halfmask.data._dataset import Dataset
+from halfmask.data._files import count_records
 from halfmask.errors import DataError
 from halfmask.task import Task
 
@@ -36,7 +37,7 @@ class STL10(Dataset):
         super().__init__(inner if inner.is_dir() else root)
         if not (self.root / "train_X.bin").is_file() or not (self.root / "class_names.txt").is_file():
             raise DataError(f"{root}: not STL-10: expected stl10_binary/ with train_X.bin and class_names.txt.", "H208")
-        self._counts = {part: self._count(part) for part in ("train", "test", "unlabeled")}
+        self._counts = {part: count_records(self._images(part), _PIXELS) for part in ("train", "test", "unlabeled")}
         names = (self.root / "class_names.txt").read_text(encoding="utf-8").split()
         self.task = Task("classification", tuple(names), ignore_index=_IGNORED_LABEL)
         self._labeled: frozenset[int] | None = None
@@ -52,7 +53,7 @@ class STL10(Dataset):
     def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
         """Give an image of 96x96 RGB pixels."""
         part, number = self._place(id)
-        pixels = np.fromfile(self.root / f"{part}_X.bin", np.uint8, _PIXELS, offset=number * _PIXELS)
+        pixels = np.fromfile(self._images(part), np.uint8, _PIXELS, offset=number * _PIXELS)
         return np.ascontiguousarray(pixels.reshape(3, 96, 96).transpose(2, 1, 0))
 
     def read_target(self, id: str) -> Integer[np.ndarray, ""]:
@@ -77,16 +78,10 @@ class STL10(Dataset):
 
     def image_files(self, id: str) -> tuple[Path, ...]:
         """The file of the images."""
-        return (self.root / f"{self._place(id)[0]}_X.bin",)
+        return (self._images(self._place(id)[0]),)
 
-    def _count(self, part: str) -> int:
-        path = self.root / f"{part}_X.bin"
-        count, rest = divmod(path.stat().st_size if path.is_file() else 0, _PIXELS)
-        if rest:
-            raise DataError(
-                f"{path}: its size is no multiple of an image's: cut short. Unpack the release again.", "H201"
-            )
-        return count
+    def _images(self, part: str) -> Path:
+        return self.root / f"{part}_X.bin"
 
     def _place(self, id: str) -> tuple[str, int]:
         part, _, digits = id.partition("/")
