@@ -6,6 +6,7 @@ readers ("Color Universal Design", 2008). The page's style gives `.c0`, `.c1`, .
 
 import math
 from collections.abc import Sequence
+from statistics import mean, stdev
 from typing import NamedTuple
 
 from halfmask.report.markup import esc
@@ -15,6 +16,7 @@ Points = Sequence[tuple[int | float, int | float]]
 _WIDTH, _HEIGHT = 380, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 12, 26
 _MOST_POINTS = 160
+_INSET, _GROUP, _MOST_LETTERS = 22, 40, 54
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
@@ -96,6 +98,62 @@ def line_chart(
     return (
         f'<figure class="chart"><figcaption>{esc(title)}</figcaption>{_legend(shown)}'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{esc(title)}. {esc(described)}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
+class Group(NamedTuple):
+    """Scores of one setting.
+
+    Args:
+        name: above its line.
+        values: fractions, one per run.
+        color: number of its color.
+    """
+
+    name: str
+    values: Sequence[float]
+    color: int = 0
+
+
+def spread_chart(groups: Sequence[Group], *, title: str) -> str:
+    """Draw one line per group: runs as dots, their mean as a bar, its standard deviation as a line to both sides.
+
+    Args:
+        groups: from top to bottom; those without values are left out.
+        title: caption.
+    """
+    shown = [group for group in groups if group.values]
+    if not shown:
+        return ""
+    spreads = [(mean(group.values), stdev(group.values) if len(group.values) > 1 else 0.0) for group in shown]
+    ends = [value for group in shown for value in group.values]
+    ends += [at + side for at, sd in spreads for side in (-sd, sd)]
+    scale = ticks(min(ends), max(ends))
+    height = _TOP + _GROUP * len(shown) + _BOTTOM
+
+    def place(x: float) -> float:
+        return _INSET + (_WIDTH - 2 * _INSET) * (x - scale[0]) / (scale[-1] - scale[0])
+
+    parts = []
+    for value in scale:
+        x, text = f"{place(value):.1f}", _label(value, True, scale[-1] - scale[0])
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
+        parts.append(f'<text x="{x}" y="{height - 8}" text-anchor="middle">{text}</text>')
+    said = []
+    for number, (group, (at, sd)) in enumerate(zip(shown, spreads, strict=True)):
+        y, css = _TOP + _GROUP * number + _GROUP - 12, f"c{group.color}"
+        name = group.name if len(group.name) <= _MOST_LETTERS else f"{group.name[: _MOST_LETTERS - 1]}…"
+        parts.append(f'<text x="{_INSET}" y="{y - 14}">{esc(name)}</text>')
+        if len(group.values) > 1:
+            parts.append(f'<line class="{css}" x1="{place(at - sd):.1f}" x2="{place(at + sd):.1f}" y1="{y}" y2="{y}"/>')
+        x = f"{place(at):.1f}"
+        parts.append(f'<line class="{css}" stroke-width="3" x1="{x}" x2="{x}" y1="{y - 7}" y2="{y + 7}"/>')
+        parts += [f'<circle class="{css}" cx="{place(value):.1f}" cy="{y}" r="3"/>' for value in group.values]
+        said.append(f"{group.name}: {_value(at, True)}" + (f" ± {100 * sd:.1f}" if len(group.values) > 1 else ""))
+    return (
+        f'<figure class="chart"><figcaption>{esc(title)}</figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{esc(title)}. {esc("; ".join(said))}">'
         f"{''.join(parts)}</svg></figure>"
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from halfmask import __version__
 from halfmask.report.bootstrap import Interval
-from halfmask.report.charts import Series, line_chart
+from halfmask.report.charts import Group, Series, line_chart, spread_chart
 from halfmask.report.comparison import Row, Spread, spread_of_curves, written
 from halfmask.report.markup import between, chapter, esc, note, percent, signed, table, whisker
 from halfmask.report.page import document
@@ -66,7 +66,7 @@ def _table(rows: Sequence[Row], metric: str) -> str:
         "gain over the first", "published", "device time",
     )  # fmt: skip
     problem = next((member.problem for row in rows for member in row.members if member.problem), "")
-    parts = [table(head, lines, label="Comparison")]
+    parts = [table(head, lines, label="Comparison"), _spreads(rows, metric)]
     if problem:
         parts.append(note(f"Not every model could be judged on the same images: {esc(problem)}"))
     count = next((len(member.tally.ids) for row in rows for member in row.members if member.tally), 0)
@@ -79,6 +79,15 @@ def _table(rows: Sequence[Row], metric: str) -> str:
         )
     )
     return chapter("table", "Comparison", *parts)
+
+
+def _spreads(rows: Sequence[Row], metric: str) -> str:
+    """Every setting's runs, mean and spread on one scale: what an ablation is looked at for."""
+    charts = ""
+    for score, name in (("last", f"{metric} at the end"), ("shown", f"{metric} of the shipped model, here")):
+        groups = [Group(row.name, row.values(score), number % _COLORS) for number, row in enumerate(rows)]
+        charts += spread_chart(groups, title=f"{name}: runs, mean ± standard deviation")
+    return f'<div class="charts">{charts}</div>' if charts else ""
 
 
 def _curves(rows: Sequence[Row], metric: str) -> str:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from halfmask.report.charts import Series, line_chart, sparkline, ticks
+from halfmask.report.charts import Group, Series, line_chart, sparkline, spread_chart, ticks
 
 
 def polylines(svg: str, css: str) -> list[list[tuple[float, float]]]:
@@ -29,6 +29,26 @@ def test_a_chart_is_well_formed_and_says_its_values():
     assert "<a> & b: from 25.0 % to 25.0 %" in label
     assert "none" not in svg
     assert line_chart([Series("none", [])], title="nothing") == ""
+
+
+def test_a_spread_has_dots_for_runs_a_bar_at_the_mean_and_a_line_of_one_deviation():
+    groups = [Group("cct (heads={i_vat: 2})", [0.4, 0.5, 0.6], 0), Group("one <run>", [0.3], 1), Group("none", [])]
+    svg = spread_chart(groups, title="Scores")
+    dots = {css: [] for css in ("c0", "c1")}
+    for css, x in re.findall(r'<circle class="(c\d)" cx="([\d.]+)"', svg):
+        dots[css].append(float(x))
+    lines = re.findall(r'<line class="(c\d)"(?: stroke-width="3")? x1="([\d.]+)" x2="([\d.]+)"', svg)
+    (own, low, high), (_, bar, _), (other, single, _) = lines
+    assert (own, other) == ("c0", "c1")
+    per_tenth = dots["c0"][1] - dots["c0"][0]
+    assert float(bar) == pytest.approx(dots["c0"][1], abs=0.1)
+    # Standard deviation of the three is 0.1.
+    assert [float(low), float(high)] == pytest.approx([dots["c0"][0], dots["c0"][2]], abs=0.2)
+    assert dots["c1"] == [pytest.approx(dots["c0"][0] - per_tenth, abs=0.2)] == [pytest.approx(float(single), abs=0.1)]
+    root = ElementTree.fromstring(svg)
+    label = next(node for node in root.iter("svg")).get("aria-label")
+    assert label == "Scores. cct (heads={i_vat: 2}): 50.0 % ± 10.0; one <run>: 30.0 %"
+    assert spread_chart([Group("none", [])], title="nothing") == ""
 
 
 def test_many_points_are_averaged():

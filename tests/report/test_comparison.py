@@ -1,13 +1,16 @@
 """Several runs in one table."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 
+from halfmask.report.comparison import _names
 from halfmask.report.make import report
-from halfmask.report.records import members, read_run
+from halfmask.report.records import Run, members, read_run
 from tests.report.pages import assert_offline, read
 
 
@@ -56,6 +59,45 @@ def test_settings_that_differ_name_the_rows(fix, shapes, tmp_path):
     train(tiny.recipe(shapes, *QUICK, threshold=0.9), tmp_path / "run", quiet=True)
     rows = report(fix, tmp_path / "run", out=tmp_path, quiet=True).values["rows"]
     assert [row["name"] for row in rows] == ["fixmatch (threshold=0.4)", "fixmatch (threshold=0.9)"]
+
+
+def test_an_ablation_of_perturbations_is_one_command(shapes, tmp_path):
+    """Decoders of other kinds and counts are rows of their own, seeds share one; all stand in one figure."""
+    from halfmask.engine.train import train
+    from tests.engine import tiny
+    from tests.report.conftest import QUICK
+
+    settings = {
+        "lite-0": ({"heads": {"f_drop": 1}}, 0),
+        "lite-1": ({"heads": {"f_drop": 1}}, 1),
+        "vat": ({"heads": {"i_vat": 1}}, 0),
+        "both": ({"heads": {"f_drop": 1, "f_noise": 2}}, 0),
+    }
+    for name, (params, seed) in settings.items():
+        made = tiny.recipe(shapes, *QUICK, "run.steps=2", f"run.seed={seed}", method="cct", **params)
+        train(made, tmp_path / name, quiet=True)
+    rows = report(*(tmp_path / name for name in settings), out=tmp_path, quiet=True)
+    names = ["cct (heads={f_drop: 1})", "cct (heads={i_vat: 1})", "cct (heads={f_drop: 1, f_noise: 2})"]
+    assert [(row["name"], row["last"]["n"]) for row in rows.values["rows"]] == list(zip(names, (2, 1, 1), strict=True))
+    page = read(rows.page)
+    assert_offline(page, tmp_path)
+    chapter = page.chapter("table")
+    assert "mIoU at the end: runs, mean ± standard deviation" in chapter
+    assert all(chapter.count(name) == 3 for name in names)  # the table and two figures
+
+
+def test_names_tell_all_rows_apart_however_many_settings_differ():
+    base = {"method": {"name": "cct", "strength": {"a": 0, "b": 0, "c": 0, "d": 0}}, "run": {"seed": 0}}
+    recipes = [copy.deepcopy(base) for _ in range(3)]
+    recipes[0]["method"]["strength"] |= {"a": 1, "b": 1, "c": True}
+    recipes[1]["method"]["strength"] |= {"d": None}
+    runs = [Run(Path(str(n)), recipe, (), (), {}, {}, None, (), 0.0) for n, recipe in enumerate(recipes)]
+    assert _names(runs) == ["cct (a=1, b=1, c=true, d=0)", "cct (a=0, b=0, c=0, d=null)", "cct (a=0, b=0, c=0, d=0)"]
+    assert _names([runs[0], runs[2]]) == ["cct (a=1, b=1, c=true)", "cct (a=0, b=0, c=0)"]
+    assert _names([runs[2], runs[2]]) == ["cct (2)", "cct (2)"]
+    encoders = [{"name": "resnet", "depth": 18}, {"name": "mit", "size": "b5"}]
+    both = [replace(runs[2], recipe=base | {"model": {"encoder": encoder}}) for encoder in encoders]
+    assert _names(both) == ["cct (encoder=resnet)", "cct (encoder=mit)"]
 
 
 def test_runs_of_other_classes_keep_their_recorded_scores(fix, labels, staged, tmp_path):
