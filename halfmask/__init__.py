@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halfmask.data.splits import make_split as split
+    from halfmask.engine.app import app
     from halfmask.engine.bundle import load_bundle
     from halfmask.engine.check import check
     from halfmask.engine.convert import convert
@@ -35,6 +36,7 @@ __all__ = [
     "Recipe",
     "Task",
     "__version__",
+    "app",
     "check",
     "convert",
     "doctor",
@@ -58,6 +60,7 @@ _HOMES = {
     "Method": ("halfmask.methods", "Method"),
     "Recipe": ("halfmask.recipe", "Recipe"),
     "Task": ("halfmask.task", "Task"),
+    "app": ("halfmask.engine.app", "app"),
     "check": ("halfmask.engine.check", "check"),
     "convert": ("halfmask.engine.convert", "convert"),
     "doctor": ("halfmask.engine.doctor", "examine"),

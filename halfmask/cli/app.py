@@ -17,6 +17,7 @@ from halfmask.cli.exits import reporting_errors
 from halfmask.cli.export import export
 from halfmask.cli.import_ import import_
 from halfmask.cli.listing import list_
+from halfmask.cli.page import app as page
 from halfmask.cli.predict import predict
 from halfmask.cli.report import report
 from halfmask.cli.split import split
@@ -43,6 +44,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "suggest": suggest,
     "report": report,
     "export": export,
+    "app": page,
     "import": import_,
     "split": split,
     "convert": convert,

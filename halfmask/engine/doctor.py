@@ -32,7 +32,7 @@ FEATURES = {
     "shards": "tar shards for more than a million images",
     "tune": "halfmask tune",
     "fast": "faster decoding of large JPEG images",
-    "serve": "halfmask app",
+    "serve": "halfmask app, which needs no further package",
 }
 _GIB = 2**30
 # Loader workers hand batches over in shared memory; containers often have 64 MB of it.

@@ -1,0 +1,51 @@
+"""`halfmask app`: a local page to drop an image on and see its mask."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from halfmask.cli import flags
+
+
+def app(
+    run: flags.Run,
+    overrides: flags.Overrides = None,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port to listen on; 0: any free one.")
+    ] = 8765,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0: for the whole network.")
+    ] = "127.0.0.1",
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
+    max_mb: Annotated[float, typer.Option("--max-mb", metavar="N", min=0.001, help="Largest file, in MB.")] = 64.0,
+    device: flags.Device = "auto",
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Drop images on a local page and see their masks.
+
+    The page shows the mask over the image, the share of each class, and gives the mask as a palette PNG. It needs no
+    network, and listens on this machine only. Ctrl-C stops it.
+    """
+    flags.check_overrides(overrides or ())
+    flags.set_verbosity(quiet, verbose)
+    from halfmask.engine.app import app as serve
+
+    def ready(url: str) -> None:
+        print(json.dumps({"url": url}) if as_json else url, flush=True)
+        flags.say("drop an image on this page; Ctrl-C stops it", quiet)
+
+    serve(
+        run,
+        port=port,
+        host=host,
+        open=open_,
+        max_mb=max_mb,
+        overrides=overrides or (),
+        device=device,
+        ready=ready,
+    )
+    flags.say("stopped", quiet)
