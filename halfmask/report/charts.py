@@ -78,10 +78,10 @@ def line_chart(
     for value in y_ticks:
         _, y = place(x_low, value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_label(value, percent, y_span)}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_label(value, percent)}</text>')
     for value in x_ticks:
         x, _ = place(value, y_low)
-        text = _label(value, x_percent, x_span)
+        text = _label(value, x_percent)
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{text}</text>')
     parts.append(f'<text class="axis" x="{_LEFT - 6}" y="{_HEIGHT - 8}" text-anchor="end">{esc(x_name)}</text>')
     if mark is not None:
@@ -137,7 +137,7 @@ def spread_chart(groups: Sequence[Group], *, title: str) -> str:
 
     parts = []
     for value in scale:
-        x, text = f"{place(value):.1f}", _label(value, True, scale[-1] - scale[0])
+        x, text = f"{place(value):.1f}", _label(value, True)
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
         parts.append(f'<text x="{x}" y="{height - 8}" text-anchor="middle">{text}</text>')
     said = []
@@ -221,9 +221,9 @@ def _value(value: int | float, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
-def _label(value: int | float, percent: bool, span: int | float) -> str:
+def _label(value: int | float, percent: bool) -> str:
     if percent:
-        return f"{100 * value:.{0 if span > 0.03 else 1}f} %"
+        return f"{round(100 * value, 2):g} %"
     if abs(value) >= 1000 and value == int(value):
         return f"{value / 1000:.4g}k"
     return f"{value:.3g}"
