@@ -44,15 +44,12 @@ def bench(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON here.")] = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Measure the speed of this machine's halfmask.
 
     Every row computes the same thing plainly and fast, in turns, and reports the ratio of the two times, saved
     bytes and peak memory, after checking that both agree.
     """
-    flags.set_verbosity(quiet, verbose)
     if profile is not None:
         result = _profile(profile, arguments or [], steps, data)
         print(json.dumps(result.to_dict(), indent=2) if as_json else result.table())

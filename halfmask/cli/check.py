@@ -21,7 +21,6 @@ def check(
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=0, help="Threads; 0: one per core.")] = 0,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Look for what is wrong with a dataset.
 

@@ -24,7 +24,6 @@ def convert(
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Convert masks.
 

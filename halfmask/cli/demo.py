@@ -20,14 +20,11 @@ def demo(
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """See what unlabeled images are worth.
 
     Renders a small dataset, trains with and without its unlabeled images, and compares: minutes without a GPU.
     """
-    flags.set_verbosity(quiet, verbose)
     from halfmask.demo.run import run_demo
 
     result = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, quiet=quiet)

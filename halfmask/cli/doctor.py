@@ -12,7 +12,6 @@ from halfmask.cli import flags
 def doctor(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that runs would go to.")] = Path("."),
     as_json: flags.Json = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Look at this machine.
 

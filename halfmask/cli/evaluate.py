@@ -23,8 +23,6 @@ def evaluate(
     limit: flags.Limit = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Score a run on images with masks.
 
@@ -33,7 +31,6 @@ def evaluate(
     scored on each; name RUN/DOMAIN for one.
     """
     flags.check_overrides(overrides or ())
-    flags.set_verbosity(quiet, verbose)
     from halfmask.engine.bundle import domain_names
     from halfmask.engine.evaluate import evaluate as score
     from halfmask.engine.runs import published

@@ -2,17 +2,18 @@
 
 import errno
 import functools
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any
 
 import typer
 
+from halfmask.cli import flags
 from halfmask.errors import DataError, HalfmaskError, Interrupted, OutOfMemoryError
 
-P = ParamSpec("P")
 _DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -25,26 +26,35 @@ _DISK_ERRORS = (
 )
 
 
-def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
+def reporting_errors(verb: Callable[..., None]) -> Callable[..., None]:
     """Turn the exceptions of a verb into a message on stderr and an exit code.
 
-    A mendable error prints its message alone; with `--debug` the traceback comes first. `command` keeps its
-    signature, which typer reads.
+    The verb's options, which typer reads off the signature, get two more at their end that no verb looks at itself:
+    `--debug`, with which the traceback comes before the message, and, where there is `--quiet`, `--verbose`.
     """
+    parameters = dict(inspect.signature(verb).parameters)
+    added = {"debug": flags.Debug} if "quiet" not in parameters else {"verbose": flags.Verbose, "debug": flags.Debug}
+    for name, annotation in added.items():
+        option = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        parameters[name] = option
 
-    @functools.wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+    @functools.wraps(verb)
+    def guarded(verbose: bool = False, debug: bool = False, **options: Any) -> None:
         try:
-            command(*args, **kwargs)
+            if "quiet" in options:
+                flags.set_verbosity(options["quiet"], verbose)
+            verb(**options)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except (Exception, KeyboardInterrupt) as error:
             message, code = describe_failure(error)
-            if kwargs.get("debug"):
+            if debug:
                 traceback.print_exc()
             print(message, file=sys.stderr)
             raise typer.Exit(code) from None
 
+    guarded.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    guarded.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return guarded
 
 

@@ -29,14 +29,11 @@ def export(
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Write the model as ONNX or torch.export file, and compare it with the original on real images.
 
     Exit code 1 when fewer than 99.9 % of the pixels get the same class.
     """
-    flags.set_verbosity(quiet, verbose)
     height_width = None if size is None else _size(size)
     from halfmask.engine.export import export as write
 

@@ -34,8 +34,6 @@ def import_(
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Turn an official checkpoint into a bundle.
 
@@ -43,7 +41,6 @@ def import_(
     halfmask. KEY=VALUE says what the file does not tell, for example model.encoder.output_stride=8.
     """
     flags.check_overrides(overrides or ())
-    flags.set_verbosity(quiet, verbose)
     from typing import cast
 
     from halfmask.errors import RecipeError, nearest

@@ -32,7 +32,6 @@ def list_(
         str | None, typer.Argument(metavar="[NAME]", help="Show one: its parameters, or the recipe's text.")
     ] = None,
     as_json: flags.Json = False,
-    debug: flags.Debug = False,
 ) -> None:
     """List what recipes can name.
 

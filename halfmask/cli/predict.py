@@ -43,8 +43,6 @@ def predict(
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Write masks for images.
 
@@ -53,7 +51,6 @@ def predict(
     writes labels.csv and labels.json.
     """
     flags.check_overrides(overrides or ())
-    flags.set_verbosity(quiet, verbose)
     from halfmask.engine.predict import predict as write
     from halfmask.engine.predict import predicted_kind
 

@@ -29,15 +29,12 @@ def report(
     limit: flags.Limit = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Write a page about a run.
 
     Curves, scores with intervals, images, pseudo-labels, data, cost and recipe in one HTML file that opens offline. Of
     several runs, or seeds, one table with plots, and table.md, table.tex, table.json beside it.
     """
-    flags.set_verbosity(quiet, verbose)
     from halfmask.report.make import report as write
 
     result = write(

@@ -34,7 +34,6 @@ def split(
     seeds: Annotated[str, typer.Option("--seeds", "--seed", metavar="N,N,...", help="One split per seed.")] = "0",
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="By default the count or 1_8.")] = None,
     as_json: flags.Json = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Draw and write lists of labeled images.
 

@@ -39,8 +39,6 @@ def suggest(
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Rank unlabeled images by what labeling them may bring, and draft their masks.
 
@@ -48,7 +46,6 @@ def suggest(
     rare classes. Correct the drafts, put the masks beside the data, and go on: halfmask train --resume-from RUN.
     """
     flags.check_overrides(overrides or ())
-    flags.set_verbosity(quiet, verbose)
     from halfmask.engine.suggest import suggest as rank
     from halfmask.engine.suggest_scores import Weights
 

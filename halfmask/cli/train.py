@@ -79,8 +79,6 @@ def train(
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N steps.")] = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Train by a recipe, or by a plan.
 
@@ -88,7 +86,6 @@ def train(
     """
     began = clock.monotonic()
     source, overrides = flags.split_arguments(arguments)
-    flags.set_verbosity(quiet, verbose)
     if epochs is not None and steps is not None:
         raise RecipeError("--epochs and --steps both say how long to train: give one.")
     if (source is not None or resume is not None) and (time is not None or pretrained):
