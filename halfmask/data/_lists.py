@@ -82,6 +82,18 @@ class Finder:
             self._by_name[name.rpartition(".")[0]].append(id)
         self._dropped = 0  # leading folders of the last re-rooted path: the same for a whole list
 
+    def take_list(self, path: Path, *, masks: bool = False) -> tuple[list[str], list[str]]:
+        """Give the ids of a list file, and the names of images that are not there; arguments as in `take`."""
+        ids: list[str] = []
+        absent: list[str] = []
+        for entry in read_list(path):
+            id = self.take(entry, masks=masks)
+            if id is None:
+                absent.append(entry.after or entry.image)
+            else:
+                ids.append(id)
+        return ids, absent
+
     def take(self, entry: Entry, *, masks: bool = False) -> str | None:
         """Give the id of a line, or `None` if there is no such image, and tell the dataset what else the line names.
 

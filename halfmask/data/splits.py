@@ -195,14 +195,7 @@ class _Lists:
 
     def _ids(self, path: Path, what: str, masks: bool = False, finder: Finder | None = None) -> tuple[str, ...]:
         finder = finder or self._finder
-        ids: list[str] = []
-        absent: list[str] = []
-        for entry in read_list(path):
-            id = finder.take(entry, masks=masks)
-            if id is None:
-                absent.append(entry.after or entry.image)
-            else:
-                ids.append(id)
+        ids, absent = finder.take_list(path, masks=masks)
         if absent:
             self._note(f"{path}: not below {finder.root} ({len(absent)} of {len(absent) + len(ids)})", absent)
         if masks and (bare := [id for id in ids if self.dataset.mask_path(id) is None]):

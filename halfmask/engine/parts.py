@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from halfmask.data._dataset import Dataset
-from halfmask.data._lists import Finder, read_list
+from halfmask.data._lists import Finder
 from halfmask.data.splits import open_dataset, part_ids, resolve_split
 from halfmask.engine.bundle import Bundle
 from halfmask.errors import CheckpointError, DataError, RecipeError, bullet_list, nearest
@@ -91,15 +91,7 @@ def _has_all(dataset: Dataset, ids: list[str] | None) -> bool:
 
 def _listed(path: Path, dataset: Dataset) -> list[str]:
     """Ids of a list file; masks of a second column are taken over."""
-    finder = Finder(dataset)
-    ids: list[str] = []
-    absent: list[str] = []
-    for entry in read_list(path):
-        id = finder.take(entry, masks=True)
-        if id is None:
-            absent.append(entry.after or entry.image)
-        else:
-            ids.append(id)
+    ids, absent = Finder(dataset).take_list(path, masks=True)
     if absent:
         raise DataError(
             f"{path}: {len(absent)} images are not below {dataset.root}. Give the folder they lie in with --data, or "
