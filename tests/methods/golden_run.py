@@ -1,4 +1,4 @@
-"""A training run from recorded weights and batches, in float64, and its comparison with the published code's run."""
+"""A training run from recorded weights and batches, and its comparison with the published code's run."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -63,14 +63,16 @@ def tiny_deeplab() -> Segmenter:
     return Segmenter(encoder, decoder, 7, **IDENTITY)
 
 
-def builder(make: Callable[[], Model], state: dict[str, Tensor]) -> Callable[..., Model]:
+def builder(
+    make: Callable[[], Model], state: dict[str, Tensor], dtype: torch.dtype = torch.float64
+) -> Callable[..., Model]:
     class Build:
         crop = 56
 
         def __call__(self, **overrides: object) -> Model:
             model = make()
             model.load_state_dict({**state, "mean": model.mean, "std": model.std})
-            return model.double()
+            return model.to(dtype)
 
     return Build()
 
@@ -115,21 +117,42 @@ def train(
     return result
 
 
-def check_trajectory(trained: Trained, expected: dict[str, Tensor], names: dict[str, str]) -> None:
+class Tolerance(NamedTuple):
+    """Of a precision: losses (absolute), pseudo-label coverage and gradient norms (relative)."""
+
+    loss: float
+    coverage: float
+    norm: float
+
+
+# Coverage is a ratio of counts in float32; in a float32 run a few pixels near the threshold may change sides.
+FLOAT64, FLOAT32 = Tolerance(1e-8, 1e-6, 1e-8), Tolerance(2e-4, 1e-3, 2e-4)
+
+
+def check_trajectory(
+    trained: Trained, expected: dict[str, Tensor], names: dict[str, str], tolerance: Tolerance = FLOAT64
+) -> None:
     for ours, official in names.items():
-        assert_close(torch.stack(trained.logs[ours]), expected[f"scalar.{official}"], rtol=0, atol=1e-8, msg=ours)
-    coverage = torch.stack(trained.logs["pseudo/coverage"])  # a ratio of counts in float32
-    assert_close(coverage, expected["scalar.mask_ratio"].float(), rtol=1e-6, atol=0)
+        losses = torch.stack(trained.logs[ours]).double()
+        assert_close(losses, expected[f"scalar.{official}"], rtol=0, atol=tolerance.loss, msg=ours)
+    coverage = torch.stack(trained.logs["pseudo/coverage"])
+    assert_close(coverage, expected["scalar.mask_ratio"].float(), rtol=tolerance.coverage, atol=0)
     assert_close(torch.tensor(trained.rates, dtype=torch.float64), expected["lr_used"], rtol=1e-12, atol=0)
-    norms = torch.stack([torch.stack(step) for step in trained.gradient_norms])
-    assert_close(norms, expected["grad_norm_per_group"], rtol=1e-8, atol=0)
+    norms = torch.stack([torch.stack(step) for step in trained.gradient_norms]).double()
+    assert_close(norms, expected["grad_norm_per_group"], rtol=tolerance.norm, atol=0)
 
 
 def check_weights(model: Model, expected: dict[str, Tensor]) -> None:
     state = model.state_dict()
     assert expected.keys() == state.keys() - {"mean", "std"}
+    exact = state["mean"].dtype == torch.float64
+    rtol, atol = (1e-6, 1e-7) if exact else (0, 2e-4)
     for key, value in expected.items():
-        assert_close(state[key].double(), value.double(), rtol=1e-6, atol=1e-7, msg=key)
+        ours, theirs = state[key].double(), value.double()
+        if not exact and key.endswith("qkv.bias"):
+            # Keys' biases have no gradient in exact arithmetic; AdamW makes whole steps of the rounding.
+            ours, theirs = (torch.cat((x.chunk(3)[0], x.chunk(3)[2])) for x in (ours, theirs))
+        assert_close(ours, theirs, rtol=rtol, atol=atol, msg=key)
 
 
 def check_sums(model: Model, unused: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:

@@ -1,8 +1,10 @@
 """Three training steps of UniMatch V2 (plain, OHEM, frozen encoder) from recorded weights, views, boxes and masks.
 
-Everything runs in float64, as recorded; stored float32 tensors carry 6e-8 relative.
+In float64, as recorded, losses agree to 1e-8; stored float32 tensors carry 6e-8 relative. In float32 everything is held
+to 2e-4, as the README of the recordings says (measured: losses 2e-6, norms 2e-6 relative).
 """
 
+import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
@@ -12,6 +14,8 @@ from halfmask.methods.unimatch_v2 import UniMatchV2
 from halfmask.recipe import OptimRecipe
 from tests.methods import official_names
 from tests.methods.golden_run import (
+    FLOAT32,
+    FLOAT64,
     TASK,
     Recorded,
     batch_of,
@@ -26,16 +30,20 @@ from tests.methods.golden_run import (
 OPTIM = OptimRecipe(lr=2e-4, decoder_lr_scale=5.0, schedule_lag=1, weight_decay=0.01)
 
 
-def run(inputs: dict[str, Tensor], masks: Tensor, frozen: bool = False, **params):
+PRECISIONS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+
+
+def run(inputs: dict[str, Tensor], masks: Tensor, dtype: torch.dtype, frozen: bool = False, **params):
     initial = official_names.part(inputs, "init.")
-    method = UniMatchV2(TASK, builder(lambda: tiny_dpt(frozen), official_names.dpt(initial)), threshold=0.8, **params)
+    build = builder(lambda: tiny_dpt(frozen), official_names.dpt(initial), dtype)
+    method = UniMatchV2(TASK, build, threshold=0.8, **params)
     assert method.one_pass  # labeled and strong images share a pass; the published code joins only the strong ones
     strong = Recorded()
     method.strong = strong
 
     def prepare(step: int, data: dict[str, Tensor]):
-        batch = batch_of(data)
-        strong.views_of = {id(batch.unlabeled.image): [data["img_u_s1"].double(), data["img_u_s2"].double()]}
+        batch = batch_of(data, dtype)
+        strong.views_of = {id(batch.unlabeled.image): [data["img_u_s1"].to(dtype), data["img_u_s2"].to(dtype)]}
         boxes = iter([data["cutmix_box1"], data["cutmix_box2"]])
         method.boxes = lambda shape, device: next(boxes).bool()
         method.dropout = lambda images, widths, device: [masks[step]] * len(widths)
@@ -44,42 +52,47 @@ def run(inputs: dict[str, Tensor], masks: Tensor, frozen: bool = False, **params
     return train(method, inputs, OPTIM, prepare)
 
 
-def check(trained, inputs, expected):
+def check(trained, inputs, expected, dtype):
     names = {"loss": "loss_all", "loss_sup": "loss_x", "loss_unsup": "loss_s"}
-    check_trajectory(trained, expected, names)
+    check_trajectory(trained, expected, names, FLOAT64 if dtype == torch.float64 else FLOAT32)
+    if dtype == torch.float32:  # sums hold the noise of the keys' biases
+        return
     unused = {k: v for k, v in official_names.part(inputs, "init.").items() if k.startswith(official_names.UNUSED)}
     predictors = trained.method.predictors()
     check_sums(predictors["student"], unused, expected, "student")
     check_sums(predictors["teacher"], unused, expected, "ema")
 
 
-def test_unimatch_v2_repeats_the_published_run(golden):
+@PRECISIONS
+def test_unimatch_v2_repeats_the_published_run(golden, dtype):
     inputs, expected = golden("unimatch/v2_train_inputs"), golden("unimatch/v2_train_unimatch_v2")
-    trained = run(inputs, expected["comp_drop_mask"])
-    check(trained, inputs, expected)
+    trained = run(inputs, expected["comp_drop_mask"], dtype)
+    check(trained, inputs, expected, dtype)
     predictors = trained.method.predictors()
     check_weights(predictors["student"], official_names.dpt(official_names.part(expected, "final.")))
     check_weights(predictors["teacher"], official_names.dpt(official_names.part(expected, "final_ema.")))
 
 
-def test_unimatch_v2_with_ohem_repeats_the_published_run(golden):
+@PRECISIONS
+def test_unimatch_v2_with_ohem_repeats_the_published_run(golden, dtype):
     inputs, expected = golden("unimatch/v2_train_inputs"), golden("unimatch/v2_train_unimatch_v2_ohem")
-    trained = run(inputs, expected["comp_drop_mask"], loss="ohem", ohem_threshold=0.7, ohem_min_kept=3000)
-    check(trained, inputs, expected)
+    trained = run(inputs, expected["comp_drop_mask"], dtype, loss="ohem", ohem_threshold=0.7, ohem_min_kept=3000)
+    check(trained, inputs, expected, dtype)
 
 
-def test_unimatch_v2_with_a_frozen_encoder_repeats_the_published_run(golden):
+@PRECISIONS
+def test_unimatch_v2_with_a_frozen_encoder_repeats_the_published_run(golden, dtype):
     inputs, expected = golden("unimatch/v2_train_inputs"), golden("unimatch/v2_train_unimatch_v2_frozen")
-    trained = run(inputs, expected["comp_drop_mask"], frozen=True)
+    trained = run(inputs, expected["comp_drop_mask"], dtype, frozen=True)
     assert (expected["grad_norm_per_group"][:, 0] == 0).all()
     # The optimizer has no group of the encoder at all.
     decoder_only = {**expected, "grad_norm_per_group": expected["grad_norm_per_group"][:, 1:]}
     decoder_only["lr_used"] = expected["lr_used"][:, 1:]
-    check(trained, inputs, decoder_only)
+    check(trained, inputs, decoder_only, dtype)
     model = trained.method.student
     initial = official_names.dpt(official_names.part(inputs, "init."))
     for name, parameter in model.encoder.named_parameters(prefix="encoder"):
-        assert torch.equal(parameter, initial[name].double()), name
+        assert torch.equal(parameter, initial[name].to(dtype)), name
 
 
 def test_features_and_logits_under_the_recorded_mask(golden):

@@ -94,6 +94,16 @@ def test_dinov2_features_equal_the_published_taps(tiny_dpt):
         close(feature.flatten(2).transpose(1, 2), tensors[f"feature_{index}"])
 
 
+def test_block_outputs_equal_the_published_ones_before_the_norm(tiny_dpt):
+    model, tensors = tiny_dpt
+    outputs = {}
+    for index in model.encoder.taps:
+        model.encoder.net.blocks[index].register_forward_hook(lambda _, __, x, index=index: outputs.update({index: x}))
+    model.encode(tensors["input"].double())
+    for level, index in enumerate(model.encoder.taps):
+        close(outputs[index], tensors[f"prenorm_feature_{level}"])
+
+
 def test_dpt_logits_equal_the_published_ones_before_and_after_upsampling(tiny_dpt):
     model, tensors = tiny_dpt
     image = tensors["input"].double()
