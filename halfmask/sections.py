@@ -171,7 +171,8 @@ class DataRecipe(Section):
         balance: `none`: the labeled list is walked pass after pass; `classes`: each labeled crop is drawn by class: a
             class, then an image that shows it, then a crop that holds one of its pixels. For rare classes.
         workers: loader processes; `auto` = cores - 1, at most 8.
-        cache: `none`, or `memmap`: decoded images in `<run>/cache`, filled on first use.
+        cache: of decoded images in `<run>/cache`, filled on first use: `none`, `memmap` (as they are), or `jpeg95`
+            (smaller, not bit-exact; masks stay as they are).
     """
 
     root: str | None = None
@@ -195,7 +196,7 @@ class DataRecipe(Section):
     drop_last: bool = True
     balance: Literal["none", "classes"] = "none"
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    cache: Literal["none", "memmap"] = "none"
+    cache: Literal["none", "memmap", "jpeg95"] = "none"
 
 
 class OptimRecipe(Section):
@@ -313,16 +314,16 @@ class ExpectedRecipe(Section):
             `mean`.
         source: paper and table.
         confidence: `high`: read in a public source; `medium`: recalled, check before quoting; per split like `value`.
+        part: images of the published number; `null`: `eval.select_on`; per domain where they differ.
     """
 
-        part: images of the published number; `null`: `eval.select_on`; per domain where they differ.
     metric: str = "miou"
     value: Fraction | dict[Text, Fraction]
     source: str
     confidence: Literal["high", "medium", "low"] | dict[Text, Literal["high", "medium", "low"]] | None = None
+    part: Literal["val", "test"] | dict[Text, Literal["val", "test"]] | None = None
 
     def number(self, split: str | None) -> float | None:
-    part: Literal["val", "test"] | dict[Text, Literal["val", "test"]] | None = None
         """Give the published value of a split, or `None` where that split has none.
 
         >>> ExpectedRecipe(value={"92": 0.863}, source="Table 1").number("92")

@@ -309,15 +309,14 @@ def _parts(
     """Give what reads the samples of a dataset, and what chooses them."""
     recipe, labeled, split = source.recipe, source.dataset, source.split
     other = labeled if source.unlabeled is None else source.unlabeled
-    folder = None if recipe.cache == "none" else cache
     streams: list[Stream] = [
         LabeledStream(
             split.labeled,
-            cached(labeled.read_image, labeled, folder),
-            cached(labeled.read_target, labeled, folder, masks=True),
+            cached(labeled.read_image, labeled, cache, form=recipe.cache),
+            cached(labeled.read_target, labeled, cache, masks=True, form=recipe.cache),
         )
     ]
-    read_image = cached(other.read_image, other, folder)
+    read_image = cached(other.read_image, other, cache, form=recipe.cache)
     masks = source.weak.masks
     streams += [
         ImageStream(split.unlabeled, read_image)

@@ -114,6 +114,7 @@ def train(
             raise RecipeError("a resumed run keeps its length: --limit and --resume exclude each other.")
         _check_resume_overrides(overrides)
         recipe = run.load_recipe(overrides)
+        _check_same_pixels(run.load_recipe().data.cache, recipe.data.cache)
     elif recipe is None or not isinstance(recipe, Recipe):
         recipe = load(recipe, overrides)
     elif overrides:
@@ -338,6 +339,14 @@ def _check_resume_overrides(overrides: tuple[str, ...]) -> None:
         raise RecipeError(
             f"a resumed run keeps its recipe; {', '.join(fixed)} would change its result. Allowed with --resume: "
             f"{', '.join(_FREE_ON_RESUME)}. For other values start a new run with another --out."
+        )
+
+
+def _check_same_pixels(before: str, now: str) -> None:
+    if before != now and "jpeg95" in (before, now):
+        raise RecipeError(
+            f"data.cache={before} and {now} give different pixels, so the resumed run would not be the same one. Keep "
+            f"data.cache={before}, or start a new run with another --out."
         )
 
 
