@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Integer, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from PIL import Image
 
 from halfmask.data.images import open_geotiff
@@ -15,6 +15,7 @@ from halfmask.palette import Color
 SUFFIXES = frozenset({".tif", ".tiff"})
 _GEO_TAGS = frozenset({33550, 33922, 34264, 34735})  # pixel scale, tie points, transformation, keys
 _BLOCK = 256
+_WGS84 = "EPSG:4326"
 _BYTE = 256  # ids that a color table has room for
 
 
@@ -42,6 +43,44 @@ def is_georeferenced(path: Path) -> bool:
             return source.crs is not None or not source.transform.is_identity or bool(source.gcps[0])
     except DataError:
         return False
+
+
+class Ground:
+    """Where the pixels of a GeoTIFF lie: longitude and latitude (WGS 84), the coordinates of GeoJSON (RFC 7946).
+
+    A file without a reference system keeps the coordinates of its transform; control points count as the affine map
+    that fits them best.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        DataError: a broken file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from rasterio.transform import from_gcps
+
+        with open_geotiff(path) as source:
+            points, points_crs = source.gcps
+            self._affine = from_gcps(points) if points else source.transform
+            self._system = points_crs if points else source.crs
+
+    def of_pixels(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
+        """Give the coordinates of corners of pixels (column, row)."""
+        return self._warped(_moved(points, self._affine), back=False)
+
+    def to_pixels(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
+        """Give columns and rows of coordinates."""
+        return _moved(self._warped(points, back=True), ~self._affine)
+
+    def _warped(self, points: Float[np.ndarray, "N 2"], *, back: bool) -> Float[np.ndarray, "N 2"]:
+        if self._system is None:
+            return points
+        from rasterio.warp import transform
+
+        systems = (_WGS84, self._system) if back else (self._system, _WGS84)
+        return np.stack([np.asarray(axis) for axis in transform(*systems, *points.T)], axis=1)
 
 
 class GeoRows:
@@ -111,6 +150,11 @@ def write_mask(
             for top in range(0, mask.shape[0], _BLOCK):
                 rows = np.asarray(mask[top : top + _BLOCK]).astype(profile["dtype"])
                 out.write(rows, 1, window=((top, top + len(rows)), (0, mask.shape[1])))
+
+
+def _moved(points: Float[np.ndarray, "N 2"], affine: Any) -> Float[np.ndarray, "N 2"]:
+    a, b, c, d, e, f = affine[:6]
+    return points @ np.array([[a, d], [b, e]]) + (c, f)
 
 
 def _color_table(source: Any) -> np.ndarray | None:

@@ -4,7 +4,7 @@ What is read: any folder that trains (its masks), or a folder of masks alone, su
 What is written, below `out`:
 
     index, color    NAME.png, of class ids with a palette, or of colors
-    labelme         NAME.json, GeoJSON NAME.geojson: one file per image
+    labelme         NAME.json, GeoJSON NAME.geojson: one file per image; of a GeoTIFF in longitude and latitude
     coco            annotations.json
     halfmask.yaml   the classes and colors; beside the data it makes reading exact
 
@@ -28,6 +28,7 @@ from halfmask.data._files import list_images
 from halfmask.data.annotations import geojson, labelme
 from halfmask.data.annotations.coco import CocoWriter, Geometry
 from halfmask.data.folder import Folder
+from halfmask.data.geotiff import Ground, is_georeferenced
 from halfmask.data.masks import IGNORE, LabelMap, read_mask, read_stored
 from halfmask.data.splits import open_dataset
 from halfmask.engine.atomic import atomic_path, write_text
@@ -85,13 +86,14 @@ class Writer:
             return self.out / "annotations.json"
         return self.out / f"{name}{_SUFFIX[self.format]}"
 
-    def add(self, name: str, mask: Integer[np.ndarray, "H W"], image: Path) -> None:
+    def add(self, name: str, mask: Integer[np.ndarray, "H W"], image: Path, file: Path) -> None:
         """Write one mask; COCO is written at the end.
 
         Args:
             name: path below `out`, without suffix.
             mask: class ids, 255 = ignore.
-            image: the image, for formats that name it.
+            image: what formats that name the image call it.
+            file: the image (or a mask of it): where it is a GeoTIFF, GeoJSON has its coordinates.
         """
         path = self.path(name)
         match self.format:
@@ -101,7 +103,8 @@ class Writer:
                 beside = os.path.relpath(image, path.parent).replace(os.sep, "/")
                 write_json_text(path, labelme.encode(mask, self.task.classes, beside))
             case "geojson":
-                write_json_text(path, geojson.encode(mask, self.task.classes))
+                place = Ground(file).of_pixels if is_georeferenced(file) else None
+                write_json_text(path, geojson.encode(mask, self.task.classes, place))
             case _:
                 with atomic_path(path, error=DataError) as part:
                     self._picture(mask).save(part)
@@ -159,7 +162,7 @@ def convert(
     _require_free(writer, list(named.values()), overwrite)
     for id, name in named.items():
         image = found.root / id if to == "labelme" else Path(id)
-        writer.add(name, found.read(id), image)
+        writer.add(name, found.read(id), image, found.root / id)
     writer.close()
     return len(named)
 
@@ -191,7 +194,7 @@ def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: st
     writer = Writer(cast(Format, format), out / format, task)
     for row, image, mask in done:
         named = image if format == "labelme" else Path(row)
-        writer.add(row.rpartition(".")[0], read_stored(mask).values.astype(np.uint8), named)
+        writer.add(row.rpartition(".")[0], read_stored(mask).values.astype(np.uint8), named, image)
     writer.close()
 
 

@@ -14,6 +14,7 @@ from halfmask.data.annotations import fill, geojson, labelme, polygons
 from halfmask.data.annotations.coco import CocoWriter, pack_counts, run_lengths
 from halfmask.data.check import take_fingerprint
 from halfmask.data.folder import Folder
+from halfmask.data.geotiff import Ground
 from halfmask.engine.convert import FORMATS, convert
 from halfmask.errors import DataError, RecipeError
 from halfmask.recipe import load
@@ -169,10 +170,77 @@ def test_outline_files_read_back_exactly(module, classes):
         assert module.labels_in(content) <= set(classes)
 
 
-def test_geojson_may_be_written_in_other_coordinates():
-    content = geojson.encode(NESTED, CLASSES, (0.5, 0.0, 1000.0, 0.0, -0.5, 2000.0))
-    (x, y), *_ = content["features"][0]["geometry"]["coordinates"][0]
-    assert (x, y) == (1000 + 0.5 * 1, 2000 - 0.5 * 1)
+def signed_area(ring):
+    x, y = (np.asarray(ring) - ring[0]).T
+    return (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2
+
+
+PLACES = {
+    "metric system": {"crs": "EPSG:32640", "transform": (0.5, 0.0, 330_000.0, 0.0, -0.5, 2_780_000.0)},
+    "turned": {"crs": "EPSG:3857", "transform": (0.3, 0.1, 6_100_000.0, 0.1, -0.3, 2_900_000.0)},
+    "degrees": {"crs": "EPSG:4326", "transform": (1e-6, 0.0, -58.4, 0.0, -1e-6, -34.6)},
+    "no system": {"transform": (0.5, 0.0, 1000.0, 0.0, -0.5, 2000.0)},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_geojson_of_a_geotiff_is_on_earth_and_reads_back_exactly(place, tmp_path):
+    rasterio, warp = pytest.importorskip("rasterio"), pytest.importorskip("rasterio.warp")
+    where = dict(PLACES[place])
+    where["transform"] = rasterio.Affine(*where["transform"])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    height, width = NESTED.shape
+    image = tmp_path / "images/field.tif"
+    with rasterio.open(image, "w", driver="GTiff", count=3, height=height, width=width, dtype="uint8", **where) as out:
+        out.write(np.zeros((3, height, width), np.uint8))
+    corners = [where["transform"] * corner for corner in [(0, 0), (width, 0), (0, height), (width, height)]]
+    if "crs" in where:
+        corners = list(zip(*warp.transform(where["crs"], "EPSG:4326", *zip(*corners, strict=True)), strict=True))
+    (west, south), (east, north) = np.min(corners, axis=0), np.max(corners, axis=0)
+    content = geojson.encode(NESTED, CLASSES, Ground(image).of_pixels)
+    rings = [feature["geometry"]["coordinates"] for feature in content["features"]]
+    points = np.concatenate([np.asarray(ring) for part in rings for ring in part])
+    assert (points >= np.array([west, south]) - 1e-7).all()
+    assert (points <= np.array([east, north]) + 1e-7).all()
+    # RFC 7946, section 3.1.6: outer rings run counter-clockwise, holes clockwise
+    assert all(signed_area(part[0]) > 0 and all(signed_area(hole) < 0 for hole in part[1:]) for part in rings)
+    (tmp_path / "masks/field.geojson").write_text(json.dumps(content))
+    (tmp_path / "halfmask.yaml").write_text(f"classes: [{', '.join(CLASSES)}]\n")
+    dataset = Folder(tmp_path)
+    np.testing.assert_array_equal(dataset.read_target("images/field.tif"), NESTED)
+    if place == "metric system":  # pixels, where places on Earth are expected
+        (tmp_path / "masks/field.geojson").write_text(json.dumps(geojson.encode(NESTED, CLASSES)))
+        with pytest.raises(DataError, match="longitude and latitude"):
+            dataset.read_target("images/field.tif")
+
+
+def test_predictions_of_a_geotiff_come_as_geojson_of_its_place(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    from halfmask.engine.bundle import save_bundle
+    from halfmask.engine.predict import predict
+    from tests.engine.toy import THREE, small_model
+
+    model = small_model()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_bundle(tmp_path / "run", model, THREE)
+    place = {"crs": "EPSG:32640", "transform": rasterio.Affine(0.5, 0, 330_000, 0, -0.5, 2_780_000)}
+    image = tmp_path / "field.tif"
+    with rasterio.open(image, "w", driver="GTiff", count=3, height=40, width=48, dtype="uint8", **place) as out:
+        out.write(np.moveaxis(np.asarray(picture(0)), 2, 0))
+    predict(tmp_path / "run", image, tmp_path / "out", outlines="geojson", quiet=True)
+    with rasterio.open(tmp_path / "out/field.tif") as mask:
+        expected = mask.read(1)
+    content = json.loads((tmp_path / "out/geojson/field.geojson").read_text())
+    ids = {name: id for id, name in enumerate(THREE.classes)}
+    painted = geojson.decode(content, ids, *expected.shape, Ground(image).to_pixels)
+    np.testing.assert_array_equal(painted, expected)
+    assert len(np.unique(expected)) > 1
+    convert(
+        tmp_path / "out", tmp_path / "again", to="geojson", overrides=[f"data.dataset.classes={list(THREE.classes)}"]
+    )
+    assert json.loads((tmp_path / "again/field.geojson").read_text()) == content
 
 
 def test_labelme_shapes_of_all_kinds():

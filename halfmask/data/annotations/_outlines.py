@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from halfmask.data.annotations import geojson, labelme
+from halfmask.data.geotiff import Ground, is_georeferenced
 from halfmask.data.images import read_header
 from halfmask.errors import DataError
 
@@ -52,8 +53,10 @@ class Outlines:
         """
         height, width = read_header(self.root / id).upright
         ids = {name: number for number, name in enumerate(self.classes)}
+        geo = self._format is geojson and is_georeferenced(self.root / id)
+        place = {"to_pixels": Ground(self.root / id).to_pixels} if geo else {}
         painted: UInt8[np.ndarray, "H W"] = self._checked(
-            self.root / self.files[id], lambda content: self._format.decode(content, ids, height, width)
+            self.root / self.files[id], lambda content: self._format.decode(content, ids, height, width, **place)
         )
         return painted
 
