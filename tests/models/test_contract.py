@@ -73,6 +73,38 @@ def test_bottleneck_obeys_the_contract(name, params):
     check_bottleneck(resolve("bottlenecks", name), **params)
 
 
+def attention_maps(encoder: Encoder) -> set[tuple[int, ...]]:
+    """Shapes kept for the backward pass whose last two axes are equal and hold every token."""
+    side = 9 * encoder.size_multiple
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        maps = encoder.train()(torch.rand(2, 3, side, side))
+    tokens = maps[-1].shape[-2:].numel()
+    return {shape for shape in kept if len(shape) > 2 and side > shape[-1] == shape[-2] >= tokens}
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("dinov2", {"dim": 24, "heads": 2}),
+        ("dinov3", {"dim": 24, "heads": 2}),
+        ("timm", {"model": "vit_tiny_patch16_224", "out_indices": (0, 1, 2, 3)}),
+    ],
+)
+def test_transformers_keep_no_attention_map(name, params):
+    encoder = resolve("encoders", name)(**params)
+    assert attention_maps(encoder) == set()
+    for module in encoder.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    assert attention_maps(encoder)  # (2, heads, N, N)
+
+
 class _Liar(Encoder):
     """An encoder with one fault, chosen by name."""
 
