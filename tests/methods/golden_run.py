@@ -23,6 +23,9 @@ from tests.methods import official_names
 TASK = Task("segmentation", tuple(f"class {number}" for number in range(7)))
 IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # recorded images are already normalized
 STEPS, TOTAL = 3, 20
+# Of the published code of UniMatch and of UniMatch V2.
+OPTIM_V1 = OptimRecipe(name="sgd", lr=1e-3, decoder_lr_scale=10.0, schedule_lag=1, weight_decay=1e-4, momentum=0.9)
+OPTIM_V2 = OptimRecipe(lr=2e-4, decoder_lr_scale=5.0, schedule_lag=1, weight_decay=0.01)
 
 
 class Recorded(nn.Module):
@@ -142,7 +145,15 @@ def check_trajectory(
     assert_close(norms, expected["grad_norm_per_group"], rtol=tolerance.norm, atol=0)
 
 
-def check_weights(model: Model, expected: dict[str, Tensor]) -> None:
+def check_weights(
+    method: Method, expected: dict[str, Tensor], renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """Weights and buffers of every network after the last step; `renamed` turns published names into ours."""
+    for name, model in method.predictors().items():
+        _check_state(model, renamed(official_names.part(expected, "final_ema." if name == "teacher" else "final.")))
+
+
+def _check_state(model: Model, expected: dict[str, Tensor]) -> None:
     state = model.state_dict()
     assert expected.keys() == state.keys() - {"mean", "std"}
     exact = state["mean"].dtype == torch.float64
@@ -155,9 +166,13 @@ def check_weights(model: Model, expected: dict[str, Tensor]) -> None:
         assert_close(ours, theirs, rtol=rtol, atol=atol, msg=key)
 
 
-def check_sums(model: Model, unused: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
-    """Sums over all parameters, and over those of the published network that no forward pass uses."""
-    tensors = [*(p.detach() for p in model.parameters()), *(value.double() for value in unused.values())]
-    total, absolute = sum(float(t.sum()) for t in tensors), sum(float(t.abs().sum()) for t in tensors)
-    assert total == pytest.approx(expected[f"checksum.{name}_sum"].item(), rel=1e-9)
-    assert absolute == pytest.approx(expected[f"checksum.{name}_abs"].item(), rel=1e-9)
+def check_sums(method: Method, inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Sums over all parameters of a network, and over those of the published one that no forward pass uses."""
+    initial = official_names.part(inputs, "init.")
+    unused = [value.double() for key, value in initial.items() if key.startswith(official_names.UNUSED)]
+    for name, model in method.predictors().items():
+        tensors = [*(p.detach() for p in model.parameters()), *unused]
+        total, absolute = sum(float(t.sum()) for t in tensors), sum(float(t.abs().sum()) for t in tensors)
+        recorded = "checksum.ema" if name == "teacher" else "checksum.student"
+        assert total == pytest.approx(expected[f"{recorded}_sum"].item(), rel=1e-9)
+        assert absolute == pytest.approx(expected[f"{recorded}_abs"].item(), rel=1e-9)
