@@ -237,6 +237,10 @@ MODELS = {
         "encoder": {"name": "timm", "model": "test_convnext"},
         "decoder": {"name": "segformer", "embedding": 8},
     },
+    "dinov3 + dpt": {
+        "encoder": {"name": "dinov3", "dim": 24, "heads": 2},
+        "decoder": {"name": "dpt", "features": 8, "projections": [8, 8, 8, 8]},
+    },
     "timm vit + dpt": {
         "encoder": {"name": "timm", "model": "test_vit"},
         "decoder": {"name": "dpt", "features": 8, "projections": [8, 8, 8, 8]},
