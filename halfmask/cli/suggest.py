@@ -17,7 +17,8 @@ def suggest(
     overrides: flags.Overrides = None,
     n: Annotated[int, typer.Option("--n", "-n", metavar="N", min=1, help="How many images to choose.")] = 20,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the files; default RUN/suggest.")
+        Path | None,
+        typer.Option("--out", metavar="DIR|FILE", help="Folder for the files; default RUN/suggest. Or a table, .csv."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="Other images than the unlabeled ones of the run.")

@@ -24,7 +24,7 @@ from halfmask.engine.bundle import load_bundle
 from halfmask.engine.device import pick_device
 from halfmask.engine.networks import open_predictors
 from halfmask.engine.runs import open_run
-from halfmask.engine.suggest_files import FORMATS, Draft, Row, write_files, write_lists
+from halfmask.engine.suggest_files import FORMATS, Draft, Row, write_files, write_lists, write_table
 from halfmask.engine.suggest_pool import Looker, Measured, Pool, look_at_all, open_pool
 from halfmask.engine.suggest_scores import Measure, Weights, combine, k_center, ranks, rare_classes
 from halfmask.errors import DataError, RecipeError, nearest
@@ -82,7 +82,7 @@ def suggest(
     Args:
         run: run folder; or a bundle, with `data`.
         n: how many to choose.
-        out: folder for the files; by default `<run>/suggest`.
+        out: folder for the files, by default `<run>/suggest`; or a table, `.csv`, besides the files there.
         data: take the images without a mask of this folder instead of those of the run.
         weights: of the criteria; 0 leaves one out.
         measure: of uncertainty, `entropy` or `margin`.
@@ -105,7 +105,8 @@ def suggest(
     bundle = load_bundle(opened.folder, where)
     if bundle.task.kind == "classification":
         raise RecipeError(f"{opened.folder} gives labels, no masks: suggest ranks images for masks.")
-    target = Path(out) if out is not None else opened.folder / "suggest"
+    table = Path(out) if out is not None and Path(out).suffix.lower() == ".csv" else None
+    target = Path(out) if out is not None and table is None else opened.folder / "suggest"
     if (target / "suggest.json").exists() and not overwrite:
         raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.")
     require_writable(target)
@@ -136,6 +137,8 @@ def suggest(
     }
     write_json(target / "suggest.json", content, error=DataError)
     scores = tuple(row.score for row in rows)
+    if table is not None:
+        write_table(table, chosen, scores)
     return Suggestion(tuple(chosen), scores, target, len(candidates), tuple(criteria), tuple(remarks))
 
 

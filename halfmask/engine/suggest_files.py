@@ -1,6 +1,7 @@
 """The files of a suggestion: lists, drafts of masks, and a page to look at."""
 
 import base64
+import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -50,6 +51,15 @@ def write_lists(out: Path, chosen: Sequence[str], labeled: Sequence[str] | None)
     write_text(out / "suggested.txt", "".join(f"{id}\n" for id in chosen), error=DataError)
     if labeled is not None:
         write_text(out / "labeled.txt", "".join(f"{id}\n" for id in (*labeled, *chosen)), error=DataError)
+
+
+def write_table(path: Path, chosen: Sequence[str], scores: Sequence[float]) -> None:
+    """Write the chosen images as a table: rank, image, score."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("rank", "image", "score"))
+    table.writerows((rank, id, f"{score:.6f}") for rank, (id, score) in enumerate(zip(chosen, scores, strict=True), 1))
+    write_text(path, text.getvalue(), error=DataError)
 
 
 def write_files(out: Path, drafts: Iterable[Draft], rows: Sequence[Row], formats: Sequence[str], task: Task) -> None:
