@@ -1,18 +1,15 @@
 """Ring buffers per class: a whole batch at once equals one vector after the other."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from halfmask.blocks.memory import ClassMemory, enqueue
 from halfmask.errors import CheckpointError
 from halfmask.reference import allspark as reference
 from halfmask.testing import no_host_sync
+from tests.blocks.two_processes import in_two_processes
 
 
 def one_by_one(memory: Tensor, pointer: Tensor, vectors: Tensor, classes: Tensor) -> None:
@@ -113,10 +110,7 @@ def _alone(order: list[list[int]]) -> ClassMemory:
     return memory
 
 
-def _process(rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _share(rank: int) -> None:
     written = {sync: _written(sync, rank) for sync in ("gather", "rank0", "local")}
     dist.destroy_process_group()
     expected = {
@@ -131,10 +125,7 @@ def _process(rank: int, port: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_what_their_setting_says():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_process, args=(port,), nprocs=2)
+    in_two_processes(_share)
     # The three differ, so that one cannot pass for another.
     gathered, first, own = _alone([[0, 1], [0, 1]]), _alone([[0], [1]]), _alone([[1], [1]])
     assert not torch.equal(gathered.slots, first.slots)
