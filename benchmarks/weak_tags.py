@@ -15,18 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _runs import (
-    MODELS,
-    add_views,
-    parser_of,
-    percent,
-    resized,
-    run_once,
-    table,
-    training,
-    views,
-    write_json,
-)
+from _runs import MODELS, add_views, parser_of, percent, resized, run_once, table, training, views, write_json
 from PIL import Image
 
 from halfmask.engine.evaluate import evaluate

@@ -22,8 +22,6 @@ def app(
     device: flags.Device = "auto",
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Drop images on a local page and see their masks.
 
@@ -31,7 +29,6 @@ def app(
     network, and listens on this machine only. Ctrl-C stops it.
     """
     flags.check_overrides(overrides or ())
-    flags.set_verbosity(quiet, verbose)
     from halfmask.engine.app import app as serve
 
     def ready(url: str) -> None:
