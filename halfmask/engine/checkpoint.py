@@ -1,6 +1,6 @@
 """Checkpoints: written atomically, opened without running code, checked before they are used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ def check_matches(path: Path, checkpoint: dict[str, Any], meta: dict[str, Any]) 
     saved = checkpoint["halfmask"]
     if saved["classes"] != meta["classes"]:
         raise CheckpointError(
-            f"{path}: was trained for {len(saved['classes'])} classes ({', '.join(saved['classes'][:4])}, ...), the "
-            f"data has {len(meta['classes'])} ({', '.join(meta['classes'][:4])}, ...). Use the data it was trained "
-            "with, or start a new run with another --out."
+            f"{path}: was trained for {len(saved['classes'])} classes ({_examples(saved['classes'])}), the data has "
+            f"{len(meta['classes'])} ({_examples(meta['classes'])}). Use the data it was trained with, or start a new "
+            "run with another --out."
         )
     changed = [name for name, digest in saved["split"].items() if meta["split"].get(name) != digest]
     if changed:
@@ -84,3 +84,7 @@ def check_matches(path: Path, checkpoint: dict[str, Any], meta: dict[str, Any]) 
             f"{path}: the {' and '.join(changed)} list differs from the one the run started with. Restore the files "
             "(the run's split.json names them all), or start a new run with another --out."
         )
+
+
+def _examples(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")

@@ -161,7 +161,8 @@ CASES = {
 
 WITH_RUN = {
     "checkpoint of another class count": Case(
-        3, "train --resume run", "trained for 3 classes | the data has 4 | new run", other_classes_in_checkpoint
+        3, "train --resume run", "3 classes (background, disc, bar), | has 4 (background, disc, bar, ring) | new run",
+        other_classes_in_checkpoint,
     ),
     "model of another class count": Case(
         3, "evaluate run --data four --part train", "predicts 3 classes | have 4 | --data", four_classes
