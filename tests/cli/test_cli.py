@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from halfmask import __version__
@@ -32,6 +33,19 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(engine, "train", record)
     return calls
+
+
+@pytest.mark.parametrize("verb", sorted(command.name for command in app.registered_commands))
+def test_every_verb_can_show_a_traceback_and_the_quiet_ones_can_also_be_verbose(verb):
+    options = {option for param in get_command(app).commands[verb].params for option in param.opts}
+    assert "--debug" in options
+    assert ("--verbose" in options) == ("--quiet" in options)
+
+
+def test_quiet_and_verbose_contradict_each_other(tmp_path):
+    result = run("check", "--data", tmp_path, "--quiet", "--verbose")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "give one" in result.stderr
 
 
 def test_version():
