@@ -38,10 +38,14 @@ TABLE_ONLY = ("supervised/pascal_resnet", "supervised/cityscapes_resnet", "super
 
 
 @pytest.fixture(scope="session")
-def logs(shared: Path) -> list[dict[str, Any]]:
+def specs(shared: Path) -> dict[str, list[dict[str, Any]]]:
     text = (shared / "specs/paper_results_unimatch.yaml").read_text(encoding="utf-8")
-    runs = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["runs"]
-    return [run for run in runs if run["id"].startswith(TABLES) and not run.get("frozen_encoder")]
+    return dict(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+@pytest.fixture(scope="session")
+def logs(specs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [run for run in specs["runs"] if run["id"].startswith(TABLES) and not run.get("frozen_encoder")]
 
 
 def encoder_name(recipe: Recipe) -> str:
@@ -121,6 +125,45 @@ def test_expected_numbers_are_those_of_the_logged_runs(logs, name):
         # The table of UniMatch V1 gives one decimal, and is not the mean of the three logged runs.
         tolerance = 0.006 if name == "unimatch/pascal" and split.isdecimal() else 0.00011
         assert expected == pytest.approx(logged, abs=tolerance), split
+
+
+# Recipe -> table, method and encoder of the projects' READMEs.
+PRINTED = {
+    "unimatch_v2/pascal_base": ("v2 pascal", "unimatch_v2", "dinov2_base"),
+    "unimatch_v2/cityscapes_base": ("v2 cityscapes", "unimatch_v2", "dinov2_base"),
+    "unimatch_v2/ade20k_base": ("v2 ade20k", "unimatch_v2", "dinov2_base"),
+    "unimatch_v2/coco_base": ("v2 coco", "unimatch_v2", "dinov2_base"),
+    "unimatch_v2/levir_base": ("v2 levir", "unimatch_v2", "dinov2_base"),
+    "unimatch_v2/whu_base": ("v2 whu", "unimatch_v2", "dinov2_base"),
+    "unimatch_v2/coco_large_scale": ("v2 large scale", "coco 118K + coco unlabeled2017 123K", "dinov2_base"),
+    "unimatch_v2/ade20k_large_scale": ("v2 large scale", "ade20k 20K + coco train 118K", "dinov2_base"),
+    "unimatch_v2/ade20k_larger_scale": ("v2 large scale", "ade20k 20K + coco train+unlabeled 241K", "dinov2_base"),
+    "unimatch_v2/cityscapes_large_scale": ("v2 large scale", "cityscapes 3K + train_extra 20K", "dinov2_base"),
+    "unimatch/pascal": ("v1 pascal high-quality", "unimatch_v1", "resnet101"),
+    "unimatch/cityscapes": ("v1 cityscapes", "unimatch_v1", "resnet101"),
+    "unimatch/cityscapes_r50": ("v1 cityscapes", "unimatch_v1", "resnet50"),
+    "unimatch/coco": ("v1 coco", "unimatch_v1", "xception65"),
+    "unimatch/levir": ("v1 levir", "unimatch_v1", "deeplabv3plus resnet50"),
+    "unimatch/whu": ("v1 whu", "unimatch_v1", "deeplabv3plus resnet50"),
+    "supervised/pascal_resnet": ("v1 pascal high-quality", "supervised", "resnet101"),
+    "supervised/cityscapes_resnet": ("v1 cityscapes", "supervised", "resnet101"),
+    "supervised/cityscapes_resnet_r50": ("v1 cityscapes", "supervised", "resnet50"),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_expected_numbers_are_those_of_the_printed_tables(specs, name):
+    """To the one decimal that is printed."""
+    title, *row = PRINTED[name]
+    (table,) = [table for table in specs["readme_tables"] if table["name"] == title]
+    (values,) = [found["values"] for found in table["rows"] if [found["method"], found["encoder"]] == row]
+    expected = PUBLISHED[name].expected
+    for column, value in zip(table["columns"], values, strict=True):
+        if column == "labelled only":
+            continue
+        printed = value[0] if isinstance(value, list) else value  # of image pairs: changed IoU, then accuracy
+        ours = expected.number(column.replace("%", "pct")) if isinstance(expected.value, dict) else expected.value
+        assert ours == pytest.approx(printed / 100, abs=0.00051), column
 
 
 @cache
