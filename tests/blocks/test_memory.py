@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from halfmask.blocks import memory as module
 from halfmask.blocks.memory import ClassMemory, enqueue
 from halfmask.errors import CheckpointError
 from halfmask.reference import allspark as reference
@@ -28,6 +29,13 @@ def random_case(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Ten
     return memory, pointer, torch.randn(images, vectors, 3, generator=generator), labels
 
 
+@pytest.fixture(params=["host", "device"])
+def form(request, monkeypatch):
+    """Both forms of the batched write."""
+    monkeypatch.setattr(module, "_at_once", getattr(module, f"_on_{request.param}"))
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("write", [enqueue, reference.enqueue], ids=["batched", "per class"])
 def test_every_write_ends_where_the_rule_says(write):
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +61,8 @@ def test_a_class_without_vectors_stays_as_it_is():
     assert pointer.tolist() == [(1 + 5) % 4, 2, (3 + 5) % 4]
 
 
-def test_the_host_never_waits():
+def test_the_host_never_waits_for_a_device(monkeypatch):
+    monkeypatch.setattr(module, "_at_once", module._on_device)
     memory = ClassMemory(4, 6, 3)
     with no_host_sync():
         memory.enqueue(
@@ -62,6 +71,24 @@ def test_the_host_never_waits():
     assert memory.pointer.tolist() == [2, 2, 1, 1]
 
 
+@pytest.mark.usefixtures("form")
+def test_a_write_between_a_forward_pass_and_its_backward_pass_is_an_error():
+    """The gradient would be one of the new vectors."""
+    memory = ClassMemory(2, 3, 2)
+    factor = torch.ones(2, requires_grad=True)
+    loss = (memory.slots * factor).sum()
+    memory.enqueue(torch.randn(1, 2, 2), torch.tensor([[0, 1]]), torch.tensor([0]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_bfloat16_memory_holds_what_it_gets():
+    memory = ClassMemory(2, 3, 2).bfloat16()
+    memory.enqueue(torch.tensor([[[1.5, 2.0]]]), torch.tensor([[1]]), torch.tensor([0]))
+    assert memory.slots[1, 0].tolist() == [1.5, 2.0]
+
+
+@pytest.mark.usefixtures("form")
 def test_slots_remember_the_image_they_came_from():
     memory = ClassMemory(2, 3, 1)
     assert not memory.filled.any()
