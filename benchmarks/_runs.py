@@ -1,6 +1,7 @@
 """What the benchmarks share: networks, options, runs that are done once, the table over seeds, the JSON file."""
 
 import argparse
+import itertools
 import json
 import shlex
 import shutil
@@ -118,6 +119,15 @@ def run_once(out: Path, start: Callable[[], object], score: Callable[[float], Sc
     found = score((time.monotonic() - began) / 60)
     score_file.write_text(json.dumps(found))
     return found
+
+
+def run_all(run: Callable[..., dict[str, Any]], *choices: Iterable[Any]) -> list[dict[str, Any]]:
+    """Call `run` with every combination of choices, the last one changing fastest, and print each score."""
+    scores = []
+    for chosen in itertools.product(*choices):
+        scores.append(run(*chosen))
+        print(json.dumps(scores[-1]), flush=True)
+    return scores
 
 
 def grouped(scores: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:

@@ -15,13 +15,12 @@ accuracy. Finished runs are kept and not repeated, an interrupted one is resumed
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _runs import MODELS, grouped, over_seeds, params_of, parser_of, percent, run_once, training, write_json
+from _runs import MODELS, grouped, over_seeds, params_of, parser_of, percent, run_all, run_once, training, write_json
 from PIL import Image
 
 from halfmask.engine.evaluate import evaluate
@@ -119,12 +118,12 @@ def options_of() -> argparse.Namespace:
 def main() -> None:
     """Run everything and write the JSON file."""
     options = options_of()
-    scores = []
-    for labeled in options.labeled:
-        for seed in options.seeds:
-            for method in options.methods:
-                scores.append(run_one(options, method, labeled, seed))
-                print(json.dumps(scores[-1]), flush=True)
+    scores = run_all(
+        lambda labeled, seed, method: run_one(options, method, labeled, seed),
+        options.labeled,
+        options.seeds,
+        options.methods,
+    )
     rows = table(scores)
     name = SCORES[options.task][0]
     for row in rows:

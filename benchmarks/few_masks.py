@@ -9,7 +9,6 @@ not repeated, an interrupted one is resumed.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from _runs import (
     parser_of,
     percent,
     resized,
+    run_all,
     run_once,
     table,
     training,
@@ -102,12 +102,12 @@ def main() -> None:
     )
     options = parser.parse_args()
     options.root = root_of(options)
-    scores = []
-    for labeled in options.labeled:
-        for seed in options.seeds:
-            for method in options.methods:
-                scores.append(run_one(options, method, labeled, seed))
-                print(json.dumps(scores[-1]), flush=True)
+    scores = run_all(
+        lambda labeled, seed, method: run_one(options, method, labeled, seed),
+        options.labeled,
+        options.seeds,
+        options.methods,
+    )
     rows = table(scores, "labeled", "method")
     for row in rows:
         print(f"{row['labeled']:>4} labeled  {row['method']:<14} {percent(row)}  {row['minutes']:.1f} min")

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _runs import MODELS, add_views, parser_of, percent, resized, run_once, table, training, views, write_json
+from _runs import MODELS, add_views, parser_of, percent, resized, run_all, run_once, table, training, views, write_json
 from PIL import Image
 
 from halfmask.engine.evaluate import evaluate
@@ -110,11 +110,7 @@ def options_of() -> argparse.Namespace:
 def main() -> None:
     """Run everything and write the JSON file."""
     options = options_of()
-    scores = []
-    for seed in options.seeds:
-        for form in options.forms:
-            scores.append(run_one(options, form, seed))
-            print(json.dumps(scores[-1]), flush=True)
+    scores = run_all(lambda seed, form: run_one(options, form, seed), options.seeds, options.forms)
     rows = table(scores, "form")
     for row in rows:
         print(f"{row['form']:<12} {percent(row)}  {row['minutes']:.1f} min")
