@@ -282,6 +282,8 @@ class RunRecipe(Section):
         log_every: steps between lines of metrics.jsonl.
         deterministic: deterministic kernels.
         reference: compute with the plain formulations of `halfmask/reference/` instead of the fast ones: for checks.
+        stream_loss: take cross-entropies of upsampled logits band by band: far less memory where classes are many (150:
+            161 MB per image and copy at 518 pixels), slower where they are few; other losses upsample as usual.
         compile: compile encoder and decoder.
         channels_last: memory layout of images and weights, for CNN encoders on a GPU.
         logger: extra loggers beside metrics.jsonl.
@@ -299,6 +301,7 @@ class RunRecipe(Section):
     log_every: PositiveInt = 20
     deterministic: bool = False
     reference: bool = False
+    stream_loss: bool = False
     compile: bool = False
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"

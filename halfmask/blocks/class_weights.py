@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from halfmask.blocks.coarse_logits import CoarseLogits
+
 WeightRule = Literal["none", "inverse", "effective"]
 _LARGEST_RATIO = 100.0
 
@@ -60,6 +62,6 @@ class ClassWeighted(nn.Module):
         self.loss = loss
         self.register_buffer("weight", torch.tensor(weights), persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+    def forward(self, logits: Tensor | CoarseLogits, target: Tensor, **options: Any) -> Tensor:
         """Compute the loss."""
         return self.loss(logits, target, weight=self.weight, **options)

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from halfmask.blocks.coarse_logits import CoarseLogits, full
 from halfmask.blocks.forms import has_plain_form
+from halfmask.blocks.upsampled_loss import summed_cross_entropy
 from halfmask.reference import losses as reference
 
 LossName = Literal["ce", "ohem"]
@@ -22,7 +24,7 @@ _SKIP = -100  # label of pixels left out; never a class
 
 @has_plain_form(reference.cross_entropy)
 def cross_entropy(
-    logits: Float[Tensor, "B K *S"],
+    logits: Float[Tensor, "B K *S"] | CoarseLogits,
     target: Int[Tensor, "B *S"],
     ignore_index: int = 255,
     *,
@@ -38,12 +40,16 @@ def cross_entropy(
     >>> cross_entropy(logits, torch.tensor([[255, 255]])).item()
     0.0
     """
-    return _mean(_pixel_loss(logits, target, ignore_index), target != ignore_index, _weight_of(target, weight))
+    keep, weights = target != ignore_index, _weight_of(target, weight)
+    if isinstance(logits, CoarseLogits):
+        total = _streamed_sum(logits, target, ignore_index, weights)
+        return total / (keep.sum().clamp_min(1) if weights is None else _sum_of(weights, keep))
+    return _mean(_pixel_loss(logits, target, ignore_index), keep, weights)
 
 
 @has_plain_form(reference.masked_cross_entropy)
 def masked_cross_entropy(
-    logits: Float[Tensor, "B K *S"],
+    logits: Float[Tensor, "B K *S"] | CoarseLogits,
     target: Int[Tensor, "B *S"],
     keep: Bool[Tensor, "B *S"],
     denominator: Bool[Tensor, "B *S"],
@@ -62,12 +68,15 @@ def masked_cross_entropy(
     >>> round(loss.item(), 4)
     0.6931
     """
-    return _pixel_loss(logits, target.masked_fill(~keep, _SKIP), _SKIP).sum() / denominator.sum().clamp_min(1)
+    target = target.masked_fill(~keep, _SKIP)
+    streams = isinstance(logits, CoarseLogits)
+    total = _streamed_sum(logits, target, _SKIP) if streams else _pixel_loss(logits, target, _SKIP).sum()
+    return total / denominator.sum().clamp_min(1)
 
 
 @has_plain_form(reference.ohem_cross_entropy)
 def ohem_cross_entropy(
-    logits: Float[Tensor, "B K *S"],
+    logits: Float[Tensor, "B K *S"] | CoarseLogits,
     target: Int[Tensor, "B *S"],
     *,
     threshold: float,
@@ -101,7 +110,7 @@ def ohem_cross_entropy(
 
 @has_plain_form(reference.bootstrapped_cross_entropy)
 def bootstrapped_cross_entropy(
-    logits: Float[Tensor, "B K *S"],
+    logits: Float[Tensor, "B K *S"] | CoarseLogits,
     target: Int[Tensor, "B *S"],
     *,
     threshold: float,
@@ -174,7 +183,7 @@ def supervised_loss(
 
 
 def squared_error(
-    logits: Float[Tensor, "B K *S"], target: Float[Tensor, "B K *S"], valid: Bool[Tensor, "B *S"]
+    logits: Float[Tensor, "B K *S"] | CoarseLogits, target: Float[Tensor, "B K *S"], valid: Bool[Tensor, "B *S"]
 ) -> Float[Tensor, ""]:
     """Average over valid pixels the squared distance of two distributions, summed over classes.
 
@@ -183,7 +192,7 @@ def squared_error(
         target: logits of the teacher; no gradient flows into them.
         valid: pixels that count.
     """
-    difference = _full_precision(logits).softmax(1) - _full_precision(target.detach()).softmax(1)
+    difference = _full_precision(full(logits)).softmax(1) - _full_precision(target.detach()).softmax(1)
     return _mean(difference.square().sum(1), valid)
 
 
@@ -211,16 +220,26 @@ def dice_loss(
     return (1 - (2 * overlap + 1e-5) / (size + 1e-5)).mean()
 
 
-def _pixel_loss(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+def _streamed_sum(logits: CoarseLogits, target: Tensor, ignore_index: int, weight: Tensor | None = None) -> Tensor:
+    values = _full_precision(logits.values)
+    weight = None if weight is None else weight.to(values.dtype)
+    return summed_cross_entropy(values, target, logits.align_corners, ignore_index, weight)
+
+
+def _pixel_loss(logits: Tensor | CoarseLogits, target: Tensor, ignore_index: int) -> Tensor:
     # Reduced by the callers: the built-in reduction is not deterministic on a GPU.
-    return F.cross_entropy(_full_precision(logits), target.long(), ignore_index=ignore_index, reduction="none")
+    return F.cross_entropy(_full_precision(full(logits)), target.long(), ignore_index=ignore_index, reduction="none")
 
 
 def _mean(loss: Tensor, keep: Tensor, weight: Tensor | None = None) -> Tensor:
     if weight is None:
         return loss.masked_fill(~keep, 0.0).sum() / keep.sum().clamp_min(1)
-    weight = weight.to(loss.dtype).masked_fill(~keep, 0.0)
-    return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+    weight = weight.to(loss.dtype)
+    return (loss * weight.masked_fill(~keep, 0.0)).sum() / _sum_of(weight, keep)
+
+
+def _sum_of(weight: Tensor, keep: Tensor) -> Tensor:
+    return weight.masked_fill(~keep, 0.0).sum().clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def _weight_of(target: Tensor, weight: Tensor | None) -> Tensor | None:

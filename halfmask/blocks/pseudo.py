@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from halfmask.blocks.coarse_logits import CoarseLogits
 from halfmask.blocks.confidence import top_class
 from halfmask.blocks.forms import has_plain_form
 from halfmask.reference import pseudo as reference
@@ -15,7 +16,7 @@ _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
 @has_plain_form(reference.pseudo_label)
-def pseudo_label(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
+def pseudo_label(logits: Float[Tensor, "B K *S"] | CoarseLogits) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
     """Give the most probable class and its probability, without gradient.
 
     The full softmax map is never made (`halfmask.blocks.confidence`). The probability is float32 even under bfloat16
@@ -25,7 +26,7 @@ def pseudo_label(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], 
     >>> label.item(), round(confidence.item(), 4)
     (2, 0.787)
     """
-    return top_class(logits.detach())
+    return logits.top() if isinstance(logits, CoarseLogits) else top_class(logits.detach())
 
 
 @torch.no_grad()
@@ -80,11 +81,12 @@ def confidence_histogram(confidence: Float[Tensor, "B *S"], valid: Bool[Tensor, 
 
 @torch.no_grad()
 def agreement(
-    logits: Float[Tensor, "B K *S"], label: Int[Tensor, "B *S"], valid: Bool[Tensor, "B *S"]
+    logits: Float[Tensor, "B K *S"] | CoarseLogits, label: Int[Tensor, "B *S"], valid: Bool[Tensor, "B *S"]
 ) -> Float[Tensor, ""]:
     """Give the part of the valid pixels where the student's class equals the pseudo-label."""
     # max, not argmax: several times faster on a CPU.
-    same = (logits.max(1).indices == label) & valid
+    best = logits.top()[0] if isinstance(logits, CoarseLogits) else logits.max(1).indices
+    same = (best == label) & valid
     return same.sum() / valid.sum().clamp_min(1)
 
 

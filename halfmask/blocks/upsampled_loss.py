@@ -51,8 +51,23 @@ def upsampled_cross_entropy(
         impl = "stream" if whole > STREAM_BYTES else "reference"
     if impl == "reference":
         return reference.upsampled_cross_entropy(logits, target, align_corners, ignore_index, weight)
-    total: Tensor = _Streamed.apply(logits, target, align_corners, ignore_index, weight)
+    total = summed_cross_entropy(logits, target, align_corners, ignore_index, weight)
     return total / (target != ignore_index).sum().clamp_min(1)
+
+
+def summed_cross_entropy(
+    logits: Float[Tensor, "B K h w"],
+    target: Int[Tensor, "B H W"],
+    align_corners: bool,
+    ignore_index: int = 255,
+    weight: Float[Tensor, "B H W"] | None = None,
+) -> Float[Tensor, ""]:
+    """Sum the cross-entropy over labeled pixels, band by band; arguments as for `upsampled_cross_entropy`."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    # Gradients are taken in the forward pass, whose autocast must not reach the interpolation.
+    with torch.autocast(logits.device.type, enabled=False):
+        total: Tensor = _Streamed.apply(logits, target, align_corners, ignore_index, weight)
+    return total
 
 
 class _Streamed(torch.autograd.Function):

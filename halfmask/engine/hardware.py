@@ -52,9 +52,10 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
         for tensor in (*method.parameters(), *method.buffers()):
             if tensor.dim() == 4:  # `Module.to` also tries those of five dimensions, and fails
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-    if recipe.compile:
-        for module in method.modules():
-            if isinstance(module, Model):
+    for module in method.modules():
+        if isinstance(module, Model):
+            module.streams_loss = recipe.stream_loss and not recipe.reference
+            if recipe.compile:
                 module.encoder.compile(dynamic=False)
                 module.decoder.compile(dynamic=False)
 

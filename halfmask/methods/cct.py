@@ -57,6 +57,7 @@ from halfmask.blocks.vat import Adversarial, Direction
 from halfmask.errors import RecipeError, nearest
 from halfmask.methods import Method, ModelBuilder, Stage, StepOutput
 from halfmask.methods.cam import with_pseudo_masks
+from halfmask.models.model import Logits
 from halfmask.task import Task
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class CCT(Method):
             logs["loss_pairwise"] = terms.pair
         return StepOutput(loss_l + loss_u, logs)
 
-    def _labeled_loss(self, logits: Tensor, target: Tensor, progress: Progress) -> Tensor:
+    def _labeled_loss(self, logits: Logits, target: Tensor, progress: Progress) -> Tensor:
         if self.loss == "ce":
             return self.labeled_loss(logits, target)
         # eta rises from 1/K towards 0.9.

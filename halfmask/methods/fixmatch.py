@@ -43,7 +43,7 @@ from halfmask.blocks.mixing import box_mask, paste
 from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import ema_ramp
 from halfmask.methods import Method, ModelBuilder, StepOutput
-from halfmask.models.model import Model
+from halfmask.models.model import Logits, Model
 from halfmask.task import Task
 
 
@@ -140,7 +140,7 @@ class FixMatch(Method):
         own: dict[str, Model] = {"student": self.student}
         return own if self.teacher is None else {"teacher": self.teacher.model, **own}
 
-    def _joint(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def _joint(self, first: Tensor, second: Tensor) -> tuple[Logits, Logits]:
         logits = self.student(torch.cat((first, second)))
         return logits[: len(first)], logits[len(first) :]
 

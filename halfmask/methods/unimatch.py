@@ -48,7 +48,7 @@ from halfmask.blocks.mixing import box_mask, paste
 from halfmask.blocks.pseudo import agreement, confidence_histogram, pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import ema_ramp
 from halfmask.methods import Method, ModelBuilder, StepOutput
-from halfmask.models.model import Model
+from halfmask.models.model import Logits, Model
 from halfmask.task import Task
 
 
@@ -151,7 +151,7 @@ class UniMatch(Method):
         with torch.no_grad(), eval_mode(labeler):
             return weak.image, *pseudo_label(labeler(weak.image)), weak.valid
 
-    def _clean_and_dropped(self, x_l: Tensor, x_u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _clean_and_dropped(self, x_l: Tensor, x_u: Tensor) -> tuple[Logits, Logits, Logits]:
         """Logits of the labeled images, of the weak ones, and of the weak ones with dropped channels."""
         features = self.student.encode(torch.cat((x_l, x_u)))
         doubled = [torch.cat(pair) for pair in zip(features, self.dropout(features), strict=True)]
@@ -165,7 +165,7 @@ class UniMatch(Method):
         box = self.boxes(own[3].shape, device=own[0].device)
         return paste(box, self.strong(own[0]), *own[1:], partner=partner)
 
-    def _unlabeled_loss(self, logits: Tensor, label: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:
+    def _unlabeled_loss(self, logits: Logits, label: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:
         # Divided by all valid pixels, not by kept ones: an unsure batch should teach less.
         keep = valid & (confidence >= self.threshold)
         return masked_cross_entropy(logits, label, keep, denominator=valid)

@@ -47,7 +47,7 @@ from halfmask.blocks.mixing import box_mask, paste
 from halfmask.blocks.pseudo import agreement, confidence_histogram, pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import ema_ramp
 from halfmask.methods import Method, ModelBuilder, StepOutput
-from halfmask.models.model import Model
+from halfmask.models.model import Logits, Model
 from halfmask.task import Task
 
 
@@ -169,7 +169,7 @@ class UniMatchV2(Method):
         box = self.boxes(own[3].shape, device=own[0].device)
         return paste(box, self.strong(own[0]), *own[1:], partner=partner)
 
-    def _perturbed(self, image: Tensor, clean: int = 0) -> Tensor:
+    def _perturbed(self, image: Tensor, clean: int = 0) -> Logits:
         """Logits; from the image number `clean` on, features lose channels."""
         features = self.student.encode(image)
         if self.dropout_at in ("taps", "levels"):

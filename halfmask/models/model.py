@@ -7,18 +7,22 @@ fed wrongly.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from halfmask.blocks.coarse_logits import CoarseLogits
 from halfmask.blocks.forms import plain_forms_wanted
 from halfmask.errors import ShapeError
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
 
+if TYPE_CHECKING:
+    Logits: TypeAlias = Any  # both are sliced and split alike
+else:
+    Logits = Float[Tensor, "B K *S"] | CoarseLogits
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -50,6 +54,7 @@ class Model(nn.Module):
         self.encoder, self.bottleneck, self.decoder = encoder, bottleneck, decoder
         self.classifier = decoder.make_classifier(classes)
         self.classes = classes
+        self.streams_loss = False  # give `CoarseLogits` where a loss will be taken of them
         self.spec = spec or {}
         self.register_buffer("mean", torch.tensor(mean or encoder.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std or encoder.std).view(-1, 1, 1))
@@ -80,21 +85,27 @@ class Model(nn.Module):
             features = [*features[:-1], self.bottleneck(features[-1])]
         return self.decode(features)
 
-    def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K *S"]:
+    def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Logits:
         """Logits, upsampled to `size` (H, W)."""
         raise NotImplementedError(f"{type(self).__name__} must define classify()")
 
-    def forward(self, image: Float[Tensor, "B *T C H W"]) -> Float[Tensor, "B K *S"]:
+    def forward(self, image: Float[Tensor, "B *T C H W"]) -> Logits:
         """The seams in a row, with the bottleneck's inference form."""
         return self.classify(self.embed(self.encode(image)), (image.shape[-2], image.shape[-1]))
+
+    def _upsampled(self, logits: Float[Tensor, "B K h w"], size: tuple[int, int]) -> Any:
+        if tuple(logits.shape[-2:]) == tuple(size):
+            return logits
+        coarse = CoarseLogits(logits, size, self.decoder.align_corners)
+        return coarse if self.streams_loss and self.training and torch.is_grad_enabled() else coarse.upsampled()
 
 
 class Segmenter(Model):
     """Dense prediction of one image."""
 
-    def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+    def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Logits:
         """Logits, upsampled bilinearly to `size` (H, W)."""
-        return _upsampled(self.classifier(embedding), size, self.decoder.align_corners)
+        return self._upsampled(self.classifier(embedding), size)
 
 
 class ChangeSegmenter(Model):
@@ -114,9 +125,9 @@ class ChangeSegmenter(Model):
         apart = plain_forms_wanted() or (self.encoder.training and has_batch_norm(self.encoder))
         return date_differences(super().encode, image, apart=apart)
 
-    def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+    def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Logits:
         """Logits, upsampled bilinearly to `size` (H, W)."""
-        return _upsampled(self.classifier(embedding), size, self.decoder.align_corners)
+        return self._upsampled(self.classifier(embedding), size)
 
 
 class Classifier(Model):
@@ -161,9 +172,3 @@ def date_differences(
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether anything in a network takes statistics over the batch."""
     return any(isinstance(part, _BATCH_NORMS) for part in module.modules())
-
-
-def _upsampled(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)

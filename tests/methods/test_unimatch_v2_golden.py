@@ -30,11 +30,14 @@ from tests.methods.golden_run import (
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
 
-def run(inputs: dict[str, Tensor], masks: Tensor, dtype: torch.dtype, frozen: bool = False, **params):
+def run(
+    inputs: dict[str, Tensor], masks: Tensor, dtype: torch.dtype, frozen: bool = False, streams: bool = False, **params
+):
     initial = official_names.part(inputs, "init.")
     build = builder(lambda: tiny_dpt(frozen), official_names.dpt(initial), dtype)
     method = UniMatchV2(TASK, build, threshold=0.8, **params)
     assert method.one_pass  # labeled and strong images share a pass; the published code joins only the strong ones
+    method.student.streams_loss = streams
     strong = Recorded()
     method.strong = strong
 
@@ -64,6 +67,12 @@ def test_unimatch_v2_repeats_the_published_run(golden, dtype):
     trained = run(inputs, expected["comp_drop_mask"], dtype)
     check(trained, inputs, expected, dtype)
     check_weights(trained.method, expected, official_names.dpt)
+
+
+def test_unimatch_v2_with_streamed_losses_repeats_the_published_run(golden):
+    inputs, expected = golden("unimatch/v2_train_inputs"), golden("unimatch/v2_train_unimatch_v2")
+    trained = run(inputs, expected["comp_drop_mask"], torch.float64, streams=True)
+    check(trained, inputs, expected, torch.float64)
 
 
 @PRECISIONS
