@@ -74,7 +74,7 @@ def run_seed(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     return scores
 
 
-def table(scores: list[dict[str, Any]]) -> dict[str, Any]:
+def table(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Reduce to mean and sample standard deviation over seeds, and the difference within each seed."""
     seeds = sorted({score["seed"] for score in scores})
     by_seed = {
@@ -83,7 +83,7 @@ def table(scores: list[dict[str, Any]]) -> dict[str, Any]:
     }
     pairs = zip(by_seed["suggest"], by_seed["random"], strict=True)
     by_seed["suggest - random"] = [chosen - drawn for chosen, drawn in pairs]
-    return {name: over_seeds(values) for name, values in by_seed.items()}
+    return [{"images": name, **over_seeds(values)} for name, values in by_seed.items()]
 
 
 def options_of() -> argparse.Namespace:
@@ -111,8 +111,8 @@ def main() -> None:
             scores.append(score)
             print(json.dumps(score), flush=True)
     rows = table(scores)
-    for name, row in rows.items():
-        print(f"{name:<18} {percent(row)}")
+    for row in rows:
+        print(f"{row['images']:<18} {percent(row)}")
     write_json(options, options.data.name, rows, scores)
 
 
