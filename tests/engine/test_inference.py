@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from halfmask.engine.metrics import ConfusionMatrix
 from halfmask.errors import RecipeError, ShapeError
 from halfmask.models.model import ChangeSegmenter
 from halfmask.recipe import EvalRecipe
+from halfmask.reference.confusion import areas
 
 from .toy import random_window_model, small_model, window_model
 
@@ -27,18 +29,27 @@ def slide(window: int, **more: Any) -> EvalRecipe:
     return EvalRecipe(mode="slide", window=window, **more)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("mode", ["slide", "whole"])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_recorded_predictions_of_the_allspark_protocols(golden: Golden, mode: str, batch: int) -> None:
+def test_recorded_predictions_of_the_allspark_protocols(
+    golden: Golden, mode: str, batch: int, dtype: torch.dtype
+) -> None:
     tensors = golden("allspark/evaluation")
-    model = window_model(torch.cat([tensors["toy/A"], tensors["toy/B"]], dim=1).double())
+    model = window_model(torch.cat([tensors["toy/A"], tensors["toy/B"]], dim=1).to(dtype))
     protocol = EvalRecipe(mode=mode, window=33, stride=22, border="clip", batch=batch, absent_classes="zero")
     matrix = ConfusionMatrix(19)
     for number in (1, 2, 3):
-        found = class_map(model, tensors[f"slide/image{number}"].double(), protocol)
+        found, target = (
+            class_map(model, tensors[f"slide/image{number}"].to(dtype), protocol),
+            tensors[f"slide/mask{number}"],
+        )
         assert found.dtype == torch.uint8
         assert torch.equal(found, tensors[f"{mode}/prediction{number}"])
-        matrix.update(found, tensors[f"slide/mask{number}"])
+        if mode == "slide":
+            counts = np.stack(areas(found.numpy(), target.numpy(), 19))
+            assert np.array_equal(counts, tensors[f"slide/intersection_union_target{number}"].numpy())
+        matrix.update(found, target)
     scores = matrix.scores(tuple(map(str, range(19))), "zero")
     assert scores.miou == pytest.approx(tensors[f"{mode}/miou"].item() / 100, abs=1e-10)
     assert scores.iou == pytest.approx((tensors[f"{mode}/iou_per_class"] / 100).tolist(), abs=1e-10)

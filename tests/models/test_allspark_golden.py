@@ -123,22 +123,24 @@ def test_three_steps_carry_the_memory_on(golden, make, dtype, tolerance):
         assert pointer.tolist() == tensors[f"sequence/step{step}/pointer"].tolist()
 
 
-def test_evaluation_pools_the_keys_of_a_batch_or_takes_an_images_own(golden, make):
-    tensors = cast(golden("allspark/attention"), torch.float64)
-    bottleneck = make(torch.float64).eval()
+@pytest.mark.parametrize(("dtype", "tolerance"), [precision[:2] for precision in PRECISIONS])
+def test_evaluation_pools_the_keys_of_a_batch_or_takes_an_images_own(golden, make, dtype, tolerance):
+    tensors = cast(golden("allspark/attention"), dtype)
+    bottleneck = make(dtype).eval()
     bottleneck.load_state_dict(
         ours({OFFICIAL[name]: value for name, value in part(tensors, "weight/").items()}), strict=False
     )
     tokens = tensors["input/emb1"][:B]
     # The recorded call saw the batch twice and gave both halves; only the first is used.
     pooled = bottleneck.attention(tokens, tokens.transpose(1, 2), labeled=B).transpose(1, 2)
-    _close(pooled, tensors["eval_batch/out"][:B], 1e-6)
+    _close(pooled, tensors["eval_batch/out"][:B], tolerance)
     alone = bottleneck.attention(tokens, None, labeled=B).transpose(1, 2)
-    _close(alone[:1], tensors["eval_single/out"][:1], 1e-6)
+    _close(alone[:1], tensors["eval_single/out"][:1], tolerance)
     assert (alone - pooled).abs().max() > 1e-2
     # What the recording computed on the copy, and threw away: the form of unlabeled images.
     own = bottleneck.attention(tokens, None, labeled=0).transpose(1, 2)
-    _close(own, tensors["eval_batch/out"][B:], 1e-6)
+    _close(own, tensors["eval_batch/out"][B:], tolerance)
+    _close(own[:1], tensors["eval_single/out"][1:], tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
@@ -194,12 +196,13 @@ def test_whole_bottleneck_with_gradients(golden, make, memory_on, dtype, toleran
         _close_gradient(gradients[key], value, of_gradient)
 
 
-def test_whole_bottleneck_in_evaluation_takes_any_shape(golden, make):
-    tensors = golden("allspark/bottleneck")
-    bottleneck = make(torch.float64).eval()
+@pytest.mark.parametrize(("dtype", "tolerance"), [precision[:2] for precision in PRECISIONS])
+def test_whole_bottleneck_in_evaluation_takes_any_shape(golden, make, dtype, tolerance):
+    tensors = cast(golden("allspark/bottleneck"), dtype)
+    bottleneck = make(dtype).eval()
     bottleneck.load_state_dict(ours(part(tensors, "weight/")))
-    features = tensors["input/features"][:B].double()
+    features = tensors["input/features"][:B]
     tokens, _ = bottleneck.embed(features)
-    _close(bottleneck(features, tokens.transpose(1, 2)), tensors["eval/out_batch"], 1e-6)
-    _close(bottleneck(features)[:1], tensors["eval/out_first_alone"], 1e-6)
-    _close(bottleneck(tensors["input/features_rect"].double()), tensors["eval/out_rect"], 1e-6)
+    _close(bottleneck(features, tokens.transpose(1, 2)), tensors["eval/out_batch"], tolerance)
+    _close(bottleneck(features)[:1], tensors["eval/out_first_alone"], tolerance)
+    _close(bottleneck(tensors["input/features_rect"]), tensors["eval/out_rect"], tolerance)
