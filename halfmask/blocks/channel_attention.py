@@ -28,8 +28,9 @@ from halfmask.reference import allspark as reference
 Impl = Literal["auto", "reference", "dense", "stream", "sdpa"]
 
 EPS = reference.EPS
-# Above this size of the scores the streamed form is taken: below, it would save little and costs one more product.
-STREAM_BYTES = 64 * 2**20
+# Above this size of the scores the streamed form is taken: below, it would save little. On a CPU it takes 0 to 6 % more
+# time than the stored form (21 classes of 512 channels, 289 tokens), one product more but fewer passes.
+STREAM_BYTES = 16 * 2**20
 # Scores of one chunk: a few buffers of this size stay in the cache. On a CPU 4 MiB took 10 % less time than 16; on a
 # GPU, with its larger cache, the number is an estimate.
 _CHUNK_BYTES = {"cpu": 4 * 2**20, "other": 32 * 2**20}

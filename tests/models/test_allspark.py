@@ -166,6 +166,37 @@ def test_a_training_pass_keeps_no_tensor_of_the_size_of_the_scores(dropout, monk
     assert features.grad.isfinite().all()
 
 
+def saved(classes: int, images: int, dropout: float, impl: str) -> tuple[int, int]:
+    """Bytes that attention to a memory keeps, and entries of the largest tensor: 512 channels, 289 tokens, 2 heads."""
+    bottleneck = AllSpark(512, dropout=dropout, impl=impl).to("meta").train()
+    tokens = torch.empty(images, 289, 512, device="meta", requires_grad=True)
+    memory = torch.empty(classes, 512, 289, device="meta")
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage.nbytes(), storage.nbytes() // tensor.itemsize
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = bottleneck.attention(tokens, memory, labeled=images)
+    assert out.requires_grad
+    return sum(size for size, _ in storages.values()), max(entries for _, entries in storages.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(("classes", "images", "fewer"), [(21, 1, 3.0), (21, 2, 3.0), (81, 1, 2.4), (150, 1, 2.4)])
+def test_auto_keeps_no_scores_at_the_published_sizes(classes, images, fewer, dropout, monkeypatch):
+    """Pascal, COCO and ADE20K at crop 513, against whole score matrices; no size is forced to stream."""
+    monkeypatch.setattr(channel_attention, "_random_state", lambda _: torch.zeros(1))  # there is none for shapes
+    scores = (2 * 512) * (classes * 2 * 512)  # entries, of one image
+    plain, largest = saved(classes, images, dropout, "reference")
+    assert largest >= scores
+    ours, largest = saved(classes, images, dropout, "auto")
+    assert largest < scores
+    assert plain >= fewer * ours
+
+
 class Tokens(Encoder):
     """An encoder that forgets to reshape its last output."""
 
