@@ -52,6 +52,10 @@ def draw(dataset: Dataset, ids: Sequence[str], count: int, seed: int) -> Drawn:
     Raises:
         DataError: fewer images than wanted, or a broken mask.
     """
+    if not ids:
+        raise DataError(
+            f"{count} labeled images are wanted, but no image has a mask. Add masks named like their images.", "H210"
+        )
     if count > len(ids):
         raise DataError(
             f"{count} labeled images are wanted, but only {len(ids)} images have a mask. Use data.labeled={len(ids)} "

@@ -1,6 +1,5 @@
 """`train`: from a recipe to a run folder. Every check that needs no training comes first."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from halfmask.engine.prepare import Prepared, describe, prepare
 from halfmask.engine.prepare_domains import domain_recipe
 from halfmask.engine.progress import ProgressLine
 from halfmask.engine.pseudo_masks import write_pseudo_masks
+from halfmask.engine.ranks import is_first_rank
 from halfmask.engine.rundir import PSEUDO_MASKS, RunDir, split_hashes
 from halfmask.engine.step_loader import loader_maker
 from halfmask.engine.stopping import StopNow, StopRequest
@@ -131,11 +131,14 @@ def _train_stages(
     recipe: Recipe, run: RunDir, stages: list[Stage], *, resume: bool, overwrite: bool, dry_run: bool, **options: Any
 ) -> TrainResult:
     """Train one stage after the other; a resumed run skips those that are finished."""
-    first = _is_first_rank()
+    first = is_first_rank()
     if first and not resume:
         run.check_free(overwrite=overwrite)
-    if first and not dry_run:
-        run.write_stages(recipe, [stage.name for stage in stages])
+
+    def begin() -> None:
+        if first:
+            run.write_stages(recipe, [stage.name for stage in stages])
+
     result = None
     made: dict[str, Any] = {}  # what later stages read
     for stage in stages:
@@ -144,7 +147,7 @@ def _train_stages(
         part = RunDir(run.path / stage.name, root=run.path)
         begun = resume and part.last.exists()
         result = _train_stage(
-            stage_recipe, part, resume=begun, overwrite=overwrite or resume, dry_run=dry_run, **options
+            stage_recipe, part, resume=begun, overwrite=overwrite or resume, dry_run=dry_run, begin=begin, **options
         )
         if dry_run and (stage.after is not None or stage.label is not None):
             break  # what the next stage needs is written by this one
@@ -170,12 +173,14 @@ def _train_stage(
     quiet: bool,
     limit: int | None,
     initialize: Callable[[Prepared], str] | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> TrainResult:
+    """Train one stage; `begin` is called once everything has been checked, before the first file is written."""
     began = time.monotonic()
-    if not resume and _is_first_rank():
+    if not resume and is_first_rank():
         run.check_free(overwrite=overwrite)  # before minutes of preparation
     recipe = with_precision(recipe)
-    prepared = prepare(recipe, limit, look=_is_first_rank(), quiet=quiet)
+    prepared = prepare(recipe, limit, look=is_first_rank(), quiet=quiet)
     if limit is not None:
         # Written down, so that a resumed run follows the same, shorter schedule.
         shorter = recipe.run.model_copy(update={"steps": prepared.total_steps})
@@ -185,19 +190,20 @@ def _train_stage(
     metric = dataset.task.main_metric
     line = ProgressLine(quiet)
     summary = describe(prepared) if initialize is None else f"{initialize(prepared)}\n{describe(prepared)}"
-    if not quiet and _is_first_rank():
+    if not quiet and is_first_rank():
         line.say(summary)
         for warning in prepared.warnings:
             line.say(f"warning: {warning}")
     if dry_run:
         cost = predict_cost(prepared)
-        if not quiet and _is_first_rank():
+        if not quiet and is_first_rank():
             line.say(cost.describe())
         return TrainResult(run.path, 0, time.monotonic() - began, cost=cost)
 
     meta = _meta(recipe, prepared)
+    begin()
     start = _open_run(run, recipe, prepared, meta, resume=resume, overwrite=overwrite)
-    if _is_first_rank():
+    if is_first_rank():
         line.log = run.log
         line.keep(summary)
     module = LitMethod(
@@ -211,7 +217,7 @@ def _train_stage(
         meta=meta,
     )
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
-    checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not _is_first_rank()))
+    checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not is_first_rank()))
     examiner: Examiner = (
         DomainExaminer(prepared, _domain_evaluator(prepared))
         if prepared.domains
@@ -294,10 +300,10 @@ def _open_run(
         checkpoint = read_checkpoint(run.last)
         check_matches(run.last, checkpoint, meta)
         header: dict[str, Any] = checkpoint["halfmask"]
-        if _is_first_rank():
+        if is_first_rank():
             run.forget_after(header["step"])
         return header
-    if _is_first_rank():
+    if is_first_rank():
         run.create(overwrite=overwrite)
         run.write_start(recipe, prepared.split)
         if prepared.domains:
@@ -348,8 +354,3 @@ def _check_same_pixels(before: str, now: str) -> None:
             f"data.cache={before} and {now} give different pixels, so the resumed run would not be the same one. Keep "
             f"data.cache={before}, or start a new run with another --out."
         )
-
-
-def _is_first_rank() -> bool:
-    # Set by torchrun, SLURM and Lightning's own launcher in every process but the first.
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "RANK"))

@@ -240,6 +240,8 @@ def test_a_domain_without_labels_is_named(roots: dict[str, Path], tmp_path: Path
     text = refused({"one": roots["one"], "two": bare}, "data.domains.two.labeled=null")
     assert re.search(r"domain two: .*no labeled image", text, re.DOTALL)
     assert "data.domains.two.labeled" in text
+    wanted = refused({"one": roots["one"], "two": bare})
+    assert "domain two: 5 labeled images are wanted, but no image has a mask" in wanted
 
 
 def test_problems_of_several_domains_come_together(roots: dict[str, Path], tmp_path: Path) -> None:

@@ -214,6 +214,8 @@ def test_images_that_a_tag_file_lacks_or_has_too_many(root: Path, tmp_path: Path
     (tmp_path / "odd.csv").write_text("shape_06.png,disc\nshape_07.png,dics\n")
     text = refused(tagged(root, f"data.weak.tags={tmp_path / 'odd.csv'}"), tmp_path / "c")
     assert "'dics' (shape_07.png) is no class" in text
+    # Nothing was written: the same command works once the file is mended.
+    assert not any((tmp_path / name).exists() for name in "abc")
 
 
 def test_two_tag_files_are_joined_unless_they_contradict(root: Path, tmp_path: Path) -> None:

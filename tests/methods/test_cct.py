@@ -1,5 +1,7 @@
 """CCT: what reaches the gradient, what it refuses, and that it trains whatever network it is given."""
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -11,12 +13,16 @@ from torch.testing import assert_close
 
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.blocks.perturb import Perturbation
+from halfmask.engine.hardware import prepare_networks
+from halfmask.engine.prepare import prepare
+from halfmask.engine.train import train
 from halfmask.errors import RecipeError
 from halfmask.methods.cct import CCT, PUBLISHED
 from halfmask.models.build import Builder
 from halfmask.recipe import ModelRecipe, load
 from halfmask.task import Task
 from halfmask.testing import no_host_sync, tiny_batch, tiny_builder, tiny_task
+from tests.engine import tiny
 
 PROGRESS = Progress(5, 10, 5)
 
@@ -226,6 +232,23 @@ def test_wrong_settings_are_explained(override, message):
 def test_single_kinds_can_be_switched_off_from_the_command_line():
     recipe = load("cct/pascal", ["method.heads.i_vat=0", "method.heads.con_msk=0"])
     assert sum(recipe.method.params["heads"].values()) == 26
+
+
+def test_channels_last_trains_a_network_whose_stacked_decoders_have_five_dimensions(tmp_path: Path):
+    root = tiny.write_dataset(tmp_path / "data")
+    recipe = tiny.recipe(
+        root, "run.steps=2", "run.eval_every=2", "run.log_every=1", "run.channels_last=true",
+        method="cct", heads={"i_vat": 1, "f_drop": 2},
+    )  # fmt: skip
+    method = prepare(recipe, look=False).method
+    assert max(weight.dim() for weight in method.parameters()) == 5
+    prepare_networks(method, recipe.run)
+    (kernel, *_) = [weight for weight in method.student.encoder.parameters() if weight.shape[2:] == (3, 3)]
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    trained = train(recipe, tmp_path / "run", quiet=True)
+    assert trained.steps == 2
+    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["train/loss_unsup"]) for line in losses if "train/loss" in line)
 
 
 # --- several processes ----------------------------------------------------------------------------------------
