@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import tempfile
 import time as clock
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,6 +118,7 @@ def train(
     if epochs is not None:
         overrides = ["run.steps=null", *overrides]  # a recipe's steps would win over epochs
     options = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
+    out = out or (_nowhere() if dry_run and resume is None else None)
     if resume is not None:
         if source or seeds or overwrite or (out is not None and out != resume):
             raise RecipeError("--resume RUN continues that run by its own recipe: leave out RECIPE, --out, --seeds.")
@@ -136,6 +139,10 @@ def train(
             given = {**sugar, **seed_key}
             recipe = flags.load_recipe(source, given, overrides) if source else _with_seed(planned, seed_key)
             results.append(_train(recipe, folder, **options))
+    from halfmask.engine.ranks import is_first_rank
+
+    if not is_first_rank():  # one process of torchrun speaks for all
+        return
     if dry_run and not as_json:
         for result in results:
             if bytes_limit is not None and result.cost is not None:
@@ -143,6 +150,11 @@ def train(
         print("dry run: recipe, data and model fit.")
     else:
         _report(results, as_json)
+
+
+def _nowhere() -> Path:
+    """Give a folder that a dry run without --out may name: it writes nothing."""
+    return Path(tempfile.gettempdir()) / f"halfmask-dry-run-{os.getpid()}"
 
 
 def _memory_limit(text: str | None, usable: bool) -> int | None:

@@ -153,7 +153,8 @@ def to_uint8(
     if values.dtype == np.uint8:
         return values
     if value_range is None:
-        low, high = (values[np.isfinite(values)].min(), values[np.isfinite(values)].max()) if values.size else (0, 0)
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (np.nan, np.nan)
         raise DataError(
             f"{path}: {values.dtype} pixels (here {low} to {high}), not 8 bits. Say which values are black and white: "
             "`range: [0, 4095]` (for 12-bit data) in halfmask.yaml, or data.dataset.range='[0, 4095]'.",
@@ -203,6 +204,10 @@ def read_npy(path: Path, channels: int, *, mapped: bool = False) -> Shaped[np.nd
         raise missing(path) from error
     except (OSError, ValueError, EOFError) as error:
         raise broken(path, error) from error
+    if not values.size:
+        raise DataError(
+            f"{path}: an array without pixels, of shape {values.shape}. Write it again, or remove it.", "H201"
+        )
     if values.ndim == 2:
         return np.asarray(values[:, :, None])
     if values.ndim != 3:

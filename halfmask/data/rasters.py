@@ -157,7 +157,16 @@ class _ArrayRows:
 
 
 def _picture(values: Values, empty: Empty, path: Path, reading: Reading) -> Picture:
-    pixels = fit_bands(to_uint8(values, path, reading.value_range), path, reading.channels)
+    try:
+        pixels = fit_bands(to_uint8(values, path, reading.value_range), path, reading.channels)
+    except DataError as error:
+        low, high = reading.value_range or (0, 255)
+        depth = "8 bits" if reading.value_range is None else f"values from {low:g} to {high:g}"
+        raise DataError(
+            f"{path}: {values.shape[2]} bands of {values.dtype}, but the model was trained on {reading.channels} of "
+            f"{depth}. Convert the image to these, or train on such images.",
+            error.code,
+        ) from error
     if reading.nodata is not None:
         blank = without_data(values, reading.nodata)
         pixels = np.where(blank[:, :, None], np.uint8(0), pixels)

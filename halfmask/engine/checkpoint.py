@@ -54,9 +54,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: cannot be opened ({str(error).splitlines()[0]}). The file is damaged or holds more than tensors; "
             "use another checkpoint of the run."
         ) from error
-    if not isinstance(checkpoint, dict) or "halfmask" not in checkpoint:
-        raise CheckpointError(f"{path}: not a halfmask checkpoint.")
-    found = checkpoint["halfmask"]["format"]
+    about = checkpoint.get("halfmask") if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict):
+        raise CheckpointError(
+            f"{path}: not a halfmask checkpoint. Give one that a run has written (<run>/checkpoints/last.ckpt); those "
+            "of other projects become bundles by halfmask import FILE."
+        )
+    found = about.get("format")
     if found != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: checkpoint format {found}, this version reads {CHECKPOINT_FORMAT}. Use the halfmask version "

@@ -40,11 +40,11 @@ from halfmask.data.rasters import Picture, Reading, image_size, read_picture
 from halfmask.engine.atomic import atomic_path
 from halfmask.engine.bundle import bundle_folder, load_bundle, read_meta
 from halfmask.engine.convert import require_outlines, write_outlines
-from halfmask.engine.device import pick_device
 from halfmask.engine.inference import class_map, probabilities
 from halfmask.engine.predict_files import Job, write_mask, write_overlay
 from halfmask.engine.predict_labels import predict_labels, reading_of
 from halfmask.engine.predict_tiled import Predictor, predict_tiled, without_data
+from halfmask.engine.ranks import joined_ranks
 from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
 from halfmask.engine.tiles import choose_tiling
@@ -75,6 +75,8 @@ def predict(
 ) -> int:
     """Write a mask (or label) for every image; images that already have theirs are skipped.
 
+    The processes of torchrun share the images (labels are all written by the first one).
+
     Args:
         run: run folder, bundle folder or model.json.
         input: folder (searched with its sub-folders), pattern such as `photos/*.jpg`, or one file; for change
@@ -95,7 +97,7 @@ def predict(
         quiet: show no progress.
 
     Returns:
-        Number of images predicted by this call.
+        Number of images predicted by this call, in all processes.
 
     Raises:
         CheckpointError: no bundle, or a damaged one.
@@ -103,26 +105,32 @@ def predict(
             could not be read.
         RecipeError: an override is wrong.
     """
-    where = pick_device(device)
     opened = open_run(run, overrides, sections=("eval",))
     require_writable(Path(out))
     kind = predicted_kind(opened.folder)
     require_outlines(outlines, kind)
     jobs = plan(input, out, overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
-    bundle = load_bundle(opened.folder, where)
-    if kind == "classification":
-        if overlay:
-            raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
-        return predict_labels(
-            bundle, [(job.row, job.image) for job in jobs], Path(out), opened.protocol, where,
-            probabilities=probabilities, overwrite=overwrite, workers=workers, quiet=quiet,
-        )  # fmt: skip
-    reading = reading_of(bundle) if nodata is None else replace(reading_of(bundle), nodata=nodata)
-    tiling = choose_tiling(bundle.model, opened.protocol, bundle.crop, tile or None, overlap)
-    predictor = Predictor(bundle, opened.protocol, where, reading, tiling)
-    open_jobs = [job for job in jobs if overwrite or not job.done]
-    failed = _predict_all(jobs, open_jobs, predictor, workers, _limit_of_whole(tile), quiet)
-    if outlines is not None:
+    with joined_ranks(device) as ranks:
+        quiet = quiet or not ranks.first
+        bundle = load_bundle(opened.folder, ranks.device)
+        if kind == "classification":
+            if overlay:
+                raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
+            if not ranks.first:  # one table, one writer
+                return 0
+            return predict_labels(
+                bundle, [(job.row, job.image) for job in jobs], Path(out), opened.protocol, ranks.device,
+                probabilities=probabilities, overwrite=overwrite, workers=workers, quiet=quiet,
+            )  # fmt: skip
+        reading = reading_of(bundle) if nodata is None else replace(reading_of(bundle), nodata=nodata)
+        tiling = choose_tiling(bundle.model, opened.protocol, bundle.crop, tile or None, overlap)
+        predictor = Predictor(bundle, opened.protocol, ranks.device, reading, tiling)
+        # Shared out before anything is skipped: what another process has finished by now must not move the shares.
+        mine = jobs[ranks.rank :: ranks.world]
+        open_jobs = [job for job in mine if overwrite or not job.done]
+        failed = _predict_all(mine, open_jobs, predictor, workers, _limit_of_whole(tile), quiet)
+        failed, count = ranks.lists(failed), sum(ranks.lists([len(open_jobs)]))
+    if outlines is not None and ranks.first:
         done = [(job.row, job.image, job.mask) for job in jobs if job.mask.exists()]
         write_outlines(done, Path(out), outlines, bundle.task)
     if failed:
@@ -130,7 +138,7 @@ def predict(
             f"{len(failed)} of {len(jobs)} images could not be read; the masks of the others are in {out}. Mend or "
             f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}"
         )
-    return len(open_jobs)
+    return count
 
 
 def _predict_all(
@@ -143,7 +151,7 @@ def _predict_all(
         task = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(open_jobs))
         for job, read in read_ahead(partial(_read, reading=predictor.reading, whole=whole), open_jobs, workers):
             if isinstance(read, DataError):
-                failed.append(str(read))
+                failed.append(f"[{read.code}] {read}")
             else:
                 with memory_cure(predictor.protocol):
                     if read is None:
@@ -287,7 +295,7 @@ def _predict_large(job: Job, predictor: Predictor, progress: Progress) -> list[s
     except DataError as error:
         if not error.code:  # of the place that is written to, not of the image
             raise
-        return [str(error)]
+        return [f"[{error.code}] {error}"]
     finally:
         progress.remove_task(rows)
     return []

@@ -126,7 +126,7 @@ def test_the_mask_of_a_real_image_is_the_one_predict_writes(url: str, bundle: Pa
         ("x.png", b"hello", 422, "x.png: cannot be decoded"),
         ("empty.jpg", b"", 422, "empty.jpg: the file is empty"),
         ("cut.png", png(photo())[:300], 422, "cut.png: cannot be decoded"),
-        ("deep.png", png(Image.fromarray(np.full((9, 9), 999, np.uint16))), 422, "deep.png: uint16 pixels"),
+        ("deep.png", png(Image.fromarray(np.full((9, 9), 999, np.uint16))), 422, "deep.png: 1 bands of uint16"),
         ("big.png", b"x" * 600_000, 413, "0.6 MB, the limit is 0.5"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -197,7 +197,7 @@ def test_five_bands_are_shown_by_their_first_three(tmp_path: Path) -> None:
     seen = looker.look(buffer.getvalue(), "bands.npy")
     assert seen.size == (30, 40)
     assert np.abs(np.asarray(Image.open(io.BytesIO(seen.picture))).mean((0, 1)) - bands[..., :3].mean((0, 1))).max() < 9
-    with pytest.raises(DataError, match=r"a\.png: 3 bands, but the dataset has 5"):
+    with pytest.raises(DataError, match=r"a\.png: 3 bands of uint8, but the model was trained on 5"):
         looker.look(png(photo()), "a.png")
 
 

@@ -1,5 +1,6 @@
 """Bad input, given to the command as a user would: one clear error with its cure, the right exit code, no traceback."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+import torch
 import yaml
 from PIL import Image
 
@@ -110,6 +113,41 @@ def overlapping_lists(place: Place) -> None:
     place.write("data/val.txt", "images/shape_05.png")
 
 
+def zipped(place: Place) -> None:
+    shutil.make_archive(str(place.root / "photos"), "zip", place.data)
+
+
+def foreign_checkpoint(place: Place) -> None:
+    torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, place.root / "run/checkpoints/last.ckpt")
+
+
+def tampered_weights(place: Place) -> None:
+    path = place.root / "run/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def edit_meta(place: Place, **keys: object) -> None:
+    path = place.root / "run/model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def other_labels(place: Place) -> None:
+    place.masks()[0].unlink()
+
+
+def deep_image(place: Place) -> None:
+    save(place.root / "deep.png", np.full((40, 40), 999, np.uint16))
+
+
+def nan_geotiff(place: Place) -> None:
+    profile = {"driver": "GTiff", "count": 3, "height": 9, "width": 9, "dtype": "float32", "nodata": np.nan}
+    where = {"crs": "EPSG:32640", "transform": rasterio.Affine(1, 0, 330_000, 0, -1, 2_780_000)}
+    with rasterio.open(place.root / "field.tif", "w", **profile, **where) as out:
+        out.write(np.full((3, 9, 9), np.nan, np.float32))
+
+
 def resize_mask(place: Place) -> None:
     save(place.masks()[2], np.zeros((9, 9), np.uint8))
 
@@ -156,6 +194,9 @@ CASES = {
     "run folder in use": Case(3, "train recipe.yaml --out .", "not empty | --overwrite"),
     "split not writable": Case(3, "split --data data --count 2 --out /proc/x", "/proc/x | writ | --out"),
     "demo not writable": Case(3, "demo --out /proc/x", "/proc/x | writ | --out"),
+    "zip instead of a folder": Case(3, "train fixmatch/folder --data photos.zip --out out", "[H208] | Unpack", zipped),
+    "time that is none": Case(2, "train --data data --out out --time soon", "--time soon | 30m"),
+    "memory that is none": Case(2, "train --data data --out out --memory much", "--memory much | 8GB"),
     "resume of nothing": Case(3, "train --resume nowhere", "nowhere | not a run folder"),
 }  # fmt: skip
 
@@ -174,6 +215,36 @@ WITH_RUN = {
     "damaged weights": Case(
         3, "evaluate run", "model.safetensors | damaged | Copy it again",
         lambda place: cut(place.root / "run/model.safetensors"),
+    ),
+    "foreign checkpoint": Case(
+        3, "train --resume run", "last.ckpt | not a halfmask checkpoint | halfmask import", foreign_checkpoint
+    ),
+    "tampered weights": Case(
+        3, "predict run --input data/images --out masks", "SHA-256 differs | Copy both files", tampered_weights
+    ),
+    "bundle of a later format": Case(
+        3, "evaluate run", "bundle format 9 | install that version", lambda place: edit_meta(place, format_version=9)
+    ),
+    "bundle of something else": Case(
+        3, "evaluate run", "not a halfmask bundle", lambda place: edit_meta(place, format="other")
+    ),
+    "bundle without classes": Case(
+        3, "evaluate run", "model.json | incomplete", lambda place: edit_meta(place, task={"kind": "segmentation"})
+    ),
+    "masks that went since the run began": Case(3, "train --resume run", "list | differs | new run", other_labels),
+    "deep image for a model of 8 bits": Case(
+        3, "predict run --input deep.png --out masks", "[H207] | uint16 | trained on 3 of 8 bits | Convert", deep_image
+    ),
+    "GeoTIFF of nothing but NaN": Case(
+        3, "predict run --input field.tif --out masks", "[H207] | float32 | trained on 3 of 8 bits", nan_geotiff
+    ),
+    "HEIC to predict": Case(
+        3, "predict run --input phone.heic --out masks", "[H201] | phone.heic | cannot be decoded",
+        lambda place: (place.root / "phone.heic").write_bytes(b"ftypheic"),
+    ),
+    "array without pixels": Case(
+        3, "predict run --input none.npy --out masks", "[H201] | none.npy | without pixels",
+        lambda place: np.save(place.root / "none.npy", np.zeros((0, 9, 3), np.uint8)),
     ),
     "nothing to predict": Case(3, "predict run --input nowhere --out masks", "nowhere does not exist | Give a folder"),
     "one corrupt image to predict": Case(

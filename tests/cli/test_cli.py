@@ -167,6 +167,17 @@ def test_wrong_usage_exits_with_2_and_says_what_to_do(trained, arguments, mendin
     assert trained == []
 
 
+def test_a_dry_run_needs_no_place_for_a_run(trained):
+    result = run("train", "fixmatch/folder", "--data", "D", "--dry-run")
+    assert result.exit_code == 0, result.output
+    ((_, out, options),) = trained
+    assert options["dry_run"] is True
+    assert not out.exists()
+    wanted = run("train", "fixmatch/folder", "--data", "D")
+    assert wanted.exit_code == 2
+    assert "--out" in wanted.stderr
+
+
 def test_missing_data_exits_with_3(tmp_path):
     result = run("train", "fixmatch/folder", "--data", tmp_path / "nowhere", "--out", tmp_path / "r", "--dry-run")
     assert result.exit_code == 3
