@@ -33,6 +33,7 @@ def evaluate(
     flags.check_overrides(overrides or ())
     from halfmask.engine.bundle import domain_names
     from halfmask.engine.evaluate import evaluate as score
+    from halfmask.engine.ranks import is_first_rank
     from halfmask.engine.runs import published
 
     if domain_names(run):
@@ -48,6 +49,8 @@ def evaluate(
         limit=limit,
         quiet=quiet,
     )
+    if not is_first_rank():
+        return
     ours = scores.to_dict()
     found = _comparable(published(run), ours, part, overrides or (), limit)
     if as_json:
@@ -71,6 +74,7 @@ def _evaluate_domains(
 ) -> None:
     from halfmask.engine.bundle import domain_names
     from halfmask.engine.evaluate_domains import combined, evaluate_domains
+    from halfmask.engine.ranks import is_first_rank
     from halfmask.engine.runs import published, published_mean
     from halfmask.errors import RecipeError
 
@@ -80,6 +84,8 @@ def _evaluate_domains(
     scores = evaluate_domains(
         run, part=part, overrides=overrides, device=device, workers=workers, limit=limit, quiet=quiet
     )
+    if not is_first_rank():
+        return
     values = combined(scores, part)
     metric = next(iter(scores.values())).main[0]
     mean = {metric: values[f"{part}/{metric}"]}

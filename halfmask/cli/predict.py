@@ -53,6 +53,7 @@ def predict(
     flags.check_overrides(overrides or ())
     from halfmask.engine.predict import predict as write
     from halfmask.engine.predict import predicted_kind
+    from halfmask.engine.ranks import is_first_rank
 
     count = write(
         run,
@@ -71,5 +72,7 @@ def predict(
         nodata=nodata,
         quiet=quiet,
     )
+    if not is_first_rank():
+        return
     what = "labels" if predicted_kind(run) == "classification" else "masks"
     print(json.dumps({"images": count, "out": str(out)}) if as_json else f"{out}  {count} {what}")

@@ -22,10 +22,10 @@ from halfmask.blocks.ema import eval_mode
 from halfmask.data._dataset import Dataset
 from halfmask.engine.atomic import write_json
 from halfmask.engine.bundle import Bundle, load_bundle
-from halfmask.engine.device import pick_device
 from halfmask.engine.inference import center, class_map
 from halfmask.engine.metrics import ConfusionMatrix, Scores
 from halfmask.engine.parts import check_classes, open_part
+from halfmask.engine.ranks import joined_ranks
 from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
 from halfmask.errors import DataError, ShapeError
@@ -192,6 +192,8 @@ def evaluate(
 ) -> Scores:
     """Evaluate the shipped predictor of a run, or any bundle, and write `metrics.json` beside it.
 
+    The processes of torchrun share the images; each gets the scores of all, the first writes.
+
     Args:
         run: run folder, bundle folder or model.json.
         data: folder of the dataset; `None` takes the one the run was trained on.
@@ -208,20 +210,23 @@ def evaluate(
         DataError: no data folder, or no image with a mask in the part.
         RecipeError: an override is wrong.
     """
-    where = pick_device(device)
-    opened = open_run(run, overrides, sections=("eval", "data"))
-    bundle = load_bundle(opened.folder, where)
-    changed = any(text.startswith("data.") for text in overrides)
-    dataset, ids = open_part(opened.data, data, part, None if changed else opened.recorded_val)
-    ids = ids[:limit]
-    check_classes(bundle, dataset)
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        bar = progress.add_task("evaluate", total=len(ids))
-        with memory_cure(opened.protocol):
-            items = DatasetItems(dataset, ids)
-            options: Pass = {"crop": bundle.crop, "workers": workers, "on_batch": partial(progress.advance, bar)}
-            scores = evaluate_model(bundle.model, items, bundle.task, opened.protocol, where, **options)
-    if write:
+    with joined_ranks(device) as ranks:
+        opened = open_run(run, overrides, sections=("eval", "data"))
+        bundle = load_bundle(opened.folder, ranks.device)
+        changed = any(text.startswith("data.") for text in overrides)
+        dataset, ids = open_part(opened.data, data, part, None if changed else opened.recorded_val)
+        ids = ids[:limit]
+        check_classes(bundle, dataset)
+        with Progress(console=Console(stderr=True), disable=quiet or not ranks.first, transient=True) as progress:
+            bar = progress.add_task("evaluate", total=len(range(0, len(ids), ranks.world)))
+            with memory_cure(opened.protocol):
+                items = DatasetItems(dataset, ids)
+                options: Pass = {"crop": bundle.crop, "workers": workers, "on_batch": partial(progress.advance, bar)}
+                share = {"rank": ranks.rank, "world": ranks.world}
+                scores = evaluate_model(
+                    bundle.model, items, bundle.task, opened.protocol, ranks.device, **share, **options
+                )
+    if write and ranks.first:
         write_json(opened.folder / "metrics.json", _record(scores, opened.protocol, bundle, part, len(ids), dataset))
     return scores
 

@@ -9,6 +9,7 @@ from halfmask.engine.atomic import write_json
 from halfmask.engine.bundle import domain_names
 from halfmask.engine.evaluate import evaluate
 from halfmask.engine.metrics import Scores
+from halfmask.engine.ranks import joined_ranks
 from halfmask.errors import CheckpointError, DataError, RecipeError
 
 
@@ -48,21 +49,22 @@ def evaluate_domains(
             f"{', '.join(own)}: data differs by domain. Name one: halfmask evaluate {Path(run) / names[0]}"
         )
     scores: dict[str, Scores] = {}
-    for name in names:
-        try:
-            scores[name] = evaluate(
-                Path(run) / name,
-                part=part,
-                overrides=overrides,
-                device=device,
-                workers=workers,
-                limit=limit,
-                write=write,
-                quiet=quiet,
-            )
-        except DataError as error:
-            raise DataError(f"domain {name}: {error}", error.code) from error
-    if write:
+    with joined_ranks(device) as ranks:
+        for name in names:
+            try:
+                scores[name] = evaluate(
+                    Path(run) / name,
+                    part=part,
+                    overrides=overrides,
+                    device=device,
+                    workers=workers,
+                    limit=limit,
+                    write=write,
+                    quiet=quiet,
+                )
+            except DataError as error:
+                raise DataError(f"domain {name}: {error}", error.code) from error
+    if write and ranks.first:
         content = {"metrics": combined(scores, Path(part).stem), "part": part, "halfmask": __version__}
         write_json(Path(run) / "metrics.json", content)
     return scores
