@@ -131,6 +131,16 @@ def test_schedules_are_those_of_the_published_configuration(name, rate, scale, s
         assert encoder["lr"] > 0
 
 
+@pytest.mark.parametrize("name", [f"{method}/{data}" for data in CLASSES for method in ("pseudo_label", "supervised")])
+def test_baselines_get_the_augmentation_of_the_method(name):
+    """In the published code they change the colors of the labeled images, too."""
+    recipe = read(f"{name}_mit" if name.startswith("supervised/") else name)
+    method = read(f"allspark/{recipe.data.dataset.name}")
+    assert recipe.method.params["labeled_color"] is method.method.params["labeled_color"] is True
+    kept = ("crop", "scale", "flip", "pad", "resample")
+    assert [getattr(recipe.data, key) for key in kept] == [getattr(method.data, key) for key in kept]
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_that_claim_numbers_set_the_published_behavior(name):
     recipe = read(name)

@@ -4,12 +4,16 @@
 
 The number every semi-supervised method has to beat. It consumes no unlabeled images, so an epoch is one pass over
 the labeled list: give it as many steps as the method it is compared with, not as many epochs.
+
+`labeled_color` is the supervised baseline of Wang et al., AllSpark, CVPR 2024, arXiv:2403.01818, whose labeled images
+get the color changes and the blur of strong views.
 """
 
 from typing import Annotated
 
 from pydantic import Field
 
+from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
 from halfmask.blocks.losses import LossName, supervised_loss
 from halfmask.methods import Method, ModelBuilder, StepOutput
@@ -20,6 +24,7 @@ class Supervised(Method):
     """Cross-entropy on the labeled images.
 
     Args:
+        labeled_color: color changes and blur on the images.
         loss: `ce`, or `ohem`: cross-entropy of the hard pixels, as is usual on Cityscapes.
         ohem_threshold: pixels whose true class has at most this probability are hard.
         ohem_min_kept: hard pixels to keep at least, per process and batch.
@@ -33,17 +38,20 @@ class Supervised(Method):
         task: Task,
         build: ModelBuilder,
         *,
+        labeled_color: bool = False,
         loss: LossName = "ce",
         ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
         ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
     ) -> None:
         super().__init__(task)
         self.student = build()
+        self.strong, self.labeled_color = StrongAugment(), labeled_color
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
-        loss = self.labeled_loss(self.student(batch.labeled.image), batch.labeled.labels)
+        x_l = self.strong(batch.labeled.image) if self.labeled_color else batch.labeled.image
+        loss = self.labeled_loss(self.student(x_l), batch.labeled.labels)
         return StepOutput(loss, {"loss_sup": loss})

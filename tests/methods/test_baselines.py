@@ -39,6 +39,14 @@ def test_supervised_is_the_cross_entropy_and_draws_nothing_unlabeled():
     assert_close(loss, plain.cross_entropy(method.student(batch.labeled.image), batch.labeled.labels))
 
 
+@pytest.mark.parametrize("labeled_color", [False, True])
+def test_supervised_changes_colors_only_where_wanted(labeled_color):
+    method, batch = make(Supervised, labeled_color=labeled_color), tiny_batch(TASK, draws=0)
+    method.strong.forward = lambda image: 0.5 * image
+    image = batch.labeled.image * (0.5 if labeled_color else 1.0)
+    assert_close(method.step(batch, START).loss, plain.cross_entropy(method.student(image), batch.labeled.labels))
+
+
 @pytest.mark.parametrize("weight", [0.0, 1.0, 4.0])
 def test_fixmatch_weighs_its_terms_without_changing_the_total_weight(weight):
     output = make(FixMatch, threshold=0.0, unlabeled_weight=weight).step(tiny_batch(TASK), START)

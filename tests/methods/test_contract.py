@@ -15,7 +15,7 @@ from halfmask.task import Task
 from halfmask.testing import HostSyncError, check_method, no_host_sync, tiny_batch, tiny_builder, tiny_task
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "supervised": [{"loss": "ohem", "ohem_min_kept": 50}],
+    "supervised": [{"loss": "ohem", "ohem_min_kept": 50, "labeled_color": True}],
     "fixmatch": [
         {"teacher": "student", "cutmix_partner": "same_view", "threshold": 0.3},
         {"cutmix_partner": "shuffle", "cutmix": 1.0, "threshold": 0.3, "loss": "ohem"},
