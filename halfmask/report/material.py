@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Int, Integer, UInt8
 
 from halfmask.data.check import judge, take_fingerprint
-from halfmask.engine.bundle import load_bundle
+from halfmask.engine.bundle import domain_names, load_bundle
 from halfmask.engine.inference import class_map
-from halfmask.engine.runs import Published, open_run, published
+from halfmask.engine.runs import Published, open_run, published, published_mean
 from halfmask.errors import CheckpointError, DataError, HalfmaskError
 from halfmask.report.bootstrap import Scored, difference, image_scores, scored
 from halfmask.report.channels import Figures, allspark_figures, is_allspark
@@ -137,7 +137,13 @@ def gather(stages: tuple[Run, ...], wishes: Wishes) -> Material:
     began = time.monotonic()
     found = Material(stages[-1], stages)
     run = found.run
-    if run.meta is None:
+    if domains := domain_names(run.path):
+        pages = ", ".join(f"halfmask report {run.path / name}" for name in domains)
+        found.missing["model"] = (
+            f"The run learned {len(domains)} domains; each has a model, and a page of its own: {pages}."
+        )
+        found.published = published_mean(run.path)
+    elif run.meta is None:
         found.missing["model"] = (
             "The run has no model yet: the first validation writes it. Continue the run with halfmask train --resume."
         )

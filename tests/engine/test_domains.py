@@ -24,6 +24,7 @@ from halfmask.engine.train import train
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
 from halfmask.methods.multi_domain import MultiDomain
 from halfmask.recipe import Recipe, load
+from halfmask.report.make import report
 from halfmask.training import train as train_with_twin
 
 from .tiny import recipe, write_dataset
@@ -153,6 +154,11 @@ def test_published_numbers_stand_beside_the_score_of_each_domain_and_the_mean(
     assert list(beside) == [line.partition(":")[0] for line in wanted]
     assert beside["one"] == {"metric": "miou", "value": 0.35, "split": None, "source": "Paper, Table 9"}
     assert published(tmp_path / "two").part == ("val" if parts == "val" else "test")
+    report(tmp_path, quiet=True)
+    page = (tmp_path / "report.html").read_text()
+    assert f"halfmask report {tmp_path / 'two'}" in page
+    assert "no model yet" not in page
+    assert ("44.4" in page) == (parts == "val")
     limited = CliRunner().invoke(app, ["evaluate", str(tmp_path), "-q", "--device", "cpu", "--limit", "1"])
     assert "published:" not in limited.stdout
 

@@ -114,7 +114,8 @@ def _published(found: Material) -> str:
     ours = ""
     if number.metric == found.run.metric and found.scores is not None and found.tally is not None:
         if found.tally.part == number.part:
-            ours = f"{percent(found.scores.main.value)} % ({between(found.scores.main)})"
+            interval = between(found.scores.main)
+            ours = f"{percent(found.scores.main.value)} %" + (f" ({interval})" if interval else "")
     curve = found.run.curve(f"val/{number.metric}")
     if not ours and curve:
         ours = f"{percent(max(value for _, value in curve))} % at best"
