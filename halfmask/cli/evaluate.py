@@ -75,7 +75,7 @@ def _evaluate_domains(
     from halfmask.engine.bundle import domain_names
     from halfmask.engine.evaluate_domains import combined, evaluate_domains
     from halfmask.engine.ranks import is_first_rank
-    from halfmask.engine.runs import published, published_mean
+    from halfmask.engine.runs import published
     from halfmask.errors import RecipeError
 
     if data is not None:
@@ -90,7 +90,7 @@ def _evaluate_domains(
     metric = next(iter(scores.values())).main[0]
     mean = {metric: values[f"{part}/{metric}"]}
     ours = {name: found.to_dict() for name, found in scores.items()} | {"mean": mean}
-    numbers = {name: published(Path(run) / name) for name in scores} | {"mean": published_mean(run)}
+    numbers = {name: published(Path(run) / name) for name in scores} | {"mean": published(run)}
     known = {
         name: found
         for name, number in numbers.items()

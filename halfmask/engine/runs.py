@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import yaml
 
-from halfmask.engine.bundle import bundle_folder, read_meta
+from halfmask.engine.bundle import bundle_folder, domain_names, read_meta
 from halfmask.errors import CheckpointError, OutOfMemoryError, RecipeError
-from halfmask.recipe import DataRecipe, EvalRecipe, ExpectedRecipe, load
+from halfmask.recipe import DataRecipe, EvalRecipe, load
 
 _RESTORE = "Restore the file, or remove it to use the bundle alone."
 
@@ -79,31 +79,21 @@ class Published:
 
 
 def published(run: str | Path) -> Published | None:
-    """Give the number that the run's recipe names for its split; `None` for a bare bundle or an unpublished split.
+    """Give the number that the run's recipe names for its split, or for the mean of its domains.
+
+    It is `None` for a bare bundle, and where nothing is published.
 
     Raises:
         CheckpointError: no bundle there, or a damaged recipe.
     """
-    recipe = load(_stored_sections(bundle_folder(run), ("data", "eval", "expected")))
-    return _published(recipe.expected, recipe.data.split, recipe.eval)
-
-
-def published_mean(run: str | Path) -> Published | None:
-    """Give the number that the recipe of a run over several domains names for the mean of their scores.
-
-    Raises:
-        CheckpointError: a damaged recipe.
-    """
-    recipe = load(_stored_sections(Path(run), ("eval", "expected")))
-    return _published(recipe.expected and recipe.expected.of_domain("mean"), None, recipe.eval)
-
-
-def _published(expected: ExpectedRecipe | None, split: str | None, protocol: EvalRecipe) -> Published | None:
-    number = expected.number(split) if expected else None
+    several = bool(domain_names(run))
+    recipe = load(_stored_sections(Path(run) if several else bundle_folder(run), ("data", "eval", "expected")))
+    expected = recipe.expected.of_domain("mean") if several and recipe.expected else recipe.expected
+    number = expected.number(recipe.data.split) if expected else None
     if expected is None or number is None:
         return None
-    part = expected.part if isinstance(expected.part, str) else protocol.select_on
-    return Published(expected.metric, number, expected.source, split, part)
+    part = expected.part if isinstance(expected.part, str) else recipe.eval.select_on
+    return Published(expected.metric, number, expected.source, recipe.data.split, part)
 
 
 @contextmanager

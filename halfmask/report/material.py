@@ -16,7 +16,7 @@ from jaxtyping import Int, Integer, UInt8
 from halfmask.data.check import judge, take_fingerprint
 from halfmask.engine.bundle import domain_names, load_bundle
 from halfmask.engine.inference import class_map
-from halfmask.engine.runs import Published, open_run, published, published_mean
+from halfmask.engine.runs import Published, open_run, published
 from halfmask.errors import CheckpointError, DataError, HalfmaskError
 from halfmask.report.bootstrap import Scored, difference, image_scores, scored
 from halfmask.report.channels import Figures, allspark_figures, is_allspark
@@ -142,7 +142,7 @@ def gather(stages: tuple[Run, ...], wishes: Wishes) -> Material:
         found.missing["model"] = (
             f"The run learned {len(domains)} domains; each has a model, and a page of its own: {pages}."
         )
-        found.published = published_mean(run.path)
+        found.published = published(run.path)
     elif run.meta is None:
         found.missing["model"] = (
             "The run has no model yet: the first validation writes it. Continue the run with halfmask train --resume."
