@@ -100,8 +100,8 @@ def _evaluate_domains(
         beside = {name: _plain(found) for name, found in known.items()}
         print(json.dumps(values | ({"published": beside} if beside else {}), indent=2))
         return
-    for name, found in scores.items():
-        found.print_table(title=f"{Path(run) / name} on {part}")
+    for name, scored in scores.items():
+        scored.print_table(title=f"{Path(run) / name} on {part}")
     each = ", ".join(f"{name} {100 * found.main[1]:.2f}" for name, found in scores.items())
     print(f"{metric} {100 * mean[metric]:.2f} (mean of {each})")
     for name, found in known.items():
