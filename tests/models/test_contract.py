@@ -27,6 +27,7 @@ ENCODERS: dict[str, list[dict[str, Any]]] = {
         {"model": "resnet10t", "output_stride": 16, "out_indices": (1, 4)},
         {"model": "vit_tiny_patch16_224"},
     ],
+    "wide_resnet": [{"depth": 10, "widen": 1}, {"depth": 16, "widen": 1, "stages": 4, "first_stride": 2}],
 }
 PLAIN_TRANSFORMER = {"channels": (24,) * 4, "strides": (14,) * 4}
 DECODERS: dict[str, list[dict[str, Any]]] = {
