@@ -14,6 +14,7 @@ backward together 5 times faster on one CPU thread (E = 768, float32).
 The parameters are those of the plain form (`halfmask/reference/segformer_head.py`).
 """
 
+from contextlib import nullcontext
 from typing import Annotated, Literal
 
 import torch
@@ -73,7 +74,9 @@ class SegFormer(Decoder):
         self, features: list[Float[Tensor, "B _D _h _w"]], weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]
     ) -> Float[Tensor, "B E h w"]:
         # Products of parameters are formed in their own precision, so that autocast rounds them once, not twice.
-        with torch.autocast(features[0].device.type, enabled=False):
+        # (The meta device, used for shapes only, knows no autocast.)
+        device = features[0].device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             mixes = self.mix.weight.flatten(1).chunk(len(weights), dim=1)[::-1]  # coarse first -> fine first
             folded = [mix @ weight for mix, weight in zip(mixes, weights, strict=True)]
             bias = torch.stack([mix @ bias for mix, bias in zip(mixes, biases, strict=True)]).sum(0)
