@@ -73,7 +73,7 @@ def runs_of(name: str, logs: list[dict[str, Any]]) -> Iterator[tuple[dict[str, A
             encoder_name(recipe),
             recipe.data.crop,
         )
-        if not same or run.get("decoder") == "pspnet":
+        if not same or (run.get("decoder") == "pspnet") != (recipe.model.decoder.name == "psp"):
             continue
         one = not isinstance(recipe.expected.value, dict)
         # Two runs add COCO to ADE20K: they differ in the number of images.
@@ -147,6 +147,8 @@ PRINTED = {
     "unimatch/whu": ("v1 whu", "unimatch_v1", "deeplabv3plus resnet50"),
     "supervised/pascal_resnet": ("v1 pascal high-quality", "supervised", "resnet101"),
     "supervised/cityscapes_resnet": ("v1 cityscapes", "supervised", "resnet101"),
+    "unimatch/levir_psp": ("v1 levir", "unimatch_v1", "pspnet resnet50"),
+    "unimatch/whu_psp": ("v1 whu", "unimatch_v1", "pspnet resnet50"),
     "supervised/cityscapes_resnet_r50": ("v1 cityscapes", "supervised", "resnet50"),
 }
 

@@ -38,7 +38,12 @@ DECODERS: dict[str, list[dict[str, Any]]] = {
     "dpt": [{"features": 8, "projections": (4, 8, 8, 12), **PLAIN_TRANSFORMER}, PLAIN_TRANSFORMER],
     "last": [{}, PLAIN_TRANSFORMER],
     "pool": [{}, PLAIN_TRANSFORMER],
-    "psp": [{}, {"bins": (2, 3), "embedding": 6}, {"upscale": 1}, {"upscale": 2}],
+    "psp": [
+        {},
+        {"bins": (2, 3), "embedding": 6},
+        {"upscale": 1, "dropout": 0.1, "align_branches": True},
+        {"upscale": 2},
+    ],
     "segformer": [{"embedding": 12}, {"embedding": 12, "impl": "reference"}, {"embedding": 12, **PLAIN_TRANSFORMER}],
 }
 

@@ -80,6 +80,14 @@ def test_resnet50_with_psp_as_in_cct():
     assert decoder.embedding == 512
 
 
+def test_resnet50_with_the_psp_of_unimatch_v1():
+    with torch.device("meta"):
+        encoder = ResNet(depth=50, output_stride=8)
+        decoder = PSP(encoder.channels, encoder.strides, upscale=1, dropout=0.1, align_branches=True)
+        classifier = decoder.make_classifier(2)
+    assert millions(encoder, decoder, classifier) == pytest.approx(46.7, abs=0.05)
+
+
 def test_segformer_head():
     with torch.device("meta"):
         decoder = SegFormer((64, 128, 320, 512), (4, 8, 16, 32))

@@ -9,7 +9,10 @@ CCT's classifier follows: a 1x1 convolution to the classes, then three times [1x
 ReLU, pixel shuffle], so that logits come at 8 times the resolution and are never negative. Its sub-pixel convolutions
 start as in Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017, arXiv:1707.02937 (ICNR).
 
-Deviation from the paper: no dropout and no auxiliary loss (as in CCT's code).
+UniMatch V1 (Yang et al., CVPR 2023, arXiv:2208.09910) has the paper's own classifier for change detection: `dropout:
+0.1, upscale: 1`, and branches upsampled like its logits (`align_branches: true`).
+
+Deviation from the paper: no auxiliary loss; by default no dropout (as in CCT's code).
 """
 
 from typing import Annotated, Literal
@@ -33,6 +36,8 @@ class PSP(Decoder):
         embedding: width of the result and of the branches; `null`: the map's width / number of bins.
         upscale: factor from the map to the logits by learned sub-pixel convolutions (8 in CCT); 1: a plain 1x1
             convolution. What is left to the image's size is bilinear.
+        dropout: probability to drop a value of the embedding before the classifier.
+        align_branches: upsample the branches with their corner cells on the corners of the map.
     """
 
     align_corners = True
@@ -45,13 +50,16 @@ class PSP(Decoder):
         bins: tuple[Bin, ...] = (1, 2, 3, 6),
         embedding: Annotated[int, Field(ge=1)] | None = None,
         upscale: Literal[1, 2, 4, 8, 16] = 8,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        align_branches: bool = False,
     ) -> None:
         super().__init__(channels, strides)
-        self.upscale = upscale
+        self.upscale, self.align_branches = upscale, align_branches
         self.embedding = embedding or max(1, channels[-1] // len(bins))
         self.bins = tuple(bins)
         self.branches = nn.ModuleList(_conv(channels[-1], self.embedding, 1) for _ in self.bins)
         self.bottleneck = _conv(channels[-1] + len(self.bins) * self.embedding, self.embedding, 3)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
 
     def fuse(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B E h w"]:
         """Concatenate the coarsest map and its pooled branches."""
@@ -61,14 +69,14 @@ class PSP(Decoder):
         pooled = [
             branch(F.adaptive_avg_pool2d(x, cells)) for cells, branch in zip(self.bins, self.branches, strict=True)
         ]
-        size = x.shape[-2:]
+        size, aligned = x.shape[-2:], self.align_branches
         return torch.cat(
-            [x, *(F.interpolate(p, size=size, mode="bilinear", align_corners=False) for p in pooled)], dim=1
+            [x, *(F.interpolate(p, size=size, mode="bilinear", align_corners=aligned) for p in pooled)], dim=1
         )
 
     def refine(self, fused: Float[Tensor, "B E h w"]) -> Float[Tensor, "B D h w"]:
-        """One 3x3 convolution with batch norm and ReLU; the embedding is not negative."""
-        return self.bottleneck(fused)  # type: ignore[no-any-return]
+        """One 3x3 convolution with batch norm and ReLU, then dropout; the embedding is not negative."""
+        return self.dropout(self.bottleneck(fused))  # type: ignore[no-any-return]
 
     def make_classifier(self, classes: int) -> nn.Module:
         """The sub-pixel classifier, or a 1x1 convolution where `upscale` is 1."""
