@@ -25,7 +25,7 @@ from halfmask.task import Task
 
 FAMILIES = ("unimatch_v2/", "unimatch/", "fixmatch/", "supervised/")
 CLASSES = {"pascal": 21, "cityscapes": 19, "ade20k": len(ADE20K), "coco": len(COCO), "levir": 2, "whu": 2}
-TABLES = ("v1/", *(f"v2/table{number}" for number in ("01", "02", "03", "04", "05", "08", "13", "14")))
+TABLES = ("v1/", *(f"v2/table{number}" for number in ("01", "02", "03", "04", "05", "08", "09", "13", "14")))
 # Images drawn per epoch by the supervised baseline of UniMatch V2, at least.
 DRAWN = {"pascal": 3000, "cityscapes": 3000, "ade20k": 6000, "coco": 30000}
 RECIPES = {name: load(recipes_folder() / f"{name}.yaml") for name in recipe_names() if name.startswith(FAMILIES)}
@@ -52,6 +52,8 @@ def encoder_name(recipe: Recipe) -> str:
     encoder = recipe.model.encoder
     if encoder.name == "dinov2":
         return f"dinov2_{encoder.params['size']}"
+    if encoder.name == "mit":
+        return f"mit{encoder.params['size']}"
     return "xception" if encoder.name == "timm" else f"resnet{encoder.params['depth']}"
 
 
@@ -145,10 +147,10 @@ PRINTED = {
     "unimatch/coco": ("v1 coco", "unimatch_v1", "xception65"),
     "unimatch/levir": ("v1 levir", "unimatch_v1", "deeplabv3plus resnet50"),
     "unimatch/whu": ("v1 whu", "unimatch_v1", "deeplabv3plus resnet50"),
-    "supervised/pascal_resnet": ("v1 pascal high-quality", "supervised", "resnet101"),
-    "supervised/cityscapes_resnet": ("v1 cityscapes", "supervised", "resnet101"),
     "unimatch/levir_psp": ("v1 levir", "unimatch_v1", "pspnet resnet50"),
     "unimatch/whu_psp": ("v1 whu", "unimatch_v1", "pspnet resnet50"),
+    "supervised/pascal_resnet": ("v1 pascal high-quality", "supervised", "resnet101"),
+    "supervised/cityscapes_resnet": ("v1 cityscapes", "supervised", "resnet101"),
     "supervised/cityscapes_resnet_r50": ("v1 cityscapes", "supervised", "resnet50"),
 }
 
@@ -175,9 +177,12 @@ def parameters(kind: str, classes: int, section: str, crop: int) -> int:
     with torch.device("meta"):
         model = Builder(ModelRecipe.model_validate_json(section), task, crop=crop, pretrained=False)()
     total = sum(parameter.numel() for parameter in model.parameters())
-    if model.spec["model"]["encoder"]["name"] == "dinov2":  # of the published networks, unused by any forward pass
+    # Of the published networks, unused by any forward pass: a mask token, a unit of the coarsest fusion block.
+    if model.spec["model"]["encoder"]["name"] == "dinov2":
+        total += model.encoder.channels[0]
+    if model.spec["model"]["decoder"]["name"] == "dpt":
         width = model.decoder.embedding
-        total += model.encoder.channels[0] + 2 * (9 * width**2 + width)
+        total += 2 * (9 * width**2 + width)
     return total
 
 

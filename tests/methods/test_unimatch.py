@@ -270,7 +270,7 @@ def test_any_model_works(cls, name):
 
 def test_dpt_refuses_an_encoder_without_four_taps():
     section = {"encoder": {"name": "timm", "model": "test_vit", "out_indices": [1]}, "decoder": {"name": "dpt"}}
-    with pytest.raises(RecipeError, match=r"decoder dpt needs four maps of one stride.*Use decoder"):
+    with pytest.raises(RecipeError, match=r"decoder dpt needs four maps, but the encoder gives 1.*Use decoder"):
         UniMatchV2(TASK, Builder(ModelRecipe.model_validate(section), TASK, crop=32))
 
 

@@ -107,7 +107,10 @@ def test_a_frozen_encoder_keeps_its_statistics_in_training():
         ({"encoder": {"depth": 35}}, r"model.encoder.depth=35.*one of 18, 34"),
         ({"encodr": "mit"}, r"model.encodr.*Did you mean `encoder`"),
         ({"encoder": "resnt"}, r"there is no encoder 'resnt'. Did you mean `resnet`"),
-        ({"decoder": "dpt"}, r"four maps of one stride.*Use decoder segformer"),
+        (
+            {"encoder": {"name": "timm", "model": "test_vit", "out_indices": [1]}, "decoder": "dpt"},
+            r"dpt needs four maps, but the encoder gives 1, of strides \(16,\).*Use decoder segformer",
+        ),
     ],
 )
 def test_a_wrong_override_says_what_would_be_right(overrides, message):

@@ -35,7 +35,11 @@ DECODERS: dict[str, list[dict[str, Any]]] = {
         {"aspp": 8, "low": 4, "embedding": 12},
         {"aspp": 8, "low": 4, "embedding": 12, "rates": (1, 2), **PLAIN_TRANSFORMER},
     ],
-    "dpt": [{"features": 8, "projections": (4, 8, 8, 12), **PLAIN_TRANSFORMER}, PLAIN_TRANSFORMER],
+    "dpt": [
+        {"features": 8, "projections": (4, 8, 8, 12), **PLAIN_TRANSFORMER},
+        PLAIN_TRANSFORMER,
+        {"features": 8, "projections": (4, 8, 8, 12)},
+    ],
     "last": [{}, PLAIN_TRANSFORMER],
     "pool": [{}, PLAIN_TRANSFORMER],
     "psp": [

@@ -61,6 +61,26 @@ def test_dinov2_with_dpt(size, encoder_total, total, dim, features):
     assert published / 1e6 == pytest.approx(total, abs=precision)
 
 
+@pytest.mark.parametrize(
+    ("encoder_class", "params", "classes", "encoder_total", "decoder_total", "total"),
+    [
+        (MiT, {"size": "b5"}, 21, 81.4, 17.7, 99.2),
+        (MiT, {"size": "b5"}, 150, 81.4, 17.8, 99.2),
+        (ResNet, {"depth": 152, "output_stride": 32}, 21, 58.3, 20.3, 78.5),
+        (ResNet, {"depth": 152, "output_stride": 32}, 150, 58.3, 20.3, 78.6),
+    ],
+)
+def test_dpt_on_the_pyramids_of_unimatch_v2(encoder_class, params, classes, encoder_total, decoder_total, total):
+    with torch.device("meta"):
+        encoder = encoder_class(**params)
+        decoder = DPT(encoder.channels, encoder.strides)
+        classifier = decoder.make_classifier(classes)
+    unused_unit = 2 * (9 * 256**2 + 256)
+    assert millions(encoder) == pytest.approx(encoder_total, abs=0.05)
+    assert (count(decoder, classifier) + unused_unit) / 1e6 == pytest.approx(decoder_total, abs=0.05)
+    assert (count(encoder, decoder, classifier) + unused_unit) / 1e6 == pytest.approx(total, abs=0.05)
+
+
 @pytest.mark.parametrize(("depth", "parameters"), [(50, 40.48), (101, 59.47)])
 def test_deeplab_on_a_deep_stem_resnet(depth, parameters):
     with torch.device("meta"):

@@ -6,6 +6,10 @@ Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, arXiv:2103
 
     x = x + residual_unit(skip);   x = up(conv1x1(residual_unit(x)))
 
+A pyramid (ResNet, MiT: Table 9 of UniMatch V2) already has four sizes, so nothing is resized. The layers of that
+form are not described; the widths of DINOv2-L without resizing have the logged number of parameters with both
+encoders (17.7 and 20.3 million).
+
 Deviations, both exact: the 1x1 convolution runs before the upsampling (bilinear weights sum to 1, so they
 commute; a quarter of the work), and the coarsest block has no unit for a skip it never gets.
 """
@@ -28,14 +32,15 @@ _WIDTHS: dict[int, tuple[int, tuple[int, int, int, int]]] = {
     1024: (256, (256, 512, 1024, 1024)),
     1536: (384, (1536, 1536, 1536, 1536)),
 }
+_PYRAMID = _WIDTHS[1024]
 
 
 class DPT(Decoder):
-    """For four maps of one stride (a plain vision transformer); no batch statistics, no dropout.
+    """For four maps, of one stride (a plain vision transformer) or a pyramid; no batch statistics, no dropout.
 
     Args:
         features: width of the fusion blocks and of the embedding; `null` takes the published one for the encoder's
-            width (or a sixth of an unlisted width).
+            width (or a sixth of an unlisted width); 256 for a pyramid.
         projections: widths of the four projected maps; `null` likewise.
     """
 
@@ -50,29 +55,23 @@ class DPT(Decoder):
         projections: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__(channels, strides)
-        if len(channels) != 4 or len(set(strides)) != 1:
+        if len(channels) != 4:
             raise RecipeError(
-                f"decoder dpt needs four maps of one stride, but the encoder gives strides {tuple(strides)}. "
+                f"decoder dpt needs four maps, but the encoder gives {len(channels)}, of strides {tuple(strides)}. "
                 "Use decoder segformer or deeplabv3plus, or encoder dinov2."
             )
-        width, widths = _WIDTHS.get(channels[-1], (max(8, channels[-1] // 6), _geometric(channels[-1])))
+        plain = len(set(strides)) == 1
+        width, widths = _published_widths(channels[-1]) if plain else _PYRAMID
         width, widths = features or width, projections or widths
         self.embedding = width
         self.projects = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(channels, widths, strict=True))
-        self.resize = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
-                nn.ConvTranspose2d(widths[1], widths[1], 2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(widths[3], widths[3], 3, stride=2, padding=1),
-            ]
-        )
+        self.resize = _resizing(widths) if plain else nn.ModuleList(nn.Identity() for _ in widths)
         self.to_common = nn.ModuleList(nn.Conv2d(w, width, 3, padding=1, bias=False) for w in widths)
         self.fusions = nn.ModuleList(_Fusion(width, skip=level < 3) for level in range(4))
         self.head = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True))
 
     def fuse(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B E h w"]:
-        """Give the fused map at 8 times the resolution of the tokens."""
+        """Give the fused map at 8 times the resolution of the tokens, or at twice that of a pyramid's finest map."""
         maps = [
             common(resize(project(x)))
             for x, project, resize, common in zip(features, self.projects, self.resize, self.to_common, strict=True)
@@ -119,6 +118,19 @@ class _ResidualUnit(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))  # type: ignore[no-any-return]
 
 
-def _geometric(width: int) -> tuple[int, int, int, int]:
-    """An eighth, a quarter, half and all of the token width, as for the published sizes."""
-    return max(1, width // 8), max(1, width // 4), max(1, width // 2), width
+def _resizing(widths: tuple[int, int, int, int]) -> nn.ModuleList:
+    """Four maps of one stride to 4, 2, 1 and 1/2 times their sizes."""
+    return nn.ModuleList(
+        [
+            nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
+            nn.ConvTranspose2d(widths[1], widths[1], 2, stride=2),
+            nn.Identity(),
+            nn.Conv2d(widths[3], widths[3], 3, stride=2, padding=1),
+        ]
+    )
+
+
+def _published_widths(tokens: int) -> tuple[int, tuple[int, int, int, int]]:
+    """Those of the token width; else an eighth, a quarter, half and all of it, as for the published sizes."""
+    other = max(8, tokens // 6), (max(1, tokens // 8), max(1, tokens // 4), max(1, tokens // 2), tokens)
+    return _WIDTHS.get(tokens, other)
