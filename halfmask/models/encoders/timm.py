@@ -2,13 +2,16 @@
 
 Wightman, "PyTorch Image Models", 2019, https://github.com/huggingface/pytorch-image-models: about 1,000 networks with
 a common interface for intermediate maps. The maps' real sizes are probed once with shapes only (no computation),
-because some networks round sizes down or accept multiples only, and their own tables do not say so.
+because some networks round sizes down or accept multiples only, and their own tables do not say so. Networks bound to
+one size (BEiT: a table of relative positions) are made for the training crop; whatever else comes is resized to it, as
+in the evaluation of UniMatch V2 with such encoders (Yang et al., TPAMI 2025, arXiv:2410.10777, Table 9).
 """
 
 from typing import Annotated, Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,6 +31,8 @@ class Timm(Encoder):
         output_stride: 16 or 8 where the network supports dilation; `null` leaves it as it is.
         out_indices: which maps; `null` takes all of stride 4 or more, or four evenly spaced blocks of a plain
             transformer.
+        img_size: side of the square images of a network bound to one size; `null` = the training crop. Images of other
+            sizes are resized to it (`eval.mode=slide` keeps large ones sharp). Without effect on all other networks.
         frozen: not trained.
     """
 
@@ -39,6 +44,7 @@ class Timm(Encoder):
         weights: str | None = None,
         output_stride: Annotated[int, Field(ge=1)] | None = None,
         out_indices: tuple[int, ...] | None = None,
+        img_size: Annotated[int, Field(ge=1)] | None = None,
         frozen: bool = False,
     ) -> None:
         super().__init__()
@@ -47,15 +53,16 @@ class Timm(Encoder):
             arguments["output_stride"] = output_stride
         arguments |= _size_arguments(model, arguments)
         arguments["out_indices"] = out_indices or _default_indices(model, arguments)
+        self.size_multiple, self.only_size = _sizes(model, arguments, img_size)
+        if self.only_size is not None:
+            arguments["img_size"] = self.only_size
         if weights is not None:
             arguments |= _pretrained(model, weights, in_channels)
         self.net: Any = _create(model, **arguments)
-        arguments.pop("pretrained_cfg_overlay", None)  # may hold a second copy of all weights
         for module in self.net.modules():
             vars(module).pop("pretrained_cfg", None)
         self.channels, self.strides = _widths(self.net)
         self.channels_last = _is_channels_last(self.net)
-        self.size_multiple = _probe(model, arguments, self.strides)
         self.mean, self.std = _statistics(model, in_channels)
         if frozen:
             self.freeze()
@@ -63,6 +70,9 @@ class Timm(Encoder):
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
         """Give the maps at `out_indices`."""
         self.check_size(image)
+        side = self.only_size
+        if side is not None and image.shape[-2:] != (side, side):
+            image = F.interpolate(image, size=(side, side), mode="bilinear", align_corners=True)
         maps = self.net(image)
         return [x.permute(0, 3, 1, 2).contiguous() for x in maps] if self.channels_last else list(maps)
 
@@ -148,23 +158,49 @@ def _statistics(model: str, in_channels: int) -> tuple[tuple[float, ...], tuple[
     return tuple(config.mean), tuple(config.std)
 
 
-def _probe(model: str, arguments: dict[str, Any], strides: tuple[int, ...]) -> int:
-    """Find the smallest multiple whose map sizes are the image's divided by the strides, rounded up."""
+def _sizes(model: str, arguments: dict[str, Any], img_size: int | None) -> tuple[int, int | None]:
+    """Give the multiple that image sides must be of, and the only side, where there is only one."""
+    multiple, failure = _multiple(model, arguments)
+    if multiple is not None:
+        return multiple, None
+    config = timm.models.get_pretrained_cfg(model)
+    side = img_size or (config.input_size[-1] if config is not None else 224)
+    try:
+        net = _create_shapes_only(model, **arguments, img_size=side)
+        if _fits(net, arguments["in_chans"], side, side):
+            return 1, side
+    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
+        failure = error
+    else:
+        stride = max(_widths(net)[1])
+        nearest_side = max(round(side / stride), 1) * stride
+        raise RecipeError(
+            f"timm network {model} is made for one image size, and {side} is no multiple of its stride {stride}. Use "
+            f"data.crop={nearest_side}."
+        )
+    raise RecipeError(
+        f"timm network {model} takes neither images of any size nor of {side}x{side} ({failure}). Choose another, for "
+        "example convnext_tiny, vit_small_patch16_224 or pvt_v2_b2."
+    ) from failure
+
+
+def _multiple(model: str, arguments: dict[str, Any]) -> tuple[int | None, Exception | None]:
+    """Find the smallest multiple that fits, or why there is none."""
     net = _create_shapes_only(model, **arguments)
-    last = _is_channels_last(net)
+    _, strides = _widths(net)
     coarsest = max(strides)
     failure: Exception | None = None
     for multiple in sorted({1, min(strides), coarsest, 2 * coarsest}):
-        height, width = 4 * coarsest + multiple, 6 * coarsest + multiple
         try:
-            maps = net(torch.empty(1, arguments["in_chans"], height, width, device="meta"))
+            if _fits(net, arguments["in_chans"], 4 * coarsest + multiple, 6 * coarsest + multiple):
+                return multiple, None
         except (RuntimeError, AssertionError, ValueError) as error:
             failure = error
-            continue
-        sizes = [tuple(x.shape[1:3] if last else x.shape[2:]) for x in maps]
-        if sizes == [(-(-height // stride), -(-width // stride)) for stride in strides]:
-            return multiple
-    raise RecipeError(
-        f"timm network {model} does not take images of any size ({failure}). Choose another, for "
-        "example convnext_tiny, vit_small_patch16_224 or pvt_v2_b2."
-    )
+    return None, failure
+
+
+def _fits(net: nn.Module, channels: int, height: int, width: int) -> bool:
+    """Whether map sizes are the image's divided by the strides, rounded up."""
+    maps = net(torch.empty(1, channels, height, width, device="meta"))
+    sizes = [tuple(x.shape[1:3] if _is_channels_last(net) else x.shape[2:]) for x in maps]
+    return sizes == [(-(-height // stride), -(-width // stride)) for stride in _widths(net)[1]]

@@ -1,0 +1,56 @@
+"""Networks of timm that are bound to one image size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from halfmask.engine.inference import class_map
+from halfmask.errors import RecipeError
+from halfmask.models.build import Builder, build_model
+from halfmask.recipe import EvalRecipe, ModelRecipe
+from halfmask.task import Task
+
+TASK = Task("segmentation", ("road", "tree", "house"))
+BEIT = {"name": "timm", "model": "beit_base_patch16_224", "out_indices": [0, 1, 2, 3]}
+
+
+def beit(crop: int, **params) -> Builder:
+    section = {"encoder": BEIT | params, "decoder": {"name": "dpt", "features": 8, "projections": [4, 4, 8, 8]}}
+    return Builder(ModelRecipe.model_validate(section), TASK, crop=crop)
+
+
+def test_beit_is_made_for_the_crop_and_resizes_what_else_comes():
+    model = beit(48)().eval()
+    assert (model.size_multiple, model.encoder.only_size) == (1, 48)
+    assert model.spec["model"]["encoder"]["img_size"] is None
+    assert build_model(model.spec).encoder.only_size == 48  # from the crop, again
+
+    image = torch.rand(1, 3, 40, 70)
+    resized = F.interpolate(image, size=(48, 48), mode="bilinear", align_corners=True)
+    with torch.inference_mode():
+        for own, expected in zip(model.encode(image), model.encode(resized), strict=True):
+            assert own.shape == (1, 768, 3, 3)
+            torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)  # resized after or before normalization
+    for mode in ("whole", "slide"):
+        for fit in ("pad", "resize"):
+            assert class_map(model, image, EvalRecipe(mode=mode, fit=fit), crop=48).shape == (1, 40, 70)
+
+    model.train()(torch.rand(2, 3, 48, 48)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_size_of_its_own_wins_over_the_crop_and_a_wrong_one_names_the_nearest():
+    with torch.device("meta"):
+        assert beit(48, img_size=64)().encoder.only_size == 64
+        with pytest.raises(RecipeError, match=r"made for one image size, and 518 is no multiple.*data.crop=512"):
+            beit(518)()
+
+
+@pytest.mark.parametrize(
+    ("model", "taps", "parameters"),
+    [("beit_base_patch16_224", (2, 5, 8, 11), 86.2), ("beit_large_patch16_224", (4, 11, 17, 23), 304.6)],
+)
+def test_beit_at_512_has_the_size_logged_for_unimatch_v2(model, taps, parameters):
+    with torch.device("meta"):
+        encoder = beit(512, model=model, out_indices=taps)().encoder
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
