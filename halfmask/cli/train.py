@@ -126,8 +126,8 @@ def train(
     elif out is None:
         raise RecipeError("where to? Name a run folder: --out runs/first")
     elif resume_from is not None:
-        planned_or_named = source or seeds or time is not None or pretrained
-        results = [_begin(resume_from, out, flags.merge(sugar, overrides), bool(planned_or_named), **options)]
+        otherwise = bool(source or seeds or time is not None or pretrained)
+        results = [_begin(resume_from, out, flags.merge(sugar, overrides), otherwise, **options)]
     else:
         results = []
         folders = _folders(out, seeds, seed)
@@ -141,14 +141,9 @@ def train(
             results.append(_train(recipe, folder, **options))
     from halfmask.engine.ranks import is_first_rank
 
-    if not is_first_rank():  # one process of torchrun speaks for all
-        return
-    if dry_run and not as_json:
-        for result in results:
-            if bytes_limit is not None and result.cost is not None:
-                print(result.cost.describe_limit(bytes_limit))
-        print("dry run: recipe, data and model fit.")
-    else:
+    if dry_run and not as_json and is_first_rank():  # one process of torchrun speaks for all
+        _report_dry_run(results, bytes_limit)
+    elif is_first_rank():
         _report(results, as_json)
 
 
@@ -257,6 +252,13 @@ def _smaller(recipe: "Recipe", out: Path, error: Exception) -> str:
         f"{first}\n  The run used batch {batch.labeled}+{batch.unlabeled} at crop {crop}. Next to try: "
         f"{', then '.join(tries)} (with --overwrite for {out})."
     )
+
+
+def _report_dry_run(results: "list[TrainResult]", bytes_limit: int | None) -> None:
+    for result in results:
+        if bytes_limit is not None and result.cost is not None:
+            print(result.cost.describe_limit(bytes_limit))
+    print("dry run: recipe, data and model fit.")
 
 
 def _report(results: "list[TrainResult]", as_json: bool) -> None:

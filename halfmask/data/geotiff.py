@@ -154,7 +154,7 @@ def write_mask(
 
 def _moved(points: Float[np.ndarray, "N 2"], affine: Any) -> Float[np.ndarray, "N 2"]:
     a, b, c, d, e, f = affine[:6]
-    return points @ np.array([[a, d], [b, e]]) + (c, f)
+    return np.asarray(points @ np.array([[a, d], [b, e]]) + (c, f))
 
 
 def _color_table(source: Any) -> np.ndarray | None:

@@ -89,7 +89,7 @@ def decode(
         for part in parts:
             rings = [np.asarray(ring, dtype=np.float64)[:, :2] for ring in part]
             if to_pixels is not None:
-                rings = [np.round(to_pixels(ring), 2) for ring in rings]
+                rings = [np.asarray(to_pixels(ring), dtype=np.float64).round(2) for ring in rings]
                 apart = (rings[0] > (width, height)).all(0) | (rings[0] < 0).all(0)
                 outside, within = outside + bool(apart.any()), within + (not apart.any())
             elif any((ring[:, 0].min() < -1) or (ring[:, 1].min() < -1) for ring in rings):
