@@ -9,6 +9,9 @@ and UniMatch V2, TPAMI 2025, arXiv:2410.10777 (`teacher: ema`).
     L    = (CE(f(x_l), y) + lambda * L_u) / (1 + lambda)
     f'   = d * f' + (1 - d) * f,  d = min(1 - 1 / (step + 1), ema_decay)      after the optimizer step
 
+With `distribution_alignment` p_w is aligned before it is thresholded, for classification
+(`halfmask.blocks.alignment`; an addition of later work).
+
 strong = color changes and blur, then CutMix with a partner image; pseudo-label, confidence and validity are cut
 and pasted with the pixels.
 
@@ -37,6 +40,7 @@ from torch import Tensor
 
 from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
+from halfmask.blocks.alignment import AlignmentName, alignment_of
 from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
 from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
 from halfmask.blocks.mixing import box_mask, paste
@@ -59,6 +63,8 @@ class FixMatch(Method):
         cutmix: probability of pasting a box from the partner image.
         cutmix_partner: the image with the mirrored place in the batch (`flip`); another draw of unlabeled images
             (`shuffle`, one more forward pass); another crop of the same image (`same_view`, as UniMatch's code).
+        distribution_alignment: of the pseudo-labels of whole images, to equal shares of all classes (`uniform`) or to
+            those of the labels (`labeled`).
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
         ohem_threshold: pixels whose true class has at most this probability are hard.
         ohem_min_kept: hard pixels to keep at least, per process and batch.
@@ -78,6 +84,7 @@ class FixMatch(Method):
         ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996,
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         cutmix_partner: Literal["flip", "shuffle", "same_view"] = "flip",
+        distribution_alignment: AlignmentName = "none",
         loss: LossName = "ce",
         ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
         ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
@@ -87,6 +94,7 @@ class FixMatch(Method):
         self.teacher: Teacher[Model] | None = ema_copy(self.student) if teacher == "ema" else None
         self.strong = StrongAugment()
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
+        self.align = alignment_of(task.kind, task.n_classes, distribution_alignment, task.ignore_index)
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )
@@ -108,6 +116,8 @@ class FixMatch(Method):
             labeler = self.student if self.teacher is None else self.teacher
             with torch.no_grad(), eval_mode(labeler):
                 logits_w = labeler(x_u)
+        if self.align is not None:
+            logits_w = self.align(logits_w, y_l)
         label, confidence = pseudo_label(logits_w)  # (B, H, W) each
         logs = pseudo_logs(label, confidence >= self.threshold, valid, self.task.n_classes)
 
