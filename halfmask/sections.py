@@ -210,7 +210,8 @@ class OptimRecipe(Section):
         decay_norm_bias: decay norms and biases too.
         momentum: of SGD.
         betas: of AdamW.
-        schedule: `poly` (1 - t/T)^power, `cosine`, or `constant`.
+        schedule: `poly` (1 - t/T)^power; `cosine` (1 + cos(pi t/T)) / 2; `cosine_7_16` cos(7 pi t/(16 T)), which ends
+            at a fifth; or `constant`.
         power: of `poly`.
         warmup_steps: linear increase from 0 over so many steps.
         schedule_lag: 1 = the rate is set after each step, so that steps 0 and 1 both run at the base rate.
@@ -227,7 +228,7 @@ class OptimRecipe(Section):
     decay_norm_bias: bool = True
     momentum: Fraction = 0.9
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    schedule: Literal["poly", "cosine", "cosine_7_16", "constant"] = "poly"
     power: Annotated[float, Field(gt=0)] = 0.9
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule_lag: Literal[0, 1] = 0

@@ -18,6 +18,8 @@ def rate_factor(step: int, total_steps: int, optim: OptimRecipe) -> float:
     """Give the factor on the base rate that step `step` (counted from 0) runs at.
 
     Poly: (1 - t/T)^power with t = step - schedule_lag (not below 0), as in Chen et al., DeepLab, TPAMI 2018.
+    Cosine: (1 + cos(pi t/T)) / 2. Cosine_7_16: cos(7 pi t / (16 T)), of FixMatch (Sohn et al., NeurIPS 2020,
+    arXiv:2001.07685); it ends at 0.195.
 
     >>> optim = OptimRecipe(schedule="poly", power=0.9, schedule_lag=1)
     >>> [round(rate_factor(step, 20, optim), 6) for step in (0, 1, 2)]
@@ -29,6 +31,8 @@ def rate_factor(step: int, total_steps: int, optim: OptimRecipe) -> float:
         return float(warmup * (1 - done) ** optim.power)
     if optim.schedule == "cosine":
         return float(warmup * 0.5 * (1 + math.cos(math.pi * done)))
+    if optim.schedule == "cosine_7_16":
+        return float(warmup * math.cos(7 / 16 * math.pi * done))
     return warmup
 
 
