@@ -22,6 +22,7 @@ from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from halfmask.models.encoders._attention import FusedAttention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
 from halfmask.models.weights import load_weights, timm_releases
 
@@ -66,7 +67,13 @@ class DINOv2(Encoder):
         dim, heads = dim or published_dim, heads or published_heads
         # Layer scale starts at 1 as in the authors' code; timm's 1e-5 would silence every block of a fresh network.
         self.net: Any = timm.create_model(
-            architecture, num_classes=0, in_chans=in_channels, init_values=1.0, embed_dim=dim, num_heads=heads
+            architecture,
+            num_classes=0,
+            in_chans=in_channels,
+            init_values=1.0,
+            embed_dim=dim,
+            num_heads=heads,
+            attn_layer=FusedAttention,
         )
         self.interpolation = interpolation
         self.channels = (dim,) * 4

@@ -22,6 +22,7 @@ from timm.layers import DropPath  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from halfmask.errors import ShapeError
+from halfmask.models.encoders._attention import fused_attention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
 from halfmask.models.weights import Release, load_weights
 from halfmask.reference.attention import attention
@@ -145,7 +146,7 @@ class _Attention(nn.Module):
             source = self.norm(_to_tokens(self.sr(_to_map(x, height, width))))
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
         k, v = self.kv(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v) if self.fused_attn else attention(q, k, v)
+        out = fused_attention(q, k, v) if self.fused_attn else attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
