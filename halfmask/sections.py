@@ -285,6 +285,8 @@ class RunRecipe(Section):
         reference: compute with the plain formulations of `halfmask/reference/` instead of the fast ones: for checks.
         stream_loss: take cross-entropies of upsampled logits band by band: far less memory where classes are many (150:
             161 MB per image and copy at 518 pixels), slower where they are few; other losses upsample as usual.
+        recompute: activation checkpointing: blocks of the encoder are computed again in the backward pass. Less memory,
+            about a third more time, the same gradients.
         compile: compile encoder and decoder.
         channels_last: memory layout of images and weights, for CNN encoders on a GPU.
         logger: extra loggers beside metrics.jsonl.
@@ -303,6 +305,7 @@ class RunRecipe(Section):
     deterministic: bool = False
     reference: bool = False
     stream_loss: bool = False
+    recompute: bool = False
     compile: bool = False
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"

@@ -11,7 +11,7 @@ grows.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -157,7 +157,7 @@ def covered(window: Window, crop: int) -> tuple[int, int, int]:
 def _cut_whole(
     image: np.ndarray, window: Window, crop: int, fill: np.ndarray, resample: Resample
 ) -> UInt8[np.ndarray, "C S S"]:
-    place = {"size": window.size, "corner": window.corner, "crop": crop, "flip": window.flip}
+    place: dict[str, Any] = {"size": window.size, "corner": window.corner, "crop": crop, "flip": window.flip}
     kernel, _ = _FILTERS[resample]
     planes = [
         cut_whole(image[:, :, band], **place, fill=int(fill[band]), resample=kernel) for band in range(image.shape[2])

@@ -44,7 +44,7 @@ class CoarseLogits:
 
     def split(self, sizes: int | Sequence[int]) -> list["CoarseLogits"]:
         """Split into parts of so many images, as a tensor does."""
-        return [replace(self, values=part) for part in self.values.split(sizes)]  # type: ignore[no-untyped-call]
+        return [replace(self, values=part) for part in self.values.split(sizes)]
 
     def chunk(self, count: int) -> list["CoarseLogits"]:
         """Split into so many parts, as a tensor does."""

@@ -69,8 +69,10 @@ def masked_cross_entropy(
     0.6931
     """
     target = target.masked_fill(~keep, _SKIP)
-    streams = isinstance(logits, CoarseLogits)
-    total = _streamed_sum(logits, target, _SKIP) if streams else _pixel_loss(logits, target, _SKIP).sum()
+    if isinstance(logits, CoarseLogits):
+        total = _streamed_sum(logits, target, _SKIP)
+    else:
+        total = _pixel_loss(logits, target, _SKIP).sum()
     return total / denominator.sum().clamp_min(1)
 
 

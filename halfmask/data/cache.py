@@ -16,8 +16,9 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Literal
 
@@ -109,13 +110,13 @@ class JpegReader:
             frames = array if array.ndim == 4 else array[None]
             for date, frame in zip(dates, frames, strict=True):
                 picture = Image.fromarray(frame if frame.shape[-1] == 3 else frame[..., 0])
-                if not _store(self.folder, date, lambda file, one=picture: _compress(one, file), frame.nbytes):
+                if not _store(self.folder, date, partial(_compress, picture), frame.nbytes):
                     return array
         images = [read_image(date, channels=self.dataset.channels) for date in dates]
         return images[0] if self.dataset.dates == 1 else np.stack(images)
 
 
-def _entry(folder: Path, dataset: Dataset, id: str, paths: list[Path | None], masks: bool) -> Path | None:
+def _entry(folder: Path, dataset: Dataset, id: str, paths: Sequence[Path | None], masks: bool) -> Path | None:
     """Name the cache file of an id, without suffix; `None` where no file stands behind it."""
     files = [path for path in paths if path is not None and path.is_file()]
     if not files or len(files) < len(paths):

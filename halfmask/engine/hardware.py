@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from halfmask.engine.checkpoint import AtomicCheckpointIO
+from halfmask.engine.recompute import recompute_blocks
 from halfmask.errors import RecipeError
 from halfmask.methods import Method
 from halfmask.models.model import Model
@@ -47,14 +48,25 @@ def with_precision(recipe: Recipe) -> Recipe:
 
 
 def prepare_networks(method: Method, recipe: RunRecipe) -> None:
-    """Apply memory layout and compilation; state-dict keys stay as they are."""
+    """Apply what the recipe says about memory and compilation; state-dict keys stay as they are.
+
+    Raises:
+        RecipeError: an encoder cannot do what it asks for.
+    """
     if recipe.channels_last:
         for tensor in (*method.parameters(), *method.buffers()):
             if tensor.dim() == 4:  # `Module.to` also tries those of five dimensions, and fails
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    if recipe.compile and recipe.recompute:
+        raise RecipeError("run.recompute and run.compile together are not tested: choose one of them.")
     for module in method.modules():
         if isinstance(module, Model):
             module.streams_loss = recipe.stream_loss and not recipe.reference
+            if recipe.recompute and not recompute_blocks(module.encoder):
+                raise RecipeError(
+                    f"run.recompute: encoder {type(module.encoder).__name__} has no list of blocks to compute again. "
+                    "Leave run.recompute out; a smaller data.batch or data.crop saves memory, too."
+                )
             if recipe.compile:
                 module.encoder.compile(dynamic=False)
                 module.decoder.compile(dynamic=False)

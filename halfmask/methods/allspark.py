@@ -148,7 +148,7 @@ class AllSpark(Method):
         tokens, residual = self.bottleneck.embed(features[-1])
         last = self.bottleneck.attend(tokens, residual, tokens.transpose(1, 2), labeled=len(image))
         embedding = self.student.decode([*features[:-1], last])
-        return self.student.classify(embedding, (image.shape[-2], image.shape[-1]))
+        return self.student.classify(embedding, (image.shape[-2], image.shape[-1]))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _remember(self, tokens: Float[Tensor, "B d C"], logits: Float[Tensor, "B K H W"], samples: Samples) -> None:

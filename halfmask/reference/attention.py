@@ -8,5 +8,6 @@ def attention(
     q: Float[Tensor, "B heads n d"], k: Float[Tensor, "B heads m d"], v: Float[Tensor, "B heads m e"]
 ) -> Float[Tensor, "B heads n e"]:
     """Give softmax(q k^T / sqrt(d)) v."""
-    weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
-    return weights.to(v.dtype) @ v
+    weights: Tensor = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
+    out: Tensor = weights.to(v.dtype) @ v
+    return out
