@@ -49,7 +49,9 @@ def test_nothing_confident_gives_0_with_a_gradient(golden, distance):
 
 def test_counts_of_confident_pixels(golden, shared):
     table = json.loads((shared / "golden" / "cct" / "losses.json").read_text())
-    confidence = golden("cct/losses")["targets_prob"].max(1).values
+    tensors = golden("cct/losses")
+    assert_close(tensors["targets_logits"].softmax(1), tensors["targets_prob"], rtol=1e-6, atol=1e-7)
+    confidence = tensors["targets_prob"].max(1).values
     for threshold in (0.5, 0.7):
         assert (confidence > threshold).sum().item() == table[f"n_confident_{threshold}"]
 
@@ -128,9 +130,11 @@ def test_mse_is_the_plain_one():
     assert_close(consistency_loss(logits, target), plain.mse(logits, target))
 
 
-def test_the_pairwise_term_is_the_recorded_one(golden):
+def test_the_pairwise_term_is_the_recorded_one(golden, shared):
     tensors = golden("cct/losses")
+    table = json.loads((shared / "golden" / "cct" / "losses.json").read_text())
     outputs, order = tensors["pairwise/outputs"].requires_grad_(), tensors["pairwise/perm"][:8]
+    assert order.tolist() == table["pair_wise_selected"]
     loss = pairwise_loss(outputs[order].softmax(2))
     assert_close(loss.double().detach(), tensors["pairwise/loss"], rtol=1e-6, atol=0)
     loss.backward()

@@ -3,7 +3,9 @@
 Everything runs in float64, as recorded: losses and weights at 1e-10. Evaluation outputs were stored as float32 (1e-6).
 """
 
+import copy
 import json
+import math
 from typing import Any
 
 import pytest
@@ -122,6 +124,7 @@ def feed_draws(method: CCT, draws: dict[str, Tensor], step: dict[str, Any], real
         elif name == "dropout":
             by_kind[name].append(own["dropout2d_mask"])
         elif name == "g_cutout":
+            assert (own["cut_table"][:, 6] == 1).sum() == aux["n_boxes_used"]
             by_kind[name].append(recorded_cut(own["cut_table"], (8, 8)))
         elif name == "f_drop":
             by_kind[name].append(torch.tensor(aux["factor"], dtype=torch.float64))
@@ -197,11 +200,14 @@ def test_cct_repeats_the_published_run(golden, shared, name, group):
         set_rates(optimizer, rate_factor(number, total, optim))
         assert [g["lr"] for g in optimizer["main"].param_groups] == pytest.approx(expected["lr"][::-1], rel=1e-12)
         batch = batch_of(part(inputs, f"step{number}/"), config["use_weak_labels"])
+        if number == 0:
+            check_predictions(method, batch, part(tensors, "step0/"))
         (update,) = method.updates(batch, Progress(number, total, config["iters_per_epoch"]))
         loss, logs = update.output
         optimizer["main"].zero_grad()
         loss.backward()
         check_losses(loss, logs, expected, config)
+        check_gradient_norms(method, expected)
         if number == 0 and name in ("no_vat", "full"):
             check_gradients(method, part(tensors, "step0/grad/"))
         optimizer["main"].step()
@@ -219,6 +225,21 @@ def check_losses(loss: Tensor, logs: dict[str, Tensor], expected: dict[str, Any]
     if config["use_weak_labels"]:
         scale = config["weakly_loss_w"] * weight / config["unsupervised_w"]
         assert logs["loss_weak"].item() * scale == pytest.approx(expected["loss_weakly"], rel=1e-10)
+
+
+def check_predictions(method: CCT, batch: Batch, expected: dict[str, Tensor]) -> None:
+    """Logits of the main decoder on both streams, stored as float32; statistics of batch norm stay as they were."""
+    network = copy.deepcopy(method.student)
+    with torch.no_grad():
+        for name, samples in (("sup", batch.labeled), ("unsup", batch.draw(0))):
+            assert_close(network(samples.image).float(), expected[f"{name}_pred"], rtol=1e-5, atol=1e-6)
+
+
+def check_gradient_norms(method: CCT, expected: dict[str, Any]) -> None:
+    parameters = dict(method.student.named_parameters())
+    for key, name in (("encoder.net.0.0.weight", "encoder_base0"), ("classifier.project.weight", "main0")):
+        norm = parameters[key].grad.norm().item()
+        assert norm == pytest.approx(expected[f"grad_norm_{name}"], rel=1e-10), key
 
 
 def check_gradients(method: CCT, expected: dict[str, Tensor]) -> None:
@@ -272,5 +293,7 @@ def test_scores_follow_the_published_evaluation(golden, shared):
         matrix.merge(one)
     names = tuple("abcdef")
     zero, skip = matrix.scores(names, absent="zero"), matrix.scores(names, absent="skip")
+    assert [0.0 if math.isnan(iou) else iou for iou in zero.iou] == pytest.approx(table["class_iou"], abs=1e-12)
+    assert zero.accuracy == pytest.approx(table["pixel_acc"], abs=1e-12)
     assert zero.miou == pytest.approx(table["miou_official"], abs=1e-12)
     assert skip.miou == pytest.approx(table["miou_over_present"], abs=1e-12)
