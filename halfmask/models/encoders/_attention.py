@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import Attention
+from timm.layers import Attention  # type: ignore[attr-defined]
 from torch import Tensor
 
 
@@ -29,7 +29,7 @@ class FusedAttention(Attention):
         """Attend; `fused_attn = False` and everything special are left to timm."""
         plain = attn_mask is None and not is_causal and self.gate is None
         if not (plain and self.fused_attn) or (self.training and self.attn_drop.p > 0):
-            return super().forward(x, attn_mask, is_causal)  # type: ignore[no-any-return]
+            return super().forward(x, attn_mask, is_causal)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         out = fused_attention(self.q_norm(q), self.k_norm(k), v)
         return self.proj_drop(self.proj(self.norm(out.transpose(1, 2).flatten(2))))  # type: ignore[no-any-return]
