@@ -110,6 +110,31 @@ def test_numbers_of_two_domains_are_those_of_the_table_with_its_confidence(name,
     assert {own.dataset.name for own in domains.values()} == set(domains)
 
 
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "weak"), [("cct/pascal", 0), ("cct/pascal_weak", 9118)])
+def test_numbers_of_pascal_are_those_of_the_table_with_their_confidence(name, weak, shared):
+    expected = load(path(name)).expected
+    table = yaml.safe_load((shared / "specs/paper_results_cct.yaml").read_text(encoding="utf-8"))["results"]
+    wanted = (expected.metric, "pascal_voc2012_val", "CCT", weak)
+    rows = {str(r["n_labels"]): r for r in table if ("miou", r["dataset"], r["method"], r.get("weak")) == wanted}
+    assert expected.value == {split: pytest.approx(row["miou"] / 100) for split, row in rows.items()}
+    given = expected.confidence if isinstance(expected.confidence, dict) else dict.fromkeys(rows, expected.confidence)
+    assert given == {split: row["confidence"] for split, row in rows.items()}
+
+
+@pytest.mark.parametrize("name", ["cct/pascal", "cct/pascal_weak"])
+def test_the_published_cct_has_its_number_of_parameters_and_learning_rates(name):
+    recipe = load(path(name))
+    with torch.device("meta"):
+        task = task_of(recipe, 21)
+        method = resolve("methods", "cct")(
+            task, Builder(recipe.model, task, crop=320, pretrained=False), **recipe.method.params
+        )
+    assert sum(parameter.numel() for parameter in method.parameters()) == 47_210_776
+    assert sum(parameter.numel() for parameter in method.student.encoder.parameters()) == 23_631_808
+    assert (recipe.optim.lr, recipe.optim.lr * recipe.optim.decoder_lr_scale) == (0.001, pytest.approx(0.01))
+
+
 def test_every_method_has_a_recipe():
     assert {name.partition("/")[0] for name in NAMES} >= set(names("methods"))
 
