@@ -96,9 +96,9 @@ def test_published_settings_are_written_out(name):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["multi_domain/cityscapes_camvid", "multi_domain/cityscapes_sun_rgbd"])
+@pytest.mark.parametrize("name", ["cityscapes_camvid", "cityscapes_camvid_100", "cityscapes_sun_rgbd"])
 def test_numbers_of_two_domains_are_those_of_the_table_with_its_confidence(name, shared):
-    recipe = load(path(name))
+    recipe = load(path(f"multi_domain/{name}"))
     table = yaml.safe_load((shared / "specs/paper_results_cct.yaml").read_text(encoding="utf-8"))["results"]
     domains = recipe.data.domains
     (count,) = {own.labeled for own in domains.values()}
