@@ -115,7 +115,7 @@ def results() -> str:
         data = settings["data"]
         facts = [data if isinstance(data, str) else " and ".join(data), f"{settings['steps']} steps"]
         facts += [f"crop {settings['crop']}"] if "crop" in settings else []
-        facts += [f"network `{settings['model']}`"] if "model" in settings else []
+        facts += [f"network `{settings['model']}`"] if settings.get("model") else []
         facts += [f"{len(settings['seeds'])} seeds", f"{machine['cpu_cores']} CPU cores"]
         facts.append(f"torch {machine['packages']['torch']}")
         link = f"[all numbers](../benchmarks/results/{path.name})"
