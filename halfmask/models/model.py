@@ -22,7 +22,7 @@ from halfmask.models.encoders._encoder import Encoder
 if TYPE_CHECKING:
     Logits: TypeAlias = Any  # both are sliced and split alike
 else:
-    Logits = Float[Tensor, "B K *S"] | CoarseLogits
+    Logits = Float[Tensor, "_ K ..."] | CoarseLogits  # (B, K, H, W) or (B, K); batches of one call may differ
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 

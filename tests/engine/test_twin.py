@@ -49,7 +49,8 @@ def result(low: float | None, high: float | None, images: int = 40) -> TwinResul
 
 def test_the_twin_shares_everything_but_the_method(pair: tuple[Path, TwinResult]) -> None:
     run, twin = (yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (pair[0], pair[0] / "twin"))
-    assert twin["method"] == {"name": "supervised", "loss": "ohem", "ohem_threshold": 0.7, "ohem_min_kept": 50}
+    loss = {"loss": "ohem", "ohem_threshold": 0.7, "ohem_min_kept": 50}
+    assert twin["method"] == {"name": "supervised", "labeled_color": False, **loss}
     assert (twin["run"]["steps"], twin["run"]["eval_every"]) == (6, 3)
     for section in ("model", "data", "optim", "eval"):
         assert twin[section] == run[section]
