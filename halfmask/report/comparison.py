@@ -19,8 +19,8 @@ from halfmask.report.records import Run
 
 # Where and how a run was computed, not what was computed.
 _NOT_COMPARED = (
-    "run.seed", "run.devices", "run.nodes", "run.accelerator", "run.logger", "run.log_every", "run.eval_every",
-    "run.twin", "run.reference", "expected", "data.root", "data.workers", "data.cache", "data.splits",
+    "run.seed", "data.labeled_seed", "run.devices", "run.nodes", "run.accelerator", "run.logger", "run.log_every",
+    "run.eval_every", "run.twin", "run.reference", "expected", "data.root", "data.workers", "data.cache", "data.splits",
 )  # fmt: skip
 _MOST_IN_NAME = 3
 
