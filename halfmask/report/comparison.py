@@ -230,7 +230,8 @@ def _published(run: Run) -> Published | None:
 def _key(run: Run) -> str:
     """Everything that makes a run what it is, apart from its seed."""
     kept = {entry.key: entry.value for entry in run.settings if not entry.key.startswith(_NOT_COMPARED)}
-    lists = {name: run.split.get(name, {}).get("sha256") for name in ("unlabeled", "val")}
+    # How many unlabeled images, not which: those drawn for a mask are others with every seed.
+    lists = [len(run.split.get("unlabeled", {}).get("ids", ())), run.split.get("val", {}).get("sha256")]
     return json.dumps([kept, lists], sort_keys=True)
 
 
