@@ -50,18 +50,7 @@ class StrongParams(NamedTuple):
 
 def _whole_chain(_: nn.Module, image: Tensor, params: StrongParams, **__: object) -> Tensor:
     """Views by the plain form, one image after the other."""
-    views = [
-        reference.strong_view(
-            one,
-            jitter=bool(params.jitter[number]),
-            order=params.order[number].tolist(),
-            factors=params.factors[number].tolist(),
-            make_gray=bool(params.gray[number]),
-            radius=float(params.radius[number]),
-        )
-        for number, one in enumerate(image.flatten(0, -4))
-    ]
-    return torch.stack(views).reshape(image.shape)
+    return reference.strong_views(image.flatten(0, -4), **params._asdict()).reshape(image.shape)
 
 
 class StrongAugment(nn.Module):

@@ -95,3 +95,22 @@ def strong_view(
     if make_gray and len(image) == 3:
         image = gray(image).expand_as(image)
     return gaussian_blur(image, radius) if radius > 0 else image
+
+
+def strong_views(
+    images: Tensor, *, jitter: Tensor, order: Tensor, factors: Tensor, gray: Tensor, radius: Tensor
+) -> Tensor:
+    """Make the views of a batch (N, C, H, W), image by image; entry n of every parameter is of image n."""
+    return torch.stack(
+        [
+            strong_view(
+                image,
+                jitter=bool(jitter[number]),
+                order=order[number].tolist(),
+                factors=factors[number].tolist(),
+                make_gray=bool(gray[number]),
+                radius=float(radius[number]),
+            )
+            for number, image in enumerate(images)
+        ]
+    )

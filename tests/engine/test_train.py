@@ -20,7 +20,7 @@ from halfmask.engine.train import train
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, Interrupted, RecipeError, ShapeError
 from halfmask.methods.fixmatch import FixMatch
 
-from .tiny import recipe, write_dataset
+from .tiny import failing_at, recipe, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -216,20 +216,9 @@ def test_auto_precision_is_resolved_and_written_down(data: Path, tmp_path: Path)
     assert all(value.dtype != torch.bfloat16 for value in state(tmp_path / "run")["state_dict"].values())
 
 
-def test_a_crash_loses_only_what_came_after_the_last_checkpoint(
-    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = FixMatch.step
-
-    def crash(self: FixMatch, batch: Any, progress: Any) -> Any:
-        if progress.step == 5:
-            raise RuntimeError("power cut")
-        return step(self, batch, progress)
-
-    monkeypatch.setattr(FixMatch, "step", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
+def test_a_crash_loses_only_what_came_after_the_last_checkpoint(data: Path, finished: Path, tmp_path: Path) -> None:
+    with failing_at(FixMatch, 5, RuntimeError("power cut")), pytest.raises(RuntimeError, match="power cut"):
         train(recipe(data), tmp_path / "run", quiet=True)
-    monkeypatch.setattr(FixMatch, "step", step)
     assert [line["step"] for line in records(tmp_path / "run")][-1] == 4
     train(None, tmp_path / "run", resume=True, quiet=True)
     assert_same_run(finished, tmp_path / "run")

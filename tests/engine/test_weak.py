@@ -23,7 +23,7 @@ from halfmask.methods.cct import CCT
 from halfmask.recipe import Recipe, load
 from halfmask.task import Task
 
-from .tiny import recipe, write_dataset
+from .tiny import failing_at, recipe, write_dataset
 
 STAGE = (
     "data.weak.stage={optim.name: adamw, optim.lr: 0.001, optim.decoder_lr_scale: 1.0, run.steps: 3, "
@@ -84,20 +84,11 @@ def test_the_same_run_gives_the_same_masks_and_weights(finished: Path, root: Pat
 
 
 def test_interrupted_in_the_second_stage_and_resumed_equals_unbroken(
-    finished: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, root: Path, tmp_path: Path
 ) -> None:
-    step = CCT.step
-
-    def killed(self: CCT, batch: Any, progress: Any) -> Any:
-        if progress.step == 3:
-            raise KeyboardInterrupt
-        return step(self, batch, progress)
-
     out = tmp_path / "broken"
-    with monkeypatch.context() as patch:
-        patch.setattr(CCT, "step", killed)
-        with pytest.raises((KeyboardInterrupt, SystemExit, HalfmaskError)):
-            train(tagged(root), out, quiet=True)
+    with failing_at(CCT, 3, KeyboardInterrupt()), pytest.raises((KeyboardInterrupt, SystemExit, HalfmaskError)):
+        train(tagged(root), out, quiet=True)
     stamp = {path: path.stat().st_mtime_ns for path in (out / "cam" / "pseudo_masks").rglob("*.png")}
     train(None, out, resume=True, quiet=True)
     assert stamp == {path: path.stat().st_mtime_ns for path in stamp}  # not labeled again

@@ -1,11 +1,15 @@
 """A tiny dataset and recipe for tests of the engine: ten images of two shapes on noise, six with a mask."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from halfmask.methods._method import Method
 from halfmask.recipe import Recipe, load
 
 CLASSES = "0\tbackground\t0,0,0\n1\tdisc\t255,0,0\n2\tbar\t0,0,255\n"
@@ -59,3 +63,18 @@ def recipe(root: Path, *overrides: str, method: str = "fixmatch", **params: Any)
         },
     }
     return load(base, overrides)
+
+
+@contextmanager
+def failing_at(method: type[Method], step: int, error: BaseException) -> Iterator[None]:
+    """Within the block, the method's training step `step` raises the error."""
+    whole = method.step
+
+    def failing(self: Any, batch: Any, progress: Any) -> Any:
+        if progress.step == step:
+            raise error
+        return whole(self, batch, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "step", failing)
+        yield
