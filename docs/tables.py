@@ -109,7 +109,7 @@ def results() -> str:
     parts = []
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "rows" not in content or "settings" not in content:
+        if "rows" not in content or "seeds" not in content.get("settings", {}):
             continue
         settings, machine = content["settings"], content["environment"]
         data = settings["data"]
@@ -142,11 +142,60 @@ def _scores(rows: list[dict[str, Any]]) -> str:
     return _table([*heads, "seeds", *(["minutes"] if "minutes" in first else [])], lines)
 
 
+def speed() -> str:
+    """One table per file of benchmarks/results that `halfmask bench --out` wrote; rows that lose are in it."""
+    parts = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = content.get("rows", [])
+        if not all("measures" in row for row in rows) or not rows:
+            continue
+        judged = [measure for row in rows for measure in row["measures"] if measure["target"]]
+        facts = [content["device"], f"{content['threads']} thread(s)", f"{content['settings']['rounds']} rounds"]
+        facts += [f"torch {content['environment']['packages']['torch']}"]
+        facts += [f"{sum(measure['reached'] for measure in judged)} of {len(judged)} targets reached"]
+        link = f"[all numbers](../benchmarks/results/{path.name})"
+        parts.append(f"{', '.join(facts)}; {link}.\n\n{_table(_SPEED_HEADS, [_speed(row) for row in rows])}")
+    return "\n\n".join(parts)
+
+
+def _speed(row: dict[str, Any]) -> list[str]:
+    """Cells of one row: its first measure in full, of the others the value."""
+    name = [f"`{row['id']}`", row["size"]]
+    if row["problem"]:
+        return [*name, row["problem"], *[""] * (len(_SPEED_HEADS) - 3)]
+    first, *others = row["measures"]
+    span = "" if first["low"] is None else f"{first['low']:.3g}-{first['high']:.3g}"
+    amounts = [_amount(first[form], first["base_unit"]) for form in ("reference", "fast")]
+    by_name = {measure["name"]: _value(measure) for measure in others}
+    memory = [by_name.pop(key, "") for key in ("saved", "peak")]
+    by_name.pop("wall", None) if first["name"] == "time" else None
+    ratio = _value(first) if first["name"] == "time" else f"{first['name']} {_value(first)}"
+    limit = next((f"{m['limit']['share']:.0%} {m['limit']['name']}" for m in row["measures"] if m["limit"]), "")
+    return [*name, *amounts, ratio, span, *memory, ", ".join(f"{key} {text}" for key, text in by_name.items()), limit]
+
+
+def _value(measure: dict[str, Any]) -> str:
+    """A value and its target: `2.9 x (>= 2)`; in bold where the target is missed."""
+    text = f"{measure['value']:.3g} {measure['unit']}".strip()
+    if not measure["target"]:
+        return text
+    return f"{text} ({measure['target']})" if measure["reached"] else f"**{text} ({measure['target']} missed)**"
+
+
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{value / 2**20:.0f} MiB" if unit == "B" else f"{value * 1e3:.3g} ms"
+
+
+_SPEED_HEADS = ["row", "input", "plain", "fast", "ratio", "range", "saved", "peak", "also", "limit"]
 _HEADS = {"labeled": "masks", "changed_iou": "changed IoU", "f1": "F1", "acc": "accuracy"}
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "results": results,
+    "speed": speed,
     "methods": methods_table,
     "importers": importers_table,
     "method-sections": method_sections,

@@ -1,10 +1,15 @@
 """The tables of the documentation are those that docstrings and signatures give."""
 
 import importlib.util
+import json
 import re
 
 import pytest
+import torch
 
+from halfmask.engine.bench import report
+from halfmask.engine.bench.row import Measure, Row, Setting, Target
+from halfmask.engine.bench.run import Outcome
 from tests.docs.pages import ROOT
 
 
@@ -37,3 +42,26 @@ def test_the_first_paper_of_a_docstring_is_cited(tables):
     text = 'A method.\n\nLee and\nKim, "A paper: with\ncolon", CVPR 2020, arXiv:2001.00001; form of Roe, "B", 2021.'
     assert tables._citation(text) == "[Lee and Kim, CVPR 2020](https://arxiv.org/abs/2001.00001)"
     assert tables._citation("A method.\n\nNo paper.") == ""
+
+
+def test_benchmark_files_become_a_table_with_the_rows_that_lose(tables, tmp_path, monkeypatch):
+    good = Measure("time", 2.5, 2.4, 2.6, reference=0.05, fast=0.02, limit=(0.31, "copy"), target=Target(least=2.0))
+    lost = Measure("error", 0.25, unit="", reference=2.0**30, fast=2.0**29, base_unit="B", target=Target(most=0.15))
+    more = [Measure("wall", 2.4), Measure("saved", 3.0), Measure("syncs", 0.0, unit="", target=Target(most=0.0))]
+    outcomes = [
+        Outcome(Row("ema", "25 M", lambda _: [], ""), [good, *more]),
+        Outcome(Row("prediction", "small", lambda _: [], ""), [lost]),
+        Outcome(Row("spark", "K=3", lambda _: [], ""), problem="disagrees with its reference"),
+    ]
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    plain = report.to_dict(outcomes, Setting(torch.device("cpu")))
+    (tmp_path / "benchmarks" / "results" / "bench_cpu.json").write_text(json.dumps(plain))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert tables.results() == ""  # of trained methods there are none
+    facts, _, table = tables.speed().partition("\n\n")
+    assert "2 of 3 targets reached" in facts
+    assert table.splitlines()[2:] == [
+        "| `ema` | 25 M | 50 ms | 20 ms | 2.5 x (>= 2) | 2.4-2.6 | 3 x |  | syncs 0 (<= 0) | 31% copy |",
+        "| `prediction` | small | 1024 MiB | 512 MiB | error **0.25 (<= 0.15 missed)** |  |  |  |  |  |",
+        "| `spark` | K=3 | disagrees with its reference |  |  |  |  |  |  |  |",
+    ]
