@@ -77,6 +77,11 @@ def params_of(options: argparse.Namespace, label: str) -> list[str]:
     return [item.partition(".")[2] for item in options.params if item.startswith(f"{label}.")]
 
 
+def overrides_of(options: argparse.Namespace, label: str) -> list[str]:
+    """Give the same as overrides of a recipe: keys are of the method, unless they begin with another section."""
+    return [p if p.startswith(("model.", "data.")) else f"method.{p}" for p in params_of(options, label)]
+
+
 def resized(source: Path, side: int, out: Path) -> Path:
     """Write a copy of a dataset with all images squeezed to `side` x `side` pixels (masks by nearest neighbor)."""
     target = out / f"{source.name}_{side}"

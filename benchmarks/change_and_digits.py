@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _runs import MODELS, grouped, over_seeds, params_of, parser_of, percent, run_all, run_once, training, write_json
+from _runs import MODELS, grouped, over_seeds, overrides_of, parser_of, percent, run_all, run_once, training, write_json
 from PIL import Image
 
 from halfmask.engine.evaluate import evaluate
@@ -51,7 +51,8 @@ def write_digits(root: Path) -> Path:
 
 def recipe_of(options: argparse.Namespace, method: str, labeled: str, seed: int) -> Recipe:
     """Give the recipe of one run; small images suit a CPU."""
-    base: dict[str, Any] = {"method": {"name": method}, **training(options, seed)}
+    label, _, name = method.partition("=")
+    base: dict[str, Any] = {"method": {"name": name or label}, **training(options, seed)}
     if options.task == "change":
         base["model"] = MODELS[options.model]
         base["data"] = {
@@ -67,17 +68,18 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: str, seed: int)
             "scale": [0.85, 1.15], "flip": 0.0, "batch": {"labeled": 32, "unlabeled": 64},
         }  # fmt: skip
     base["data"] |= {"root": str(options.root), "val": "none", "workers": 0}
-    return load(base, [*options.set, *(f"method.{param}" for param in params_of(options, method))])
+    return load(base, [*options.set, *overrides_of(options, label)])
 
 
 def run_one(options: argparse.Namespace, method: str, labeled: str, seed: int) -> dict[str, Any]:
     """Train one run and score it on the test part."""
-    out = options.out / f"{method}_{labeled}_{seed}"
+    name = method.partition("=")[0]
+    out = options.out / f"{name}_{labeled}_{seed}"
 
     def score(minutes: float) -> dict[str, Any]:
         found = evaluate(out, part="test", quiet=True).to_dict()
-        kept = {name: found.get(name, 0.0) for name in SCORES[options.task]}
-        return {"method": method, "labeled": labeled, "seed": seed, "test": kept, "minutes": minutes}
+        kept = {metric: found.get(metric, 0.0) for metric in SCORES[options.task]}
+        return {"method": name, "labeled": labeled, "seed": seed, "test": kept, "minutes": minutes}
 
     return run_once(
         out, lambda: train(recipe_of(options, method, labeled, seed), out, overwrite=True, quiet=True), score
@@ -101,8 +103,18 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--task", choices=sorted(SCORES), required=True, help="--model is of `change`")
     parser.add_argument("--data", type=Path, help="folder with A/, B/, label/ and splits/; for --task change")
     parser.add_argument("--labeled", nargs="+", help="splits (default 1_8) or numbers of labels (default 20)")
-    parser.add_argument("--methods", nargs="+", help="default: supervised, fixmatch, unimatch (change), unimatch_v2")
-    parser.add_argument("--params", nargs="*", default=[], metavar="METHOD.KEY=VALUE", help="of one method's runs")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        help="names, or LABEL=NAME for a second form; default: supervised, fixmatch, unimatch (change), unimatch_v2",
+    )
+    parser.add_argument(
+        "--params",
+        nargs="*",
+        default=[],
+        metavar="METHOD.KEY=VALUE",
+        help="of one method's runs (data.KEY: its data)",
+    )
     options = parser.parse_args()
     change = options.task == "change"
     if change and options.data is None:

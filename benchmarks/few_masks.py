@@ -15,7 +15,7 @@ from typing import Any
 from _runs import (
     MODELS,
     add_views,
-    params_of,
+    overrides_of,
     parser_of,
     percent,
     resized,
@@ -43,7 +43,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="METHOD.KEY=VALUE",
-        help="of one method's runs (model.KEY: its network)",
+        help="of one method's runs (model.KEY: its network, data.KEY: its data)",
     )
 
 
@@ -68,8 +68,7 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int)
         "eval": {"scales": [options.eval_scale]},
         **training(options, seed),
     }
-    params = [p if p.startswith("model.") else f"method.{p}" for p in params_of(options, label)]
-    return load(base, [*options.set, *params])
+    return load(base, [*options.set, *overrides_of(options, label)])
 
 
 def run_one(options: argparse.Namespace, method: str, labeled: int, seed: int) -> dict[str, Any]:

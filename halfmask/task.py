@@ -20,6 +20,8 @@ class Task:
         foreground: for each class, whether it is object-like (things, not background or stuff). Guided
             perturbations need it; `None` means unknown.
         palette: display colors, one RGB triple per class; `None` lets the writer choose.
+        same_light: both dates of a pair were taken by one camera in one light, so that a difference of their colors is
+            a change; strong views then change the colors of both dates alike.
     """
 
     kind: Kind
@@ -27,6 +29,7 @@ class Task:
     ignore_index: int = 255
     foreground: tuple[bool, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
+    same_light: bool = False
 
     @property
     def n_classes(self) -> int:

@@ -58,7 +58,8 @@ class StrongAugment(nn.Module):
 
     Images of other than three bands get brightness and contrast per band, and blur. The dates of an image pair get
     parameters of their own, and neither becomes gray (as in UniMatch's change detection): a gray date beside a colored
-    one would be a change. No gradient flows through.
+    one would be a change. With `same_light` both dates get the same parameters, gray among them (not in the paper: its
+    pairs are satellite images of different years). No gradient flows through.
 
     Args:
         jitter: probability of the color jitter.
@@ -69,6 +70,7 @@ class StrongAugment(nn.Module):
         gray: probability of a gray image.
         blur: probability of a Gaussian blur.
         radius: range of the blur's standard deviation in pixels.
+        same_light: change all dates of a pair alike, see `Task.same_light`.
 
     >>> StrongAugment()(torch.rand(2, 3, 8, 8)).shape
     torch.Size([2, 3, 8, 8])
@@ -85,16 +87,23 @@ class StrongAugment(nn.Module):
         gray: Probability = 0.2,
         blur: Probability = 0.5,
         radius: tuple[float, float] = (0.1, 2.0),
+        same_light: bool = False,
     ) -> None:
         super().__init__()
+        self.same_light = same_light
         self.jitter, self.gray, self.blur, self.radius = jitter, gray, blur, radius
         self.strengths = (brightness, contrast, saturation, hue)
 
     def forward(self, image: Float[Tensor, "B *T C H W"]) -> Float[Tensor, "B *T C H W"]:
         """Make a strong view of images in [0, 1]."""
-        params = self.sample(image.shape[:-3].numel(), image.device)
-        if image.ndim == 5:
-            params = params._replace(gray=torch.zeros_like(params.gray))
+        if self.same_light:
+            dates = image.shape[1:-3].numel()
+            params = self.sample(len(image), image.device)
+            params = StrongParams(*(values.repeat_interleave(dates, 0) for values in params))
+        else:
+            params = self.sample(image.shape[:-3].numel(), image.device)
+            if image.ndim == 5:
+                params = params._replace(gray=torch.zeros_like(params.gray))
         return self.apply_params(image, params)
 
     def sample(self, images: int, device: torch.device | str, generator: torch.Generator | None = None) -> StrongParams:

@@ -7,6 +7,7 @@
     palette: {0: [0, 0, 0], 1: "#ff0000"}  colors of masks saved as colors (255: [..] = ignore), and for display
     foreground: [crack]                    object-like classes
     bands: 3   range: [0, 4095]   mean: [..]   std: [..]   nodata: 0
+    same_light: true                       image pairs: one camera, one light; another color is a change
 
 Without it `classes.txt`, `class_names.txt` or `labelmap.txt` next to the data name the classes.
 """
@@ -62,6 +63,7 @@ class Description(BaseModel):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     nodata: float | None = None
+    same_light: bool | None = None
 
     def training_ids(self) -> dict[int, int]:
         """Stored id -> training id: the classes, `ignore_index` and what `map` says (which needs named classes)."""

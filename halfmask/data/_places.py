@@ -21,7 +21,9 @@ def require_writable(folder: Path, flag: str = "--out") -> None:
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise DataError(f"{nearest} is a file, so there can be no folder {folder}. Choose another folder with {flag}.")
+        raise DataError(
+            f"{nearest} is a file, so there can be no folder {folder}. Choose another folder with {flag}.", "H502"
+        )
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
@@ -29,5 +31,6 @@ def require_writable(folder: Path, flag: str = "--out") -> None:
         reason = error.strerror or type(error).__name__
         raise DataError(
             f"{folder}: cannot be written: {nearest} refuses new files ({reason}). Make it writable, or choose another "
-            f"folder with {flag}."
+            f"folder with {flag}.",
+            "H502",
         ) from None

@@ -61,7 +61,7 @@ def verify(
     """
     findings = inspect(dataset, split, unlabeled, stamps=stamps, on_file=on_file)
     if findings.errors:
-        lines = [f"[{error.code}] {error}" if error.code else str(error) for error in findings.errors]
+        lines = [f"[{error.code}] {error}" for error in findings.errors]
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
         raise DataError(f"{dataset.root}: {count} in images and masks:\n{bullet_list(lines)}", findings.errors[0].code)
     return findings.warnings

@@ -154,6 +154,6 @@ def _store(folder: Path, entry: Path, write: Callable[[IO[bytes]], None], size: 
         os.replace(file.name, entry)
     except OSError as error:
         raise DataError(
-            f"cannot write the image cache in {folder}: {error}. Free some disk space or set data.cache=none."
+            f"cannot write the image cache in {folder}: {error}. Free some disk space or set data.cache=none.", "H502"
         ) from error
     return True

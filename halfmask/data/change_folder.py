@@ -37,6 +37,8 @@ class ChangeFolder(PairFiles, FileDataset):
         bands: number of bands of one image.
         range: image values that become black and white; needed for 16-bit and float images.
         resize_masks: bring labels of another size to the image's by nearest neighbor instead of refusing them.
+        same_light: one camera took both dates in one light, so strong views must change the colors of both alike;
+            `null`: so it is where one earlier image serves several later ones.
     """
 
     def __init__(
@@ -50,12 +52,13 @@ class ChangeFolder(PairFiles, FileDataset):
         bands: int | None = None,
         range: tuple[float, float] | None = None,
         resize_masks: bool = False,
+        same_light: bool | None = None,
     ) -> None:
         self.pairs = find_pairs(Path(root))
         super().__init__(self.pairs.root)
         given: dict[str, Any] = {
             "binary": binary, "map": map, "classes": classes, "ignore_index": ignore_index, "bands": bands,
-            "range": range,
+            "range": range, "same_light": same_light,
         }  # fmt: skip
         said = read_description(self.root, given)
         if said.nodata is not None:
@@ -74,6 +77,7 @@ class ChangeFolder(PairFiles, FileDataset):
             names,
             foreground=tuple(position > 0 for position, _ in enumerate(names)),
             palette=self._said.display_palette() or (PALETTE if len(names) == 2 else None),
+            same_light=self._one_camera() if said.same_light is None else said.same_light,
         )
 
     def labels_of(self, mask: Path) -> LabelMap:
@@ -82,13 +86,22 @@ class ChangeFolder(PairFiles, FileDataset):
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]  # found out with the meaning of the labels
-        """Whether 255 was taken for changed."""
-        if not self._labels.binary or "binary" in self._said.model_fields_set:
-            return ()
-        return (
-            f"the labels of {self.root} hold 0 and 255 only: 255 is read as {self.task.classes[1]!r}. If it means "
-            "unknown: data.dataset.binary=false.",
-        )
+        """Whether 255 was taken for changed, and a camera for fixed."""
+        notes = []
+        if self._labels.binary and "binary" not in self._said.model_fields_set:
+            notes.append(
+                f"the labels of {self.root} hold 0 and 255 only: 255 is read as {self.task.classes[1]!r}. If it means "
+                "unknown: data.dataset.binary=false."
+            )
+        if self.task.same_light and self._said.same_light is None:
+            notes.append(
+                "one earlier image serves several later ones: strong views change the colors of both dates alike, as "
+                "before a fixed camera. If their light differs: data.dataset.same_light=false."
+            )
+        return tuple(notes)
+
+    def _one_camera(self) -> bool:
+        return len(set(self.pairs.before.values())) < len(self.pairs.before)
 
     @cached_property
     def _labels(self) -> LabelMap:

@@ -121,8 +121,7 @@ class _Failure(NamedTuple):
     def error(self) -> HalfmaskError:
         error = self.kind.__new__(self.kind)
         error.args = (self.message,)
-        if isinstance(error, DataError):
-            error.code = self.code
+        error.code = self.code
         return error
 
 
@@ -139,7 +138,7 @@ class StepReader(TorchDataset[Any]):
             streams = tuple(self._samples(keys, stream) for stream in range(len(self.streams)))
             return HostBatch(keys.step, streams, keys.domain)
         except HalfmaskError as error:
-            return _Failure(type(error), str(error), getattr(error, "code", ""))
+            return _Failure(type(error), str(error), error.code)
 
     def _samples(self, keys: StepKeys, stream: int) -> HostSamples:
         own = [key for key in keys.samples if key.stream == stream]

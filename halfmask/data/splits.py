@@ -291,7 +291,7 @@ def _open(name: str, params: dict[str, Any], root: Path) -> Dataset:
         checked = params_model(cls).model_validate(params)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise RecipeError(f"data.dataset {name}:\n{bullet_list(lines)}") from None
+        raise RecipeError(f"data.dataset {name}:\n{bullet_list(lines)}", "H303") from None
     dataset: Dataset = cls(root, **{key: getattr(checked, key) for key in type(checked).model_fields})
     return dataset
 

@@ -87,7 +87,7 @@ class AllSpark(Method):
     ) -> None:
         super().__init__(task)
         self.student = build(bottleneck={"name": "allspark"})
-        self.strong = StrongAugment()
+        self.strong = StrongAugment(same_light=task.same_light)
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )

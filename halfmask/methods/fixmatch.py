@@ -92,7 +92,7 @@ class FixMatch(Method):
         super().__init__(task)
         self.student = build()
         self.teacher: Teacher[Model] | None = ema_copy(self.student) if teacher == "ema" else None
-        self.strong = StrongAugment()
+        self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.align = alignment_of(task.kind, task.n_classes, distribution_alignment, task.ignore_index)
         self.labeled_loss = supervised_loss(

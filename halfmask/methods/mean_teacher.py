@@ -62,7 +62,7 @@ class MeanTeacher(Method):
         super().__init__(task)
         self.student = build()
         self.teacher = ema_copy(self.student)
-        self.strong = StrongAugment()
+        self.strong = StrongAugment(same_light=task.same_light)
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )

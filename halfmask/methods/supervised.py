@@ -45,7 +45,7 @@ class Supervised(Method):
     ) -> None:
         super().__init__(task)
         self.student = build()
-        self.strong, self.labeled_color = StrongAugment(), labeled_color
+        self.strong, self.labeled_color = StrongAugment(same_light=task.same_light), labeled_color
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )

@@ -104,7 +104,7 @@ class UniMatchV2(Method):
         self.student = build()
         self.teacher: Teacher[Model] = ema_copy(self.student)
         self.labeler: Literal["ema", "student"] = teacher
-        self.strong = StrongAugment()
+        self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.align = alignment_of(task.kind, task.n_classes, distribution_alignment, task.ignore_index)
         self.dropout: Callable[..., list[Tensor]] = partial(

@@ -148,6 +148,14 @@ def test_the_dates_of_a_pair_get_their_own_colors():
     assert not torch.equal(view[0, 0], view[0, 1])
 
 
+def test_in_the_same_light_all_dates_of_a_pair_change_alike():
+    pair = images(2, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1, -1)
+    view = StrongAugment(jitter=1.0, gray=0.5, same_light=True)(pair)
+    assert torch.equal(view[:, 1:], view[:, :1].expand(-1, 2, -1, -1, -1))
+    assert not torch.equal(view, pair)
+    assert StrongAugment(gray=1.0, same_light=True)(pair).std(2).max() == 0
+
+
 def test_no_date_of_a_pair_becomes_gray():
     pairs = images(6, dtype=torch.float32).unflatten(0, (3, 2))
     always = StrongAugment(jitter=0.0, gray=1.0, blur=0.0)

@@ -51,6 +51,20 @@ def test_one_earlier_image_serves_all_frames_of_a_fixed_camera(tmp_path):
     assert data.image_files(data.ids("test")[1])[0].name == "hall.jpg"
 
 
+def test_a_shared_earlier_image_means_one_light_unless_said_otherwise(tmp_path):
+    fixed = trees.change_parts_inside(tmp_path / "fixed")
+    trees.image(fixed / "B/train/bridge_0099.jpg")
+    assert ChangeFolder(fixed).task.same_light
+    assert any("fixed camera" in note for note in ChangeFolder(fixed).notes)
+    satellite = trees.change(tmp_path / "satellite")
+    assert not ChangeFolder(satellite).task.same_light
+    (satellite / "halfmask.yaml").write_text("same_light: true")
+    assert ChangeFolder(satellite).task.same_light
+    (fixed / "halfmask.yaml").write_text("same_light: false")
+    assert not ChangeFolder(fixed).task.same_light
+    assert not any("fixed camera" in note for note in ChangeFolder(fixed).notes)
+
+
 def test_the_longest_name_that_a_frame_continues_is_its_earlier_image(tmp_path):
     for name in ("A/cam.png", "A/cam_2.png", "B/cam_2_7.png", "B/cam_21.png"):
         trees.image(tmp_path / name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from halfmask.data.check._finding import Finding, plural
 from halfmask.data.check._fingerprint import Fingerprint
-from halfmask.data.check._image_rules import code_of, split_cure
+from halfmask.data.check._image_rules import split_cure
 from halfmask.data.check._mask_rules import labels_of, training_counts
 from halfmask.data.masks import IGNORE
 
@@ -62,7 +62,7 @@ def unknown_classes(seen: Fingerprint) -> Iterator[Finding]:
     for error in seen.failures:
         if str(error) in told:
             continue  # a broken file; it is listed as such
-        code = code_of(error)
+        code = error.code
         if code == "H210" and not seen.masks:
             continue  # nothing is labeled, which is said elsewhere
         what, cure = split_cure(error, str(seen.root))

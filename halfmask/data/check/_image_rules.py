@@ -6,19 +6,12 @@ from collections.abc import Iterable, Iterator
 from halfmask.data.check._files import ImageFacts
 from halfmask.data.check._finding import Finding, plural
 from halfmask.data.check._fingerprint import Fingerprint
-from halfmask.errors import DataError, HalfmaskError, MissingExtraError
+from halfmask.errors import HalfmaskError
 
 SMALLEST_SIDE = 32
 LARGEST_PIXELS = 30_000_000
 _TRANSPARENT = {"RGBA", "LA", "PA"}
 _GRAY = {"L", "1", "LA"}
-
-
-def code_of(error: HalfmaskError) -> str:
-    """Give the code an error carries."""
-    if isinstance(error, MissingExtraError):
-        return "H213"
-    return (error.code if isinstance(error, DataError) else "") or "H208"
 
 
 def split_cure(error: HalfmaskError, name: str) -> tuple[str, str]:
@@ -33,7 +26,7 @@ def gather_errors(errors: Iterable[tuple[str, HalfmaskError]], what: str) -> Ite
     """Make one finding of all errors of a code, with the first as the example."""
     by_code: dict[str, list[tuple[str, HalfmaskError]]] = defaultdict(list)
     for name, error in errors:
-        by_code[code_of(error)].append((name, error))
+        by_code[error.code].append((name, error))
     for code, found in sorted(by_code.items()):
         name, error = found[0]
         reason, cure = split_cure(error, name.rpartition("/")[2])
