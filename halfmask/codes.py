@@ -2,6 +2,10 @@
 
     H1xx   the data is usable, but something about it deserves a look (`halfmask check`)
     H2xx   the data cannot be used as it is: training stops, `halfmask check` exits with 1
+    H3xx   a recipe, an option or a size is wrong
+    H4xx   a run, a checkpoint, a bundle or the place for a result cannot be used
+    H5xx   the machine lacks memory, room or a device
+    H6xx   a result is not good enough to be kept
 
 A code never changes its meaning; one that is no longer given stays free.
 """
@@ -59,6 +63,7 @@ CODES: dict[str, Code] = {
     "H151": Code("symbolic links that are not followed", "copy the files, or link the single files"),
     "H152": Code("files of kinds that are not read", "convert them to PNG, JPEG or TIFF"),
     "H153": Code("a split list names images that are not there", "draw the split anew: halfmask split --data DIR"),
+    "H200": Code("data that cannot be used, for a reason without a code of its own", "the message says"),
     "H201": Code("a file is missing, empty, broken or not to be opened", "copy it again, or remove it"),
     "H202": Code(
         "a mask has another size than its image", "export masks at image size, or data.dataset.resize_masks=true"
@@ -73,7 +78,32 @@ CODES: dict[str, Code] = {
     "H210": Code("too few images or masks", "add masks, or ask for fewer"),
     "H211": Code("split lists do not fit the data or each other", "correct the lists, or draw them: halfmask split"),
     "H212": Code("a single class", "name or draw a second one: with one class there is nothing to tell apart"),
-    "H213": Code("a file needs an optional package", "install what the message names"),
+    "H213": Code("a file or a feature needs an optional package", "install what the message names"),
+    "H301": Code("settings or options that are missing or do not fit together", "change the ones the message names"),
+    "H302": Code("a size that the network cannot work with", "use the nearest one, which the message names"),
+    "H303": Code(
+        "an unknown key or name, or a value that is not allowed", "the message names what is; `halfmask list`"
+    ),
+    "H304": Code("a recipe file that is missing, or is no recipe", "correct it, or use one of `halfmask list recipes`"),
+    "H305": Code("a budget of time or memory that is too small", "give the least that works: the message names it"),
+    "H401": Code("a checkpoint, bundle or run that cannot serve for this", "use another one, or another command"),
+    "H402": Code("a file of a run or bundle is damaged or incomplete", "copy it again, or use another checkpoint"),
+    "H403": Code(
+        "a file of another program, or of a network unknown here", "try halfmask import FILE, or `list importers`"
+    ),
+    "H404": Code("a file of another version's format", "use the version of halfmask that wrote it"),
+    "H405": Code(
+        "other classes, lists or networks than a checkpoint's", "use those it was trained with, or train anew"
+    ),
+    "H406": Code("a file was changed after it was saved", "copy the bundle again, from a place that is trusted"),
+    "H407": Code("no run, checkpoint or bundle at this place", "name the folder given to halfmask train --out"),
+    "H408": Code("the place for a result holds other files", "another --out, or --overwrite to replace them"),
+    "H409": Code("pretrained weights that are unknown or not to be had", "a file, or model.encoder.weights=null"),
+    "H410": Code("a model that cannot be exported", "predict with the bundle: halfmask predict RUN"),
+    "H501": Code("too little memory", "a smaller batch (data.batch), then a smaller data.crop"),
+    "H502": Code("a result cannot be written", "free some space, make the folder writable, or choose another --out"),
+    "H503": Code("a device that this machine does not have", "run.accelerator=auto, or --device auto"),
+    "H601": Code("an exported model gives other classes than the original", "export in the other format"),
 }
 
 

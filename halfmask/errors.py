@@ -1,7 +1,8 @@
 """Errors that a user can cause: each says what happened, where, and how to mend it.
 
 Every class specializes `HalfmaskError` and the built-in exception a library user would expect.
-`exit_code` is what the command line returns (0 ok, 1 a check failed, 4 out of memory, 130 Ctrl-C, 143 SIGTERM).
+`exit_code` is what the command line returns (0 ok, 1 a check failed, 4 out of memory, 130 Ctrl-C, 143 SIGTERM);
+`code` is printed in brackets with the message: one that fits, or that of the class. `halfmask.codes` lists them all.
 """
 
 import difflib
@@ -10,9 +11,19 @@ from typing import ClassVar
 
 
 class HalfmaskError(Exception):
-    """Base of all errors a user can mend."""
+    """Base of all errors a user can mend.
+
+    Args:
+        message: what, where, how to mend.
+        code: stable code of what is wrong (`H203`); left out, that of the class.
+    """
 
     exit_code: ClassVar[int] = 2
+    code: str = ""
+
+    def __init__(self, message: str = "", code: str = "") -> None:
+        super().__init__(message)
+        self.code = code or self.code
 
     def __str__(self) -> str:
         # KeyError and friends would print the repr of the message.
@@ -22,36 +33,34 @@ class HalfmaskError(Exception):
 class RecipeError(HalfmaskError, ValueError):
     """A recipe or an override is wrong."""
 
+    code = "H301"
+
 
 class ShapeError(HalfmaskError, ValueError):
     """A tensor, crop or image size does not fit the model."""
 
+    code = "H302"
+
 
 class DataError(HalfmaskError, ValueError):
-    """Images, masks or lists are missing, broken or contradict each other.
-
-    Args:
-        message: what, where, how to mend.
-        code: stable code of the finding (`H203`), printed with the message; `halfmask.codes` lists them all.
-    """
+    """Images, masks or lists are missing, broken or contradict each other."""
 
     exit_code = 3
-
-    def __init__(self, message: str = "", code: str = "") -> None:
-        super().__init__(message)
-        self.code = code
+    code = "H200"
 
 
 class CheckpointError(HalfmaskError, ValueError):
     """A checkpoint, bundle or weight file is missing, broken or made for something else."""
 
     exit_code = 3
+    code = "H401"
 
 
 class OutOfMemoryError(HalfmaskError, RuntimeError):
     """The device has too little memory for the recipe."""
 
     exit_code = 4
+    code = "H501"
 
 
 class MissingExtraError(HalfmaskError, ImportError):
@@ -64,6 +73,7 @@ class MissingExtraError(HalfmaskError, ImportError):
     """
 
     exit_code = 5
+    code = "H213"
 
     def __init__(self, feature: str, extra: str, install: str = "") -> None:
         cure = install or f'pip install "halfmask[{extra}]"'
@@ -74,6 +84,7 @@ class ParityError(HalfmaskError, RuntimeError):
     """An exported model gives other classes than the original."""
 
     exit_code = 1
+    code = "H601"
 
 
 class Interrupted(HalfmaskError, RuntimeError):

@@ -61,10 +61,11 @@ def resolve(kind: Kind, name: str) -> type[Any]:
         except ImportError as error:
             raise RecipeError(
                 f"{kind[:-1]} {name!r}: cannot import {module_name} ({error}). "
-                "Run from the folder that holds the file, or set PYTHONPATH to it."
+                "Run from the folder that holds the file, or set PYTHONPATH to it.",
+                "H303",
             ) from error
         except AttributeError as error:
-            raise RecipeError(f"{kind[:-1]} {name!r}: {module_name} has no {class_name}.") from error
+            raise RecipeError(f"{kind[:-1]} {name!r}: {module_name} has no {class_name}.", "H303") from error
     if name in names(kind) and (_folder(kind) / f"{name}.py").exists():
         return _public_class(kind, importlib.import_module(f"{_PACKAGES[kind][0]}.{name}"))
     for entry in entry_points(group=f"halfmask.{kind}"):
@@ -73,7 +74,8 @@ def resolve(kind: Kind, name: str) -> type[Any]:
     known = names(kind)
     raise RecipeError(
         f"there is no {kind[:-1]} {name!r}.{nearest(name, known)} Known: {', '.join(known)}; "
-        f"your own file works as {kind[:-1]} name 'package.module:Class'."
+        f"your own file works as {kind[:-1]} name 'package.module:Class'.",
+        "H303",
     )
 
 
@@ -107,5 +109,5 @@ def _public_class(kind: Kind, module: Any) -> type[Any]:
         and any(parent.__name__ == base for parent in value.__mro__[1:])
     ]
     if len(found) != 1:
-        raise RecipeError(f"{module.__name__} must define exactly one public {base}, found {len(found)}.")
+        raise RecipeError(f"{module.__name__} must define exactly one public {base}, found {len(found)}.", "H303")
     return found[0]

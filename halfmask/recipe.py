@@ -101,7 +101,8 @@ def load(
     filled = _check_entries(raw, problems)
     if problems:
         raise RecipeError(
-            f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n{bullet_list(problems, limit=30)}"
+            f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n{bullet_list(problems, limit=30)}",
+            "H303",
         )
     assert recipe is not None
     for dotted, params in filled.items():
@@ -133,13 +134,13 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         text = find_recipe(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as a text file ({error}).") from None
+        raise RecipeError(f"{path}: cannot be read as a text file ({error}).", "H304") from None
     try:
         raw = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+        raise RecipeError(f"{path}: not valid YAML: {error}", "H304") from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(_sections())}.")
+        raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(_sections())}.", "H304")
     return raw
 
 
@@ -175,7 +176,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise RecipeError(f"override {text!r} is not of the form key=value, for example data.split=183.")
+        raise RecipeError(f"override {text!r} is not of the form key=value, for example data.split=183.", "H303")
     try:
         parsed = yaml.safe_load(value)
         if "_" in value and isinstance(parsed, int | float):
@@ -183,7 +184,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         # YAML 1.1 reads 1e-4 as a string.
         return key, float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
     except yaml.YAMLError as error:
-        raise RecipeError(f"override {text!r}: the value is not valid YAML ({error}).") from None
+        raise RecipeError(f"override {text!r}: the value is not valid YAML ({error}).", "H303") from None
 
 
 def _is_number(text: str) -> bool:

@@ -18,7 +18,9 @@ def recipes_folder() -> Path:
     for folder in (package / "recipes", package.parent / "recipes"):
         if folder.is_dir():
             return folder
-    raise RecipeError(f"no recipes beside {package}: the installation is incomplete. Give the path of a recipe file.")
+    raise RecipeError(
+        f"no recipes beside {package}: the installation is incomplete. Give the path of a recipe file.", "H304"
+    )
 
 
 def recipe_names() -> list[str]:
@@ -53,5 +55,6 @@ def find_recipe(source: str | Path) -> Path:
             return recipes_folder() / f"{candidate}.yaml"
     raise RecipeError(
         f"{source}: no such recipe file, and no shipped recipe of that name.{nearest(name, known)} "
-        "List them: halfmask list recipes"
+        "List them: halfmask list recipes",
+        "H304",
     )

@@ -82,7 +82,8 @@ class Teacher(nn.Module, Generic[Net]):
             odd = sorted(mine.keys() ^ theirs.keys())
             raise CheckpointError(
                 f"teacher and student differ in {len(odd)} tensors ({', '.join(odd[:5])}). "
-                "Update a teacher with the network it was copied from, or make a new one with ema_copy(student)."
+                "Update a teacher with the network it was copied from, or make a new one with ema_copy(student).",
+                "H405",
             )
         parameters = {name for name, _ in student.named_parameters()}
         averaged: _Pairs = []

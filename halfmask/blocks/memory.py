@@ -162,5 +162,6 @@ def _check_shapes(module: ClassMemory, state: dict[str, Any], prefix: str, *_: A
     ]
     raise CheckpointError(
         f"the class memory does not fit: {'; '.join(changed)}. Continue with the classes, the crop and the network the "
-        f"run started with; or start anew with an empty memory, from a state without the {prefix}* entries."
+        f"run started with; or start anew with an empty memory, from a state without the {prefix}* entries.",
+        "H405",
     )

@@ -63,7 +63,7 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
 
     >>> from halfmask.errors import DataError
     >>> describe_failure(DataError("no images in field/"))
-    ('DataError: no images in field/', 3)
+    ('DataError[H200]: no images in field/', 3)
     >>> describe_failure(DataError("no images in field/", "H208"))  # docs/errors.md lists the codes
     ('DataError[H208]: no images in field/', 3)
     >>> describe_failure(KeyboardInterrupt())
@@ -72,25 +72,20 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
     if isinstance(error, Interrupted):
         return str(error), error.exit_code
     if isinstance(error, HalfmaskError):
-        code = getattr(error, "code", "")
-        return f"{type(error).__name__}{f'[{code}]' if code else ''}: {error}", error.exit_code
+        return f"{type(error).__name__}[{error.code}]: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", Interrupted.exit_code
     if is_out_of_memory(error):
         first = str(error).partition("\n")[0]
-        message = (
-            f"OutOfMemoryError: {first}\n  Next to try: a smaller batch (data.batch.labeled, data.batch.unlabeled)"
+        cure = (
+            "Next to try: a smaller batch (data.batch.labeled, data.batch.unlabeled), then a smaller data.crop; to "
+            "evaluate or predict: eval.batch=1 eval.mode=slide."
         )
-        return f"{message}, then a smaller data.crop; to evaluate or predict: eval.batch=1 eval.mode=slide.", (
-            OutOfMemoryError.exit_code
-        )
+        return describe_failure(OutOfMemoryError(f"{first}\n  {cure}"))
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         place = f"{error.filename}: " if error.filename else ""
-        return (
-            f"DataError: {place}{os.strerror(error.errno)}. Free space, make the folder writable, or choose another "
-            "folder (--out).",
-            DataError.exit_code,
-        )
+        cure = "Free space, make the folder writable, or choose another folder (--out)."
+        return describe_failure(DataError(f"{place}{os.strerror(error.errno)}. {cure}", "H502"))
     return (
         f"{type(error).__name__}: {error}\n"
         "  This is not an error that halfmask foresees: a bug, or a plugin's. Run again with --debug for the "

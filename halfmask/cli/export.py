@@ -61,5 +61,5 @@ def _size(text: str) -> tuple[int, int]:
     """
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
-        raise RecipeError(f"--size {text}: expected height x width, such as 512x640.")
+        raise RecipeError(f"--size {text}: expected height x width, such as 512x640.", "H303")
     return int(height), int(width)

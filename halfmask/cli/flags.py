@@ -80,7 +80,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
     if wrong:
         raise RecipeError(
             f"{', '.join(map(repr, wrong))}: expected key=value, for example data.crop=320. "
-            "A recipe comes first: halfmask train RECIPE key=value ..."
+            "A recipe comes first: halfmask train RECIPE key=value ...",
+            "H303",
         )
 
 
@@ -118,7 +119,7 @@ def numbers(text: str, flag: str) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise RecipeError(f"{flag} {text}: expected numbers with commas, such as 0,1,2.")
+        raise RecipeError(f"{flag} {text}: expected numbers with commas, such as 0,1,2.", "H303")
     return [int(part) for part in parts]
 
 
@@ -135,7 +136,7 @@ def batch_keys(value: str | None) -> dict[str, int]:
         return {}
     labeled, plus, unlabeled = value.partition("+")
     if not labeled.isdecimal() or (plus and not unlabeled.isdecimal()):
-        raise RecipeError(f"--batch-size {value}: expected a number, or two as labeled+unlabeled: 4+8.")
+        raise RecipeError(f"--batch-size {value}: expected a number, or two as labeled+unlabeled: 4+8.", "H303")
     return {"data.batch.labeled": int(labeled), "data.batch.unlabeled": int(unlabeled if plus else labeled)}
 
 

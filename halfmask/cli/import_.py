@@ -49,7 +49,7 @@ def import_(
 
     kinds = ("segmentation", "change")
     if task not in kinds:
-        raise RecipeError(f"--task {task}: Allowed: {' or '.join(kinds)}.{nearest(task, kinds)}")
+        raise RecipeError(f"--task {task}: Allowed: {' or '.join(kinds)}.{nearest(task, kinds)}", "H303")
     made = import_checkpoint(
         file,
         out or Path(file.stem),

@@ -122,7 +122,7 @@ def _show_recipe(name: str, as_json: bool) -> None:
 
     if name not in recipe_names():
         raise RecipeError(
-            f"there is no shipped recipe {name!r}.{nearest(name, recipe_names())} See halfmask list recipes"
+            f"there is no shipped recipe {name!r}.{nearest(name, recipe_names())} See halfmask list recipes", "H304"
         )
     text = find_recipe(name).read_text(encoding="utf-8")
     if as_json:

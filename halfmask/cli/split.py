@@ -66,9 +66,9 @@ def _share(text: str) -> float:
     try:
         share = float(Fraction(text))
     except (ValueError, ZeroDivisionError):
-        raise RecipeError(f"--fraction {text}: expected 1/8 or 0.125.") from None
+        raise RecipeError(f"--fraction {text}: expected 1/8 or 0.125.", "H303") from None
     if not 0 < share <= 1:
-        raise RecipeError(f"--fraction {text}: expected a share in (0, 1].")
+        raise RecipeError(f"--fraction {text}: expected a share in (0, 1].", "H303")
     return share
 
 

@@ -165,7 +165,7 @@ def _memory_limit(text: str | None, usable: bool) -> int | None:
     try:
         return parse_bytes(text)
     except ValueError:
-        raise RecipeError(f"--memory {text}: expected a size, for example 8GB or 500MB.") from None
+        raise RecipeError(f"--memory {text}: expected a size, for example 8GB or 500MB.", "H303") from None
 
 
 def _seconds(text: str | None) -> float | None:
@@ -176,7 +176,7 @@ def _seconds(text: str | None) -> float | None:
     try:
         return read_duration(text)
     except ValueError:
-        raise RecipeError(f"--time {text}: expected a time, for example 30m, 2h or 90s.") from None
+        raise RecipeError(f"--time {text}: expected a time, for example 30m, 2h or 90s.", "H303") from None
 
 
 def _plan(sugar: dict[str, Any], overrides: list[str], quiet: bool, **budget: Any) -> "Recipe":

@@ -65,7 +65,7 @@ def write_dataset(
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "halfmask.yaml").unlink(missing_ok=True)
     if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty. Render anew with --overwrite, or choose another --out.")
+        raise DataError(f"{folder} is not empty. Render anew with --overwrite, or choose another --out.", "H408")
     folder.mkdir(parents=True, exist_ok=True)
     described = {
         "classes": dict(enumerate(CLASSES)),

@@ -103,7 +103,9 @@ def run_demo(
     size, steps = size or Size(), steps or STEPS
     require_writable(out)
     if out.exists() and any(out.iterdir()) and not overwrite:
-        raise DataError(f"{out} is not empty. Run it anew with --overwrite, or choose another folder with --out.")
+        raise DataError(
+            f"{out} is not empty. Run it anew with --overwrite, or choose another folder with --out.", "H408"
+        )
     seconds: dict[str, float] = {}
     clock = time.monotonic()
     _say(quiet, f"1/4  rendering {size.total} scenes of {size.side} x {size.side} pixels")

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from halfmask.engine.look import Look, Looker
-from halfmask.errors import DataError, HalfmaskError, OutOfMemoryError, RecipeError
+from halfmask.errors import HalfmaskError, OutOfMemoryError, RecipeError
 from halfmask.palette import palette_of
 from halfmask.task import Task
 
@@ -150,11 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             look = self.server.looker.look(data, name)
         except OutOfMemoryError as error:
-            self._refuse(HTTPStatus.INSUFFICIENT_STORAGE, str(error))
-        except DataError as error:
-            self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), error.code)
+            self._refuse(HTTPStatus.INSUFFICIENT_STORAGE, str(error), error.code)
         except HalfmaskError as error:
-            self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+            self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), error.code)
         except Exception as error:  # one image must not end the program
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"{name}: {type(error).__name__}: {error}. This is a bug.")
         else:
@@ -237,5 +235,7 @@ def _unusable(address: tuple[str, int], error: Exception) -> RecipeError:
     if number == errno.EACCES:
         return RecipeError(f"--port {port} may not be used here. Choose one above 1023, or any free one: --port 0")
     if isinstance(error, OverflowError):
-        return RecipeError(f"--port {port}: a port is a number from 0 (any free one) to 65535.")
-    return RecipeError(f"--host {host}: not an address of this machine ({error}). Leave it out, or use 0.0.0.0.")
+        return RecipeError(f"--port {port}: a port is a number from 0 (any free one) to 65535.", "H303")
+    return RecipeError(
+        f"--host {host}: not an address of this machine ({error}). Leave it out, or use 0.0.0.0.", "H303"
+    )

@@ -50,7 +50,7 @@ def atomic_path(path: str | Path, *, error: type[HalfmaskError] = CheckpointErro
         message = _explain(cause, path)
         if message is None:
             raise
-        raise error(message) from cause
+        raise error(message, "H502") from cause
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -108,20 +108,25 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     meta = read_meta(folder / _META)
     weights = folder / _WEIGHTS
     if not weights.is_file():
-        raise CheckpointError(f"{weights} is missing. A bundle is model.json and model.safetensors: copy both.")
+        raise CheckpointError(f"{weights} is missing. A bundle is model.json and model.safetensors: copy both.", "H407")
     try:
         state = load_file(weights, device=str(device))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights}: damaged or cut short ({error}). Copy it again, or save it anew.") from error
+        raise CheckpointError(
+            f"{weights}: damaged or cut short ({error}). Copy it again, or save it anew.", "H402"
+        ) from error
     if _sha256(weights) != meta["sha256"]:
         raise CheckpointError(
-            f"{weights} is not the file that {_META} describes (SHA-256 differs). Copy both files of the bundle again."
+            f"{weights} is not the file that {_META} describes (SHA-256 differs). Copy both files of the bundle again.",
+            "H406",
         )
     try:
         model = build_model(meta["model"]).to(device)
         task = _task(meta["task"])
     except (KeyError, TypeError, ValidationError) as error:
-        raise CheckpointError(f"{folder / _META}: the model or task entry is incomplete ({error!r}).") from error
+        raise CheckpointError(
+            f"{folder / _META}: the model or task entry is incomplete ({error!r}).", "H402"
+        ) from error
     except RecipeError as error:
         raise CheckpointError(f"{folder / _META}: the model cannot be built here. {error}") from error
     _load_state(model, state, weights)
@@ -156,22 +161,28 @@ def bundle_folder(path: str | Path) -> Path:
     if (path / _META).is_file():
         return path
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist. Give a run folder, a bundle folder or a model.json.")
+        raise CheckpointError(f"{path} does not exist. Give a run folder, a bundle folder or a model.json.", "H407")
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a bundle. Give the folder that holds model.json and model.safetensors.")
+        raise CheckpointError(
+            f"{path} is not a bundle. Give the folder that holds model.json and model.safetensors.", "H407"
+        )
     if (last := _last_stage(path)) is not None:
         return last
     if domains := domain_names(path):
         raise CheckpointError(
             f"{path} was trained on several domains, and each has a model of its own: {', '.join(domains)}. Name the "
-            f"one whose classes are wanted, for example {path / domains[0]}"
+            f"one whose classes are wanted, for example {path / domains[0]}",
+            "H407",
         )
     stages = sorted(entry.parent.name for entry in path.glob(f"*/{_META}"))
     if stages:
-        raise CheckpointError(f"{path} holds several bundles: {', '.join(stages)}. Name one: {path / stages[-1]}")
+        raise CheckpointError(
+            f"{path} holds several bundles: {', '.join(stages)}. Name one: {path / stages[-1]}", "H407"
+        )
     raise CheckpointError(
         f"{path} holds no {_META}. A run writes it with its first validation (or at its end); "
-        "continue the run with halfmask train --resume, or give another folder."
+        "continue the run with halfmask train --resume, or give another folder.",
+        "H407",
     )
 
 
@@ -202,18 +213,19 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Copy it again.") from error
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Copy it again.", "H402") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a halfmask bundle (its `format` is not {FORMAT!r}).")
+        raise CheckpointError(f"{path}: not a halfmask bundle (its `format` is not {FORMAT!r}).", "H403")
     version = meta.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: bundle format {version}, this version reads {FORMAT_VERSION}. It was written by halfmask "
-            f"{meta.get('halfmask', '?')}; install that version, or save the bundle anew."
+            f"{meta.get('halfmask', '?')}; install that version, or save the bundle anew.",
+            "H404",
         )
     absent = [key for key in _NEEDED if key not in meta]
     if absent:
-        raise CheckpointError(f"{path}: the entries {', '.join(absent)} are missing. Save the bundle anew.")
+        raise CheckpointError(f"{path}: the entries {', '.join(absent)} are missing. Save the bundle anew.", "H402")
     return meta
 
 
@@ -232,7 +244,8 @@ def _load_state(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
     if problems := misfits(state, model.state_dict()):
         raise CheckpointError(
             f"{path} does not fit the model that {_META} describes; use the halfmask version named there, "
-            f"or save the bundle anew.\n{bullet_list(problems, limit=20)}"
+            f"or save the bundle anew.\n{bullet_list(problems, limit=20)}",
+            "H405",
         )
     # `assign` keeps the dtype of the file. Copies, because tensors mapped from the file are not aligned: other
     # kernels run on them, and the logits would differ from the saved model's in the last digit.

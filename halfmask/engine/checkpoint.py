@@ -46,25 +46,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint. A run keeps its state in <run>/checkpoints/last.ckpt.")
+        raise CheckpointError(
+            f"{path}: no such checkpoint. A run keeps its state in <run>/checkpoints/last.ckpt.", "H407"
+        )
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         raise CheckpointError(
             f"{path}: cannot be opened ({str(error).splitlines()[0]}). The file is damaged or holds more than tensors; "
-            "use another checkpoint of the run."
+            "use another checkpoint of the run.",
+            "H402",
         ) from error
     about = checkpoint.get("halfmask") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict):
         raise CheckpointError(
             f"{path}: not a halfmask checkpoint. Give one that a run has written (<run>/checkpoints/last.ckpt); those "
-            "of other projects become bundles by halfmask import FILE."
+            "of other projects become bundles by halfmask import FILE.",
+            "H403",
         )
     found = about.get("format")
     if found != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: checkpoint format {found}, this version reads {CHECKPOINT_FORMAT}. Use the halfmask version "
-            "named in the run's environment.json."
+            "named in the run's environment.json.",
+            "H404",
         )
     return checkpoint
 
@@ -80,13 +85,15 @@ def check_matches(path: Path, checkpoint: dict[str, Any], meta: dict[str, Any]) 
         raise CheckpointError(
             f"{path}: was trained for {len(saved['classes'])} classes ({_examples(saved['classes'])}), the data has "
             f"{len(meta['classes'])} ({_examples(meta['classes'])}). Use the data it was trained with, or start a new "
-            "run with another --out."
+            "run with another --out.",
+            "H405",
         )
     changed = [name for name, digest in saved["split"].items() if meta["split"].get(name) != digest]
     if changed:
         raise CheckpointError(
             f"{path}: the {' and '.join(changed)} list differs from the one the run started with. Restore the files "
-            "(the run's split.json names them all), or start a new run with another --out."
+            "(the run's split.json names them all), or start a new run with another --out.",
+            "H405",
         )
 
 

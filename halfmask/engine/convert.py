@@ -154,7 +154,7 @@ def convert(
         RecipeError: an unknown format, or colors that cannot be told apart.
     """
     if to not in FORMATS:
-        raise RecipeError(f"--to {to}: unknown.{nearest(to, FORMATS)} Known: {', '.join(FORMATS)}.")
+        raise RecipeError(f"--to {to}: unknown.{nearest(to, FORMATS)} Known: {', '.join(FORMATS)}.", "H303")
     found = open_source(Path(source), overrides)
     writer = Writer(cast(Format, to), Path(out), found.task, geometry)
     _require_distinct_colors(writer)
@@ -175,7 +175,7 @@ def require_outlines(format: str | None, kind: Kind) -> None:
     """
     known = ("labelme", "geojson", "coco")
     if format is not None and format not in known:
-        raise RecipeError(f"--format {format}: unknown.{nearest(format, known)} Known: {', '.join(known)}.")
+        raise RecipeError(f"--format {format}: unknown.{nearest(format, known)} Known: {', '.join(known)}.", "H303")
     if format is not None and kind == "classification":
         raise RecipeError(f"--format {format}: labels of whole images have no outlines. Leave it out.")
 
@@ -278,5 +278,5 @@ def _require_free(writer: Writer, names: Sequence[str], overwrite: bool) -> None
     taken = [path for path in {writer.path(name) for name in names} if path.exists()]
     if taken and not overwrite:
         raise DataError(
-            f"{min(taken)} exists ({len(taken)} of the results do). Choose another --out, or give --overwrite."
+            f"{min(taken)} exists ({len(taken)} of the results do). Choose another --out, or give --overwrite.", "H408"
         )

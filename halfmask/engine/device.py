@@ -20,12 +20,14 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device("cuda" if name == "gpu" else name)
     except RuntimeError:
-        raise RecipeError(f"device {name!r} is unknown. Use auto, cpu, cuda, cuda:1, ... or mps.") from None
+        raise RecipeError(f"device {name!r} is unknown. Use auto, cpu, cuda, cuda:1, ... or mps.", "H303") from None
     if device.type == "cpu":
         return device
     module = torch.get_device_module(device) if device.type in {"cuda", "mps", "xpu"} else None
     if module is None or not module.is_available():
-        raise RecipeError(f"device {name!r}: this machine has none, or torch was built without it. Use --device cpu.")
+        raise RecipeError(
+            f"device {name!r}: this machine has none, or torch was built without it. Use --device cpu.", "H503"
+        )
     if device.index is not None and device.index >= module.device_count():
-        raise RecipeError(f"device {name!r}: this machine has {module.device_count()}, numbered from 0.")
+        raise RecipeError(f"device {name!r}: this machine has {module.device_count()}, numbered from 0.", "H503")
     return device

@@ -110,14 +110,17 @@ def evaluate_model(
         DataError: no image, or no pixel whose target is a class.
     """
     if not len(items):
-        raise DataError("there is no image to evaluate. Name a part that has masks: --part val | test | train | all.")
+        raise DataError(
+            "there is no image to evaluate. Name a part that has masks: --part val | test | train | all.", "H210"
+        )
     matrix = count(model, items, task, protocol, device, rank=rank, world=world, **options)
     if world > 1:
         matrix.all_reduce()
     if not matrix.counts[:-1].any():
         raise DataError(
             f"none of the {len(items)} evaluated masks has a pixel of a class: all pixels are ignored or unknown. "
-            "Check the values of the masks against the classes (halfmask.yaml or classes.txt)."
+            "Check the values of the masks against the classes (halfmask.yaml or classes.txt).",
+            "H203",
         )
     return matrix.scores(task.classes, protocol.absent_classes, task.kind)
 

@@ -102,14 +102,16 @@ def export(
         RecipeError: an unknown format.
     """
     if format not in _SUFFIXES:
-        raise RecipeError(f"format {format!r} is unknown.{nearest(format, _SUFFIXES)} Known: {', '.join(_SUFFIXES)}.")
+        raise RecipeError(
+            f"format {format!r} is unknown.{nearest(format, _SUFFIXES)} Known: {', '.join(_SUFFIXES)}.", "H303"
+        )
     if format == "onnx":
         _need_onnx()
     opened = open_run(run, (), sections=("eval", "data"))
     bundle = load_bundle(opened.folder)
     file = Path(out) if out is not None else opened.folder / f"model{_SUFFIXES[format]}"
     if file.exists() and not overwrite:
-        raise DataError(f"{file} exists already. Replace it with --overwrite, or name another file with --out.")
+        raise DataError(f"{file} exists already. Replace it with --overwrite, or name another file with --out.", "H408")
     samples = sample_images(bundle, opened.data, input, images)
     multiple = side_multiple(bundle.model)
     height, width = size or (bundle.crop or 256,) * 2
@@ -137,7 +139,7 @@ def sample_images(bundle: Bundle, data: DataRecipe, input: str | Path | None, co
         DataError: there is none.
     """
     if input is None and data.root is None:
-        raise DataError("the bundle does not say where images are. Name some to compare on: --input DIR.")
+        raise DataError("the bundle does not say where images are. Name some to compare on: --input DIR.", "H208")
     if input is not None:
         limits = bundle.meta.get("range")
         value_range = None if limits is None else (float(limits[0]), float(limits[1]))
@@ -197,7 +199,8 @@ def trace(model: Model, size: tuple[int, int], dates: int | None = None) -> tupl
     raise CheckpointError(
         "this model cannot be exported: torch.export fails with free and with fixed shapes.\n  "
         + "\n  ".join(failures)
-        + "\n  Use the bundle with halfmask predict instead."
+        + "\n  Use the bundle with halfmask predict instead.",
+        "H410",
     )
 
 

@@ -25,9 +25,11 @@ def uses_gpu(recipe: RunRecipe) -> bool:
     """
     gpu = recipe.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
     if recipe.accelerator == "gpu" and not gpu:
-        raise RecipeError("run.accelerator=gpu, but torch sees no GPU here. Use run.accelerator=auto or cpu.")
+        raise RecipeError("run.accelerator=gpu, but torch sees no GPU here. Use run.accelerator=auto or cpu.", "H503")
     if gpu and recipe.devices > torch.cuda.device_count():
-        raise RecipeError(f"run.devices={recipe.devices}, but this machine has {torch.cuda.device_count()} GPU(s).")
+        raise RecipeError(
+            f"run.devices={recipe.devices}, but this machine has {torch.cuda.device_count()} GPU(s).", "H503"
+        )
     return gpu
 
 

@@ -39,7 +39,8 @@ def load_networks(method: Method, checkpoint: Path) -> int:
         raise CheckpointError(
             f"{checkpoint} does not fit: the method, its networks or the classes differ (it was trained for "
             f"{', '.join(content['halfmask']['classes'])}). Keep these, or train a new run from its start:\n"
-            f"{bullet_list(problems)}"
+            f"{bullet_list(problems)}",
+            "H405",
         )
     method.load_state_dict(state)
     return int(content["halfmask"]["step"])

@@ -29,11 +29,12 @@ def open_part(
     """
     if part not in _PARTS and not Path(part).is_file():
         raise RecipeError(
-            f"part {part!r} is unknown.{nearest(part, _PARTS)} Known: {', '.join(_PARTS)}, or a list file that exists."
+            f"part {part!r} is unknown.{nearest(part, _PARTS)} Known: {', '.join(_PARTS)}, or a list file that exists.",
+            "H303",
         )
     here = recipe if data is None else recipe.model_copy(update={"root": str(data)})
     if here.root is None:
-        raise DataError("the bundle does not say where data is. Give the folder: --data DIR.")
+        raise DataError("the bundle does not say where data is. Give the folder: --data DIR.", "H208")
     # Without the lists of training: they name images of the training data, and other data has none of them.
     dataset = open_dataset(here.model_copy(update={"split": None, "labeled": None, "unlabeled": None, "val": "auto"}))
     if part == "val" and (data is None or _has_all(dataset, recorded_val)):
@@ -54,7 +55,8 @@ def open_part(
     if not ids:
         raise DataError(
             f"{dataset.root}: the part {part!r} has no image with a mask. Choose another: "
-            "--part val | test | train | all (every image with a mask), or name a list file."
+            "--part val | test | train | all (every image with a mask), or name a list file.",
+            "H210",
         )
     dataset.sealed -= frozenset(ids)
     return dataset, ids
@@ -69,19 +71,22 @@ def check_classes(bundle: Bundle, dataset: Dataset) -> None:
     if bundle.task.kind != dataset.task.kind:
         raise CheckpointError(
             f"{bundle.folder} was trained for {bundle.task.kind}, {dataset.root} is {dataset.task.kind} data. "
-            "Give matching data with --data."
+            "Give matching data with --data.",
+            "H405",
         )
     model, data = bundle.task.classes, dataset.task.classes
     if len(model) != len(data):
         raise CheckpointError(
             f"{bundle.folder} predicts {len(model)} classes ({_some(model)}), but the masks in {dataset.root} have "
             f"{len(data)} ({_some(data)}). Evaluate on data of the same classes (--data), name the classes in "
-            "halfmask.yaml as in training, or train a model for these."
+            "halfmask.yaml as in training, or train a model for these.",
+            "H405",
         )
     if model != data and sorted(model) == sorted(data):
         raise CheckpointError(
             f"{bundle.folder} has the classes of {dataset.root} in another order: ({_some(model)}) against "
-            f"({_some(data)}). Use the order of training in the data's halfmask.yaml."
+            f"({_some(data)}). Use the order of training in the data's halfmask.yaml.",
+            "H405",
         )
 
 
@@ -95,7 +100,8 @@ def _listed(path: Path, dataset: Dataset) -> list[str]:
     if absent:
         raise DataError(
             f"{path}: {len(absent)} images are not below {dataset.root}. Give the folder they lie in with --data, or "
-            f"take them off the list:\n{bullet_list(absent)}"
+            f"take them off the list:\n{bullet_list(absent)}",
+            "H211",
         )
     return ids
 

@@ -136,7 +136,8 @@ def predict(
     if failed:
         raise DataError(
             f"{len(failed)} of {len(jobs)} images could not be read; the masks of the others are in {out}. Mend or "
-            f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}"
+            f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}",
+            "H201",
         )
     return count
 
@@ -203,7 +204,8 @@ def plan(
     if clashes:
         raise DataError(
             "these images would share a mask, because only their suffix differs; rename them, or predict them into "
-            f"different folders:\n{bullet_list(clashes)}"
+            f"different folders:\n{bullet_list(clashes)}",
+            "H208",
         )
     return jobs
 
@@ -215,11 +217,13 @@ def _singles(source: Path, out: Path) -> list[tuple[Path, Path, None]]:
 
 def _pairs(source: Path, out: Path) -> list[tuple[Path, Path, Path]]:
     if not source.is_dir():
-        raise DataError(f"{source}: change detection compares two dates. Give a folder that holds A/ and B/.")
+        raise DataError(f"{source}: change detection compares two dates. Give a folder that holds A/ and B/.", "H208")
     pairs = find_pairs(source)
     found = [(Path(pairs.names[id]), *reversed(pairs.files(id, None))) for id in sorted(pairs.names)]
     if found[0][1].resolve().is_relative_to(out.resolve()):
-        raise DataError(f"--out {out} holds the images themselves: masks would mix with them. Choose another folder.")
+        raise DataError(
+            f"--out {out} holds the images themselves: masks would mix with them. Choose another folder.", "H408"
+        )
     return [(name, after, before) for name, after, before in found]
 
 
@@ -243,18 +247,24 @@ def _find(source: Path, out: Path) -> tuple[Path, list[Path]]:
         if target != inside and target.is_relative_to(inside):
             images = [path for path in images if not path.resolve().is_relative_to(target)]
         if target == inside:
-            raise DataError(f"--out {out} is the input folder itself: masks would mix with images. Choose another.")
+            raise DataError(
+                f"--out {out} is the input folder itself: masks would mix with images. Choose another.", "H408"
+            )
         if not images:
-            raise DataError(f"{source}: no image in this folder or below. Give a folder with JPEG, PNG, TIFF, ...")
+            raise DataError(
+                f"{source}: no image in this folder or below. Give a folder with JPEG, PNG, TIFF, ...", "H210"
+            )
         return source, images
     if has_magic(str(source)):
         images = [Path(name) for name in glob(str(source), recursive=True)]
         images.sort(key=_in_order)
         images = [path for path in images if path.is_file() and is_image(path)]
         if not images:
-            raise DataError(f"{source}: no image matches this pattern. Put it in quotes, and check it with ls.")
+            raise DataError(f"{source}: no image matches this pattern. Put it in quotes, and check it with ls.", "H201")
         return _fixed_part(source), images
-    raise DataError(f"{source} does not exist. Give a folder, an image file or a pattern such as 'photos/*.jpg'.")
+    raise DataError(
+        f"{source} does not exist. Give a folder, an image file or a pattern such as 'photos/*.jpg'.", "H201"
+    )
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -293,7 +303,7 @@ def _predict_large(job: Job, predictor: Predictor, progress: Progress) -> list[s
     try:
         predict_tiled(job, predictor, lambda done, of: progress.update(rows, completed=done, total=of))
     except DataError as error:
-        if not error.code:  # of the place that is written to, not of the image
+        if error.code == "H502":  # of the place that is written to, not of the image
             raise
         return [f"[{error.code}] {error}"]
     finally:

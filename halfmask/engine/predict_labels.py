@@ -83,7 +83,8 @@ def predict_labels(
     if failed:
         raise DataError(
             f"{len(failed)} of {len(images)} images could not be read; the labels of the others are in {out}. Mend or "
-            f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}"
+            f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}",
+            "H201",
         )
     return len(wanted)
 
@@ -129,9 +130,11 @@ def _known_rows(out: Path, bundle: Bundle) -> dict[str, Row]:
         content = json.loads(path.read_text(encoding="utf-8"))
         classes, rows = content["classes"], dict(content["images"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be continued ({error!r}). Use --overwrite, or another --out.") from error
+        raise DataError(
+            f"{path}: cannot be continued ({error!r}). Use --overwrite, or another --out.", "H408"
+        ) from error
     if classes != list(bundle.task.classes):
-        raise DataError(f"{path} holds labels of other classes. Use --overwrite, or another --out.")
+        raise DataError(f"{path} holds labels of other classes. Use --overwrite, or another --out.", "H408")
     return rows
 
 

@@ -173,7 +173,7 @@ def _scratch(stack: ExitStack, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".tiles-", dir=folder)))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}). Choose another --out.") from None
+        raise DataError(f"{folder}: cannot be written ({error.strerror}). Choose another --out.", "H502") from None
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -187,6 +187,7 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         size = math.prod(shape) * np.dtype(dtype).itemsize / 2**30
         raise DataError(
             f"{path.parent}: no room for a result of {size:.1f} GiB ({error.strerror}). Free some space, or choose "
-            "another --out."
+            "another --out.",
+            "H502",
         ) from None
     return array

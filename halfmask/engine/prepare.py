@@ -75,7 +75,8 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
         raise DataError(
             f"method {recipe.method.name} learns from unlabeled images and there are none: every image of "
             f"{data.root} has a mask in use. Name others with data.unlabeled, use fewer masks with data.labeled, or "
-            "choose method.name=supervised."
+            "choose method.name=supervised.",
+            "H210",
         )
     check_shares(method, recipe, split, world)
     balance = attend_to_rare_classes(method, recipe, dataset, split)

@@ -174,7 +174,7 @@ def _for_each(recipes: Mapping[str, Recipe], make: Callable[[str, Recipe], _Made
         return made
     first = next(iter(problems.values()))
     text = "\n".join(f"domain {name}: {_of_domain(name, str(error))}" for name, error in problems.items())
-    raise DataError(text, first.code) if isinstance(first, DataError) else type(first)(text)
+    raise type(first)(text, first.code)
 
 
 def _of_domain(name: str, text: str) -> str:
@@ -257,7 +257,8 @@ def _checked(method: Method, recipe: Recipe, source: Source, world: int) -> Sour
     if method.draws and not source.split.unlabeled:
         raise DataError(
             f"method {recipe.method.name} learns from unlabeled images and there are none: every image has a mask in "
-            "use. Use fewer masks (labeled), name others (unlabeled), or wrap method supervised."
+            "use. Use fewer masks (labeled), name others (unlabeled), or wrap method supervised.",
+            "H210",
         )
     check_shares(method, recipe, source.split, world)
     balance = attend_to_rare_classes(method, recipe, source.dataset, source.split)

@@ -57,7 +57,9 @@ def write_pseudo_masks(run: RunDir, label: Label, *, quiet: bool = True) -> Path
                 path.parent.mkdir(parents=True, exist_ok=True)
                 mask_image(mask.cpu().numpy().astype(np.uint8), colors).save(path)
             except OSError as error:
-                raise DataError(f"{path}: cannot be written ({error}). Free some space and resume the run.") from None
+                raise DataError(
+                    f"{path}: cannot be written ({error}). Free some space and resume the run.", "H502"
+                ) from None
             on_file(number, len(tags))
     part.rename(folder)
     return folder

@@ -74,7 +74,9 @@ def begin_from(run: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (
         )
     checkpoint = weights_of(folder.path)
     if checkpoint is None:
-        raise CheckpointError(f"{run}: no checkpoint. A bundle alone holds one network; give the folder of the run.")
+        raise CheckpointError(
+            f"{run}: no checkpoint. A bundle alone holds one network; give the folder of the run.", "H407"
+        )
     if changed.get("run.twin"):
         raise RecipeError(
             "--twin trains both from their start; a run that begins with weights would win. Leave it out."
@@ -105,4 +107,6 @@ def _lists(folder: RunDir) -> dict[str, list[str]]:
         content = json.loads(folder.split.read_text(encoding="utf-8"))
         return {name: [str(id) for id in content[name]["ids"]] for name in ("labeled", "val")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder.split}: cannot be read ({error!r}). Restore it from the run.") from error
+        raise CheckpointError(
+            f"{folder.split}: cannot be read ({error!r}). Restore it from the run.", "H402"
+        ) from error

@@ -62,12 +62,12 @@ class RunDir:
             DataError: the folder holds files and `overwrite` is false, it is a file, or it cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise DataError(f"{self.path} is a file. Choose another folder with --out.")
+            raise DataError(f"{self.path} is a file. Choose another folder with --out.", "H502")
         require_writable(self.path)
         if overwrite or not self.path.is_dir() or not any(self.path.iterdir()):
             return
         go_on = f"Continue it: halfmask train --resume {self.root}; start" if self.last.exists() else "Start"
-        raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.")
+        raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.", "H408")
 
     def create(self, *, overwrite: bool = False) -> None:
         """Make an empty run folder.
@@ -82,7 +82,7 @@ class RunDir:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"{self.path}: cannot be written ({error.strerror}). Choose another folder with --out."
+                f"{self.path}: cannot be written ({error.strerror}). Choose another folder with --out.", "H502"
             ) from None
 
     def _clear(self) -> None:
@@ -133,7 +133,7 @@ class RunDir:
             CheckpointError: the folder is no run.
         """
         if not self.recipe.exists():
-            raise CheckpointError(f"{self.path} is not a run folder: {self.recipe.name} is missing.")
+            raise CheckpointError(f"{self.path} is not a run folder: {self.recipe.name} is missing.", "H407")
         return load(self.recipe, overrides)
 
     def append_metrics(self, record: dict[str, Any]) -> None:

@@ -122,9 +122,9 @@ def _stored_sections(folder: Path, sections: Sequence[str]) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}). {_RESTORE}") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}). {_RESTORE}", "H402") from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: not a recipe. {_RESTORE}")
+        raise CheckpointError(f"{path}: not a recipe. {_RESTORE}", "H402")
     return {name: raw[name] for name in sections if name in raw}
 
 
@@ -135,4 +135,4 @@ def _recorded_val(folder: Path) -> list[str] | None:
     try:
         return [str(id) for id in json.loads(path.read_text(encoding="utf-8"))["val"]["ids"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}). {_RESTORE}") from error
+        raise CheckpointError(f"{path}: cannot be read ({error!r}). {_RESTORE}", "H402") from error

@@ -108,7 +108,7 @@ def suggest(
     table = Path(out) if out is not None and Path(out).suffix.lower() == ".csv" else None
     target = Path(out) if out is not None and table is None else opened.folder / "suggest"
     if (target / "suggest.json").exists() and not overwrite:
-        raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.")
+        raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.", "H408")
     require_writable(target)
     pool = open_pool(opened.folder, data)
     candidates = pool.candidates[:limit]
@@ -145,13 +145,15 @@ def suggest(
 def _check(formats: Sequence[str], measure: str, weights: Weights, n: int) -> None:
     for name in formats:
         if name not in FORMATS:
-            raise RecipeError(f"--format {name}: unknown.{nearest(name, FORMATS)} Known: {', '.join(FORMATS)}.")
+            raise RecipeError(f"--format {name}: unknown.{nearest(name, FORMATS)} Known: {', '.join(FORMATS)}.", "H303")
     if measure not in get_args(Measure):
-        raise RecipeError(f"--measure {measure}: unknown. Known: {', '.join(get_args(Measure))}.")
+        raise RecipeError(f"--measure {measure}: unknown. Known: {', '.join(get_args(Measure))}.", "H303")
     if min(weights) < 0 or not any(weights):
-        raise RecipeError("the weights of the criteria are at least 0, and not all 0: --uncertainty 1, for example.")
+        raise RecipeError(
+            "the weights of the criteria are at least 0, and not all 0: --uncertainty 1, for example.", "H303"
+        )
     if n < 1:
-        raise RecipeError(f"--n {n}: choose at least one image.")
+        raise RecipeError(f"--n {n}: choose at least one image.", "H303")
 
 
 def _class_pixels(pool: Pool, measured: Measured) -> Float[np.ndarray, " K"]:

@@ -140,7 +140,7 @@ def open_pool(run: Path, data: str | Path | None) -> Pool:
     recipe = load(run / "recipe.yaml").data if (run / "recipe.yaml").is_file() and data is None else None
     if recipe is None:
         if data is None:
-            raise DataError(f"{run} does not say where data is. Name the folder: --data DIR.")
+            raise DataError(f"{run} does not say where data is. Name the folder: --data DIR.", "H208")
         dataset = open_dataset(DataRecipe(root=str(data)))
         labeled = tuple(id for id in dataset.ids("train") if dataset.mask_path(id) is not None)
         candidates = _fresh(dataset, {*labeled})
@@ -185,7 +185,7 @@ def _pool_of(run: Path, recipe: DataRecipe) -> Pool:
         lists = {name: [str(id) for id in entry["ids"]] for name, entry in json.loads(path.read_text("utf-8")).items()}
         labeled, unlabeled, val = lists["labeled"], lists["unlabeled"], lists["val"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}). Restore it, or give --data DIR.") from error
+        raise CheckpointError(f"{path}: cannot be read ({error!r}). Restore it, or give --data DIR.", "H402") from error
     used_every_mask = recipe.labeled is None and recipe.split is None
     open_ = [id for id in unlabeled if not (used_every_mask and other is dataset and other.mask_path(id) is not None)]
     fresh = _fresh(dataset, {*labeled, *unlabeled, *val}) if other is dataset else ()

@@ -90,7 +90,7 @@ def choose_tiling(
     side = _up(side or max(2 * (crop or 0), _LEAST_SIDE), align)
     wanted = side // 4 if overlap is None else overlap
     if wanted > side // 2:
-        raise RecipeError(f"--overlap {wanted} is more than half of a tile of {side}: use at most {side // 2}.")
+        raise RecipeError(f"--overlap {wanted} is more than half of a tile of {side}: use at most {side // 2}.", "H303")
     # The step between tiles is what has to be aligned; it is rounded down, so that the overlap is at least as asked.
     side = max(side, _up(wanted + align, align))
     return Tiling(side, side - (side - wanted) // align * align, align)

@@ -295,7 +295,8 @@ def _open_run(
         if not run.last.exists():
             raise CheckpointError(
                 f"{run.path}: nothing to resume, {run.last} is missing: the run stopped before its first checkpoint. "
-                "Start it anew with --overwrite."
+                "Start it anew with --overwrite.",
+                "H407",
             )
         checkpoint = read_checkpoint(run.last)
         check_matches(run.last, checkpoint, meta)

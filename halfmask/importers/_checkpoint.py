@@ -99,7 +99,7 @@ def import_checkpoint(
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist. Give the checkpoint file to import.")
+        raise CheckpointError(f"{path} does not exist. Give the checkpoint file to import.", "H407")
     _check_overrides(overrides)
     RunDir(out).check_free(overwrite=overwrite)
     content = read_content(path)
@@ -114,7 +114,7 @@ def import_checkpoint(
         dataset = dataset or known_dataset(task, goal.n_classes)
         recipe = _recipe(importer, importer.section(state, goal), dataset, overrides)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} as {format}: {error}") from error
+        raise CheckpointError(f"{path} as {format}: {error}", error.code) from error
     source = {"file": path.name, "sha256": _sha256(path), "format": format, "predictor": predictor, "entry": entry}
     source |= {key: content[key] for key in _HISTORY if isinstance(content.get(key), int | float)}
     return _write_bundle(path, Path(out), importer, state, goal, recipe, source)
@@ -140,7 +140,8 @@ def _choose(path: Path, format: str | None, networks: Mapping[str, Mapping[str, 
     holds = f"Its tensors: {', '.join(shown)}, ..." if shown else "It holds no tensors."
     raise CheckpointError(
         f"{path}: a checkpoint of none of the formats {', '.join(known)}. {holds} Checkpoints of halfmask itself need "
-        "no import: name their run folder. An encoder of another library is loaded with model.encoder.weights=FILE."
+        "no import: name their run folder. An encoder of another library is loaded with model.encoder.weights=FILE.",
+        "H403",
     )
 
 
@@ -151,7 +152,8 @@ def _pick(
     if predictor is not None and predictor not in importer.networks:
         raise RecipeError(
             f"there is no predictor {predictor!r} in files of this format.{nearest(predictor, importer.networks)} "
-            f"Known: {', '.join(importer.networks)}"
+            f"Known: {', '.join(importer.networks)}",
+            "H303",
         )
     wanted = importer.networks if predictor is None else {predictor: importer.networks[predictor]}
     for name, entry in wanted.items():
@@ -163,7 +165,8 @@ def _pick(
             return "student", entry, networks[entry]
     raise CheckpointError(
         f"no network {' or '.join(map(repr, wanted.values()))} in it; it holds {', '.join(networks) or 'no tensors'}. "
-        "Take another one with --predictor."
+        "Take another one with --predictor.",
+        "H403",
     )
 
 

@@ -90,7 +90,7 @@ def _name_in(line: str) -> str:
 def _published(kind: Kind, name: str) -> Task:
     known = names("datasets")
     if name not in known:
-        raise RecipeError(f"there is no dataset {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+        raise RecipeError(f"there is no dataset {name!r}.{nearest(name, known)} Known: {', '.join(known)}.", "H303")
     module = import_module(f"halfmask.data.{name}")
     classes = getattr(module, "CLASSES", None)
     if classes is None:

@@ -71,7 +71,8 @@ def shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
     if key not in state:
         raise CheckpointError(
             f"the tensor {key} is missing, so the network cannot be told from the file. Is it complete, and "
-            "of the format that was named? Formats: halfmask list importers"
+            "of the format that was named? Formats: halfmask list importers",
+            "H403",
         )
     return tuple(state[key].shape)
 

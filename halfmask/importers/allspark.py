@@ -60,7 +60,8 @@ class AllSparkCheckpoint(Importer):
                 "the bottleneck is of an older layout (decoder.allspark.embeddings, decoder.allspark.encoder), whose "
                 "code was never published, so it cannot be built. Encoder and head can be loaded, into a network "
                 "without bottleneck that must be trained further: --partial (partial=True). Take a newer release for "
-                "the published numbers."
+                "the published numbers.",
+                "H403",
             )
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:

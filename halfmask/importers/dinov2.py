@@ -30,7 +30,8 @@ class DINOv2Weights(Importer):
         if any(key in state for key in ("register_tokens", "reg_token")):
             raise CheckpointError(
                 "this is a DINOv2 file with register tokens; encoder dinov2 has none. Take the file without `reg` in "
-                "its name, or model.encoder={name: timm, model: vit_small_patch14_reg4_dinov2}."
+                "its name, or model.encoder={name: timm, model: vit_small_patch14_reg4_dinov2}.",
+                "H403",
             )
         return {"encoder": vit_entry(state, "")}
 
@@ -49,7 +50,7 @@ def vit_entry(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     blocks = count(state, rf"{prefix.replace('.', '[.]')}blocks\.(\d+)\.")
     if blocks not in _BY_DEPTH:
         raise CheckpointError(
-            f"a DINOv2 encoder of {blocks} blocks; published ones have 12, 24 or 40. Is the file complete?"
+            f"a DINOv2 encoder of {blocks} blocks; published ones have 12, 24 or 40. Is the file complete?", "H403"
         )
     entry: dict[str, Any] = {"name": "dinov2", "size": _SIZES.get((blocks, width), _BY_DEPTH[blocks])}
     if (blocks, width) in _SIZES:

@@ -40,6 +40,7 @@ def mit_entry(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     if (width, blocks) not in _SIZES:
         raise CheckpointError(
             f"a MiT encoder of width {width} with {blocks} blocks in its third stage, which is none of b0 to b5. "
-            "Is the file complete?"
+            "Is the file complete?",
+            "H403",
         )
     return {"name": "mit", "size": _SIZES[width, blocks], "weights": "imagenet"}

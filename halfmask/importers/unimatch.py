@@ -1,10 +1,10 @@
-"""Checkpoints of UniMatch V1: ResNet-50 or -101 with a deep stem, and DeepLabV3+.
+"""Checkpoints of UniMatch V1: deep-stem ResNet-50 or -101, or Xception-65, and DeepLabV3+.
 
 Yang et al., "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation", CVPR 2023,
 arXiv:2208.09910. Files hold `model`; there is no teacher. The output stride leaves no trace in the tensors: 16, as in
 every published model, unless `model.encoder.output_stride=8` says otherwise.
 
-Refused: Xception-65 (COCO), whose low-level map is taken before a ReLU that no encoder here leaves out, and PSPNet.
+Refused: PSPNet.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from halfmask.errors import CheckpointError
-from halfmask.importers._importer import Importer, shape
+from halfmask.importers._importer import Importer, count, shape
 from halfmask.importers._resnet import resnet_entry
 from halfmask.importers._rules import Rules
 from halfmask.task import Task
@@ -22,7 +21,7 @@ _WHOLE = {"mode": "whole", "fit": "resize", "absent_classes": "zero"}
 
 
 class UniMatchCheckpoint(Importer):
-    """ResNet with DeepLabV3+, trained with UniMatch V1, FixMatch or labels only."""
+    """ResNet or Xception with DeepLabV3+, trained with UniMatch V1, FixMatch or labels only."""
 
     signs: ClassVar[tuple[str, ...]] = (r"backbone\.", r"head\.b4\.gap\.", r"fuse\.0\.")
     rules: ClassVar[Rules] = (
@@ -49,12 +48,6 @@ class UniMatchCheckpoint(Importer):
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
         """Give the sizes of encoder and decoder."""
-        if any(key.startswith("backbone.block1.") for key in state):
-            raise CheckpointError(
-                "the backbone is Xception-65 (the COCO models of UniMatch V1), which cannot be built here exactly. "
-                "Train anew: recipe unimatch/coco; or import a ResNet model."
-            )
-        stem = "deep" if "backbone.conv1.0.weight" in state else "plain"
         decoder = {
             "name": "deeplabv3plus",
             "rates": [6, 12, 18],
@@ -62,7 +55,12 @@ class UniMatchCheckpoint(Importer):
             "low": shape(state, "reduce.0.weight")[0],
             "embedding": shape(state, "fuse.0.weight")[0],
         }
-        return {
-            "encoder": resnet_entry(state, "backbone.layer", stem=stem, output_stride=16),
-            "decoder": decoder,
-        }
+        return {"encoder": _encoder(state), "decoder": decoder}
+
+
+def _encoder(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    if any(key.startswith("backbone.block1.") for key in state):
+        width, blocks = shape(state, "backbone.conv1.weight")[0], count(state, r"backbone\.block(\d+)\.")
+        return {"name": "xception", "output_stride": 16, "width": width, "blocks": max(blocks - 4, 0)}
+    stem = "deep" if "backbone.conv1.0.weight" in state else "plain"
+    return resnet_entry(state, "backbone.layer", stem=stem, output_stride=16)

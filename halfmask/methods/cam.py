@@ -87,7 +87,7 @@ class Cam(Method):
     ) -> None:
         super().__init__(task)
         if background is not None and background >= task.n_classes:
-            raise RecipeError(f"method.background={background} is no class: there are {task.n_classes}.")
+            raise RecipeError(f"method.background={background} is no class: there are {task.n_classes}.", "H303")
         if low > high:
             raise RecipeError(f"method.low={low} is above method.high={high}: nothing would stay unknown. Swap them.")
         self.student = build(decoder={"name": "last"})

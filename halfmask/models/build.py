@@ -172,7 +172,7 @@ def _validated(section: dict[str, Any]) -> ModelRecipe:
         recipe = ModelRecipe.model_validate(section)
     except ValidationError as error:
         problems = [explain(item, ModelRecipe, section, prefix="model") for item in error.errors()]
-        raise RecipeError(f"model: cannot be built\n{bullet_list(problems)}") from None
+        raise RecipeError(f"model: cannot be built\n{bullet_list(problems)}", "H303") from None
     if recipe.name == "smp":
         return recipe
     filled: dict[str, Entry] = {}
@@ -188,7 +188,7 @@ def _validated(section: dict[str, Any]) -> ModelRecipe:
             problems = [
                 explain(item, schema, entry.params, prefix=f"model.{part}", owner=owner) for item in error.errors()
             ]
-            raise RecipeError(f"model.{part}: cannot be built\n{bullet_list(problems)}") from None
+            raise RecipeError(f"model.{part}: cannot be built\n{bullet_list(problems)}", "H303") from None
         filled[part] = Entry(name=entry.name, **params.model_dump(mode="json"))
     return recipe.model_copy(update=filled)
 

@@ -155,13 +155,16 @@ def _create(arch: str, encoder: str, weights: str | None, options: dict[str, Any
     if arch == "dpt":
         raise RecipeError("model.arch=dpt is not offered through smp: use model.name=segmenter with decoder dpt.")
     if arch not in known:
-        raise RecipeError(f"model.arch={arch!r} does not exist.{nearest(arch, known)} Known: {', '.join(known)}.")
+        raise RecipeError(
+            f"model.arch={arch!r} does not exist.{nearest(arch, known)} Known: {', '.join(known)}.", "H303"
+        )
     encoders = smp.encoders.get_encoder_names()
     if encoder not in encoders and not encoder.startswith("tu-"):
         raise RecipeError(
             f"model.encoder.name={encoder!r} is not an encoder of segmentation_models_pytorch."
             f"{nearest(encoder, encoders)} Use one of its {len(encoders)} names, for example resnet34 or mit_b0, or "
-            "tu-<timm name>."
+            "tu-<timm name>.",
+            "H303",
         )
     signature = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[arch]).parameters
     allowed = {name.removeprefix("encoder_") for name in signature if name.startswith("encoder_")} - {"name", "weights"}
@@ -173,7 +176,8 @@ def _create(arch: str, encoder: str, weights: str | None, options: dict[str, Any
         else:  # the library would ignore it silently
             raise RecipeError(
                 f"model.encoder.{key} is not a parameter of smp encoder {encoder}.{nearest(key, allowed)} "
-                f"Known: weights, {', '.join(sorted(allowed))}."
+                f"Known: weights, {', '.join(sorted(allowed))}.",
+                "H303",
             )
     try:
         return smp.create_model(arch, encoder_name=encoder, encoder_weights=weights, **arguments)
@@ -181,7 +185,8 @@ def _create(arch: str, encoder: str, weights: str | None, options: dict[str, Any
         raise CheckpointError(
             f"cannot fetch weights {weights!r} of encoder {encoder} from the Hugging Face hub: "
             f"{str(error).strip().partition(chr(10))[0]} Use model.encoder.weights=null, or fetch them on a machine "
-            "with network and copy its cache folder (HF_HOME)."
+            "with network and copy its cache folder (HF_HOME).",
+            "H409",
         ) from error
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise RecipeError(f"model.arch={arch} with encoder {encoder} and {arguments}: {error}") from error

@@ -141,7 +141,9 @@ def read_state(path: Path) -> State:
         CheckpointError: the file is missing, broken, or holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise CheckpointError(f"weights file {path} does not exist. Set model.encoder.weights to a file or a tag.")
+        raise CheckpointError(
+            f"weights file {path} does not exist. Set model.encoder.weights to a file or a tag.", "H407"
+        )
     content = read_content(path)
     for wrapper in ("state_dict", "model"):
         if isinstance(content.get(wrapper), dict):
@@ -164,10 +166,13 @@ def read_content(path: Path) -> dict[str, Any]:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"weights file {path} cannot be read: {reason} Is the download complete? "
-            "Only files of tensors and plain values are opened (.safetensors, or .pth without code)."
+            "Only files of tensors and plain values are opened (.safetensors, or .pth without code).",
+            "H402",
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"weights file {path} holds a {type(content).__name__}, not a table of named tensors.")
+        raise CheckpointError(
+            f"weights file {path} holds a {type(content).__name__}, not a table of named tensors.", "H403"
+        )
     return content
 
 
@@ -181,14 +186,16 @@ def _release(tag: str, releases: Mapping[str, Release]) -> Release:
     if not releases:
         raise CheckpointError(
             f"weights {tag!r}: no weights are published for this network. "
-            "Set model.encoder.weights=null or to a local file."
+            "Set model.encoder.weights=null or to a local file.",
+            "H409",
         )
     if tag == "default":
         return next(iter(releases.values()))
     if tag not in releases:
         raise CheckpointError(
             f"there are no weights {tag!r}.{nearest(tag, releases)} Known: default, {', '.join(releases)}, "
-            "or the path of a .safetensors or .pth file."
+            "or the path of a .safetensors or .pth file.",
+            "H409",
         )
     return releases[tag]
 
@@ -203,7 +210,8 @@ def _download(release: Release) -> Path:
             f"cannot fetch {release.file} of {release.repo} from the Hugging Face hub: {reason}\n"
             f"  Looked in {folder} first. On a machine with network: hf download {release.repo} {release.file}; "
             f"then copy the file here and set model.encoder.weights=/path/to/{release.file}. "
-            "To start from random weights: model.encoder.weights=null."
+            "To start from random weights: model.encoder.weights=null.",
+            "H409",
         ) from error
 
 
@@ -218,5 +226,6 @@ def _check_fit(name: str, state: State, own: State, origin: str | Path) -> None:
     if problems:
         raise CheckpointError(
             f"weights {origin} do not fit {name}: {len(problems)} problems\n{bullet_list(problems)}\n"
-            "  Check that model.encoder (name, size or depth, stem) is what the file was made for."
+            "  Check that model.encoder (name, size or depth, stem) is what the file was made for.",
+            "H405",
         )

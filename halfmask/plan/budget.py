@@ -88,7 +88,7 @@ def fit(build: Build, usual_steps: int | None, multiple: int, budget: Budget, ma
             break
         settings |= change
     if measured.memory > limit or _at_least(measured) > limit:
-        raise RecipeError(_too_little_memory(measured, limit, budget))
+        raise RecipeError(_too_little_memory(measured, limit, budget), "H305")
     if usual_steps is not None:
         choice = _steps(measured, usual_steps, budget, multiple)
         settings |= choice.settings
@@ -143,7 +143,7 @@ def _steps(measured: Measured, usual: int, budget: Budget, multiple: int) -> Cho
     left = budget.left(_startup(measured))
     steps, validations = _affordable(measured, left)
     if steps < LIMITS.least_steps:
-        raise RecipeError(_too_little_time(measured, budget, multiple))
+        raise RecipeError(_too_little_time(measured, budget, multiple), "H305")
     most = LIMITS.most_times * usual
     text = f"what {duration(budget.seconds)} leave for training at {measured.step_seconds:.2g} s per step"
     if steps > most:

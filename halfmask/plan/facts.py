@@ -91,7 +91,9 @@ def look_at_data(recipe: DataRecipe) -> DataFacts:
         split = resolve_split(recipe, seen.dataset)
     sizes = [facts.header.upright for facts in seen.images.values() if facts.header is not None]
     if not sizes:
-        raise DataError(f"{seen.root}: no image can be opened. See what is wrong: halfmask check --data {seen.root}")
+        raise DataError(
+            f"{seen.root}: no image can be opened. See what is wrong: halfmask check --data {seen.root}", "H201"
+        )
     dataset = seen.dataset
     counts = count_classes(dataset, _spread(split.labeled, _COUNTED)).sum(0)
     dense = dataset.task.kind != "classification"

@@ -160,7 +160,7 @@ def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
     path = RunDir(run.path).last
     checkpoint = read_checkpoint(path)
     if run.meta is None or run.task is None:
-        raise CheckpointError(f"{run.path} holds no model.json: the run has not been validated yet.")
+        raise CheckpointError(f"{run.path} holds no model.json: the run has not been validated yet.", "H407")
     spec = run.meta["model"]
     builder = Builder(
         ModelRecipe.model_validate(run.recipe["model"]),
@@ -182,7 +182,7 @@ def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
     try:
         method.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit the method of recipe.yaml ({str(error)[:200]}).") from None
+        raise CheckpointError(f"{path}: does not fit the method of recipe.yaml ({str(error)[:200]}).", "H405") from None
     step = int(checkpoint["halfmask"]["step"])
     return method.to(device).eval(), Steps(step, max(step, 1), _steps_per_pass(run))
 

@@ -202,7 +202,8 @@ def _twin(found: Material, wishes: Wishes) -> None:
     twin = read_run(path)
     if found.run.classes and twin.classes and twin.classes != found.run.classes:
         raise CheckpointError(
-            f"{path} predicts other classes than {found.run.path}: a twin is the same run without unlabeled images."
+            f"{path} predicts other classes than {found.run.path}: a twin is the same run without unlabeled images.",
+            "H405",
         )
     found.twin = twin
     if found.images is None or found.tally is None:

@@ -132,15 +132,16 @@ def read_run(path: str | Path) -> Run:
     if not folder.recipe.is_file():
         raise CheckpointError(
             f"{path} is not a run folder: {folder.recipe.name} is missing. Name the folder given to "
-            "halfmask train --out."
+            "halfmask train --out.",
+            "H407",
         )
     text = folder.recipe.read_text(encoding="utf-8")
     try:
         recipe = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise CheckpointError(f"{folder.recipe}: not valid YAML ({error}). Restore the file.") from None
+        raise CheckpointError(f"{folder.recipe}: not valid YAML ({error}). Restore the file.", "H402") from None
     if not isinstance(recipe, dict) or not isinstance(recipe.get("method"), dict):
-        raise CheckpointError(f"{folder.recipe}: not a resolved recipe. Restore the file.")
+        raise CheckpointError(f"{folder.recipe}: not a resolved recipe. Restore the file.", "H402")
     meta = folder.path / "model.json"
     return Run(
         path=folder.path,
@@ -176,7 +177,8 @@ def members(path: str | Path) -> list[tuple[Run, ...]]:
     if not seeds:
         raise CheckpointError(
             f"{path} is not a run folder: it holds no recipe.yaml, and no folders seed-N. Name the folder given to "
-            "halfmask train --out."
+            "halfmask train --out.",
+            "H407",
         )
     return [stages for seed in seeds for stages in members(seed)]
 
@@ -218,7 +220,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Restore the file, or remove it.") from None
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON ({error}). Restore the file, or remove it.", "H402"
+        ) from None
     return value if isinstance(value, dict) else {}
 
 

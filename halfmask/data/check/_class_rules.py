@@ -62,13 +62,12 @@ def unknown_classes(seen: Fingerprint) -> Iterator[Finding]:
     for error in seen.failures:
         if str(error) in told:
             continue  # a broken file; it is listed as such
-        code = error.code
-        if code == "H210" and not seen.masks:
+        if error.code == "H210" and not seen.masks:
             continue  # nothing is labeled, which is said elsewhere
         what, cure = split_cure(error, str(seen.root))
-        concerned = [mask for mask in seen.masks.values() if code != "H206" or mask.kind == "colors"]
+        concerned = [mask for mask in seen.masks.values() if error.code != "H206" or mask.kind == "colors"]
         example = concerned[0].path if concerned and seen.task is None else ""
-        yield Finding("error", code, what, max(1, len(concerned)) if example else 1, example, cure)
+        yield Finding("error", error.code, what, max(1, len(concerned)) if example else 1, example, cure)
 
 
 def absent_classes(seen: Fingerprint) -> Iterator[Finding]:

@@ -81,7 +81,8 @@ def _create(model: str, **arguments: Any) -> nn.Module:
     if model not in timm.list_models():
         raise RecipeError(
             f"model.encoder.model={model!r} is not a network of timm.{nearest(model, timm.list_models())} "
-            "A weight tag goes to model.encoder.weights."
+            "A weight tag goes to model.encoder.weights.",
+            "H303",
         )
     try:
         return timm.create_model(model, features_only=True, **arguments)

@@ -58,7 +58,8 @@ class WideResNet(Encoder):
         if odd:
             raise RecipeError(
                 f"model.encoder.depth={depth}: a wide ResNet has 6 n + 4 layers. "
-                f"Use {depth - odd} or {depth - odd + 6}."
+                f"Use {depth - odd} or {depth - odd + 6}.",
+                "H303",
             )
         self.channels = tuple(_STEM * widen * 2**stage for stage in range(stages))
         self.strides = tuple(first_stride * 2**stage for stage in range(stages))

@@ -30,5 +30,5 @@ def find(ids: Sequence[str]) -> list[Row]:
     known = list(dict.fromkeys(row.id for row in rows))
     for id in ids:
         if id not in known:
-            raise RecipeError(f"no benchmark row {id!r}.{nearest(id, known)} Known: {', '.join(known)}.")
+            raise RecipeError(f"no benchmark row {id!r}.{nearest(id, known)} Known: {', '.join(known)}.", "H303")
     return [row for row in rows if not ids or row.id in ids]

@@ -69,7 +69,7 @@ def _dataset_files(setting: Setting) -> _Files:
     id = dataset.ids("train")[0]
     mask = dataset.mask_path(id)
     if mask is None:
-        raise DataError(f"{setting.data}: {id} has no mask file of its own; the row `data` needs one.")
+        raise DataError(f"{setting.data}: {id} has no mask file of its own; the row `data` needs one.", "H210")
     image = dataset.root / id
     with Image.open(image) as opened:
         width, height = opened.size

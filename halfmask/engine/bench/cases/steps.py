@@ -1,23 +1,14 @@
-"""Whole training steps, and what a dry run predicts of one."""
+"""Whole training steps."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.engine.bench.networks import dinov2_dpt
-from halfmask.engine.bench.row import Disagreement, Measure, Pair, Row, Setting, Target, at_least, close
-from halfmask.engine.memory import max_resident_unit
+from halfmask.engine.bench.row import Disagreement, Pair, Row, Setting, Target, at_least, close
 from halfmask.methods.unimatch_v2 import UniMatchV2
 from halfmask.models.model import Model
 from halfmask.reference.ema import ema_update
@@ -132,54 +123,6 @@ def _same_loss(reference: tuple[Tensor, ...], fast: tuple[Tensor, ...]) -> str:
     return f"losses differ by {difference:.2%}, cosine of gradients {cosine:.4f}"
 
 
-def _prediction(setting: Setting, recipe: str, batch: int) -> list[Measure]:
-    """Predict the memory of a run in one process, and measure it in another that trains."""
-    batch = setting.size(batch, 2)
-    with tempfile.TemporaryDirectory(prefix="halfmask-bench-") as folder:
-        data = _write_dataset(Path(folder) / "data", setting)
-        common = [recipe, "--data", str(data), "--steps", "4", "--batch-size", f"{batch}+{batch}", "data.val=none"]
-        common += ["data.workers=0", f"run.accelerator={'cpu' if setting.device.type == 'cpu' else 'gpu'}"]
-        common += [f"data.crop={setting.size(192, 64)}", "--json", "--quiet"]
-        predicted, _ = _run([*common, "--out", f"{folder}/dry", "--dry-run"])
-        cost = predicted["cost"]
-        guess = cost["fixed"] + cost["per_unit"] * (cost["labeled"] // cost["unit"][0])
-        _, peak = _run([*common, "--out", f"{folder}/run"])
-        if setting.device.type == "cuda":
-            lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-            peak = max(int(json.loads(line).get("sys/mem_gb", 0) * 2**30) for line in lines)
-    return [
-        Measure("error", abs(guess / peak - 1), unit="", reference=float(peak), fast=float(guess), base_unit="B"),
-    ]
-
-
-def _run(arguments: list[str]) -> tuple[Any, int]:
-    """Give what `halfmask train` prints, and the most memory it had."""
-    command = [sys.executable, "-m", "halfmask", "train", *arguments]
-    with tempfile.TemporaryFile("w+") as printed:
-        process = subprocess.Popen(command, stdout=printed)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command[2:])} exited with {process.returncode}")
-        printed.seek(0)
-        return json.loads(printed.read()), usage.ru_maxrss * max_resident_unit()
-
-
-def _write_dataset(root: Path, setting: Setting) -> Path:
-    rng = np.random.default_rng(setting.seed)
-    for name in ("images", "masks"):
-        (root / name).mkdir(parents=True)
-    for number in range(40):
-        mask = np.zeros((240, 320), np.uint8)
-        top, left = rng.integers(0, 120, 2)
-        mask[top : top + 100, left : left + 100] = 1
-        image = rng.integers(0, 90, (240, 320, 3)) + 120 * mask[..., None]
-        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{number:02d}.jpg")
-        if number < 20:
-            Image.fromarray(mask).save(root / "masks" / f"{number:02d}.png")
-    return root
-
-
 _TITLE = "UniMatch V2, forward, backward, EMA: separate passes, plain attention, float32 | as it trains"
 _NATIVE = bool(torch.cpu._is_avx512_bf16_supported())
 
@@ -205,15 +148,5 @@ ROWS = [
             devices=("cuda",),
         )
         for size in ("small", "base")
-    ),
-    *(
-        Row(
-            "prediction",
-            f"{recipe}, crop 192, batch 8+8",
-            partial(_prediction, recipe=recipe, batch=8),
-            "peak memory of a run: measured | predicted by --dry-run",
-            {"cpu": {"error": Target(most=0.15)}, "cuda": {"error": Target(most=0.15)}},
-        )
-        for recipe in ("fixmatch/folder", "supervised/folder")
     ),
 ]
