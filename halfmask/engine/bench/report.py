@@ -59,7 +59,7 @@ def print_table(outcomes: list[Outcome], setting: Setting, console: Console | No
         f"{device_name(setting.device)}; torch {torch.__version__}; {torch.get_num_threads()} thread(s); load {load}\n"
         f"ratio = reference / fast, median and range of {setting.rounds} rounds; time is {clock}, wall its ratio by "
         "the clock;\nlimit: copy = share of the rate of a large copy, matmul = of a large matrix product "
-        f"(good training: {GOOD_SHARE:.0%}), decode = part that decoding takes",
+        f"(good training: {GOOD_SHARE:.0%}), decode = part that decoding takes, ideal = of the processes",
         highlight=False,
     )
     if setting.quick:
