@@ -54,7 +54,7 @@ def encoder_name(recipe: Recipe) -> str:
         return f"dinov2_{encoder.params['size']}"
     if encoder.name == "mit":
         return f"mit{encoder.params['size']}"
-    return "xception" if encoder.name == "timm" else f"resnet{encoder.params['depth']}"
+    return "xception" if encoder.name == "xception" else f"resnet{encoder.params['depth']}"
 
 
 def method_name(name: str, recipe: Recipe) -> str:

@@ -128,12 +128,18 @@ def test_every_published_dpt_is_recognized_and_every_name_finds_its_place(shared
     _check_published(UniMatchV2Checkpoint(), state, {"size": size, "weights": "lvd142m"}, described["params"]["total"])
 
 
-@pytest.mark.parametrize("depth", [50, 101])
-def test_every_published_deeplab_is_recognized_and_every_name_finds_its_place(shared, depth):
-    described = json.loads((shared / "golden/unimatch/state_dict_shapes.json").read_text())
-    described = described[f"deeplabv3plus_resnet{depth}"]
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [
+        ("resnet50", {"depth": 50, "weights": "imagenet"}),
+        ("resnet101", {"depth": 101, "weights": "imagenet"}),
+        ("xception", {"width": 32, "blocks": 16, "output_stride": 16}),
+    ],
+)
+def test_every_published_deeplab_is_recognized_and_every_name_finds_its_place(shared, name, encoder):
+    described = json.loads((shared / "golden/unimatch/state_dict_shapes.json").read_text())[f"deeplabv3plus_{name}"]
     state = {key: torch.empty(size, device="meta") for key, size in described["keys"].items()}
-    _check_published(UniMatchCheckpoint(), state, {"depth": depth, "weights": "imagenet"}, described["params"]["total"])
+    _check_published(UniMatchCheckpoint(), state, encoder, described["params"]["total"])
 
 
 def _check_published(importer, state, encoder, parameters):
@@ -156,13 +162,59 @@ def _check_published(importer, state, encoder, parameters):
     assert sum(value.numel() for key, value in state.items() if not key.endswith(buffers)) == parameters
 
 
-def test_xception_checkpoints_are_refused_with_the_reason(shared, tmp_path):
-    described = json.loads((shared / "golden/unimatch/state_dict_shapes.json").read_text())["deeplabv3plus_xception"]
-    state = {key: torch.zeros(1).expand(size) if size else torch.zeros(()) for key, size in described["keys"].items()}
-    file = tmp_path / "coco.pth"
-    torch.save({"model": state}, file)
-    with pytest.raises(CheckpointError, match=r"coco.pth as unimatch: .*Xception-65.*recipe unimatch/coco"):
-        import_checkpoint(file, tmp_path / "m", classes=",".join(map(str, range(21))))
+# Our names to the authors', read the other way round than the importer's rules.
+OFFICIAL = (
+    (r"encoder\.net\.", "backbone."),
+    (r"decoder\.branches\.", "head.b"),
+    (r"decoder\.pool\.0\.", "head.b4.gap.1."),
+    (r"decoder\.pool\.1\.", "head.b4.gap.2."),
+    (r"decoder\.project\.", "head.project."),
+    (r"decoder\.reduce\.", "reduce."),
+    (r"decoder\.convs\.0\.", "fuse."),
+    (r"decoder\.convs\.1\.0\.", "fuse.3."),
+    (r"decoder\.convs\.1\.1\.", "fuse.4."),
+    (r"classifier\.", "classifier."),
+)
+
+
+@pytest.fixture
+def narrow_xception():
+    """A network with all blocks of the published one, of few channels, and its tensors under official names."""
+    from halfmask.models.build import Builder
+    from halfmask.recipe import load
+    from halfmask.task import Task
+
+    torch.manual_seed(0)
+    decoder = {"name": "deeplabv3plus", "aspp": 8, "low": 4, "embedding": 12}
+    recipe = load({"model": {"encoder": {"name": "xception", "width": 1}, "decoder": decoder}})
+    model = Builder(recipe.model, Task("segmentation", tuple(SEVEN.split(","))), crop=65)().double().eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value += 0.1 * torch.randn_like(value)
+    made = rename({k: v for k, v in model.state_dict().items() if k not in ("mean", "std")}, OFFICIAL)
+    assert not made.unknown
+    return model, made.state
+
+
+def test_xception_checkpoints_give_the_logits_of_the_network_behind_them(narrow_xception, shared, tmp_path):
+    model, state = narrow_xception
+    published = json.loads((shared / "golden/unimatch/state_dict_shapes.json").read_text())["deeplabv3plus_xception"]
+    assert state.keys() == published["keys"].keys()
+    made = import_checkpoint(write(tmp_path / "coco.pth", model=state), tmp_path / "m", classes=SEVEN)
+    assert (made.format, made.predictor, made.dropped) == ("unimatch", "student", ())
+    image = torch.randn(1, 3, 65, 97, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(image * model.std + model.mean)
+        assert_close(logits(tmp_path / "m", image), expected, rtol=1e-5, atol=1e-5)  # bundles hold float32
+
+
+def test_xception_tensors_that_do_not_fit_are_one_list(narrow_xception, tmp_path):
+    state = narrow_xception[1]
+    state["backbone.block4.skip.weight"] = state.pop("backbone.block20.skip.weight")
+    with pytest.raises(CheckpointError, match="2 problems") as error:
+        import_checkpoint(write(tmp_path / "coco.pth", model=state), tmp_path / "m", classes=SEVEN)
+    assert "unexpected: backbone.block4.skip.weight (encoder.net.block4.skip.weight here)" in str(error.value)
+    assert "missing: the tensor that is encoder.net.block20.skip.weight here" in str(error.value)
 
 
 def test_class_names_come_from_the_number_of_classes_or_must_be_given(dpt, golden, tmp_path):

@@ -28,6 +28,7 @@ ENCODERS: dict[str, list[dict[str, Any]]] = {
         {"model": "vit_tiny_patch16_224"},
     ],
     "wide_resnet": [{"depth": 10, "widen": 1}, {"depth": 16, "widen": 1, "stages": 4, "first_stride": 2}],
+    "xception": [{"width": 1, "blocks": 1}, {"width": 1, "blocks": 1, "output_stride": 8}],
 }
 PLAIN_TRANSFORMER = {"channels": (24,) * 4, "strides": (14,) * 4}
 DECODERS: dict[str, list[dict[str, Any]]] = {

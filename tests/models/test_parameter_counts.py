@@ -11,6 +11,7 @@ from halfmask.models.decoders.segformer import SegFormer
 from halfmask.models.encoders.dinov2 import DINOv2
 from halfmask.models.encoders.mit import MiT
 from halfmask.models.encoders.resnet import ResNet
+from halfmask.models.encoders.xception import Xception
 
 
 def count(*modules: nn.Module) -> int:
@@ -88,6 +89,18 @@ def test_deeplab_on_a_deep_stem_resnet(depth, parameters):
         decoder = DeepLabV3Plus(encoder.channels, encoder.strides)
         classifier = decoder.make_classifier(21)
     assert millions(encoder, decoder, classifier) == pytest.approx(parameters, abs=0.005)
+
+
+def test_deeplab_on_xception():
+    with torch.device("meta"):
+        encoder = Xception()
+        decoder = DeepLabV3Plus(encoder.channels, encoder.strides)
+        classifier = decoder.make_classifier(21)
+    assert count(encoder, decoder, classifier) == 54_711_461
+    assert millions(encoder, decoder, classifier) == pytest.approx(54.71, abs=0.005)
+    convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    assert all(module.bias is None for module in convolutions)
+    assert len([module for module in convolutions if module.groups == 1]) == 2 + 60 + 4 + 3  # pointwise, skips, last
 
 
 def test_resnet50_with_psp_as_in_cct():
