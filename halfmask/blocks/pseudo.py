@@ -1,5 +1,6 @@
 """Hard pseudo-labels with their confidence, and what is logged about them."""
 
+import re
 from itertools import pairwise
 
 import torch
@@ -11,7 +12,8 @@ from halfmask.blocks.confidence import top_class
 from halfmask.blocks.forms import has_plain_form
 from halfmask.reference import pseudo as reference
 
-CONFIDENCE = "pseudo/confidence/"  # logs of one family: a histogram, one number per range
+_CONFIDENCE = "pseudo/confidence"  # logs of one family: a mean per class, and a histogram with names such as these:
+CONFIDENCE_RANGE = re.compile(_CONFIDENCE + r"/(\d\.\d\d)-\d\.\d\d")
 _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
@@ -58,25 +60,39 @@ def pseudo_logs(
 
 
 @torch.no_grad()
-def confidence_histogram(confidence: Float[Tensor, "B *S"], valid: Bool[Tensor, "B *S"]) -> dict[str, Tensor]:
-    """Measure how sure the labeler is: the part of the valid pixels in each of seven ranges, narrow ones near 1.
+def confidence_logs(
+    label: Int[Tensor, "B *S"], confidence: Float[Tensor, "B *S"], valid: Bool[Tensor, "B *S"], classes: int
+) -> dict[str, Tensor]:
+    """Measure how sure the labeler is: a histogram of seven ranges, narrow ones near 1, and the mean of each class.
+
+    Args:
+        label: pseudo-labels before any mixing; any value where `valid` is False.
+        confidence: of the labels.
+        valid: real pixels.
+        classes: K.
 
     Returns:
-        One 0-d value per range, for example `pseudo/confidence/0.95-0.98` for confidences of at least 0.95 and below
-        0.98; their sum is 1 where any pixel is valid. The sum of the ranges above a threshold is the coverage that it
-        would give.
+        One 0-d value per range, the part of the valid pixels in it: `pseudo/confidence/0.95-0.98` for confidences of
+        at least 0.95 and below 0.98; their sum is 1 where any pixel is valid. The sum of the ranges above a threshold
+        is the coverage that it would give. `pseudo/confidence_by_class`: mean over the pixels labeled with each class
+        (K,), NaN where there are none.
 
-    >>> logs = confidence_histogram(torch.tensor([0.4, 0.96, 0.97, 1.0]), torch.ones(4, dtype=torch.bool))
+    >>> label, everywhere = torch.tensor([0, 1, 1, 1]), torch.ones(4, dtype=torch.bool)
+    >>> logs = confidence_logs(label, torch.tensor([0.5, 0.96, 0.97, 0.98]), everywhere, 2)
+    >>> logs.pop("pseudo/confidence_by_class")
+    tensor([0.5000, 0.9700])
     >>> {name[18:]: value.item() for name, value in logs.items() if value > 0}
-    {'0.00-0.50': 0.25, '0.95-0.98': 0.5, '0.98-1.00': 0.25}
+    {'0.50-0.70': 0.25, '0.95-0.98': 0.5, '0.98-1.00': 0.25}
     """
     # Compared with each edge: cheaper than sorting into bins, and no table of edges has to reach the device.
     above = [valid.sum(), *(((confidence >= edge) & valid).sum() for edge in _EDGES[1:-1]), valid.sum() * 0]
     total = above[0].clamp_min(1)
-    return {
-        f"{CONFIDENCE}{low:.2f}-{high:.2f}": (above[number] - above[number + 1]) / total
+    logs = {
+        f"{_CONFIDENCE}/{low:.2f}-{high:.2f}": (above[number] - above[number + 1]) / total
         for number, (low, high) in enumerate(pairwise(_EDGES))
     }
+    sums = _histogram(label, valid, classes, confidence.float())
+    return logs | {f"{_CONFIDENCE}_by_class": sums / _histogram(label, valid, classes)}
 
 
 @torch.no_grad()
@@ -90,10 +106,10 @@ def agreement(
     return same.sum() / valid.sum().clamp_min(1)
 
 
-def _histogram(label: Tensor, mask: Tensor, classes: int) -> Tensor:
+def _histogram(label: Tensor, mask: Tensor, classes: int, weight: Tensor | None = None) -> Tensor:
     # Counted per image row and then summed: few writes meet in one cell. `bincount` reads its size on the host,
     # and comparing with every class costs K times the memory.
     label = label.masked_fill(~mask, classes).reshape(-1, label.shape[-1])
-    ones = torch.ones_like(label, dtype=torch.int32)
-    counts = torch.zeros(label.shape[0], classes + 1, dtype=torch.int32, device=label.device)
-    return counts.scatter_add_(1, label, ones).sum(0)[:classes]  # (K,) int64
+    weight = torch.ones_like(label, dtype=torch.int32) if weight is None else weight.reshape(label.shape)
+    counts = weight.new_zeros(label.shape[0], classes + 1)
+    return counts.scatter_add_(1, label, weight).sum(0)[:classes]  # (K,) int64, or of the weight's kind

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from halfmask.batch import Batch
-from halfmask.blocks.pseudo import CONFIDENCE
+from halfmask.blocks.pseudo import CONFIDENCE_RANGE
 from halfmask.engine.examiner import Examiner
 from halfmask.engine.module import LitMethod
 from halfmask.engine.progress import ProgressLine
@@ -116,8 +116,8 @@ class MetricsLog(L.Callback):
         if self._silent < _SILENT_STEPS or self._warned:
             return
         self._warned = True
-        ranges = [(name, share) for name, share in values.items() if name.startswith(CONFIDENCE)]
-        shares = ", ".join(f"{name.removeprefix(CONFIDENCE)}: {share:.1%}" for name, share in ranges)
+        ranges = [(name, share) for name, share in values.items() if CONFIDENCE_RANGE.fullmatch(name)]
+        shares = ", ".join(f"{name.rpartition('/')[2]}: {share:.1%}" for name, share in ranges)
         self.line.say(
             f"warning: no pseudo-label has passed method.threshold for {self._silent} steps, so the unlabeled images "
             f"teach nothing. {f'Pixels by confidence: {shares}. ' if shares else ''}Use a lower method.threshold, a "

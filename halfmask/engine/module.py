@@ -33,17 +33,22 @@ class LogSums:
     """Sums of logged device tensors; the host reads them once per `log_every` steps."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, logs: Mapping[str, Tensor]) -> None:
-        """Add one step's values, without any host synchronization."""
+        """Add one step's values, without any host synchronization.
+
+        NaN means "no value in this step" (a class that did not occur), except in a loss, where it must be seen.
+        """
         for name, value in logs.items():
             value = value.detach().double() if value.device.type == "cpu" else value.detach().float()
-            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
-            self._sums[name] = (total + value, count + 1)
+            known = torch.ones_like(value) if name.startswith("loss") else (~value.isnan()).to(value.dtype)
+            value = torch.where(known > 0, value, 0)
+            total, count = self._sums.get(name, (torch.zeros_like(value), torch.zeros_like(value)))
+            self._sums[name] = (total + value, count + known)
 
     def read(self) -> dict[str, list[float]]:
-        """Give the means since the last call and start anew."""
+        """Give the means since the last call and start anew; NaN where no step had a value."""
         means = {name: (total / count).reshape(-1).tolist() for name, (total, count) in self._sums.items()}
         self._sums = {}
         return means

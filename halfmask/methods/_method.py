@@ -34,8 +34,8 @@ class StepOutput(NamedTuple):
 
     Args:
         loss: scalar with a graph.
-        logs: device tensors, 0-d or (K,) (one value per class); the engine detaches and names them
-            (`loss_sup` -> `train/loss_sup`, `pseudo/coverage` stays).
+        logs: device tensors, 0-d or (K,) (one value per class, NaN for a class without one in this step); the engine
+            detaches and names them (`loss_sup` -> `train/loss_sup`, `pseudo/coverage` stays).
     """
 
     loss: Float[Tensor, ""]

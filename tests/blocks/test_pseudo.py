@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from halfmask.blocks.pseudo import agreement, confidence_histogram, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import agreement, confidence_logs, pseudo_label, pseudo_logs
 from halfmask.reference import pseudo as plain
 
 
@@ -66,9 +66,13 @@ def test_agreement_counts_equal_classes_among_valid_pixels():
 
 
 @pytest.mark.parametrize("shape", [(3, 9, 8), (200,)])
-def test_the_histogram_counts_valid_pixels_by_confidence(shape):
+def test_confidence_is_counted_by_range_and_averaged_by_class(shape):
     confidence, valid = torch.rand(shape) ** 0.1, torch.rand(shape) < 0.7
-    logs = confidence_histogram(confidence, valid)
+    label = torch.randint(0, 4, shape)
+    logs = confidence_logs(label, confidence, valid, 6)
+    by_class = logs.pop("pseudo/confidence_by_class")
+    means = [confidence[valid & (label == number)].mean() for number in range(6)]  # NaN for the last two
+    torch.testing.assert_close(by_class, torch.stack(means), equal_nan=True)
     edges = np.array([0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
     expected = np.histogram(confidence[valid].numpy(), edges)[0] / int(valid.sum())
     assert [value.item() for value in logs.values()] == pytest.approx(expected.tolist())
@@ -79,5 +83,7 @@ def test_the_histogram_counts_valid_pixels_by_confidence(shape):
 
 
 def test_the_histogram_of_no_valid_pixel_is_zero():
-    logs = confidence_histogram(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    label = torch.zeros(2, 3, dtype=torch.long)
+    logs = confidence_logs(label, torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool), 2)
+    assert logs.pop("pseudo/confidence_by_class").isnan().all()
     assert [value.item() for value in logs.values()] == [0] * 7

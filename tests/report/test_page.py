@@ -99,6 +99,16 @@ def test_pseudo_labels_are_measured_against_held_out_masks(page, fix):
     assert f"{percent(kept / total)} % of the pixels pass and {percent(right / kept)} % of these are right" in text
 
 
+@pytest.mark.parametrize("family", ["share", "coverage", "confidence"])
+def test_pseudo_labels_of_each_class_run_over_the_training(page, fix, family):
+    curves = {name: points for name, points in read_run(fix).family(f"pseudo/{family}").items() if "." not in name}
+    assert curves
+    html = (fix / "report.html").read_text()
+    for name, points in curves.items():
+        first, last = (f"{100 * points[place][1]:.0f} %" for place in (0, -1))
+        assert f'aria-label="{name}: from {first} to {last}"' in html
+
+
 def test_networks_of_the_last_checkpoint_are_those_that_were_saved(fix):
     method, progress = evidence.load_method(read_run(fix), torch.device("cpu"))
     saved = torch.load(fix / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -1,8 +1,6 @@
 """The labels that the network gave itself: how many, how sure, how right, and whether training collapsed."""
 
-import re
-
-from halfmask.blocks.pseudo import CONFIDENCE
+from halfmask.blocks.pseudo import CONFIDENCE_RANGE
 from halfmask.report.alarms import alarms
 from halfmask.report.charts import Series, line_chart, sparkline
 from halfmask.report.labels import from_above, threshold_of
@@ -53,12 +51,11 @@ def _time(run: Run) -> str:
 
 def _confidence(run: Run) -> str:
     """Draw the part of the pixels above some confidences, from the recorded histogram."""
-    ranges = {
-        name: points for name, points in run.family(CONFIDENCE.rstrip("/")).items() if re.match(r"[\d.]+-[\d.]+$", name)
-    }
-    if not ranges:
+    family = run.family("pseudo/confidence").items()
+    ranges = ((CONFIDENCE_RANGE.fullmatch(f"pseudo/confidence/{name}"), points) for name, points in family)
+    edges = {float(range[1]): dict(points) for range, points in ranges if range}
+    if not edges:
         return ""
-    edges = {float(name.partition("-")[0]): dict(points) for name, points in ranges.items()}
     steps = sorted({step for points in edges.values() for step in points})
     lines = []
     for number, wanted in enumerate((0.5, 0.8, 0.95, 0.98)):
@@ -123,19 +120,25 @@ def _agreement(found: Material) -> str:
 def _by_class(found: Material) -> str:
     """List each class with its curves and its numbers on held-out masks."""
     run = found.run
-    share, coverage = run.family("pseudo/share"), run.family("pseudo/coverage")
-    names = [name for name in run.classes if name in share or name in coverage]
+    families = {
+        "share of pseudo-labels": (run.family("pseudo/share"), 2),
+        "coverage": (run.family("pseudo/coverage"), 0),
+        "confidence": (run.family("pseudo/confidence"), 1),
+    }
+    share = families["share of pseudo-labels"][0]
+    families = {what: of for what, of in families.items() if not of[0].keys().isdisjoint(run.classes)}
+    names = [name for name in run.classes if any(name in curves for curves, _ in families.values())]
     if not names:
         return ""
     held = _class_numbers(found)
     rows = []
     for name in sorted(names, key=lambda name: -_last(share.get(name, []))):
         row = [esc(name)]
-        for family, color in ((share, 2), (coverage, 0)):
-            points = family.get(name, [])
+        for curves, color in families.values():
+            points = curves.get(name, [])
             row += [sparkline(points, name, color), percent(_last(points))]
         rows.append((*row, *held.get(name, ("", "", ""))))
-    head = ["class", "share of pseudo-labels", "last, %", "coverage", "last, %"]
+    head = ["class", *(title for what in families for title in (what, "last, %"))]
     if held:
         head += ["precision, held out, %", "coverage, held out, %"]
         head += ["networks agree, %"] if found.agreement is not None else []
@@ -146,7 +149,8 @@ def _by_class(found: Material) -> str:
         shown += details(f"{len(rows) - _ROWS} further classes", more)
     lead = note(
         "Small curves run over the training, from 0 to 100 %. Share: part of the pseudo-labels that are of this class. "
-        "Coverage: part of those that pass the threshold. Precision: part of those that pass which are right."
+        "Coverage: part of those that pass the threshold. Confidence: mean probability of these labels. Precision: "
+        "part of those that pass which are right."
     )
     return f"<h3>Class by class</h3>{lead}{shown}"
 
