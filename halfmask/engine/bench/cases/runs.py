@@ -85,7 +85,7 @@ def _two_processes(setting: Setting) -> list[Measure]:
         Measure("wall", ratio, min(ratios), max(ratios), reference=one, fast=two, limit=(ratio / 2, "ideal")),
         Measure("1 process", batch / one, unit="images/s"),
         Measure("2 processes", batch / two, unit="images/s"),
-        Measure("loss", apart, unit=""),
+        Measure("loss difference", apart, unit=""),
     ]
 
 
