@@ -142,7 +142,9 @@ def read_state(path: Path) -> State:
     """
     if not path.is_file():
         raise CheckpointError(
-            f"weights file {path} does not exist. Set model.encoder.weights to a file or a tag.", "H407"
+            f"weights file {path} does not exist. Put it there, name another (model.encoder.weights=FILE or a tag), or "
+            "begin with random weights: model.encoder.weights=null.",
+            "H407",
         )
     content = read_content(path)
     for wrapper in ("state_dict", "model"):
