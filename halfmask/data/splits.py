@@ -110,7 +110,7 @@ def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
     if problems:
         raise DataError(
             f"{dataset.root}: the split cannot be used (one role per image):\n{bullet_list(problems, limit=30)}",
-            "H211",
+            "H211" if split.labeled or lists.problems else "H210",
         )
     if other is dataset:
         dataset.sealed = frozenset(unlabeled)

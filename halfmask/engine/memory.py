@@ -1,6 +1,7 @@
 """How much memory a piece of work takes: of the allocator on a GPU, of the resident set on a CPU."""
 
 import contextlib
+import math
 import resource
 import sys
 from collections.abc import Iterator
@@ -64,7 +65,10 @@ def parse_bytes(text: str) -> int:
     """
     compact = text.strip().upper().replace(" ", "").removesuffix("B").removesuffix("I")
     number, unit = (compact[:-1], compact[-1]) if compact[-1:] in {*"KMGT"} else (compact, "")
-    return int(float(number) * _UNITS[unit])
+    size = float(number) * _UNITS[unit]
+    if not 1 <= size < math.inf:
+        raise ValueError(text)
+    return int(size)
 
 
 def _status(key: str) -> int | None:

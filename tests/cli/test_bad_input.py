@@ -1,6 +1,7 @@
 """Bad input, given to the command as a user would: one clear error with its cure, the right exit code, no traceback."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
+from halfmask.codes import CODES
 from halfmask.engine.checkpoint import read_checkpoint
 from halfmask.engine.train import train
 from tests.cli.processes import run
@@ -43,7 +45,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Case:
-    """A command, what it exits with, what its message must say (parts apart by ` | `), and what is spoiled before."""
+    """A command, what it exits with, what its message must say (parts apart by ` | `), and what is spoiled before.
+
+    The first part is the code.
+    """
 
     code: int
     command: str
@@ -157,101 +162,140 @@ def same_stem(place: Place) -> None:
 
 
 TRY = "train recipe.yaml --out out --dry-run"
+PLAN = "train --data data --out out"
+SMALL = "data.crop=32 model.encoder.width=4 data.batch.labeled=2 data.batch.unlabeled=2"
 CASES = {
-    "missing folder": Case(3, TRY, "data: no such folder | --data DIR", lambda place: shutil.rmtree(place.data)),
-    "empty folder": Case(3, TRY, "no images found | into images/", empty),
-    "corrupt jpeg": Case(3, TRY, "[H201] | shape_08.jpg | truncated | Copy it again", to_jpeg),
-    "empty mask": Case(3, TRY, "[H201] | shape_00.png | 0 bytes", lambda place: place.masks()[0].write_bytes(b"")),
-    "mask of another size": Case(3, TRY, "[H202] | 9x9 | 56x48 | resize_masks=true", resize_mask),
+    "missing folder": Case(3, TRY, "H208 | data: no such folder | --data DIR", lambda place: shutil.rmtree(place.data)),
+    "empty folder": Case(3, TRY, "H208 | no images found | into images/", empty),
+    "corrupt jpeg": Case(3, TRY, "H201 | shape_08.jpg | truncated | Copy it again", to_jpeg),
+    "empty mask": Case(3, TRY, "H201 | shape_00.png | 0 bytes", lambda place: place.masks()[0].write_bytes(b"")),
+    "mask of another size": Case(3, TRY, "H202 | 9x9 | 56x48 | resize_masks=true", resize_mask),
     "unknown value": Case(
-        3, TRY, "[H203] | 7 (9 px) | Known: 0 to 2 | map='{7: 255}'", lambda place: paint(place, 1, 7)
+        3, TRY, "H203 | 7 (9 px) | Known: 0 to 2 | map='{7: 255}'", lambda place: paint(place, 1, 7)
     ),
-    "masks of 0 and 255": Case(3, TRY, "[H204] | binary: true | map: {255: 255}", binary_masks),
-    "duplicate stems": Case(3, TRY, "same stem | rename or remove", same_stem),
+    "masks of 0 and 255": Case(3, TRY, "H204 | binary: true | map: {255: 255}", binary_masks),
+    "duplicate stems": Case(3, TRY, "H208 | same stem | rename or remove", same_stem),
     "absent files in a list": Case(
-        3, f"{TRY} data.labeled=list.txt", "list.txt | images/absent.png | 1 of 2",
+        3, f"{TRY} data.labeled=list.txt", "H211 | list.txt | images/absent.png | 1 of 2",
         lambda place: place.write("data/list.txt", "images/shape_00.png", "images/absent.png"),
     ),
-    "list of another encoding": Case(3, f"{TRY} data.labeled=list.txt", "[H211] | not UTF-8 | iconv", write_latin1),
-    "unknown split": Case(3, f"{TRY} data.split=92", "'92' | not found | data.labeled=COUNT"),
-    "no labeled image": Case(3, TRY, "no labeled image | masks/", lambda place: shutil.rmtree(place.data / "masks")),
-    "more labels than masks": Case(3, f"{TRY} --labeled 9", "only 6 images have a mask | data.labeled=6"),
-    "zero labels wanted": Case(2, f"{TRY} --labeled 0", "1 problem | data.labeled=0 | int in [1, inf)"),
+    "list of another encoding": Case(3, f"{TRY} data.labeled=list.txt", "H211 | not UTF-8 | iconv", write_latin1),
+    "unknown split": Case(3, f"{TRY} data.split=92", "H211 | '92' | not found | data.labeled=COUNT"),
+    "no labeled image": Case(
+        3, TRY, "H210 | no labeled image | masks/", lambda place: shutil.rmtree(place.data / "masks")
+    ),
+    "more labels than masks": Case(3, f"{TRY} --labeled 9", "H210 | only 6 images have a mask | data.labeled=6"),
+    "zero labels wanted": Case(2, f"{TRY} --labeled 0", "H303 | 1 problem | data.labeled=0 | int in [1, inf)"),
     "unlabeled overlaps validation": Case(
         3, f"{TRY} data.unlabeled=unlabeled.txt data.val=val.txt",
-        "both unlabeled and for validation (1): images/shape_05.png", overlapping_lists,
+        "H211 | both unlabeled and for validation (1): images/shape_05.png", overlapping_lists,
     ),
     "recipe typo": Case(
-        2, TRY, "recipe.yaml | data.crp | Did you mean `crop`", lambda place: edit_recipe(place, data={"crp": 32})
+        2, TRY, "H303 | recipe.yaml | data.crp | Did you mean `crop`",
+        lambda place: edit_recipe(place, data={"crp": 32}),
     ),
-    "values out of range": Case(2, TRY, "2 problems | float in [0, 1] | data.crop='big'", spoil_values),
-    "no yaml": Case(2, TRY, "recipe.yaml | not valid YAML", lambda place: place.write("recipe.yaml", "data: [1")),
-    "missing recipe": Case(2, "train nothing.yaml --out out", "nothing.yaml | halfmask list recipes"),
-    "batch of one": Case(2, f"{TRY} data.batch.unlabeled=1", "batch normalization | data.batch.unlabeled to 2"),
-    "logger not installed": Case(5, f"{TRY} run.logger=mlflow", "pip install mlflow | run.logger=none"),
-    "run folder not writable": Case(3, "train recipe.yaml --out /proc/x --dry-run", "/proc/x | writ | --out"),
-    "run folder below a file": Case(3, "train recipe.yaml --out recipe.yaml/run", "is a file | --out"),
-    "run folder in use": Case(3, "train recipe.yaml --out .", "not empty | --overwrite"),
-    "split not writable": Case(3, "split --data data --count 2 --out /proc/x", "/proc/x | writ | --out"),
-    "demo not writable": Case(3, "demo --out /proc/x", "/proc/x | writ | --out"),
-    "zip instead of a folder": Case(3, "train fixmatch/folder --data photos.zip --out out", "[H208] | Unpack", zipped),
-    "time that is none": Case(2, "train --data data --out out --time soon", "--time soon | 30m"),
-    "memory that is none": Case(2, "train --data data --out out --memory much", "--memory much | 8GB"),
-    "resume of nothing": Case(3, "train --resume nowhere", "nowhere | not a run folder"),
+    "values out of range": Case(2, TRY, "H303 | 2 problems | float in [0, 1] | data.crop='big'", spoil_values),
+    "no yaml": Case(
+        2, TRY, "H304 | recipe.yaml | not valid YAML", lambda place: place.write("recipe.yaml", "data: [1")
+    ),
+    "missing recipe": Case(2, "train nothing.yaml --out out", "H304 | nothing.yaml | halfmask list recipes"),
+    "batch of one": Case(2, f"{TRY} data.batch.unlabeled=1", "H301 | batch normalization | data.batch.unlabeled to 2"),
+    "logger not installed": Case(5, f"{TRY} run.logger=mlflow", "H213 | pip install mlflow | run.logger=none"),
+    "run folder not writable": Case(3, "train recipe.yaml --out /proc/x --dry-run", "H502 | /proc/x | writ | --out"),
+    "run folder below a file": Case(3, "train recipe.yaml --out recipe.yaml/run", "H502 | is a file | --out"),
+    "run folder in use": Case(3, "train recipe.yaml --out .", "H408 | not empty | --overwrite"),
+    "split not writable": Case(3, "split --data data --count 2 --out /proc/x", "H502 | /proc/x | writ | --out"),
+    "demo not writable": Case(3, "demo --out /proc/x", "H502 | /proc/x | writ | --out"),
+    "zip instead of a folder": Case(3, "train fixmatch/folder --data photos.zip --out out", "H208 | Unpack", zipped),
+    "time that is none": Case(2, f"{PLAN} --time soon", "H303 | --time soon | 30m"),
+    "memory that is none": Case(2, f"{PLAN} --memory much", "H303 | --memory much | 8GB"),
+    "no time": Case(2, f"{PLAN} --time 0m", "H303 | --time 0m | 30m"),
+    "no memory": Case(2, f"{PLAN} --memory 0", "H303 | --memory 0 | 8GB"),
+    "endless memory": Case(2, f"{PLAN} --memory infGB", "H303 | --memory infGB | 8GB"),
+    "less time than any plan takes": Case(2, f"{PLAN} {SMALL} --time 1s", "H305 | 1.0 s is too short | at least"),
+    "less memory than any plan takes": Case(2, f"{PLAN} {SMALL} --memory 10MB", "H305 | is too little | at least"),
+    "recipe and a budget": Case(2, f"{TRY} --time 30m", "H301 | --time | leave out recipe.yaml"),
+    "a run of an unknown method": Case(2, f"{TRY} --method fixmach", "H303 | Did you mean `fixmatch`"),
+    "crop the network cannot take": Case(
+        2, f"{TRY} model.encoder.name=dinov2 model.encoder.weights=null data.crop=50", "H302 | 14 | data.crop=42 or 56"
+    ),
+    "resume of nothing": Case(3, "train --resume nowhere", "H407 | nowhere | not a run folder"),
 }  # fmt: skip
 
 WITH_RUN = {
     "checkpoint of another class count": Case(
-        3, "train --resume run", "3 classes (background, disc, bar), | has 4 (background, disc, bar, ring) | new run",
+        3, "train --resume run",
+        "H405 | 3 classes (background, disc, bar), | has 4 (background, disc, bar, ring) | new run",
         other_classes_in_checkpoint,
     ),
     "model of another class count": Case(
-        3, "evaluate run --data four --part train", "predicts 3 classes | have 4 | --data", four_classes
+        3, "evaluate run --data four --part train", "H405 | predicts 3 classes | have 4 | --data", four_classes
     ),
     "damaged checkpoint": Case(
-        3, "train --resume run", "last.ckpt | damaged | another checkpoint",
+        3, "train --resume run", "H402 | last.ckpt | damaged | another checkpoint",
         lambda place: cut(place.root / "run/checkpoints/last.ckpt"),
     ),
     "damaged weights": Case(
-        3, "evaluate run", "model.safetensors | damaged | Copy it again",
+        3, "evaluate run", "H402 | model.safetensors | damaged | Copy it again",
         lambda place: cut(place.root / "run/model.safetensors"),
     ),
     "foreign checkpoint": Case(
-        3, "train --resume run", "last.ckpt | not a halfmask checkpoint | halfmask import", foreign_checkpoint
+        3, "train --resume run", "H403 | last.ckpt | not a halfmask checkpoint | halfmask import", foreign_checkpoint
     ),
     "tampered weights": Case(
-        3, "predict run --input data/images --out masks", "SHA-256 differs | Copy both files", tampered_weights
+        3, "predict run --input data/images --out masks", "H406 | SHA-256 differs | Copy both files", tampered_weights
     ),
     "bundle of a later format": Case(
-        3, "evaluate run", "bundle format 9 | install that version", lambda place: edit_meta(place, format_version=9)
+        3, "evaluate run", "H404 | bundle format 9 | install that version",
+        lambda place: edit_meta(place, format_version=9),
     ),
     "bundle of something else": Case(
-        3, "evaluate run", "not a halfmask bundle", lambda place: edit_meta(place, format="other")
+        3, "evaluate run", "H403 | not a halfmask bundle", lambda place: edit_meta(place, format="other")
     ),
     "bundle without classes": Case(
-        3, "evaluate run", "model.json | incomplete", lambda place: edit_meta(place, task={"kind": "segmentation"})
+        3, "evaluate run", "H402 | model.json | incomplete",
+        lambda place: edit_meta(place, task={"kind": "segmentation"}),
     ),
-    "masks that went since the run began": Case(3, "train --resume run", "list | differs | new run", other_labels),
+    "masks that went since the run began": Case(
+        3, "train --resume run", "H405 | list | differs | new run", other_labels
+    ),
     "deep image for a model of 8 bits": Case(
-        3, "predict run --input deep.png --out masks", "[H207] | uint16 | trained on 3 of 8 bits | Convert", deep_image
+        3, "predict run --input deep.png --out masks", "H201 | [H207] | uint16 | trained on 3 of 8 bits | Convert",
+        deep_image,
     ),
     "GeoTIFF of nothing but NaN": Case(
-        3, "predict run --input field.tif --out masks", "[H207] | float32 | trained on 3 of 8 bits", nan_geotiff
+        3, "predict run --input field.tif --out masks", "H201 | [H207] | float32 | trained on 3 of 8 bits", nan_geotiff
     ),
     "HEIC to predict": Case(
-        3, "predict run --input phone.heic --out masks", "[H201] | phone.heic | cannot be decoded",
+        3, "predict run --input phone.heic --out masks", "H201 | phone.heic | cannot be decoded",
         lambda place: (place.root / "phone.heic").write_bytes(b"ftypheic"),
     ),
     "array without pixels": Case(
-        3, "predict run --input none.npy --out masks", "[H201] | none.npy | without pixels",
+        3, "predict run --input none.npy --out masks", "H201 | none.npy | without pixels",
         lambda place: np.save(place.root / "none.npy", np.zeros((0, 9, 3), np.uint8)),
     ),
-    "nothing to predict": Case(3, "predict run --input nowhere --out masks", "nowhere does not exist | Give a folder"),
+    "format to export to that is none": Case(2, "export run --format onxx", "H303 | unknown | Did you mean `onnx`"),
+    "device that is not there": Case(2, "evaluate run --device cuda:99", "H503 | cuda:99 | this machine has"),
+    "import of a file of another program": Case(
+        3, "import run/checkpoints/last.ckpt --out bundle", "H403 | none of the formats | conv.weight",
+        foreign_checkpoint,
+    ),
+    "import of a cut file": Case(
+        3, "import run/checkpoints/last.ckpt --out bundle", "H402 | Is the download complete",
+        lambda place: cut(place.root / "run/checkpoints/last.ckpt"),
+    ),
+    "no run to report": Case(3, "report data", "H407 | not a run folder | --out"),
+    "no run to suggest from": Case(3, "suggest data --n 2 --out next", "H407 | no model.json"),
+    "nothing to predict": Case(
+        3, "predict run --input nowhere --out masks", "H201 | nowhere does not exist | Give a folder"
+    ),
     "one corrupt image to predict": Case(
-        3, "predict run --input data/images --out masks", "1 of 10 images | shape_00.png",
+        3, "predict run --input data/images --out masks", "H201 | 1 of 10 images | shape_00.png",
         lambda place: cut(place.images()[0]),
     ),
-    "predictions not writable": Case(3, "predict run --input data/images --out /proc/x", "/proc/x | writ | --out"),
+    "predictions not writable": Case(
+        3, "predict run --input data/images --out /proc/x", "H502 | /proc/x | writ | --out"
+    ),
 }  # fmt: skip
 
 
@@ -262,8 +306,11 @@ def check(place: Place, case: Case) -> None:
     assert "Traceback" not in done.out + done.err
     assert done.out == ""
     assert [text for text in case.says.split(" | ") if text not in done.err] == [], done.err
-    heads = [line for line in done.err.splitlines() if "Error" in line.partition(":")[0]]
-    assert len(heads) == 1, done.err
+    (head,) = [line for line in done.err.splitlines() if "Error" in line.partition(":")[0]]
+    code = re.match(r"\w+Error\[(H\d{3})\]: ", head)
+    assert code is not None, done.err
+    assert code[1] in CODES
+    assert case.says.startswith(code[1]), done.err
 
 
 @pytest.fixture

@@ -70,3 +70,9 @@ def test_sizes_are_read_in_powers_of_1024(text, size):
 def test_other_texts_are_no_size(text):
     with pytest.raises(ValueError, match="could not convert"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0.0GB", "-4GB", "infGB", "nan"])
+def test_a_size_is_one_byte_or_more(text):
+    with pytest.raises(ValueError, match=text):
+        parse_bytes(text)
