@@ -89,14 +89,17 @@ CODES: dict[str, Code] = {
     "H401": Code("a checkpoint, bundle or run that cannot serve for this", "use another one, or another command"),
     "H402": Code("a file of a run or bundle is damaged or incomplete", "copy it again, or use another checkpoint"),
     "H403": Code(
-        "a file of another program, or of a network unknown here", "try halfmask import FILE, or `list importers`"
+        "a file of another program, or of a network unknown here",
+        "halfmask import FILE; `halfmask list importers` names what is read",
     ),
     "H404": Code("a file of another version's format", "use the version of halfmask that wrote it"),
     "H405": Code(
         "other classes, lists or networks than a checkpoint's", "use those it was trained with, or train anew"
     ),
     "H406": Code("a file was changed after it was saved", "copy the bundle again, from a place that is trusted"),
-    "H407": Code("no run, checkpoint or bundle at this place", "name the folder given to halfmask train --out"),
+    "H407": Code(
+        "no run, checkpoint, bundle or weights at this place", "name the folder given to halfmask train --out"
+    ),
     "H408": Code("the place for a result holds other files", "another --out, or --overwrite to replace them"),
     "H409": Code("pretrained weights that are unknown or not to be had", "a file, or model.encoder.weights=null"),
     "H410": Code("a model that cannot be exported", "predict with the bundle: halfmask predict RUN"),
