@@ -11,10 +11,10 @@ from halfmask.errors import RecipeError
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Folder with masks, in any layout.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="IN", help="Folder with masks, or an export.", show_default=False)],
     overrides: flags.Overrides = None,
     to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help="index, color, coco, labelme or geojson.")
+        str, typer.Option("--to", metavar="FORMAT", help="index, color, coco, labelme, label_studio or geojson.")
     ] = "index",
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the result.")] = None,
     rle: Annotated[
@@ -27,8 +27,8 @@ def convert(
 ) -> None:
     """Convert masks.
 
-    From any folder that trains (PNG, COCO json, labelme, GeoJSON), or masks alone, to index or color PNG, COCO json,
-    labelme or GeoJSON; exact to the pixel.
+    From any folder that trains, masks alone, or what annotation tools export (COCO json, Label Studio json, a folder of
+    labelme json), to index or color PNG, COCO json, labelme, Label Studio or GeoJSON; exact to the pixel.
     """
     flags.check_overrides(overrides or ())
     if out is None:

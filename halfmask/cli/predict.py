@@ -25,7 +25,8 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the masks drawn over the images.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     outlines: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="Also as outlines: labelme, geojson or coco.")
+        str | None,
+        typer.Option("--format", metavar="NAME", help="Also as outlines: labelme, label_studio, geojson or coco."),
     ] = None,
     tile: Annotated[
         int | None,

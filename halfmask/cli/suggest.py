@@ -25,7 +25,9 @@ def suggest(
     ] = None,
     format: Annotated[
         list[str] | None,
-        typer.Option("--format", metavar="NAME", help="Drafts of masks: png, labelme, coco, geojson; repeatable."),
+        typer.Option(
+            "--format", metavar="NAME", help="Drafts: png, labelme, label_studio, coco (CVAT), geojson; repeatable."
+        ),
     ] = None,
     uncertainty: Annotated[float, typer.Option("--uncertainty", metavar="X", help=_WEIGHT)] = 1.0,
     disagreement: Annotated[float, typer.Option("--disagreement", metavar="X", help=_WEIGHT)] = 1.0,

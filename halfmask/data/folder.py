@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from halfmask.data._coco_json import CocoFolder
 from halfmask.data._description import Description, read_description
 from halfmask.data._files import FileDataset
+from halfmask.data._label_studio import LabelStudioFolder
 from halfmask.data.ade20k import ADE20K
 from halfmask.data.annotations._outlines import Outlines
 from halfmask.data.cityscapes import Cityscapes
@@ -84,7 +85,7 @@ class Folder(FileDataset):
         self._said: Description = read_description(Path(root), given)
         self._mask_options = {"resize": resize_masks, "transparent_ignored": transparent_ignored}
         self._known = self._known_dataset()
-        self._coco = self._open_coco() if self.layout.name == "coco json" else None
+        self._lists = self._open_lists()
         self._outlines = self._open_outlines() if self.layout.name in {"labelme", "geojson"} else None
         self.channels, self.value_range = self._said.bands, self._said.range
         self.mean, self.std, self.nodata = self._said.mean, self._said.std, self._said.nodata
@@ -111,14 +112,14 @@ class Folder(FileDataset):
         """Sorted ids of a part; images that are in no part are "unlabeled"."""
         if self._known is not None:
             return self._known.ids(part)
-        return list((self._coco.parts if self._coco else self.layout.parts).get(part, []))
+        return list((self._lists.parts if self._lists else self.layout.parts).get(part, []))
 
     def find_mask(self, id: str) -> Path | None:
         """The mask that pairs with an image."""
         if self._known is not None:
             return self._known.mask_path(id)
-        if self._coco is not None:
-            return self._coco.file_of(id)
+        if self._lists is not None:
+            return self._lists.file_of(id)
         mask = self.layout.masks.get(id)
         return self.root / mask if mask is not None else None
 
@@ -139,8 +140,8 @@ class Folder(FileDataset):
     def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
         """Decode a mask as training ids; image pixels without data are ignored."""
         path = self.existing_mask(id)
-        if self._coco is not None and path.suffix == ".json":
-            target = fit_to_image(self._coco.paint(id), path, self.root / id)
+        if self._lists is not None and path.suffix == ".json":
+            target = fit_to_image(self._lists.paint(id), path, self.root / id)
         elif self._outlines is not None:
             target = self._outlines.paint(id)
         else:
@@ -170,8 +171,12 @@ class Folder(FileDataset):
         """Every id of the layout, of whatever part."""
         return [id for part in self.layout.parts.values() for id in part]
 
-    def _open_coco(self) -> CocoFolder:
-        return CocoFolder(self.root, self.layout.annotations, self.ids_found(), self._names)
+    def _open_lists(self) -> CocoFolder | LabelStudioFolder | None:
+        """Open the json files that annotate many images each."""
+        kinds = {"coco json": CocoFolder, "label studio": LabelStudioFolder}
+        if self.layout.name not in kinds:
+            return None
+        return kinds[self.layout.name](self.root, self.layout.annotations, self.ids_found(), self._names)
 
     def _open_outlines(self) -> Outlines:
         return Outlines(self.root, self.layout.name, self.layout.masks, self._names)
@@ -186,7 +191,7 @@ class Folder(FileDataset):
     def _named(self) -> Description:
         """The description with classes filled in."""
         said = self._said
-        outlined = self._coco or self._outlines
+        outlined = self._lists or self._outlines
         if outlined is not None and said.classes is None:
             return said.model_copy(update={"classes": dict(enumerate(outlined.classes))})
         if said.classes is None and said.binary:
@@ -275,7 +280,7 @@ class Folder(FileDataset):
             said.binary
             or sorted(said.classes or {}) != [0, 1]
             or 255 in said.map
-            or self._coco is not None
+            or self._lists is not None
             or self._outlines is not None
         ):
             return

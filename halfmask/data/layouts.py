@@ -8,6 +8,7 @@
     parts         {train,val,test}/{images,masks}/ [+ unlabeled/]; any other pair SUBFOLDER/{images,masks} is training
     outlines      NAME.json (labelme) or NAME.geojson beside NAME.jpg, or in masks/ and the like beside images/
     COCO json     a json with images, annotations, categories
+    Label Studio  its json export: a list of tasks
     side by side  NAME.jpg + NAME_mask.png in one folder
     plain         images only: all unlabeled
 
@@ -25,7 +26,7 @@ from halfmask.errors import DataError, bullet_list
 
 LayoutName = Literal[
     "voc", "cityscapes", "ade20k", "images+masks", "parts", "parts inside", "labelme", "geojson", "coco json",
-    "side by side", "plain",
+    "label studio", "side by side", "plain",
 ]  # fmt: skip
 
 # How folders and files name the parts of a dataset.
@@ -51,7 +52,7 @@ class Layout:
         root: folder that ids are relative to.
         parts: ids per part, sorted.
         masks: mask path (relative to `root`) per id that has one.
-        annotations: json files, for COCO json.
+        annotations: json files, for COCO json and Label Studio.
         orphans: masks without an image.
     """
 
@@ -75,7 +76,7 @@ def detect(root: Path) -> Layout:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
     attempts = (
-        _voc, _cityscapes, _ade20k, _parts_inside, _images_masks, _parts, _outlined, _coco_json, _side_by_side,
+        _voc, _cityscapes, _ade20k, _parts_inside, _images_masks, _parts, _outlined, _json_lists, _side_by_side,
     )  # fmt: skip
     for attempt in attempts:
         if (found := attempt(root)) is not None:
@@ -253,7 +254,7 @@ def _outlined(root: Path) -> Layout | None:
         if id is not None:
             masks[id] = name
     first = next((root / name for name in masks.values()), None)
-    head = _head(first) if first is not None else ""
+    head = head_of(first) if first is not None else ""
     kind: LayoutName | None = "labelme" if '"shapes"' in head else "geojson" if '"FeatureCollection"' in head else None
     if first is None or kind is None:
         return None
@@ -264,22 +265,19 @@ def _outlined(root: Path) -> Layout | None:
     return Layout(kind, f"{first.relative_to(root).as_posix()} for its image", root, parts, masks)
 
 
-def _coco_json(root: Path) -> Layout | None:
+def _json_lists(root: Path) -> Layout | None:
+    """Find json files that annotate many images each."""
     patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json", "*/annotations/*.json")
-    files = sorted({path for pattern in patterns for path in root.glob(pattern) if _looks_like_coco(path)})
+    kinds = {path: _list_kind(path) for pattern in patterns for path in root.glob(pattern)}
+    kind: LayoutName = "coco json" if "coco json" in kinds.values() else "label studio"
+    files = sorted(path for path, found in kinds.items() if found == kind)
     if not files:
         return None
     images = list_images(root, root)
     if not images:
-        raise DataError(f"{files[0]}: COCO annotations, but no images below {root}. Copy the images there.", "H208")
-    return Layout(
-        "coco json",
-        ", ".join(path.relative_to(root).as_posix() for path in files),
-        root,
-        {"train": images},
-        {},
-        tuple(files),
-    )
+        raise DataError(f"{files[0]}: annotations, but no images below {root}. Copy the images there.", "H208")
+    reason = ", ".join(path.relative_to(root).as_posix() for path in files)
+    return Layout(kind, reason, root, {"train": images}, {}, tuple(files))
 
 
 def _side_by_side(root: Path) -> Layout | None:
@@ -304,15 +302,20 @@ def _side_by_side(root: Path) -> Layout | None:
     return Layout("plain", "images without masks", root, {"unlabeled": images})
 
 
-def _looks_like_coco(path: Path) -> bool:
-    head = _head(path)
-    return not path.name.startswith(".") and any(f'"{key}"' in head for key in ("images", "annotations", "categories"))
+def _list_kind(path: Path) -> LayoutName | None:
+    head = head_of(path)
+    if path.name.startswith("."):
+        return None
+    if head.startswith("["):
+        tasks = any(f'"{key}"' in head for key in ("annotations", "predictions", "polygonlabels", "brushlabels"))
+        return "label studio" if tasks else None
+    return "coco json" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
 
 
-def _head(path: Path) -> str:
-    # The lists may be far apart in a large file: read only the beginning, where the first key stands.
+def head_of(path: Path) -> str:
+    """Read the beginning of a json file, where the first key stands: lists may be far apart in a large one."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.read(4096)
+        return file.read(4096).lstrip()
 
 
 def _require_pairs(root: Path, images: list[str], masks: dict[str, str], orphans: Iterable[str]) -> None:

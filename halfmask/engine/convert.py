@@ -1,11 +1,12 @@
-"""Convert masks between index PNG, color PNG, COCO json, labelme json and GeoJSON.
+"""Convert masks between index PNG, color PNG, COCO json, labelme json, Label Studio json and GeoJSON.
 
-What is read: any folder that trains (its masks), or a folder of masks alone, such as the output of `halfmask predict`.
+What is read: see `halfmask.engine.convert_source`.
 What is written, below `out`:
 
     index, color    NAME.png, of class ids with a palette, or of colors
     labelme         NAME.json, GeoJSON NAME.geojson: one file per image; of a GeoTIFF in longitude and latitude
     coco            annotations.json
+    label_studio    tasks.json, config.xml: tasks, and the labeling configuration of the project
     halfmask.yaml   the classes and colors; beside the data it makes reading exact
 
 NAME is the path of the image without a leading `images/`. Reading what was written gives the same class ids.
@@ -13,7 +14,7 @@ NAME is the path of the image without a leading `images/`. Reading what was writ
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -23,41 +24,23 @@ import yaml
 from jaxtyping import Integer
 from PIL import Image
 
-from halfmask.data._dataset import Dataset
-from halfmask.data._files import list_images
 from halfmask.data.annotations import geojson, labelme
 from halfmask.data.annotations.coco import CocoWriter, Geometry
-from halfmask.data.folder import Folder
+from halfmask.data.annotations.label_studio import LabelStudioWriter
 from halfmask.data.geotiff import Ground, is_georeferenced
-from halfmask.data.masks import IGNORE, LabelMap, read_mask, read_stored
-from halfmask.data.splits import open_dataset
+from halfmask.data.masks import IGNORE, read_stored
 from halfmask.engine.atomic import atomic_path, write_text
+from halfmask.engine.convert_source import open_source
 from halfmask.errors import DataError, RecipeError, nearest
 from halfmask.palette import Color, colorize, palette_of
-from halfmask.recipe import load, parse_override
 from halfmask.task import Kind, Task
 
-Format = Literal["index", "color", "coco", "labelme", "geojson"]
+Format = Literal["index", "color", "coco", "labelme", "label_studio", "geojson"]
+OUTLINES = ("labelme", "label_studio", "geojson", "coco")
 FORMATS = get_args(Format)
 _SUFFIX = {"index": ".png", "color": ".png", "labelme": ".json", "geojson": ".geojson"}
-_MASK_OF = Callable[[str], Integer[np.ndarray, "H W"]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Masks to convert.
-
-    Args:
-        root: folder that ids are relative to.
-        ids: of images that have a mask.
-        task: their classes.
-        read: gives the mask of an id.
-    """
-
-    root: Path
-    ids: tuple[str, ...]
-    task: Task
-    read: _MASK_OF
+# Formats with one file for all images.
+_WHOLE = {"coco": "annotations.json", "label_studio": "tasks.json"}
 
 
 @dataclass
@@ -69,25 +52,27 @@ class Writer:
         out: folder.
         task: classes and colors.
         geometry: of COCO: "polygon" or "rle".
+        drafts: the masks are predictions, to be corrected in Label Studio.
     """
 
     format: Format
     out: Path
     task: Task
     geometry: Geometry = "polygon"
+    drafts: bool = False
     _coco: CocoWriter = field(init=False)
+    _tasks: LabelStudioWriter = field(init=False)
 
     def __post_init__(self) -> None:
         self._coco = CocoWriter(self.task.classes, self.geometry)
+        self._tasks = LabelStudioWriter(self.task.classes, drafts=self.drafts)
 
     def path(self, name: str) -> Path:
         """Where the result of an image goes."""
-        if self.format == "coco":
-            return self.out / "annotations.json"
-        return self.out / f"{name}{_SUFFIX[self.format]}"
+        return self.out / (_WHOLE.get(self.format) or f"{name}{_SUFFIX[self.format]}")
 
     def add(self, name: str, mask: Integer[np.ndarray, "H W"], image: Path, file: Path) -> None:
-        """Write one mask; COCO is written at the end.
+        """Write one mask; what holds all images is written at the end.
 
         Args:
             name: path below `out`, without suffix.
@@ -99,20 +84,25 @@ class Writer:
         match self.format:
             case "coco":
                 self._coco.add(image.as_posix(), mask)
+            case "label_studio":
+                self._tasks.add(image.as_posix(), mask)
             case "labelme":
                 beside = os.path.relpath(image, path.parent).replace(os.sep, "/")
                 write_json_text(path, labelme.encode(mask, self.task.classes, beside))
             case "geojson":
-                place = Ground(file).of_pixels if is_georeferenced(file) else None
+                place = Ground(file).of_pixels if file.exists() and is_georeferenced(file) else None
                 write_json_text(path, geojson.encode(mask, self.task.classes, place))
             case _:
                 with atomic_path(path, error=DataError) as part:
                     self._picture(mask).save(part)
 
     def close(self) -> None:
-        """Write what is written once: the COCO file, and the classes."""
+        """Write what is written once: the file of all images, and the classes."""
         if self.format == "coco":
             write_json_text(self.path(""), self._coco.content())
+        if self.format == "label_studio":
+            write_json_text(self.path(""), self._tasks.tasks)
+            write_text(self.out / "config.xml", self._tasks.configuration(palette_of(self.task)), error=DataError)
         write_text(self.out / "halfmask.yaml", describe(self.task), error=DataError)
 
     def _picture(self, mask: Integer[np.ndarray, "H W"]) -> Image.Image:
@@ -138,9 +128,9 @@ def convert(
     """Convert the masks of a folder.
 
     Args:
-        source: a folder that trains, or one of masks alone.
+        source: a folder that trains, or one of masks alone, or an export of COCO or Label Studio json.
         out: folder for the result.
-        to: "index", "color", "coco", "labelme" or "geojson".
+        to: "index", "color", "coco", "labelme", "label_studio" or "geojson".
         geometry: of COCO: "polygon" for regions without holes, or "rle" for all.
         overrides: dotted `data.*` keys, for example `["data.dataset.classes=[ground, leaf]"]`.
         overwrite: replace files that exist.
@@ -173,9 +163,10 @@ def require_outlines(format: str | None, kind: Kind) -> None:
     Raises:
         RecipeError: such a format or task.
     """
-    known = ("labelme", "geojson", "coco")
-    if format is not None and format not in known:
-        raise RecipeError(f"--format {format}: unknown.{nearest(format, known)} Known: {', '.join(known)}.", "H303")
+    if format is not None and format not in OUTLINES:
+        raise RecipeError(
+            f"--format {format}: unknown.{nearest(format, OUTLINES)} Known: {', '.join(OUTLINES)}.", "H303"
+        )
     if format is not None and kind == "classification":
         raise RecipeError(f"--format {format}: labels of whole images have no outlines. Leave it out.")
 
@@ -186,32 +177,16 @@ def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: st
     Args:
         done: path below the input, image, and file of the mask.
         out: folder of the predictions.
-        format: "labelme", "geojson" or "coco".
+        format: of `OUTLINES`.
         task: classes and colors.
     """
     if task.n_classes > IGNORE:
         raise RecipeError(f"--format {format}: {task.n_classes} classes; outlines are written of up to {IGNORE}.")
-    writer = Writer(cast(Format, format), out / format, task)
+    writer = Writer(cast(Format, format), out / format, task, drafts=True)
     for row, image, mask in done:
         named = image if format == "labelme" else Path(row)
         writer.add(row.rpartition(".")[0], read_stored(mask).values.astype(np.uint8), named, image)
     writer.close()
-
-
-def open_source(source: Path, overrides: Sequence[str] = ()) -> Source:
-    """Find the masks of a folder.
-
-    Raises:
-        DataError: there are none.
-    """
-    recipe = load(None, {"data.root": str(source)} | dict(map(parse_override, overrides))).data
-    dataset = open_dataset(recipe)
-    ids = tuple(_labeled(dataset))
-    if ids:
-        return Source(dataset.root, ids, dataset.task, dataset.read_target)
-    if isinstance(dataset, Folder) and dataset.layout.name == "plain":
-        return _masks_alone(dataset)
-    raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
 
 
 def describe(task: Task) -> str:
@@ -227,35 +202,6 @@ def describe(task: Task) -> str:
 def write_json_text(path: Path, content: object) -> None:
     """Write compact JSON atomically: indentation would double the size of outlines."""
     write_text(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", error=DataError)
-
-
-def _labeled(dataset: Dataset) -> Iterator[str]:
-    for part in ("train", "val", "test"):
-        yield from (id for id in dataset.ids(part) if dataset.mask_path(id) is not None)
-
-
-def _masks_alone(folder: Folder) -> Source:
-    """Read every file of a folder as a mask."""
-    ids = tuple(list_images(folder.root, folder.root))
-    said = folder.description
-    if said.classes is None:
-        values: set[int] = set()
-        for id in ids:
-            stored = read_stored(folder.root / id)
-            if stored.is_color:
-                raise DataError(
-                    f"{folder.root / id}: colors, and no table says which class each is. Put halfmask.yaml with "
-                    "`classes` and `palette` beside the masks.",
-                    "H206",
-                )
-            values |= set(np.unique(stored.values).tolist())
-        last = max(values - {IGNORE, said.ignore_index}, default=0)
-        task = Task("segmentation", tuple(f"class_{id}" for id in range(last + 1)))
-        labels = LabelMap(last + 1, said.ignore_index)
-    else:
-        task = folder.task
-        labels = folder.labels_of(folder.root / ids[0])
-    return Source(folder.root, ids, task, lambda id: read_mask(folder.root / id, labels))
 
 
 def _name(id: str) -> str:

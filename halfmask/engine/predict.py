@@ -3,7 +3,7 @@
     <out>/<path below the input>.png                palette mask: pixel value = class id (of a pair: path below B/)
     <out>/overlays/<path below the input>.jpg       the image with the mask over it
     <out>/probabilities/<path below the input>.npy  float16 (K, H, W)
-    <out>/labelme/..., geojson/..., coco/...        outlines, see `halfmask.engine.convert`
+    <out>/labelme/..., label_studio/..., ...        outlines, see `halfmask.engine.convert`
 
 Masks have the size of the upright image (EXIF orientation applied). Each file appears only when it is complete,
 and the mask last: an interrupted call continues where it stopped, and a broken image costs nothing but itself.
@@ -84,7 +84,8 @@ def predict(
         out: folder for the results; created if missing.
         overlay: also write each image with its mask over it.
         probabilities: also write class probabilities; 2 * K * H * W bytes per image.
-        outlines: also write the masks as outlines, for correction in annotation tools: `labelme`, `geojson` or `coco`.
+        outlines: also write the masks as outlines, for correction in annotation tools: `labelme`,
+            `label_studio`, `geojson` or `coco`.
         overrides: dotted `eval.*` keys, for example `["eval.flip=true"]`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: predict images again that have their files.

@@ -86,7 +86,7 @@ def suggest(
         data: take the images without a mask of this folder instead of those of the run.
         weights: of the criteria; 0 leaves one out.
         measure: of uncertainty, `entropy` or `margin`.
-        formats: of the drafts: `png`, `labelme`, `coco`, `geojson`.
+        formats: of the drafts: `png`, `labelme`, `label_studio`, `coco`, `geojson`.
         overrides: dotted `eval.*` keys.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         workers: threads that read images ahead.

@@ -13,13 +13,13 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from halfmask.engine.atomic import atomic_path, write_text
-from halfmask.engine.convert import write_outlines
+from halfmask.engine.convert import OUTLINES, write_outlines
 from halfmask.engine.predict_files import mask_image
 from halfmask.errors import DataError
 from halfmask.palette import overlay, palette_of
 from halfmask.task import Task
 
-FORMATS = ("png", "labelme", "coco", "geojson")
+FORMATS = ("png", *OUTLINES)
 _THUMBNAIL = 320
 
 

@@ -283,6 +283,15 @@ def source_folder(root, classes=CLASSES):
     return maps
 
 
+def put_beside_the_images(out, to):
+    """What holds the masks of all images lies in the folder, not in masks/."""
+    if to in {"coco", "label_studio"}:
+        (out / "masks/config.xml").unlink(missing_ok=True)
+        for path in (out / "masks").iterdir():
+            path.rename(out / path.name)
+        (out / "masks").rmdir()
+
+
 @pytest.mark.parametrize("classes", [CLASSES, ("ground", "leaf", "stem", "fruit")])
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_converted_folder_trains_on_the_same_masks(to, classes, tmp_path):
@@ -294,9 +303,7 @@ def test_a_converted_folder_trains_on_the_same_masks(to, classes, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((tmp_path / "in" / id).read_bytes())
     (out / "masks/halfmask.yaml").rename(out / "halfmask.yaml")
-    if to == "coco":
-        (out / "masks/annotations.json").rename(out / "annotations.json")
-        (out / "masks").rmdir()
+    put_beside_the_images(out, to)
     dataset = Folder(out)
     assert dataset.task.classes == classes
     for id, mask in maps.items():
@@ -367,9 +374,7 @@ def test_real_masks_survive_every_format(name, to, shared, tmp_path):
     for id in ids:
         (out / id).parent.mkdir(parents=True, exist_ok=True)
         (out / id).symlink_to(original.root / id)
-    if to == "coco":
-        (out / "masks/annotations.json").rename(out / "annotations.json")
-        (out / "masks").rmdir()
+    put_beside_the_images(out, to)
     dataset = Folder(out)
     for id in ids:
         np.testing.assert_array_equal(dataset.read_target(id), original.read_target(id))

@@ -48,16 +48,22 @@ class Outlines:
     def paint(self, id: str) -> UInt8[np.ndarray, "H W"]:
         """Paint the outlines of an image as training ids, in the size of the upright image.
 
+        Where the json is its own id, no image is there, and the json tells its size.
+
         Raises:
             DataError: broken file, or a label that is no class.
         """
-        height, width = read_header(self.root / id).upright
+        file = self.files[id]
+        size = None if file == id else read_header(self.root / id).upright
         ids = {name: number for number, name in enumerate(self.classes)}
         geo = self._format is geojson and is_georeferenced(self.root / id)
         place = {"to_pixels": Ground(self.root / id).to_pixels} if geo else {}
-        painted: UInt8[np.ndarray, "H W"] = self._checked(
-            self.root / self.files[id], lambda content: self._format.decode(content, ids, height, width, **place)
-        )
+
+        def paint(content: Any) -> Any:
+            height, width = size or (int(content["imageHeight"]), int(content["imageWidth"]))
+            return self._format.decode(content, ids, height, width, **place)
+
+        painted: UInt8[np.ndarray, "H W"] = self._checked(self.root / file, paint)
         return painted
 
     def _checked(self, path: Path, use: Any) -> Any:

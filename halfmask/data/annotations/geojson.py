@@ -13,7 +13,7 @@ from jaxtyping import Float, Integer, UInt8
 
 from halfmask.data.annotations._contours import polygons
 from halfmask.data.annotations._fill import fill
-from halfmask.data.annotations.labelme import BACKGROUND_LABEL, IGNORE_LABEL
+from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, label_of
 from halfmask.data.masks import IGNORE
 
 # From points (x, y) to others.
@@ -37,7 +37,7 @@ def encode(
         {
             "type": "Feature",
             "properties": {
-                "class": IGNORE_LABEL if region.value == IGNORE else classes[region.value],
+                "class": label_of(region.value, classes),
                 "class_id": region.value,
                 "pixels": region.area,
             },

@@ -1,7 +1,6 @@
 """labelme json: one file per image, shapes painted in their order, later ones on top.
 
-labelme knows no holes. Written regions are therefore outlines without holes, the larger ones first: what lies in a
-hole is a region of its own and painted later, background included, so that reading gives the same map.
+labelme knows no holes: see `halfmask.data.annotations._layers`.
 """
 
 import base64
@@ -14,11 +13,10 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from halfmask.data.annotations._contours import polygons
 from halfmask.data.annotations._fill import Patch, fill
+from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, label_of, layers
 from halfmask.data.masks import IGNORE
 
-IGNORE_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
 # Points and lines have no area.
 _FLAT = {"point", "points", "line", "linestrip"}
 
@@ -34,24 +32,17 @@ def encode(mask: Integer[np.ndarray, "H W"], classes: Sequence[str], image_path:
         image_path: of the image, relative to the json file.
     """
     height, width = mask.shape
-    covered = np.zeros((height, width), dtype=np.bool_)
-    outlines = [(region, fill([region.exterior], height, width)) for region in polygons(mask)]
-    shapes: list[dict[str, Any]] = []
-    for region, patch in sorted(outlines, key=lambda item: -item[1].area):
-        x, y = region.exterior[0].tolist()  # the first corner is the upper left one of the first pixel
-        if region.value == 0 and not covered[y, x]:
-            continue
-        patch.paint(covered, True)
-        shapes.append(
-            {
-                "label": IGNORE_LABEL if region.value == IGNORE else classes[region.value],
-                "points": region.exterior.tolist(),
-                "group_id": None,
-                "description": "",
-                "shape_type": "polygon",
-                "flags": {},
-            }
-        )
+    shapes = [
+        {
+            "label": label_of(id, classes),
+            "points": outline.tolist(),
+            "group_id": None,
+            "description": "",
+            "shape_type": "polygon",
+            "flags": {},
+        }
+        for id, outline in layers(mask)
+    ]
     return {
         "version": "5.0.0",
         "flags": {},

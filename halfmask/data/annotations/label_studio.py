@@ -1,0 +1,162 @@
+"""Label Studio: one json list of tasks, with polygons in percent of the image's sides, and its labeling configuration.
+
+Its polygons have no holes: see `halfmask.data.annotations._layers`. Drafts are "predictions", which an annotator takes
+over and corrects; masks that are labels already are "annotations". Reading paints regions in their order, later ones on
+top. Finding the images of tasks: `halfmask.data._label_studio`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from halfmask.data.annotations._fill import fill
+from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, label_of, layers
+from halfmask.data.masks import IGNORE, Color
+from halfmask.errors import DataError
+
+LOCAL_FILES = "/data/local-files/?d="  # how Label Studio names a file below its LOCAL_FILES_DOCUMENT_ROOT
+_DIGITS = 6  # of a percentage: less than a thousandth of a pixel in an image of 100,000
+_CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+
+
+class LabelStudioWriter:
+    """Collects tasks, then gives the content of the json file.
+
+    Args:
+        classes: names; class 0 is what no polygon covers.
+        drafts: write predictions to be corrected, not annotations.
+    """
+
+    def __init__(self, classes: Sequence[str], *, drafts: bool = False) -> None:
+        self.classes, self.drafts = tuple(classes), drafts
+        self.tasks: list[dict[str, Any]] = []
+
+    def add(self, image: str, mask: Integer[np.ndarray, "H W"]) -> None:
+        """Add an image, by its path below the document root, with its class map (255 = ignore)."""
+        height, width = mask.shape
+        result = [
+            {
+                "id": f"{len(self.tasks) + 1}-{number}",
+                "from_name": "label",
+                "to_name": "image",
+                "type": "polygonlabels",
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
+                "value": {
+                    "points": (outline * (100 / width, 100 / height)).round(_DIGITS).tolist(),
+                    "closed": True,
+                    "polygonlabels": [label_of(id, self.classes)],
+                },
+            }
+            for number, (id, outline) in enumerate(layers(mask), 1)
+        ]
+        made = {"predictions": [{"model_version": "halfmask", "result": result}]}
+        self.tasks.append(
+            {
+                "data": {"image": LOCAL_FILES + quote(image)},
+                **(made if self.drafts else {"annotations": [{"result": result}]}),
+            }
+        )
+
+    def configuration(self, colors: Sequence[Color]) -> str:
+        """The labeling configuration of the project: one label per class, and one for unknown pixels."""
+        labels = [*zip(self.classes, colors, strict=True), (IGNORE_LABEL, (255, 255, 255))]
+        lines = (
+            '    <Label value={} background="#{:02x}{:02x}{:02x}"/>\n'.format(quoteattr(name), *color)
+            for name, color in labels
+        )
+        return (
+            '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+            '  <PolygonLabels name="label" toName="image" strokeWidth="1" opacity="0.4">\n'
+            f"{''.join(lines)}  </PolygonLabels>\n</View>\n"
+        )
+
+
+def labels_in(result: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of the classes that the regions of an annotation carry."""
+    return {label for label, _ in _regions(result)} - {IGNORE_LABEL, BACKGROUND_LABEL}
+
+
+def size_in(result: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Height and width of the image as the annotator saw it, if a region tells them."""
+    for region in result:
+        if "original_height" in region and "original_width" in region:
+            return int(region["original_height"]), int(region["original_width"])
+    return None
+
+
+def decode(
+    result: Sequence[Mapping[str, Any]], ids: Mapping[str, int], height: int, width: int
+) -> UInt8[np.ndarray, "H W"]:
+    """Paint the regions of an annotation: polygons, rectangles and ellipses. Key points have no area.
+
+    Args:
+        result: of one annotation.
+        ids: class name -> training id.
+        height: of the upright image, which annotators see.
+        width: likewise.
+
+    Raises:
+        ValueError: a region without a class, or in a turned image.
+        KeyError: a label that is no class.
+        DataError: a drawing of a brush.
+    """
+    target = np.zeros((height, width), dtype=np.uint8)
+    known = {IGNORE_LABEL: IGNORE, BACKGROUND_LABEL: 0} | dict(ids)
+    for label, value in _regions(result):
+        outline = _outline(value, height / width) * (width / 100, height / 100)
+        fill([outline], height, width).paint(target, known[label])
+    return target
+
+
+def _regions(result: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Give label and value of every region that has an area."""
+    named = {region.get("id") for region in result if _labels(region)}
+    for region in result:
+        kind, value = str(region.get("type", "")), region.get("value") or {}
+        if "rle" in value or kind.startswith(("brush", "bitmask")):
+            raise DataError(
+                "a region is drawn with a brush; only outlines are read from this json. Export brushes from Label "
+                "Studio as PNG or COCO, or correct the drafts with the tool of its polygons.",
+                "H208",
+            )
+        if kind.startswith("keypoint") or not {"points", "x"} & value.keys():
+            continue  # no area; or an answer about the whole image
+        labels = _labels(region)
+        if not labels and region.get("id") in named:
+            continue  # the configuration has a tag of its own for labels: the outline comes again, with its label
+        if len(labels) != 1:
+            raise ValueError(f"a region with {len(labels) or 'no'} classes: give each one")
+        if region.get("image_rotation"):
+            raise ValueError("the image was turned in Label Studio: turn it back, and export again")
+        yield labels[0], value
+
+
+def _labels(region: Mapping[str, Any]) -> list[str]:
+    value = region.get("value") or {}
+    return [str(label) for key, found in value.items() if key.endswith("labels") for label in found]
+
+
+def _outline(value: Mapping[str, Any], aspect: float) -> np.ndarray:
+    """Corners in percent. A rectangle turns about its upper left corner, an ellipse about its center, by degrees.
+
+    Args:
+        value: of the region.
+        aspect: height by width of the image: in percent of unlike sides, a turn is no turn.
+    """
+    if "points" in value:
+        return np.asarray(value["points"], dtype=np.float64)
+    if "radiusX" in value:
+        angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
+        around = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (value["radiusX"], value["radiusY"])
+    else:
+        around = _CORNERS * (value["width"], value["height"])
+    turn = np.deg2rad(value.get("rotation", 0))
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    square = (1.0, aspect)
+    return np.asarray((around * square) @ rotation / square + (value["x"], value["y"]))

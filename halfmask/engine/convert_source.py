@@ -1,0 +1,134 @@
+"""Masks to convert: those of any folder that trains, or masks alone, without their images.
+
+Alone are a folder of PNG, such as the output of `halfmask predict`; one json file that COCO tools or Label Studio
+exported; and a folder of labelme json. The names of the classes come from `halfmask.yaml` beside them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+
+from halfmask.data import _coco_json, _label_studio
+from halfmask.data._dataset import Dataset
+from halfmask.data._description import Description, read_description
+from halfmask.data._files import list_images
+from halfmask.data.annotations._outlines import Outlines
+from halfmask.data.folder import Folder
+from halfmask.data.layouts import head_of
+from halfmask.data.masks import IGNORE, LabelMap, read_mask, read_stored
+from halfmask.data.splits import open_dataset
+from halfmask.errors import DataError
+from halfmask.recipe import load, parse_override
+from halfmask.sections import DataRecipe
+from halfmask.task import Task
+
+_MASK_OF = Callable[[str], Integer[np.ndarray, "H W"]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Masks to convert.
+
+    Args:
+        root: folder that ids are relative to.
+        ids: of images that have a mask.
+        task: their classes.
+        read: gives the mask of an id.
+    """
+
+    root: Path
+    ids: tuple[str, ...]
+    task: Task
+    read: _MASK_OF
+
+
+def open_source(source: Path, overrides: Sequence[str] = ()) -> Source:
+    """Find the masks of a folder or an export.
+
+    Raises:
+        DataError: there are none.
+    """
+    recipe = load(None, {"data.root": str(source)} | dict(map(parse_override, overrides))).data
+    if source.is_file() and source.suffix.lower() == ".json":
+        return _export(source, recipe)
+    if source.is_dir() and (files := _labelme_alone(source)):
+        said = _described(source, recipe)
+        outlines = Outlines(source, "labelme", {file: file for file in files}, _names(said))
+        return Source(source, tuple(files), _task(outlines.classes, said), outlines.paint)
+    dataset = open_dataset(recipe)
+    ids = tuple(_labeled(dataset))
+    if ids:
+        return Source(dataset.root, ids, dataset.task, dataset.read_target)
+    if isinstance(dataset, Folder) and dataset.layout.name == "plain":
+        return _masks_alone(dataset)
+    raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
+
+
+def _export(path: Path, recipe: DataRecipe) -> Source:
+    """Open one json file; its images need not be there."""
+    said = _described(path.parent, recipe)
+    lists: _label_studio.LabelStudioFolder | _coco_json.CocoFolder
+    if head_of(path).startswith("["):  # COCO json is an object
+        names = list(_label_studio.annotated(path))
+        lists = _label_studio.LabelStudioFolder(path.parent, [path], names, _names(said))
+    else:
+        names = [str(image["file_name"]) for image in _coco_json.load(path)["images"]]
+        lists = _coco_json.CocoFolder(path.parent, [path], names, _names(said))
+    ids = tuple(name for name in names if lists.file_of(name) is not None)
+    if not ids:
+        raise DataError(f"{path}: no image has an annotation. Draw some, and export again.", "H210")
+    return Source(path.parent, ids, _task(lists.classes, said), lists.paint)
+
+
+def _labelme_alone(folder: Path) -> list[str]:
+    """List labelme json below a folder without images."""
+    if list_images(folder, folder):
+        return []
+    files = sorted(path for path in folder.rglob("*.json") if not path.name.startswith("."))
+    return [path.relative_to(folder).as_posix() for path in files if '"shapes"' in head_of(path)]
+
+
+def _described(folder: Path, recipe: DataRecipe) -> Description:
+    given = recipe.dataset.params if recipe.dataset.name == "folder" else {}
+    return read_description(folder, {key: value for key, value in given.items() if key in Description.model_fields})
+
+
+def _names(said: Description) -> tuple[str, ...] | None:
+    return None if said.classes is None else tuple(name for _, name in sorted(said.classes.items()))
+
+
+def _task(classes: Sequence[str], said: Description) -> Task:
+    palette = said.display_palette()
+    return Task("segmentation", tuple(classes), palette=palette if palette and len(palette) == len(classes) else None)
+
+
+def _labeled(dataset: Dataset) -> Iterator[str]:
+    for part in ("train", "val", "test"):
+        yield from (id for id in dataset.ids(part) if dataset.mask_path(id) is not None)
+
+
+def _masks_alone(folder: Folder) -> Source:
+    """Read every file of a folder as a mask."""
+    ids = tuple(list_images(folder.root, folder.root))
+    said = folder.description
+    if said.classes is None:
+        values: set[int] = set()
+        for id in ids:
+            stored = read_stored(folder.root / id)
+            if stored.is_color:
+                raise DataError(
+                    f"{folder.root / id}: colors, and no table says which class each is. Put halfmask.yaml with "
+                    "`classes` and `palette` beside the masks.",
+                    "H206",
+                )
+            values |= set(np.unique(stored.values).tolist())
+        last = max(values - {IGNORE, said.ignore_index}, default=0)
+        task = Task("segmentation", tuple(f"class_{id}" for id in range(last + 1)))
+        labels = LabelMap(last + 1, said.ignore_index)
+    else:
+        task = folder.task
+        labels = folder.labels_of(folder.root / ids[0])
+    return Source(folder.root, ids, task, lambda id: read_mask(folder.root / id, labels))
