@@ -15,22 +15,17 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from halfmask import errors
-from halfmask.cli.listing import argument_docs, describe_entry
+from halfmask.cli.listing import argument_docs, cited, describe_entry
 from halfmask.codes import CODES
-from halfmask.models.model import Model
 from halfmask.plugins import Kind, names, resolve
 from halfmask.recipe import Recipe, entry_kinds
 from halfmask.schema import describe_field
 from halfmask.sections import Entry, Section
-from halfmask.testing import tiny_builder, tiny_task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-_CITATION = re.compile(
-    r'(?P<who>[^".]+(?:\bet al\.)?),? "(?P<title>[^"]+)",? (?P<venue>[^,;:."]+?)(?:, arXiv:(?P<arxiv>\d+\.\d+))?[,;:.]'
-)
 
 
 def methods_table() -> str:
@@ -40,7 +35,7 @@ def methods_table() -> str:
         entry = describe_entry("methods", name)
         module = _module_doc("methods", name)
         rows.append(
-            [f"[`{name}`](METHODS#{name})", _first_line(module), _citation(module), _networks(name), entry["status"]]
+            [f"[`{name}`](METHODS#{name})", _first_line(module), _citation(module), entry["networks"], entry["status"]]
         )
     return _table(["method", "what", "paper", "networks", "status"], rows)
 
@@ -229,21 +224,11 @@ def _first_line(text: str) -> str:
 
 def _citation(docstring: str) -> str:
     """Give the first paper a docstring cites: "Sohn et al., NeurIPS 2020", linked where it is on arXiv."""
-    for paragraph in docstring.split("\n\n"):
-        found = _CITATION.match(" ".join(paragraph.split()))
-        if found is not None:
-            text = f"{found['who'].strip(', ')}, {found['venue']}"
-            return f"[{text}](https://arxiv.org/abs/{found['arxiv']})" if found["arxiv"] else text
-    return ""
-
-
-def _networks(name: str) -> str:
-    task = tiny_task("segmentation")
-    method = resolve("methods", name)(task, tiny_builder(task))
-    models = [module for module in method.modules() if isinstance(module, Model)]
-    trained = sum(any(parameter.requires_grad for parameter in model.parameters()) for model in models)
-    averaged = len(models) - trained
-    return f"{trained}" + (f" + {averaged} averaged" if averaged else "")
+    paper = cited(docstring)
+    if paper is None:
+        return ""
+    text = f"{paper.authors}, {paper.venue}"
+    return f"[{text}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else text
 
 
 def _parameters(kind: Kind, name: str) -> str:

@@ -39,13 +39,17 @@ def names(kind: Kind) -> list[str]:
     return sorted(found | {entry.name for entry in entry_points(group=f"halfmask.{kind}")})
 
 
-def summary(kind: Kind, name: str) -> str:
-    """Give the first line of a file's docstring, without importing it."""
+def documentation(kind: Kind, name: str) -> str:
+    """Give a file's docstring, without importing it; its first line is the summary."""
     path = _folder(kind) / f"{name}.py"
     if not path.exists():
         return "(installed plugin)"
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def summary(kind: Kind, name: str) -> str:
+    """Give the first line of a file's docstring, without importing it."""
+    return documentation(kind, name).partition("\n")[0]
 
 
 def resolve(kind: Kind, name: str) -> type[Any]:

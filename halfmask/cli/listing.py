@@ -6,12 +6,18 @@ import json
 import re
 import shutil
 import textwrap
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 
 from halfmask.cli import flags
-from halfmask.errors import RecipeError, nearest
+from halfmask.errors import HalfmaskError, RecipeError, nearest
+from halfmask.task import METRIC_NAMES
+
+_CITATION = re.compile(
+    r'(?:[^".]*, as )?(?P<authors>[^".]+(?:\bet al\.)?),? "(?P<title>[^"]+)",? '
+    r'(?P<venue>[^,;:."]+?)(?:, arXiv:(?P<arxiv>\d+\.\d+))?[,;:.]'
+)
 
 
 class What(enum.StrEnum):
@@ -71,6 +77,7 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
         "about": module_doc.partition("\n")[2].strip("\n"),
     }
     if kind == "methods":
+        entry |= {"paper": str(cited(module_doc) or ""), "networks": _networks(cls)}
         entry |= {"status": cls.status, "tasks": sorted(cls.tasks)}
     entry["parameters"] = [
         {
@@ -83,6 +90,53 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
         for field, info in params_model(cls).model_fields.items()
     ]
     return entry
+
+
+def _networks(method: type[Any]) -> str:
+    """Count a method's networks, "1 + 1 averaged", in a tiny one; "" where it cannot be made without parameters."""
+    from halfmask.models.model import Model
+    from halfmask.testing import tiny_builder, tiny_task
+
+    task = tiny_task("segmentation" if "segmentation" in method.tasks else next(iter(sorted(method.tasks))))
+    try:
+        made = method(task, tiny_builder(task))
+    except (HalfmaskError, TypeError):
+        return ""
+    models = [module for module in made.modules() if isinstance(module, Model)]
+    trained = sum(any(parameter.requires_grad for parameter in model.parameters()) for model in models)
+    return f"{trained}" + (f" + {len(models) - trained} averaged" if len(models) > trained else "")
+
+
+class Paper(NamedTuple):
+    """What a method follows.
+
+    Args:
+        authors: "Sohn et al.".
+        title: of the paper.
+        venue: with the year.
+        arxiv: number there, or "".
+    """
+
+    authors: str
+    title: str
+    venue: str
+    arxiv: str
+
+    def __str__(self) -> str:
+        return f"{self.authors}, {self.venue}" + (f", arXiv:{self.arxiv}" if self.arxiv else "")
+
+
+def cited(docstring: str) -> Paper | None:
+    r"""Find the first paper that a docstring cites.
+
+    >>> str(cited('A method.\n\nSohn et al., "FixMatch", NeurIPS 2020, arXiv:2001.07685; the form for pixels.'))
+    'Sohn et al., NeurIPS 2020, arXiv:2001.07685'
+    """
+    for paragraph in docstring.split("\n\n"):
+        found = _CITATION.match(" ".join(paragraph.split()))
+        if found is not None:
+            return Paper(found["authors"].strip(", "), found["title"], found["venue"], found["arxiv"] or "")
+    return None
 
 
 def argument_docs(docstring: str) -> dict[str, str]:
@@ -106,15 +160,19 @@ def argument_docs(docstring: str) -> dict[str, str]:
     return {one.strip(): text for names, text in meanings.items() for one in names.split(",")}
 
 
-def _rows(what: What) -> list[dict[str, str]]:
+def _rows(what: What) -> list[dict[str, Any]]:
     if what is What.recipes:
-        from halfmask.shipped import recipe_names, recipe_summary
+        from halfmask.shipped import recipe_facts, recipe_names, recipe_summary
 
-        return [{"name": name, "summary": recipe_summary(name)} for name in recipe_names()]
-    from halfmask.plugins import Kind, names, summary
+        return [{"name": name, "summary": recipe_summary(name), **recipe_facts(name)} for name in recipe_names()]
+    from halfmask.plugins import Kind, documentation, names
 
     kind = cast(Kind, what.value)
-    return [{"name": name, "summary": summary(kind, name)} for name in names(kind)]
+    abouts = {name: documentation(kind, name) for name in names(kind)}
+    rows = [{"name": name, "summary": about.partition("\n")[0]} for name, about in abouts.items()]
+    if what is What.methods:
+        rows = [{**row, "paper": str(cited(abouts[row["name"]]) or "")} for row in rows]
+    return rows
 
 
 def _show_recipe(name: str, as_json: bool) -> None:
@@ -133,15 +191,38 @@ def _show_recipe(name: str, as_json: bool) -> None:
         print(text, end="")
 
 
-def _columns(rows: list[dict[str, str]]) -> str:
+def _columns(rows: list[dict[str, Any]]) -> str:
     width = max((len(row["name"]) for row in rows), default=0)
-    return "\n".join(f"{row['name']:<{width}}  {row['summary']}".rstrip() for row in rows)
+    return "\n".join(f"{row['name']:<{width}}  {row['summary']}{_beside(row)}".rstrip() for row in rows)
+
+
+def _beside(row: dict[str, Any]) -> str:
+    """What is said after the summary: the paper of a method, the published scores of a recipe."""
+    if row.get("paper"):
+        return f" [{row['paper']}]"
+    if not row.get("published"):
+        return ""
+    sure = (
+        row["confidence"] if isinstance(row["confidence"], dict) else dict.fromkeys(row["published"], row["confidence"])
+    )
+    scores = [
+        f"{100 * value:.4g}" + (f" ({', '.join(notes)})" if (notes := _notes(split, sure.get(split))) else "")
+        for split, value in row["published"].items()
+    ]
+    return f" Published {METRIC_NAMES.get(row['metric'], row['metric'])}: {', '.join(scores)}."
+
+
+def _notes(split: str, confidence: str | None) -> list[str]:
+    return [text for text in (split, "" if confidence in {None, "high"} else "unverified") if text]
 
 
 def _entry_text(entry: dict[str, Any]) -> str:
     lines = [f"{entry['name']}: {entry['summary']}", f"  {entry['class']}"]
+    if entry.get("paper"):
+        lines.append(f"  paper: {entry['paper']}")
     if "status" in entry:
-        lines.append(f"  status: {entry['status']}; tasks: {', '.join(entry['tasks'])}")
+        networks = f"networks: {entry['networks']}; " if entry["networks"] else ""
+        lines.append(f"  {networks}status: {entry['status']}; tasks: {', '.join(entry['tasks'])}")
     if entry["about"]:
         lines += ["", textwrap.indent(entry["about"], "  ")]
     lines += ["", "Parameters:" if entry["parameters"] else "No parameters."]

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,30 @@ def test_a_parameter_is_shown_with_type_range_default_and_meaning():
     text = run("list", "methods", "fixmatch").stdout
     assert "threshold: float in [0, 1], default 0.95" in text
     assert "confidence a pseudo-label needs" in text
+
+
+def test_methods_are_listed_with_paper_and_year_and_shown_with_their_networks():
+    papers = {row["name"]: row["paper"] for row in json.loads(run("list", "methods", "--json").stdout)}
+    assert [name for name, paper in papers.items() if not re.search(r" (19|20)\d\d(, arXiv:\d+\.\d+)?$", paper)] == [
+        "supervised"  # which is nobody's
+    ]
+    assert "[Yang et al., TPAMI 2025, arXiv:2410.10777]" in run("list", "methods").stdout
+    shown = run("list", "methods", "unimatch_v2").stdout
+    assert "paper: Yang et al., TPAMI 2025, arXiv:2410.10777" in shown
+    assert "networks: 1 + 1 averaged; status: implemented; tasks: change," in shown
+
+
+def test_recipes_are_listed_with_their_published_scores():
+    rows = {row["name"]: row for row in json.loads(run("list", "recipes", "--json").stdout)}
+    v2 = rows["unimatch_v2/pascal"]
+    assert (v2["method"], v2["dataset"], v2["encoder"]) == ("unimatch_v2", "pascal", "dinov2")
+    assert v2["published"]["183"] == 0.855
+    assert rows["fixmatch/folder"]["published"] == {}
+    assert rows["multi_domain/cityscapes_camvid"]["dataset"] == "cityscapes, camvid"
+    text = run("list", "recipes").stdout
+    assert "Published mIoU: 79.03 (92), 85.5 (183)," in text
+    assert "Published mIoU: 69.4 (1464), 64 (1000, unverified)." in text
+    assert "Published accuracy: 95.55." in text
 
 
 def test_list_shows_the_text_of_a_recipe():
