@@ -19,6 +19,7 @@ from halfmask.data._dataset import Dataset
 from halfmask.data._files import FileDataset, date_sizes_differ
 from halfmask.data._headers import is_plain
 from halfmask.data._stamps import Stamps, State, state_of
+from halfmask.data._weak import PseudoMasks
 from halfmask.data.images import missing, read_header
 from halfmask.data.layouts import Layout, unused_images
 from halfmask.errors import DataError, bullet_list
@@ -51,6 +52,7 @@ def verify(
     split: "Split",
     unlabeled: Dataset | None = None,
     *,
+    pseudo: PseudoMasks | None = None,
     stamps: Path | None = None,
     on_file: OnFile | None = None,
 ) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ def verify(
     Raises:
         DataError: all problems together.
     """
-    findings = inspect(dataset, split, unlabeled, stamps=stamps, on_file=on_file)
+    findings = inspect(dataset, split, unlabeled, pseudo=pseudo, stamps=stamps, on_file=on_file)
     if findings.errors:
         lines = [f"[{error.code}] {error}" for error in findings.errors]
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
@@ -72,18 +74,20 @@ def inspect(
     split: "Split",
     unlabeled: Dataset | None = None,
     *,
+    pseudo: PseudoMasks | None = None,
     stamps: Path | None = None,
     on_file: OnFile | None = None,
 ) -> Findings:
     """Check that files can be read, that masks have the size of their images, and that their values are classes.
 
-    Masks of unlabeled images are not touched.
+    Masks of unlabeled images are not touched; pseudo-masks of them, which lie elsewhere, are.
 
     Args:
         dataset: of labeled and validation images.
         split: their ids.
         unlabeled: dataset of the unlabeled ids; without it those images are not looked at (`resolve_split` found
             each of them).
+        pseudo: pseudo-masks of the unlabeled ids.
         stamps: folder that remembers good files; `None` looks at all.
         on_file: called with the number of files done, and of all, from several threads.
     """
@@ -93,7 +97,7 @@ def inspect(
         return Findings((error,), (), ())
     looks = [_Look(dataset, id, masks=True, decode=True) for id in split.labeled]
     looks += [_Look(dataset, id, masks=True) for id in split.val]
-    looks += [] if unlabeled is None else [_Look(unlabeled, id) for id in split.unlabeled]
+    looks += [] if unlabeled is None else [_Look(unlabeled, id, pseudo=pseudo) for id in split.unlabeled]
     memories = {id(dataset): Stamps(stamps, f"{_reader(dataset)} {_meaning(dataset)}")}
     if unlabeled is not None and unlabeled is not dataset:
         memories[id(unlabeled)] = Stamps(stamps, _reader(unlabeled))
@@ -128,12 +132,14 @@ class _Look:
         id: of the image.
         masks: look at its mask.
         decode: decode the image whatever its header says.
+        pseudo: look at its pseudo-mask, if it has one there.
     """
 
     dataset: Dataset
     id: str
     masks: bool = False
     decode: bool = False
+    pseudo: PseudoMasks | None = None
 
     def take(self, memory: Stamps) -> Counts | DataError:
         """Give the pixels per class, or what is wrong."""
@@ -143,6 +149,8 @@ class _Look:
             if state is None:
                 return next(missing(path) for path in files if not path.is_file())
             key = f"{self.id} {files[-1] if self.masks and files else ''}"
+            if self.pseudo is not None:
+                key += f"{self.pseudo.folder.resolve()} {self.pseudo.labels}"
             known = memory.recall(key, state) if files else None
             return known if known is not None else self._read(memory, key, state)
         except DataError as error:
@@ -152,6 +160,8 @@ class _Look:
         if not isinstance(self.dataset, FileDataset):
             return []
         mask = self.dataset.mask_path(self.id) if self.masks else None
+        if self.pseudo is not None:
+            mask = self.pseudo.path(self.id)
         return [*self.dataset.image_files(self.id), *([mask] if mask is not None else [])]
 
     def _read(self, memory: Stamps, key: str, state: State) -> Counts:
@@ -164,6 +174,8 @@ class _Look:
             sizes = [read_header(path).upright for path in images]
             if len(set(sizes)) > 1:
                 raise date_sizes_differ(images, sizes)
+        if self.pseudo is not None:
+            self.pseudo.read(self.id, (0, 0))  # the size is that of an unknown mask, where there is none
         if self.masks:
             found = np.bincount(np.ravel(dataset.read_target(self.id)), minlength=1)[: dataset.task.n_classes]
             counts = {str(label): int(found[label]) for label in np.flatnonzero(found)}

@@ -89,7 +89,9 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     total, every = lengths(recipe, per_epoch, limit)
     if look:
         with LookingLine(quiet) as on_file:
-            found = splits.verify(dataset, split, unlabeled, stamps=default_folder(), on_file=on_file)
+            found = splits.verify(
+                dataset, split, unlabeled, pseudo=weak.masks, stamps=default_folder(), on_file=on_file
+            )
         warnings = (*warnings, *found)
     return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings, balance, weak=weak)
 

@@ -226,10 +226,23 @@ def test_masks_that_cannot_be_used(root: Path, tmp_path: Path) -> None:
     assert "no unlabeled image has a pseudo-mask" in refused(tagged(root, weak), tmp_path / "a")
     for number in range(6, 10):
         Image.fromarray(np.full((48, 56), 7, np.uint8)).save(tmp_path / "masks" / f"shape_{number:02d}.png")
-    assert "7" in refused(tagged(root, weak), tmp_path / "b")
+    text = refused(tagged(root, weak), tmp_path / "b")
+    assert text.count("[H203]") == 4
+    assert "7 (2688 px)" in text
     for number in range(6, 10):
         Image.fromarray(np.full((20, 20), 1, np.uint8)).save(tmp_path / "masks" / f"shape_{number:02d}.png")
-    assert "20x20" in refused(tagged(root, weak), tmp_path / "c")
+    text = refused(tagged(root, weak), tmp_path / "c")
+    assert text.count("[H202]") == 4
+    assert "20x20" in text
+    for number in range(6, 10):
+        Image.fromarray(np.full((48, 56), 2, np.uint8)).save(tmp_path / "masks" / f"shape_{number:02d}.png")
+    (tmp_path / "masks" / "shape_08.png").unlink()  # all of it is unknown
+    for _ in range(2):  # looked at, then remembered
+        assert prepare(tagged(root, weak)).weak.masks is not None
+    (tmp_path / "masks" / "shape_09.png").write_bytes(b"cut")
+    assert refused(tagged(root, weak), tmp_path / "d").count("[H201]") == 1
+    # Nothing was written: the same command works once the masks are mended.
+    assert not any((tmp_path / name).exists() for name in "abcd")
 
 
 @pytest.mark.parametrize(
