@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from halfmask.data._lists import read_list
-from halfmask.data.annotations import labelme
+from halfmask.data.annotations import label_studio, labelme
 from halfmask.engine.bundle import load_bundle
 from halfmask.engine.checkpoint import read_checkpoint
 from halfmask.engine.networks import open_predictors, weights_of
@@ -100,7 +100,7 @@ def test_all_networks_of_a_run_are_opened_with_the_weights_of_its_bundle(run: Pa
 
 
 def test_a_suggestion_ranks_the_unlabeled_images_and_writes_everything(run: Path, data: Path, tmp_path: Path) -> None:
-    found = suggest(run, 3, out=tmp_path / "next", formats=("png", "labelme", "coco"), quiet=True)
+    found = suggest(run, 3, out=tmp_path / "next", formats=("png", "labelme", "coco", "label_studio"), quiet=True)
     assert found.criteria == ("uncertainty", "disagreement", "diversity", "rare")
     assert found.candidates == 4
     assert set(found.ids) < set(IMAGES[6:])
@@ -125,7 +125,12 @@ def test_a_suggestion_ranks_the_unlabeled_images_and_writes_everything(run: Path
     ids = {label: number for number, label in enumerate(("background", "disc", "bar"))}
     assert np.array_equal(labelme.decode(drawn, ids, *mask.shape), mask)
     coco = json.loads((tmp_path / "next" / "coco" / "annotations.json").read_text())
-    assert [image["file_name"] for image in coco["images"]] == list(found.ids)
+    assert [image["file_name"] for image in coco["images"]] == [Path(id).name for id in found.ids]  # as CVAT has them
+    tasks = json.loads((tmp_path / "next" / "label_studio" / "tasks.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [f"/data/local-files/?d={id}" for id in found.ids]
+    (prediction,) = tasks[0]["predictions"]  # a draft, no annotation: nothing trains on it uncorrected
+    assert "annotations" not in tasks[0]
+    assert np.array_equal(label_studio.decode(prediction["result"], ids, *mask.shape), mask)
     again = suggest(run, 3, out=tmp_path / "again", quiet=True)
     assert again.ids == found.ids
     assert json.loads((tmp_path / "again" / "suggest.json").read_text()) == content

@@ -121,8 +121,8 @@ def _regions(result: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping
         kind, value = str(region.get("type", "")), region.get("value") or {}
         if "rle" in value or kind.startswith(("brush", "bitmask")):
             raise DataError(
-                "a region is drawn with a brush; only outlines are read from this json. Export brushes from Label "
-                "Studio as PNG or COCO, or correct the drafts with the tool of its polygons.",
+                "a region is painted with a brush; of this json only outlines are read. Export brushes from Label "
+                'Studio as COCO ("Brush labels to COCO") or PNG, or draw polygons.',
                 "H208",
             )
         if kind.startswith("keypoint") or not {"points", "x"} & value.keys():

@@ -1,0 +1,212 @@
+"""Label Studio: tasks that it opens, and its json export as masks."""
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from halfmask.data._label_studio import image_name
+from halfmask.data.annotations import label_studio
+from halfmask.data.annotations.label_studio import LabelStudioWriter
+from halfmask.data.folder import Folder
+from halfmask.data.masks import read_stored
+from halfmask.engine.convert import convert
+from halfmask.errors import DataError
+from tests.data.broken import picture, save
+from tests.data.test_annotations import CLASSES, NESTED, random_maps
+
+IDS = {name: id for id, name in enumerate(CLASSES)}
+
+
+def region(value, kind="polygonlabels", label="leaf", **more):
+    return {"type": kind, "value": value | {kind: [label]}, "original_width": 16, "original_height": 8, **more}
+
+
+def box(left, top, right, bottom, label="leaf", **more):
+    """A polygon in an image of 16 x 8 pixels."""
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    return region({"points": [(100 * x / 16, 100 * y / 8) for x, y in corners]}, label=label, **more)
+
+
+def task(image, *results, **more):
+    return {"data": {"image": image}, "annotations": [{"result": result} | more for result in results]}
+
+
+def exported(root, *tasks, images=("images/a.png",)):
+    for number, image in enumerate(images):
+        save(root / image, picture(number, (8, 16)))
+    (root / "halfmask.yaml").write_text(f"classes: [{', '.join(CLASSES)}]\n")
+    (root / "export.json").write_text(json.dumps(tasks))
+    return root
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drafts", [True, False])
+@pytest.mark.parametrize("classes", [CLASSES, ("ground", "leaf", "stem", "fruit")])
+def test_tasks_read_back_exactly(classes, drafts):
+    writer = LabelStudioWriter(classes, drafts=drafts)
+    maps = [NESTED, np.pad(NESTED, ((0, 97), (3, 149))), *random_maps(20)]
+    for mask in maps:
+        writer.add("images/a b.png", mask)
+    for mask, made in zip(maps, json.loads(json.dumps(writer.tasks)), strict=True):
+        assert made["data"] == {"image": "/data/local-files/?d=images/a%20b.png"}
+        (annotation,) = made["predictions" if drafts else "annotations"]
+        painted = label_studio.decode(annotation["result"], {name: id for id, name in enumerate(classes)}, *mask.shape)
+        np.testing.assert_array_equal(painted, mask)
+        assert label_studio.labels_in(annotation["result"]) <= set(classes)
+        if annotation["result"]:
+            assert label_studio.size_in(annotation["result"]) == mask.shape
+
+
+def test_the_configuration_names_every_label_and_its_color():
+    root = ElementTree.fromstring(LabelStudioWriter(['a "b"', "c & <d>"]).configuration([(0, 0, 0), (255, 0, 16)]))
+    labels = [(label.get("value"), label.get("background")) for label in root.iter("Label")]
+    assert labels == [('a "b"', "#000000"), ("c & <d>", "#ff0010"), ("__ignore__", "#ffffff")]
+    assert root.find("PolygonLabels").get("toName") == root.find("Image").get("name")
+
+
+# --- regions -----------------------------------------------------------------------------------------------------
+
+
+def test_regions_are_painted_in_their_order():
+    result = [
+        box(0, 0, 10, 8),
+        box(2, 2, 6, 6, "stem"),
+        box(3, 3, 4, 4, "__ignore__"),
+        region({"x": 50, "y": 50, "width": 25, "height": 25, "rotation": 90}, "rectanglelabels", "fruit"),
+        region({"x": 75, "y": 50, "radiusX": 12.5, "radiusY": 25}, "ellipselabels", "stem"),
+        region({"x": 1, "y": 1, "width": 1}, "keypointlabels", "fruit"),
+        {"type": "choices", "value": {"choices": ["blurred"]}},
+    ]
+    expected = np.zeros((8, 16), np.uint8)
+    expected[:, :10] = 1
+    expected[2:6, 2:6] = 2
+    expected[3, 3] = 255
+    expected[4:8, 6:8] = 3  # 4 wide and 2 high, turned clockwise about its corner (8, 4)
+    y, x = np.mgrid[:8, :16] + 0.5
+    expected[(x - 12) ** 2 + (y - 4) ** 2 < 4] = 2
+    np.testing.assert_array_equal(label_studio.decode(result, IDS, 8, 16), expected)
+
+
+def test_a_tag_of_its_own_for_labels():
+    outline = box(0, 0, 3, 3)["value"]["points"]
+    result = [
+        {"id": "x", "type": "polygon", "value": {"points": outline}},
+        {"id": "x", "type": "labels", "value": {"points": outline, "labels": ["stem"]}},
+    ]
+    assert (label_studio.decode(result, IDS, 8, 16) == 2).sum() == 9
+
+
+# --- exports -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"image": "/data/local-files/?d=images/field%201.jpg"}, "images/field 1.jpg"),
+        ({"photo": "https://example.com/images/%C3%A9.jpg?x=1"}, "images/é.jpg"),
+        ({"n": 3, "image": "/data/upload/12/0a1b2c3d-f_001.jpg"}, "f_001.jpg"),
+        ({"image": "s3://bucket/0a1b2c3d-f_001.jpg"}, "0a1b2c3d-f_001.jpg"),
+    ],
+)
+def test_images_of_every_storage(data, name):
+    assert image_name(data) == name
+
+
+def test_the_annotation_that_counts(tmp_path):
+    root = exported(
+        tmp_path,
+        {
+            "data": {"image": "/data/upload/1/0a1b2c3d-a.png"},
+            "annotations": [
+                {"result": [box(0, 0, 1, 1)], "updated_at": "2026-02-01T10:00:00Z"},
+                {"result": [box(0, 0, 2, 2)], "updated_at": "2026-03-01T10:00:00Z"},
+                {"result": [box(0, 0, 3, 3)], "updated_at": "2026-04-01T10:00:00Z", "was_cancelled": True},
+            ],
+        },
+        task("https://example.com/images/b.png", [box(0, 0, 1, 1)], ground_truth=True)
+        | {"predictions": [{"result": [box(0, 0, 5, 5)]}]},
+        task("/data/local-files/?d=images/val/a%20b.png", []),
+        {"data": {"image": "/data/local-files/?d=images/c.png"}, "predictions": [{"result": [box(0, 0, 5, 5)]}]},
+        task("/data/local-files/?d=images/elsewhere.png", [box(0, 0, 1, 1)]),
+        images=("images/a.png", "images/b.png", "images/c.png", "images/val/a b.png"),
+    )
+    dataset = Folder(root)
+    labeled = {
+        id: dataset.read_target(id) for part in ("train", "val") for id in dataset.ids(part) if dataset.mask_path(id)
+    }
+    assert {id: int((mask == 1).sum()) for id, mask in labeled.items()} == {
+        "images/a.png": 4,
+        "images/b.png": 1,
+        "images/val/a b.png": 0,
+    }
+    assert dataset.ids("val") == ["images/val/a b.png"]
+    (root / "halfmask.yaml").unlink()
+    assert Folder(root).task.classes == ("background", "leaf")
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "told"),
+    [
+        ([{"type": "brushlabels", "value": {"format": "rle", "rle": [1], "brushlabels": ["leaf"]}}], "H208", "COCO"),
+        ([box(0, 0, 1, 1, "tree")], "H203", "'tree'.*Add it to `classes`"),
+        ([box(0, 0, 1, 1) | {"image_rotation": 90}], "H201", "turn it back"),
+        ([region({"points": [[0, 0], [1, 1], [2, 0]], "labels": ["stem"]})], "H201", "2 classes"),
+        ([{"type": "polygon", "value": {"points": [[0, 0], [1, 1], [2, 0]]}}], "H201", "no classes"),
+        ([region({"points": [[0, 0], [1, 1]]})], "H201", "2 points"),
+    ],
+)
+def test_regions_that_cannot_be_read_are_refused(result, code, told, tmp_path):
+    dataset = Folder(exported(tmp_path, task("/data/local-files/?d=images/a.png", result)))
+    with pytest.raises(DataError, match=told) as caught:
+        dataset.read_target("images/a.png")
+    assert caught.value.code == code
+    assert "export.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "code", "told"),
+    [
+        ([task("x/a.png") | {"predictions": [{"result": [box(0, 0, 1, 1)]}]}], "H210", "submit them"),
+        ([{"image": "a.png", "label": [{"polygonlabels": ["leaf"]}]}], "H208", "not JSON-MIN"),
+        ([task("a.png", []), task("a.png", [])], "H208", "two annotated tasks"),
+        ([task("b.png", [])], "H208", "Copy its images"),
+        ([task("/data/upload/1/0a1b2c3d-c.png", [])], "H208", "fits images/"),
+    ],
+)
+def test_exports_that_cannot_be_used_are_refused(tasks, code, told, tmp_path):
+    exported(tmp_path, *tasks, images=("images/a.png", "images/1/c.png", "images/2/c.png"))
+    with pytest.raises(DataError, match=told) as caught:
+        Folder(tmp_path)
+    assert caught.value.code == code
+
+
+# --- corrections come back ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["label_studio", "coco", "labelme"])
+def test_what_a_tool_exports_is_converted_without_its_images(to, tmp_path):
+    """A converted folder stands for the export: tests of these formats hold what the tools themselves write."""
+    maps = {"x/im 0": NESTED, "x/im 1": NESTED[::-1].copy()}
+    for name, mask in maps.items():
+        save(tmp_path / f"masks/{name}.png", mask)
+    colors = "['#102030', '#405060', '#708090', '#a0b0c0']"
+    (tmp_path / "masks/halfmask.yaml").write_text(f"classes: [ground, stem, leaf, fruit]\npalette: {colors}\n")
+    convert(tmp_path / "masks", tmp_path / "out", to=to)
+    file = {"coco": "annotations.json", "label_studio": "tasks.json"}.get(to, "")
+    assert convert(tmp_path / "out" / file, tmp_path / "back") == 2
+    assert (tmp_path / "back/halfmask.yaml").read_text() == (tmp_path / "out/halfmask.yaml").read_text()
+    for name, mask in maps.items():
+        np.testing.assert_array_equal(read_stored(tmp_path / f"back/{name}.png").values, mask)
+
+
+def test_an_export_without_annotations_has_no_masks(tmp_path):
+    images = [{"id": 1, "file_name": "a.png", "height": 8, "width": 16}]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    with pytest.raises(DataError, match="no image has an annotation") as caught:
+        convert(path, tmp_path / "out")
+    assert caught.value.code == "H210"
