@@ -21,6 +21,7 @@ from halfmask.data.layouts import PART_NAMES
 from halfmask.errors import DataError
 
 Result = Sequence[Mapping[str, Any]]
+Annotated = tuple[Result, Mapping[str, Any]]  # the annotation of a task, and its data
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 
 
@@ -44,14 +45,14 @@ class LabelStudioFolder:
         by_name: dict[str, list[str]] = defaultdict(list)
         for id in images:
             by_name[id.rpartition("/")[2]].append(id)
-        self._of: dict[str, tuple[Path, Result]] = {}
+        self._of: dict[str, tuple[Path, Annotated]] = {}
         for path in paths:
-            for name, result in annotated(path).items():
+            for name, found in annotated(path).items():
                 id = _locate(name, path, by_name)
                 if id in self._of:
                     raise DataError(f"{path}: two annotated tasks show {id}. Keep one of them.", "H208")
                 if id is not None:
-                    self._of[id] = (path, result)
+                    self._of[id] = (path, found)
         if not self._of:
             listed = ", ".join(path.name for path in paths)
             raise DataError(f"{root}: no task in {listed} shows an image that is here. Copy its images there.", "H208")
@@ -71,8 +72,14 @@ class LabelStudioFolder:
         Raises:
             DataError: a region that cannot be read, or a label that is no class.
         """
-        path, result = self._of[id]
-        height, width = label_studio.size_in(result) or read_header(self.root / id).upright
+        path, (result, data) = self._of[id]
+        size = label_studio.size_in(result, data)
+        if size is None and not (self.root / id).exists():
+            raise DataError(
+                f"{path}: the annotation of {id} is empty, and the image is not there to tell its size. Copy it there.",
+                "H201",
+            )
+        height, width = size or read_header(self.root / id).upright
         ids = {name: number for number, name in enumerate(self.classes)}
         try:
             return label_studio.decode(result, ids, height, width)
@@ -89,7 +96,7 @@ class LabelStudioFolder:
 
     def _found(self) -> tuple[str, ...]:
         labels: set[str] = set()
-        for id, (path, result) in self._of.items():
+        for id, (path, (result, _)) in self._of.items():
             try:
                 labels |= label_studio.labels_in(result)
             except (ValueError, TypeError, AttributeError) as error:
@@ -98,7 +105,7 @@ class LabelStudioFolder:
         return ("background", *sorted(labels - {"background"}))
 
 
-def annotated(path: Path) -> dict[str, Result]:
+def annotated(path: Path) -> dict[str, Annotated]:
     """Read the annotation of each task that has one, by the name of its image.
 
     Raises:
@@ -110,7 +117,7 @@ def annotated(path: Path) -> dict[str, Result]:
         raise DataError(f"{path}: not a json file ({error}). Export it again.", "H201") from error
     if not isinstance(tasks, list) or any("data" not in task for task in tasks):
         raise DataError(f"{path}: no list of tasks. Export from Label Studio as JSON, not JSON-MIN or CSV.", "H208")
-    found: dict[str, Result] = {}
+    found: dict[str, Annotated] = {}
     for task in tasks:
         done = [made for made in task.get("annotations") or [] if not made.get("was_cancelled")]
         truth = [made for made in done if made.get("ground_truth")]
@@ -120,12 +127,12 @@ def annotated(path: Path) -> dict[str, Result]:
         if name in found:
             raise DataError(f"{path}: two annotated tasks show {name}. Keep one of them.", "H208")
         latest = sorted(truth or done, key=lambda made: str(made.get("updated_at") or ""))[-1]
-        found[name] = latest.get("result") or []
+        found[name] = (latest.get("result") or [], task["data"])
     if not found:
         raise DataError(
             f"{path}: no annotations, only tasks or drafts. Correct and submit them in Label Studio, and export the "
             "project as JSON.",
-            "H210",
+            "H208",
         )
     return found
 

@@ -512,6 +512,26 @@ def geojson_without_coordinates(root):
     (root / "images/a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
 
 
+def label_studio(root: Path, made: dict[str, list[dict[str, object]]]) -> None:
+    tasks = []
+    for number in range(6):
+        save(root / f"images/im_{number}.png", picture(number))
+        tasks.append({"data": {"image": f"/data/local-files/?d=images/im_{number}.png"}} | made)
+    (root / "tasks.json").write_text(json.dumps(tasks))
+    (root / "halfmask.yaml").write_text(NAMED)
+
+
+@case("H208", "Correct and submit them in Label Studio")
+def label_studio_drafts_alone(root):
+    label_studio(root, {"predictions": [{"result": []}]})
+
+
+@case("H208", "Export brushes from Label Studio as COCO")
+def label_studio_brushes(root):
+    brush = {"type": "brushlabels", "value": {"format": "rle", "rle": [0, 1], "brushlabels": ["leaf"]}}
+    label_studio(root, {"annotations": [{"result": [brush]}]})
+
+
 # --- classes and parts ------------------------------------------------------------------------------------------
 
 

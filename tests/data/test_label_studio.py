@@ -52,13 +52,12 @@ def test_tasks_read_back_exactly(classes, drafts):
     for mask in maps:
         writer.add("images/a b.png", mask)
     for mask, made in zip(maps, json.loads(json.dumps(writer.tasks)), strict=True):
-        assert made["data"] == {"image": "/data/local-files/?d=images/a%20b.png"}
+        assert made["data"]["image"] == "/data/local-files/?d=images/a%20b.png"
         (annotation,) = made["predictions" if drafts else "annotations"]
         painted = label_studio.decode(annotation["result"], {name: id for id, name in enumerate(classes)}, *mask.shape)
         np.testing.assert_array_equal(painted, mask)
         assert label_studio.labels_in(annotation["result"]) <= set(classes)
-        if annotation["result"]:
-            assert label_studio.size_in(annotation["result"]) == mask.shape
+        assert label_studio.size_in(annotation["result"], made["data"]) == mask.shape
 
 
 def test_the_configuration_names_every_label_and_its_color():
@@ -170,7 +169,7 @@ def test_regions_that_cannot_be_read_are_refused(result, code, told, tmp_path):
 @pytest.mark.parametrize(
     ("tasks", "code", "told"),
     [
-        ([task("x/a.png") | {"predictions": [{"result": [box(0, 0, 1, 1)]}]}], "H210", "submit them"),
+        ([task("x/a.png") | {"predictions": [{"result": [box(0, 0, 1, 1)]}]}], "H208", "submit them"),
         ([{"image": "a.png", "label": [{"polygonlabels": ["leaf"]}]}], "H208", "not JSON-MIN"),
         ([task("a.png", []), task("a.png", [])], "H208", "two annotated tasks"),
         ([task("b.png", [])], "H208", "Copy its images"),
@@ -190,17 +189,25 @@ def test_exports_that_cannot_be_used_are_refused(tasks, code, told, tmp_path):
 @pytest.mark.parametrize("to", ["label_studio", "coco", "labelme"])
 def test_what_a_tool_exports_is_converted_without_its_images(to, tmp_path):
     """A converted folder stands for the export: tests of these formats hold what the tools themselves write."""
-    maps = {"x/im 0": NESTED, "x/im 1": NESTED[::-1].copy()}
+    maps = {"x/im 0": NESTED, "x/im 1": NESTED[::-1].copy()} | ({} if to == "coco" else {"blank": NESTED * 0})
     for name, mask in maps.items():
         save(tmp_path / f"masks/{name}.png", mask)
     colors = "['#102030', '#405060', '#708090', '#a0b0c0']"
     (tmp_path / "masks/halfmask.yaml").write_text(f"classes: [ground, stem, leaf, fruit]\npalette: {colors}\n")
     convert(tmp_path / "masks", tmp_path / "out", to=to)
     file = {"coco": "annotations.json", "label_studio": "tasks.json"}.get(to, "")
-    assert convert(tmp_path / "out" / file, tmp_path / "back") == 2
+    assert convert(tmp_path / "out" / file, tmp_path / "back") == len(maps)
     assert (tmp_path / "back/halfmask.yaml").read_text() == (tmp_path / "out/halfmask.yaml").read_text()
     for name, mask in maps.items():
         np.testing.assert_array_equal(read_stored(tmp_path / f"back/{name}.png").values, mask)
+
+
+def test_the_size_of_an_empty_annotation_is_that_of_its_image(tmp_path):
+    root = exported(tmp_path, task("images/a.png", []))
+    assert Folder(root).read_target("images/a.png").shape == (8, 16)
+    (root / "images/a.png").unlink()
+    with pytest.raises(DataError, match="not there to tell its size"):
+        convert(root / "export.json", tmp_path / "out")
 
 
 def test_an_export_without_annotations_has_no_masks(tmp_path):

@@ -58,7 +58,8 @@ class LabelStudioWriter:
         made = {"predictions": [{"model_version": "halfmask", "result": result}]}
         self.tasks.append(
             {
-                "data": {"image": LOCAL_FILES + quote(image)},
+                # The size is for tasks without regions, which do not tell it; exports keep it.
+                "data": {"image": LOCAL_FILES + quote(image), "height": height, "width": width},
                 **(made if self.drafts else {"annotations": [{"result": result}]}),
             }
         )
@@ -82,12 +83,11 @@ def labels_in(result: Sequence[Mapping[str, Any]]) -> set[str]:
     return {label for label, _ in _regions(result)} - {IGNORE_LABEL, BACKGROUND_LABEL}
 
 
-def size_in(result: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """Height and width of the image as the annotator saw it, if a region tells them."""
-    for region in result:
-        if "original_height" in region and "original_width" in region:
-            return int(region["original_height"]), int(region["original_width"])
-    return None
+def size_in(result: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the image as the annotator saw it, if a region or our own task tells them."""
+    told = [(region.get("original_height"), region.get("original_width")) for region in result]
+    told.append((data.get("height"), data.get("width")))
+    return next(((int(height), int(width)) for height, width in told if height and width), None)
 
 
 def decode(
