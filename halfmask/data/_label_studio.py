@@ -48,11 +48,11 @@ class LabelStudioFolder:
         self._of: dict[str, tuple[Path, Annotated]] = {}
         for path in paths:
             for name, found in annotated(path).items():
-                id = _locate(name, path, by_name)
-                if id in self._of:
-                    raise DataError(f"{path}: two annotated tasks show {id}. Keep one of them.", "H208")
-                if id is not None:
-                    self._of[id] = (path, found)
+                located = _locate(name, path, by_name)
+                if located in self._of:
+                    raise DataError(f"{path}: two annotated tasks show {located}. Keep one of them.", "H208")
+                if located is not None:
+                    self._of[located] = (path, found)
         if not self._of:
             listed = ", ".join(path.name for path in paths)
             raise DataError(f"{root}: no task in {listed} shows an image that is here. Copy its images there.", "H208")

@@ -173,10 +173,13 @@ class Folder(FileDataset):
 
     def _open_lists(self) -> CocoFolder | LabelStudioFolder | None:
         """Open the json files that annotate many images each."""
-        kinds = {"coco json": CocoFolder, "label studio": LabelStudioFolder}
-        if self.layout.name not in kinds:
-            return None
-        return kinds[self.layout.name](self.root, self.layout.annotations, self.ids_found(), self._names)
+        arguments = (self.root, self.layout.annotations, self.ids_found(), self._names)
+        match self.layout.name:
+            case "coco json":
+                return CocoFolder(*arguments)
+            case "label studio":
+                return LabelStudioFolder(*arguments)
+        return None
 
     def _open_outlines(self) -> Outlines:
         return Outlines(self.root, self.layout.name, self.layout.masks, self._names)
