@@ -51,14 +51,13 @@ def open_source(source: Path, overrides: Sequence[str] = ()) -> Source:
     Raises:
         DataError: there are none.
     """
-    recipe = load(None, {"data.root": str(source)} | dict(map(parse_override, overrides))).data
     if source.is_file() and source.suffix.lower() == ".json":
-        return _export(source, recipe)
+        return _export(source, overrides)
     if source.is_dir() and (files := _labelme_alone(source)):
-        said = _described(source, recipe)
+        said = _described(source, overrides)
         outlines = Outlines(source, "labelme", {file: file for file in files}, _names(said))
         return Source(source, tuple(files), _task(outlines.classes, said), outlines.paint)
-    dataset = open_dataset(recipe)
+    dataset = open_dataset(_recipe(source, overrides))
     ids = tuple(_labeled(dataset))
     if ids:
         return Source(dataset.root, ids, dataset.task, dataset.read_target)
@@ -67,9 +66,9 @@ def open_source(source: Path, overrides: Sequence[str] = ()) -> Source:
     raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
 
 
-def _export(path: Path, recipe: DataRecipe) -> Source:
+def _export(path: Path, overrides: Sequence[str]) -> Source:
     """Open one json file; its images need not be there."""
-    said = _described(path.parent, recipe)
+    said = _described(path.parent, overrides)
     lists: _label_studio.LabelStudioFolder | _coco_json.CocoFolder
     if head_of(path).startswith("["):  # COCO json is an object
         names = list(_label_studio.annotated(path))
@@ -91,8 +90,13 @@ def _labelme_alone(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in files if '"shapes"' in head_of(path)]
 
 
-def _described(folder: Path, recipe: DataRecipe) -> Description:
-    given = recipe.dataset.params if recipe.dataset.name == "folder" else {}
+def _recipe(root: Path, overrides: Sequence[str]) -> DataRecipe:
+    return load(None, {"data.root": str(root)} | dict(map(parse_override, overrides))).data
+
+
+def _described(folder: Path, overrides: Sequence[str]) -> Description:
+    # A recipe is only made where something is said: to check it takes seconds, as it loads what methods need.
+    given = _recipe(folder, overrides).dataset.params if overrides else {}
     return read_description(folder, {key: value for key, value in given.items() if key in Description.model_fields})
 
 

@@ -198,6 +198,8 @@ def test_what_a_tool_exports_is_converted_without_its_images(to, tmp_path):
     file = {"coco": "annotations.json", "label_studio": "tasks.json"}.get(to, "")
     assert convert(tmp_path / "out" / file, tmp_path / "back") == len(maps)
     assert (tmp_path / "back/halfmask.yaml").read_text() == (tmp_path / "out/halfmask.yaml").read_text()
+    convert(tmp_path / "out" / file, tmp_path / "named", overrides=["data.dataset.classes=[ground, fruit, leaf, stem]"])
+    assert read_stored(tmp_path / "named/x/im 0.png").values[1, 1] == 3  # a stem, by another number
     for name, mask in maps.items():
         np.testing.assert_array_equal(read_stored(tmp_path / f"back/{name}.png").values, mask)
 
