@@ -59,6 +59,7 @@ class Folder(FileDataset):
 
     Attributes:
         layout: what was found, with the reason.
+        counted: pixels per id of masks that somebody has read already, which finding the classes need not read again.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Folder(FileDataset):
     ) -> None:
         self.layout: Layout = detect(Path(root))
         super().__init__(self.layout.root)
+        self.counted: dict[Path, dict[int, int]] = {}
         given: dict[str, Any] = {
             "binary": binary, "map": map, "classes": classes, "ignore_index": ignore_index, "palette": palette,
             "foreground": foreground, "bands": bands, "range": range,
@@ -249,7 +251,8 @@ class Folder(FileDataset):
         counts: Counter[int] = Counter()
         table = LabelMap(0, colors=self._colors)
         for path in self._masks(_SCANNED):
-            counts.update(count_values(stored_ids(read_stored(path), table, path)))
+            known = self.counted.get(path)
+            counts.update(count_values(stored_ids(read_stored(path), table, path)) if known is None else known)
         if not counts:
             raise DataError(
                 f"{self.root}: no classes are named and no mask is there to show them. Name them in halfmask.yaml: "

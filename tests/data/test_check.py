@@ -248,3 +248,10 @@ def test_every_code_of_a_finding_is_described_once():
 def test_a_mask_that_is_absent_is_no_fact(tmp_path):
     good(tmp_path)
     assert look_at_mask(Folder(tmp_path), "images/train/im_9.png") is None
+
+
+def test_classes_are_found_in_the_masks_without_reading_them_again(tmp_path, monkeypatch):
+    good(tmp_path)
+    expected = Folder(tmp_path).task.classes
+    monkeypatch.setattr("halfmask.data.folder.read_stored", lambda path: pytest.fail(f"{path}: read again"))
+    assert fingerprint(tmp_path).task.classes == expected

@@ -111,12 +111,14 @@ def take_fingerprint(
     dataset.sealed = frozenset(parts["unlabeled"])
     if limit is not None:
         parts = {part: tuple(ids[:: max(1, -(-len(ids) // limit))][:limit]) for part, ids in parts.items()}
+    images, masks = _look_at_all(recipe, dataset, parts, workers, tick)
+    if isinstance(dataset, Folder):
+        dataset.counted = {path: facts.values for id, facts in masks.items() if (path := _id_mask(dataset, id, facts))}
     task: Task | None = None
     try:
         task = dataset.task
     except HalfmaskError as error:
         failures.append(error)
-    images, masks = _look_at_all(recipe, dataset, parts, workers, tick)
     return Fingerprint(
         root=dataset.root,
         dataset=dataset,
@@ -200,6 +202,11 @@ def _look_at_all(
                 masks[id] = mask
             tick(len(ids))
     return images, masks
+
+
+def _id_mask(dataset: Dataset, id: str, facts: MaskFacts) -> Path | None:
+    """Where the mask lies, if it could be read and holds ids."""
+    return dataset.mask_path(id) if facts.kind == "ids" and facts.size is not None else None
 
 
 def _twins(
