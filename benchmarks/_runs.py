@@ -72,6 +72,39 @@ def training(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
 
 
+def add_method_options(parser: argparse.ArgumentParser, default: Sequence[str] | None) -> None:
+    """Add the options of which methods are compared, in which forms; `default` is of `--methods`."""
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        default=default,
+        help="names, or LABEL=NAME for a second form of a method, whose --params then start with the label",
+    )
+    add_params(parser)
+
+
+def add_params(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `overrides_of` reads."""
+    parser.add_argument(
+        "--params",
+        nargs="*",
+        default=[],
+        metavar="METHOD.KEY=VALUE",
+        help="of one method's runs (model.KEY: its network, data.KEY: its data)",
+    )
+
+
+def label_and_method(form: str) -> tuple[str, str]:
+    """Take apart what `--methods` names.
+
+    >>> label_and_method("cct"), label_and_method("lite=cct")
+    (('cct', 'cct'), ('lite', 'cct'))
+    """
+    label, _, method = form.partition("=")
+    return label, method or label
+
+
 def params_of(options: argparse.Namespace, label: str) -> list[str]:
     """Give the KEY=VALUE that `--params LABEL.KEY=VALUE` names for the runs of one label."""
     return [item.partition(".")[2] for item in options.params if item.startswith(f"{label}.")]
@@ -208,7 +241,7 @@ def write_json(options: argparse.Namespace, data: object, rows: object, scores: 
     content = {
         "command": command_line(sys.argv),
         "settings": settings | {"data": data},
-        "environment": {name: state[name] for name in ("python", "cpu_cores", "devices", "packages")},
+        "environment": {name: state[name] for name in ("python", "cpu_cores", "devices", "packages", "git")},
         "rows": rows,
         "runs": scores,
     }

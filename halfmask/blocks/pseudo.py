@@ -1,6 +1,5 @@
 """Hard pseudo-labels with their confidence, and what is logged about them."""
 
-import re
 from itertools import pairwise
 
 import torch
@@ -12,8 +11,7 @@ from halfmask.blocks.confidence import top_class
 from halfmask.blocks.forms import has_plain_form
 from halfmask.reference import pseudo as reference
 
-_CONFIDENCE = "pseudo/confidence"  # logs of one family: a mean per class, and a histogram with names such as these:
-CONFIDENCE_RANGE = re.compile(_CONFIDENCE + r"/(\d\.\d\d)-\d\.\d\d")
+CONFIDENCE_RANGES = "pseudo/confidence_range/"  # logs of one family: a histogram, one number per range
 _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
@@ -34,12 +32,17 @@ def pseudo_label(logits: Float[Tensor, "B K *S"] | CoarseLogits) -> tuple[Int[Te
 @torch.no_grad()
 @has_plain_form(reference.pseudo_logs)
 def pseudo_logs(
-    label: Int[Tensor, "B *S"], keep: Bool[Tensor, "B *S"], valid: Bool[Tensor, "B *S"], classes: int
+    label: Int[Tensor, "B *S"],
+    confidence: Float[Tensor, "B *S"],
+    keep: Bool[Tensor, "B *S"],
+    valid: Bool[Tensor, "B *S"],
+    classes: int,
 ) -> dict[str, Tensor]:
-    """Measure how many pixels teach, and as what.
+    """Measure how many pixels teach, as what, and how sure the labeler is.
 
     Args:
         label: pseudo-labels before any mixing; any value where `valid` is False.
+        confidence: of the labels.
         keep: pixels whose pseudo-label enters the loss.
         valid: real pixels.
         classes: K.
@@ -48,51 +51,36 @@ def pseudo_logs(
         `pseudo/coverage`: kept pixels / valid pixels (0-d); `pseudo/coverage_by_class`: the same among the pixels
         labeled with each class (K,), 0 where there are none; `pseudo/share`: each class's part of the
         pseudo-labels (K,). One class taking over the share is how self-training collapses.
+        `pseudo/confidence_by_class`: mean over the pixels labeled with each class (K,), NaN where there are none.
+        `pseudo/confidence_range/0.95-0.98` and six more (0-d): the part of the valid pixels whose confidence is at
+        least 0.95 and below 0.98; their sum is 1 where any pixel is valid. The sum of the ranges above a threshold is
+        the coverage that it would give.
+
+    >>> label, everywhere = torch.tensor([0, 1, 1, 1]), torch.ones(4, dtype=torch.bool)
+    >>> confidence = torch.tensor([0.5, 0.96, 0.97, 0.98])
+    >>> logs = pseudo_logs(label, confidence, confidence >= 0.97, everywhere, 2)
+    >>> logs["pseudo/coverage_by_class"], logs["pseudo/confidence_by_class"]
+    (tensor([0.0000, 0.6667]), tensor([0.5000, 0.9700]))
+    >>> logs["pseudo/confidence_range/0.95-0.98"]
+    tensor(0.5000)
     """
-    labeled = _histogram(label, valid, classes)
-    kept = _histogram(label, keep & valid, classes)
+    labeled = _sum_by_class(label, valid, classes)
+    kept = _sum_by_class(label, keep & valid, classes)
+    sure = _sum_by_class(label, valid, classes, confidence.float())
     total = labeled.sum().clamp_min(1)
+    # Compared with each edge: cheaper than sorting into bins, and no table of edges has to reach the device.
+    above = [labeled.sum(), *(((confidence >= edge) & valid).sum() for edge in _EDGES[1:-1]), labeled.sum() * 0]
+    ranges = {
+        f"{CONFIDENCE_RANGES}{low:.2f}-{high:.2f}": (above[number] - above[number + 1]) / total
+        for number, (low, high) in enumerate(pairwise(_EDGES))
+    }
     return {
         "pseudo/coverage": kept.sum() / total,
         "pseudo/coverage_by_class": kept / labeled.clamp_min(1),
         "pseudo/share": labeled / total,
+        "pseudo/confidence_by_class": sure / labeled,
+        **ranges,
     }
-
-
-@torch.no_grad()
-def confidence_logs(
-    label: Int[Tensor, "B *S"], confidence: Float[Tensor, "B *S"], valid: Bool[Tensor, "B *S"], classes: int
-) -> dict[str, Tensor]:
-    """Measure how sure the labeler is: a histogram of seven ranges, narrow ones near 1, and the mean of each class.
-
-    Args:
-        label: pseudo-labels before any mixing; any value where `valid` is False.
-        confidence: of the labels.
-        valid: real pixels.
-        classes: K.
-
-    Returns:
-        One 0-d value per range, the part of the valid pixels in it: `pseudo/confidence/0.95-0.98` for confidences of
-        at least 0.95 and below 0.98; their sum is 1 where any pixel is valid. The sum of the ranges above a threshold
-        is the coverage that it would give. `pseudo/confidence_by_class`: mean over the pixels labeled with each class
-        (K,), NaN where there are none.
-
-    >>> label, everywhere = torch.tensor([0, 1, 1, 1]), torch.ones(4, dtype=torch.bool)
-    >>> logs = confidence_logs(label, torch.tensor([0.5, 0.96, 0.97, 0.98]), everywhere, 2)
-    >>> logs.pop("pseudo/confidence_by_class")
-    tensor([0.5000, 0.9700])
-    >>> {name[18:]: value.item() for name, value in logs.items() if value > 0}
-    {'0.50-0.70': 0.25, '0.95-0.98': 0.5, '0.98-1.00': 0.25}
-    """
-    # Compared with each edge: cheaper than sorting into bins, and no table of edges has to reach the device.
-    above = [valid.sum(), *(((confidence >= edge) & valid).sum() for edge in _EDGES[1:-1]), valid.sum() * 0]
-    total = above[0].clamp_min(1)
-    logs = {
-        f"{_CONFIDENCE}/{low:.2f}-{high:.2f}": (above[number] - above[number + 1]) / total
-        for number, (low, high) in enumerate(pairwise(_EDGES))
-    }
-    sums = _histogram(label, valid, classes, confidence.float())
-    return logs | {f"{_CONFIDENCE}_by_class": sums / _histogram(label, valid, classes)}
 
 
 @torch.no_grad()
@@ -106,10 +94,10 @@ def agreement(
     return same.sum() / valid.sum().clamp_min(1)
 
 
-def _histogram(label: Tensor, mask: Tensor, classes: int, weight: Tensor | None = None) -> Tensor:
-    # Counted per image row and then summed: few writes meet in one cell. `bincount` reads its size on the host,
-    # and comparing with every class costs K times the memory.
+def _sum_by_class(label: Tensor, mask: Tensor, classes: int, value: Tensor | None = None) -> Tensor:
+    # Of ones or of `value`, per image row and then over rows: few writes meet in one cell. `bincount` reads its size on
+    # the host, and comparing with every class costs K times the memory.
     label = label.masked_fill(~mask, classes).reshape(-1, label.shape[-1])
-    weight = torch.ones_like(label, dtype=torch.int32) if weight is None else weight.reshape(label.shape)
-    counts = weight.new_zeros(label.shape[0], classes + 1)
-    return counts.scatter_add_(1, label, weight).sum(0)[:classes]  # (K,) int64, or of the weight's kind
+    value = torch.ones_like(label, dtype=torch.int32) if value is None else value.reshape(label.shape)
+    sums = value.new_zeros(label.shape[0], classes + 1)
+    return sums.scatter_add_(1, label, value).sum(0)[:classes]  # (K,), int64 or float32

@@ -38,7 +38,7 @@ class ChangeFolder(PairFiles, FileDataset):
         range: image values that become black and white; needed for 16-bit and float images.
         resize_masks: bring labels of another size to the image's by nearest neighbor instead of refusing them.
         same_light: one camera took both dates in one light, so strong views must change the colors of both alike;
-            `null`: so it is where one earlier image serves several later ones.
+            `null`: so it is where an earlier image serves at least two later ones on average.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ChangeFolder(PairFiles, FileDataset):
         return tuple(notes)
 
     def _one_camera(self) -> bool:
-        return len(set(self.pairs.before.values())) < len(self.pairs.before)
+        return 2 * len(set(self.pairs.before.values())) <= len(self.pairs.before)
 
     @cached_property
     def _labels(self) -> LabelMap:

@@ -3,13 +3,14 @@
 import signal
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 
 from halfmask.batch import Batch
-from halfmask.blocks.pseudo import CONFIDENCE_RANGE
+from halfmask.blocks.pseudo import CONFIDENCE_RANGES
 from halfmask.engine.examiner import Examiner
 from halfmask.engine.module import LitMethod
 from halfmask.engine.progress import ProgressLine
@@ -87,11 +88,9 @@ class MetricsLog(L.Callback):
 
     def _values(self, trainer: L.Trainer, module: LitMethod) -> dict[str, float]:
         values: dict[str, float] = {}
-        for name, numbers in module.log_sums.read().items():
+        reduce = partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
+        for name, numbers in module.log_sums.read(reduce).items():
             full = name if "/" in name else f"train/{name}"
-            if trainer.world_size > 1:
-                mean = trainer.strategy.reduce(torch.tensor(numbers, device=module.device), reduce_op="mean")
-                numbers = mean.tolist()
             # A step cannot log a number and a vector under one key; in the record they are one family.
             family = full.removesuffix("_by_class")
             names = [full] if len(numbers) == 1 else [f"{family}/{label}" for label in self.task.classes]
@@ -116,8 +115,8 @@ class MetricsLog(L.Callback):
         if self._silent < _SILENT_STEPS or self._warned:
             return
         self._warned = True
-        ranges = [(name, share) for name, share in values.items() if CONFIDENCE_RANGE.fullmatch(name)]
-        shares = ", ".join(f"{name.rpartition('/')[2]}: {share:.1%}" for name, share in ranges)
+        ranges = [(name, share) for name, share in values.items() if name.startswith(CONFIDENCE_RANGES)]
+        shares = ", ".join(f"{name.removeprefix(CONFIDENCE_RANGES)}: {share:.1%}" for name, share in ranges)
         self.line.say(
             f"warning: no pseudo-label has passed method.threshold for {self._silent} steps, so the unlabeled images "
             f"teach nothing. {f'Pixels by confidence: {shares}. ' if shares else ''}Use a lower method.threshold, a "

@@ -38,18 +38,25 @@ class LogSums:
     def add(self, logs: Mapping[str, Tensor]) -> None:
         """Add one step's values, without any host synchronization.
 
-        NaN means "no value in this step" (a class that did not occur), except in a loss, where it must be seen.
+        NaN means "no value in this step" (a class that did not occur), except in losses, where it must be seen.
         """
         for name, value in logs.items():
             value = value.detach().double() if value.device.type == "cpu" else value.detach().float()
-            known = torch.ones_like(value) if name.startswith("loss") else (~value.isnan()).to(value.dtype)
+            known = torch.ones_like(value) if "loss" in name else (~value.isnan()).to(value.dtype)
             value = torch.where(known > 0, value, 0)
             total, count = self._sums.get(name, (torch.zeros_like(value), torch.zeros_like(value)))
             self._sums[name] = (total + value, count + known)
 
-    def read(self) -> dict[str, list[float]]:
-        """Give the means since the last call and start anew; NaN where no step had a value."""
-        means = {name: (total / count).reshape(-1).tolist() for name, (total, count) in self._sums.items()}
+    def read(self, reduce: Callable[[Tensor], Any] | None = None) -> dict[str, list[float]]:
+        """Give the means since the last call and start anew; NaN where no step had a value.
+
+        Args:
+            reduce: adds a tensor up over the processes of a run.
+        """
+        means = {}
+        for name, sums in self._sums.items():
+            total, count = sums if reduce is None else reduce(torch.stack(sums))
+            means[name] = (total / count).reshape(-1).tolist()
         self._sums = {}
         return means
 

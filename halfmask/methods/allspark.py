@@ -38,7 +38,7 @@ from halfmask.blocks.ema import eval_mode
 from halfmask.blocks.grouping import Grouping, channel_classes
 from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
 from halfmask.blocks.memory import ClassMemory, MemorySync
-from halfmask.blocks.pseudo import confidence_logs, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import pseudo_label, pseudo_logs
 from halfmask.errors import ShapeError
 from halfmask.methods import Method, ModelBuilder, StepOutput
 from halfmask.models.bottlenecks.allspark import AllSpark as Bottleneck
@@ -130,8 +130,7 @@ class AllSpark(Method):
 
         loss_l = self.labeled_loss(logits_l, y_l)
         loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)
-        logs = pseudo_logs(label, keep, valid, self.task.n_classes)
-        logs |= confidence_logs(label, confidence, valid, self.task.n_classes)
+        logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
         if self.memory is not None:
             logs["memory/filled"] = self.memory.filled.float().mean(1)  # (K,)
         return StepOutput(self.loss_scale * (loss_l + loss_u), {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})

@@ -51,7 +51,7 @@ from halfmask.blocks.perturb import (
     make_guide,
     nearest_index,
 )
-from halfmask.blocks.pseudo import confidence_logs, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import RampName, ramp
 from halfmask.blocks.vat import Adversarial, Direction
 from halfmask.errors import RecipeError, nearest
@@ -210,8 +210,7 @@ class CCT(Method):
         pairs = self._pairs(z) if self.pairwise_weight else None
         loss_u, terms = self.heads.loss(z, perturbed, objective, group=group, pairs=pairs)
 
-        logs = pseudo_logs(label, valid if keep is None else keep, valid, self.task.n_classes)
-        logs |= confidence_logs(label, confidence, valid, self.task.n_classes)
+        logs = pseudo_logs(label, confidence, valid if keep is None else keep, valid, self.task.n_classes)
         logs |= {"loss_sup": loss_l, "loss_unsup": terms.distance}
         if unlabeled.target is not None:
             logs["loss_weak"] = terms.weak

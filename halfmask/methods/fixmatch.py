@@ -44,7 +44,7 @@ from halfmask.blocks.alignment import AlignmentName, alignment_of
 from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
 from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
 from halfmask.blocks.mixing import box_mask, paste
-from halfmask.blocks.pseudo import agreement, confidence_logs, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import ema_ramp
 from halfmask.methods import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model
@@ -119,8 +119,7 @@ class FixMatch(Method):
         if self.align is not None:
             logits_w = self.align(logits_w, y_l)
         label, confidence = pseudo_label(logits_w)  # (B, H, W) each
-        logs = pseudo_logs(label, confidence >= self.threshold, valid, self.task.n_classes)
-        logs |= confidence_logs(label, confidence, valid, self.task.n_classes)
+        logs = pseudo_logs(label, confidence, confidence >= self.threshold, valid, self.task.n_classes)
 
         # Strong view: one box per image; image, label, confidence and validity must travel together.
         box = self.boxes(valid.shape, device=x_u.device)

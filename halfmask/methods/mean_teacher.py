@@ -28,7 +28,7 @@ from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
 from halfmask.blocks.ema import ema_copy
 from halfmask.blocks.losses import LossName, squared_error, supervised_loss
-from halfmask.blocks.pseudo import agreement, confidence_logs, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import ema_ramp, sigmoid_ramp
 from halfmask.methods import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Model
@@ -84,8 +84,7 @@ class MeanTeacher(Method):
         weight = self.unlabeled_weight * sigmoid_ramp(progress.step, self.ramp_up * progress.total_steps)
 
         label, confidence = pseudo_label(logits_w)
-        logs = pseudo_logs(label, valid, valid, self.task.n_classes)
-        logs |= confidence_logs(label, confidence, valid, self.task.n_classes)
+        logs = pseudo_logs(label, confidence, valid, valid, self.task.n_classes)
         logs["pseudo/agreement"] = agreement(logits_s, label, valid)
         return StepOutput(loss_l + weight * loss_u, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
 

@@ -26,7 +26,7 @@ from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
 from halfmask.blocks.ema import eval_mode
 from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
-from halfmask.blocks.pseudo import confidence_logs, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import pseudo_label, pseudo_logs
 from halfmask.methods import Method, ModelBuilder, StepOutput
 from halfmask.task import Task
 
@@ -81,6 +81,5 @@ class PseudoLabel(Method):
 
         loss_l = self.labeled_loss(logits_l, y_l)
         loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)
-        logs = pseudo_logs(label, keep, valid, self.task.n_classes)
-        logs |= confidence_logs(label, confidence, valid, self.task.n_classes)
+        logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
         return StepOutput((loss_l + loss_u) / 2, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})

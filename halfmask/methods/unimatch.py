@@ -45,7 +45,7 @@ from halfmask.blocks.channel_dropout import drop_channels
 from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
 from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
 from halfmask.blocks.mixing import box_mask, paste
-from halfmask.blocks.pseudo import agreement, confidence_logs, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import ema_ramp
 from halfmask.methods import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model
@@ -116,8 +116,7 @@ class UniMatch(Method):
         logits_l, logits_w, logits_fp = self._clean_and_dropped(x_l, x_u)
         own = own or (x_u, *pseudo_label(logits_w), valid)
         _, label, confidence, _ = own  # (B, H, W) each
-        logs = pseudo_logs(label, confidence >= self.threshold, valid, self.task.n_classes)
-        logs |= confidence_logs(label, confidence, valid, self.task.n_classes)
+        logs = pseudo_logs(label, confidence, confidence >= self.threshold, valid, self.task.n_classes)
 
         # Strong views, each with its own colors and box; all that belongs to a pixel travels with it.
         views = [self._strong_view(own, other) for _ in range(2)]

@@ -48,7 +48,7 @@ from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
 from halfmask.blocks.forms import plain_forms_wanted
 from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
 from halfmask.blocks.mixing import box_mask, paste
-from halfmask.blocks.pseudo import agreement, confidence_logs, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
 from halfmask.blocks.ramps import ema_ramp
 from halfmask.methods import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model
@@ -132,8 +132,7 @@ class UniMatchV2(Method):
         # Pseudo-labels of the weak views; both strong views learn from the same.
         own = image, label, confidence, valid = self._labeled(batch.draw(0), y_l)  # (B, *T, 3, H, W), then (B, *S) each
         other = self._labeled(batch.draw(1), y_l) if self.draws == 2 else None
-        logs = pseudo_logs(label, confidence >= self.threshold, valid, self.task.n_classes)
-        logs |= confidence_logs(label, confidence, valid, self.task.n_classes)
+        logs = pseudo_logs(label, confidence, confidence >= self.threshold, valid, self.task.n_classes)
 
         # Strong views, each with its own colors and box.
         views = [self._strong_view(own, other) for _ in range(self.views)]

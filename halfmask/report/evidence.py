@@ -8,7 +8,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ def _steps_per_pass(run: Run) -> int:
 
 
 def _with_foreground(task: Task, foreground: Sequence[bool]) -> Task:
-    return Task(task.kind, task.classes, task.ignore_index, tuple(foreground), task.palette)
+    return replace(task, foreground=tuple(foreground))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from halfmask.blocks.pseudo import agreement, confidence_logs, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import CONFIDENCE_RANGES, agreement, pseudo_label, pseudo_logs
 from halfmask.reference import pseudo as plain
 
 
@@ -40,20 +40,36 @@ def test_no_gradient_flows_into_pseudo_labels():
 
 @pytest.mark.parametrize("shape", [(3, 9, 8), (12,)])
 def test_statistics_equal_the_count_class_by_class(shape):
-    label = torch.randint(0, 4, shape)
+    label, confidence = torch.randint(0, 4, shape), torch.rand(shape) ** 0.1
     valid, keep = torch.rand(shape) < 0.7, torch.rand(shape) < 0.5
     label[~valid] = 255  # whatever stands under invalid pixels does not matter
-    logs, expected = pseudo_logs(label, keep, valid, 6), plain.pseudo_logs(label, keep, valid, 6)
+    logs = pseudo_logs(label, confidence, keep, valid, 6)
+    expected = plain.pseudo_logs(label, confidence, keep, valid, 6)
     assert logs.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(logs[key], value, msg=key)
+        torch.testing.assert_close(logs[key], value, equal_nan=True, msg=key)
     assert logs["pseudo/share"].sum().item() == pytest.approx(1)
     assert logs["pseudo/share"][4:].tolist() == [0, 0]  # classes that never occur
+    assert logs["pseudo/confidence_by_class"][4:].isnan().all()
+
+
+def test_the_ranges_of_confidence_are_a_histogram_of_the_valid_pixels():
+    confidence, valid = torch.rand(200) ** 0.1, torch.rand(200) < 0.7
+    logs = pseudo_logs(torch.zeros(200, dtype=torch.long), confidence, valid, valid, 2)
+    ranges = {name[-9:]: value.item() for name, value in logs.items() if name.startswith(CONFIDENCE_RANGES)}
+    edges = np.array([0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
+    expected = np.histogram(confidence[valid].numpy(), edges)[0] / int(valid.sum())
+    assert list(ranges.values()) == pytest.approx(expected.tolist())
+    # The ranges above a threshold add up to the coverage it gives.
+    sure = sum(value for name, value in ranges.items() if float(name[:4]) >= 0.95)
+    assert sure == pytest.approx((confidence[valid] >= 0.95).float().mean().item())
 
 
 def test_statistics_of_an_all_padded_batch_are_zero():
     label, nothing = torch.zeros(2, 4, 4, dtype=torch.long), torch.zeros(2, 4, 4, dtype=torch.bool)
-    for value in pseudo_logs(label, nothing, nothing, 3).values():
+    logs = pseudo_logs(label, torch.ones(2, 4, 4), nothing, nothing, 3)
+    assert logs.pop("pseudo/confidence_by_class").isnan().all()
+    for value in logs.values():
         assert value.abs().sum().item() == 0
     assert agreement(torch.randn(2, 3, 4, 4), label, nothing).item() == 0
 
@@ -63,27 +79,3 @@ def test_agreement_counts_equal_classes_among_valid_pixels():
     label = torch.tensor([[[0, 2], [2, 1]]])
     valid = torch.tensor([[[True, True], [True, False]]])
     assert agreement(logits, label, valid).item() == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("shape", [(3, 9, 8), (200,)])
-def test_confidence_is_counted_by_range_and_averaged_by_class(shape):
-    confidence, valid = torch.rand(shape) ** 0.1, torch.rand(shape) < 0.7
-    label = torch.randint(0, 4, shape)
-    logs = confidence_logs(label, confidence, valid, 6)
-    by_class = logs.pop("pseudo/confidence_by_class")
-    means = [confidence[valid & (label == number)].mean() for number in range(6)]  # NaN for the last two
-    torch.testing.assert_close(by_class, torch.stack(means), equal_nan=True)
-    edges = np.array([0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
-    expected = np.histogram(confidence[valid].numpy(), edges)[0] / int(valid.sum())
-    assert [value.item() for value in logs.values()] == pytest.approx(expected.tolist())
-    assert all(value.shape == () for value in logs.values())
-    # The ranges above a threshold add up to the coverage it gives.
-    sure = sum(value.item() for name, value in logs.items() if float(name.rpartition("/")[2][:4]) >= 0.95)
-    assert sure == pytest.approx((confidence[valid] >= 0.95).float().mean().item())
-
-
-def test_the_histogram_of_no_valid_pixel_is_zero():
-    label = torch.zeros(2, 3, dtype=torch.long)
-    logs = confidence_logs(label, torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool), 2)
-    assert logs.pop("pseudo/confidence_by_class").isnan().all()
-    assert [value.item() for value in logs.values()] == [0] * 7

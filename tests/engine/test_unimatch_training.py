@@ -32,7 +32,7 @@ def last_record(out: Path, key: str) -> dict[str, Any]:
 def test_unimatch_v2_trains_and_logs_its_confidence(data: Path, tmp_path: Path) -> None:
     train(recipe(data, *DINO, method="unimatch_v2", threshold=0.3), tmp_path / "run", quiet=True)
     record = last_record(tmp_path / "run", "train/loss")
-    shares = [value for name, value in record.items() if name.startswith("pseudo/confidence/")]
+    shares = [value for name, value in record.items() if name.startswith("pseudo/confidence_range/")]
     assert len(shares) == 7
     assert sum(shares) == pytest.approx(1)
     assert 0 < record["pseudo/coverage"] <= 1

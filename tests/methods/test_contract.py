@@ -1,11 +1,13 @@
 """Every method file keeps the contract, and the checks notice methods that do not."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
 from halfmask.blocks.ema import ema_copy
 from halfmask.blocks.losses import cross_entropy
@@ -51,6 +53,18 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"threshold": 0.0, "cutmix_partner": "flip", "teacher": "ema", "feature_dropout": 0.2},
     ],
 }
+
+
+@pytest.mark.parametrize("same_light", [False, True])
+def test_strong_views_know_whether_both_dates_have_one_light(same_light):
+    task = replace(tiny_task("change"), same_light=same_light)
+    classes = {name: resolve("methods", name) for name in names("methods")}
+    made = {name: cls(task, tiny_builder(task)) for name, cls in classes.items() if "change" in cls.tasks}
+    views = {
+        name: part for name, method in made.items() for part in method.modules() if isinstance(part, StrongAugment)
+    }
+    assert {"supervised", "mean_teacher", "fixmatch", "unimatch", "unimatch_v2"} <= views.keys()
+    assert all(view.same_light == same_light for view in views.values())
 
 
 @pytest.mark.parametrize("name", names("methods"))

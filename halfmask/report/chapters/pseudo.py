@@ -1,6 +1,6 @@
 """The labels that the network gave itself: how many, how sure, how right, and whether training collapsed."""
 
-from halfmask.blocks.pseudo import CONFIDENCE_RANGE
+from halfmask.blocks.pseudo import CONFIDENCE_RANGES
 from halfmask.report.alarms import alarms
 from halfmask.report.charts import Series, line_chart, sparkline
 from halfmask.report.labels import from_above, threshold_of
@@ -51,9 +51,8 @@ def _time(run: Run) -> str:
 
 def _confidence(run: Run) -> str:
     """Draw the part of the pixels above some confidences, from the recorded histogram."""
-    family = run.family("pseudo/confidence").items()
-    ranges = ((CONFIDENCE_RANGE.fullmatch(f"pseudo/confidence/{name}"), points) for name, points in family)
-    edges = {float(range[1]): dict(points) for range, points in ranges if range}
+    ranges = run.family(CONFIDENCE_RANGES.rstrip("/"))
+    edges = {float(name.partition("-")[0]): dict(points) for name, points in ranges.items()}
     if not edges:
         return ""
     steps = sorted({step for points in edges.values() for step in points})
@@ -120,25 +119,25 @@ def _agreement(found: Material) -> str:
 def _by_class(found: Material) -> str:
     """List each class with its curves and its numbers on held-out masks."""
     run = found.run
-    families = {
-        "share of pseudo-labels": (run.family("pseudo/share"), 2),
-        "coverage": (run.family("pseudo/coverage"), 0),
-        "confidence": (run.family("pseudo/confidence"), 1),
-    }
-    share = families["share of pseudo-labels"][0]
-    families = {what: of for what, of in families.items() if not of[0].keys().isdisjoint(run.classes)}
-    names = [name for name in run.classes if any(name in curves for curves, _ in families.values())]
+    share = run.family("pseudo/share")
+    families = [
+        ("share of pseudo-labels", share, 2),
+        ("coverage", run.family("pseudo/coverage"), 0),
+        ("confidence", run.family("pseudo/confidence"), 1),
+    ]
+    families = [family for family in families if not family[1].keys().isdisjoint(run.classes)]
+    names = [name for name in run.classes if any(name in curves for _, curves, _ in families)]
     if not names:
         return ""
     held = _class_numbers(found)
     rows = []
     for name in sorted(names, key=lambda name: -_last(share.get(name, []))):
         row = [esc(name)]
-        for curves, color in families.values():
+        for _, curves, color in families:
             points = curves.get(name, [])
             row += [sparkline(points, name, color), percent(_last(points))]
         rows.append((*row, *held.get(name, ("", "", ""))))
-    head = ["class", *(title for what in families for title in (what, "last, %"))]
+    head = ["class", *(title for what, _, _ in families for title in (what, "last, %"))]
     if held:
         head += ["precision, held out, %", "coverage, held out, %"]
         head += ["networks agree, %"] if found.agreement is not None else []

@@ -1,6 +1,7 @@
 """Whole runs of `halfmask train`: the memory that a dry run predicts, and two processes against one."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from halfmask.engine.bench.row import Disagreement, Measure, Row, Setting, Targe
 from halfmask.engine.memory import max_resident_unit
 
 _WARM_UP = 2  # steps in which libraries set themselves up
-_SAME_LOSS = 1e-5
+_SAME_LOSS = 1e-5  # relative; both sum the same float32 numbers in another order
 # A process inherits the peak of the one that starts it, which here has run other rows: a small one stands between.
 _WATCH = """
 import os, subprocess, sys
@@ -33,14 +34,7 @@ def _prediction(setting: Setting, recipe: str, batch: int, crop: int, network: S
     """Predict the memory of a run in one process, and measure it in another that trains."""
     batch, crop = setting.size(batch, 2), setting.size(crop, crop // 3)
     with tempfile.TemporaryDirectory(prefix="halfmask-bench-") as folder:
-        common = [
-            recipe,
-            "--steps",
-            "4",
-            "--batch-size",
-            f"{batch}+{batch}",
-            f"data.crop={setting.size(crop, crop // 3)}",
-        ]
+        common = [recipe, "--steps", "4", "--batch-size", f"{batch}+{batch}", f"data.crop={crop}"]
         common += [*_data(Path(folder), setting), *network]
         common += [f"run.accelerator={'cpu' if setting.device.type == 'cpu' else 'gpu'}"]
         predicted, _ = _train([*common, "--out", f"{folder}/dry", "--dry-run"])
@@ -62,7 +56,7 @@ def _two_processes(setting: Setting) -> list[Measure]:
     batch, steps = setting.size(8, 2), _WARM_UP + setting.size(8, 1)
     width, heads, crop = (24, 2, 28) if setting.quick else (192, 3, 126)
     times: dict[int, list[float]] = {1: [], 2: []}
-    losses: dict[int, list[float]] = {}
+    losses: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory(prefix="halfmask-bench-") as folder:
         common = ["supervised/folder", "--steps", str(steps), f"data.batch.labeled={batch}", f"data.crop={crop}"]
         common += [*_data(Path(folder), setting), "data.scale=[1.0, 1.0]", "optim.name=sgd", "run.log_every=1"]
@@ -71,9 +65,9 @@ def _two_processes(setting: Setting) -> list[Measure]:
         for number in range(1 if setting.quick else min(setting.rounds, 3)):
             for world in (1, 2) if number % 2 == 0 else (2, 1):
                 out = Path(folder) / f"{number}-{world}"
-                _train([*common, f"run.devices={world}", "--out", str(out)])
+                _train([*common, f"run.devices={world}", "--out", str(out)], OMP_NUM_THREADS="1")
                 records = [line for line in _records(out) if "train/loss" in line]
-                losses[world] = [line["train/loss"] for line in records]
+                losses[world] += [line["train/loss"] for line in records]
                 times[world].append(statistics.mean(batch / line["train/img_per_s"] for line in records[_WARM_UP:]))
     apart = max(abs(two / one - 1) for one, two in zip(losses[1], losses[2], strict=True))
     if apart > _SAME_LOSS:
@@ -96,11 +90,12 @@ def _data(folder: Path, setting: Setting) -> list[str]:
     return ["--data", str(root), "data.val=none", "data.workers=0", "--json", "--quiet"]
 
 
-def _train(arguments: list[str]) -> tuple[Any, int]:
+def _train(arguments: list[str], **environment: str) -> tuple[Any, int]:
     """Give what `halfmask train` prints, and the most memory it had."""
     command = [sys.executable, "-m", "halfmask", "train", *arguments]
     with tempfile.NamedTemporaryFile("r") as peak:
-        done = subprocess.run([sys.executable, "-c", _WATCH, peak.name, *command], capture_output=True, text=True)
+        watched = [sys.executable, "-c", _WATCH, peak.name, *command]
+        done = subprocess.run(watched, capture_output=True, text=True, env={**os.environ, **environment})
         if done.returncode:
             raise RuntimeError(f"{' '.join(command[2:])} exited with {done.returncode}: {done.stderr.strip()[-400:]}")
         return json.loads(done.stdout), int(peak.read()) * max_resident_unit()
