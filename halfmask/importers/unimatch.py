@@ -15,6 +15,7 @@ from torch import Tensor
 from halfmask.importers._importer import Importer, count, shape
 from halfmask.importers._resnet import resnet_entry
 from halfmask.importers._rules import Rules
+from halfmask.models.encoders.xception import OUTER_BLOCKS
 from halfmask.task import Task
 
 _WHOLE = {"mode": "whole", "fit": "resize", "absent_classes": "zero"}
@@ -61,6 +62,6 @@ class UniMatchCheckpoint(Importer):
 def _encoder(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if any(key.startswith("backbone.block1.") for key in state):
         width, blocks = shape(state, "backbone.conv1.weight")[0], count(state, r"backbone\.block(\d+)\.")
-        return {"name": "xception", "output_stride": 16, "width": width, "blocks": max(blocks - 4, 0)}
+        return {"name": "xception", "output_stride": 16, "width": width, "blocks": max(blocks - OUTER_BLOCKS, 0)}
     stem = "deep" if "backbone.conv1.0.weight" in state else "plain"
     return resnet_entry(state, "backbone.layer", stem=stem, output_stride=16)

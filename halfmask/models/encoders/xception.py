@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
 from halfmask.models.weights import load_weights
 
+OUTER_BLOCKS = 4  # numbers 1, 2, 3 and the last; those in the middle are between 3 and the last
 _MOMENTUM = 0.0003
 
 
@@ -57,7 +58,8 @@ class Xception(Encoder):
         self.channels = (8 * width, 64 * width)
         self.strides = (4, output_stride)
         self.mean, self.std = imagenet_statistics(in_channels)
-        self.blocks = blocks + 4
+        self.last_block = blocks + OUTER_BLOCKS
+        # A table of layers by name, not to be called; a sequence, because run.recompute finds blocks in sequences.
         self.net: Any = nn.Sequential(_layers(in_channels, width, blocks, output_stride))
         if weights is not None:
             load_weights(self.net, weights, {}, stem="conv1.weight", drop=("fc.",))
@@ -71,15 +73,15 @@ class Xception(Encoder):
         x = F.relu(net.bn2(net.conv2(x)))
         _, x = net.block1(x)
         low, x = net.block2(x)
-        for number in range(3, self.blocks + 1):
+        for number in range(3, self.last_block + 1):
             _, x = net.get_submodule(f"block{number}")(x)
         return [low, net.conv5(net.conv4(net.conv3(x)))]
 
 
 def _layers(bands: int, width: int, blocks: int, output_stride: int) -> "OrderedDict[str, nn.Module]":
     """All layers by the authors' names."""
-    middle, last = 91 * width // 4, blocks + 4  # 728 channels; number of the last block
-    third_stride, rate = (2, 1) if output_stride == 16 else (1, 2)
+    middle, last = 91 * width // 4, blocks + OUTER_BLOCKS  # 728 channels; number of the last block
+    third_stride, dilation = (2, 1) if output_stride == 16 else (1, 2)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(bands, width, 3, stride=2, padding=1, bias=False),
         bn1=_norm(width),
@@ -89,16 +91,18 @@ def _layers(bands: int, width: int, blocks: int, output_stride: int) -> "Ordered
         block2=_Block(4 * width, 8 * width, stride=2),
         block3=_Block(8 * width, middle, stride=third_stride),
     )
-    layers |= {f"block{number}": _Block(middle, middle, rate=rate, identity=True) for number in range(4, last)}
-    layers[f"block{last}"] = _Block(middle, 32 * width, first=middle, rate=rate)
-    layers["conv3"] = _Separable(32 * width, 48 * width, rate=rate, activate=True)
-    layers["conv4"] = _Separable(48 * width, 48 * width, rate=rate, activate=True)
-    layers["conv5"] = _Separable(48 * width, 64 * width, rate=rate, activate=True)
+    layers |= {
+        f"block{number}": _Block(middle, middle, dilation=dilation, rectified_skip=True) for number in range(4, last)
+    }
+    layers[f"block{last}"] = _Block(middle, 32 * width, first=middle, dilation=dilation)
+    layers["conv3"] = _Separable(32 * width, 48 * width, dilation=dilation, activate=True)
+    layers["conv4"] = _Separable(48 * width, 48 * width, dilation=dilation, activate=True)
+    layers["conv5"] = _Separable(48 * width, 64 * width, dilation=dilation, activate=True)
     return layers
 
 
 class _Block(nn.Module):
-    """Three separable convolutions, each after a ReLU, and a skip beside them."""
+    """Three separable convolutions, each after a ReLU, and a skip beside them: 1x1 convolution, or relu(x)."""
 
     def __init__(
         self,
@@ -107,34 +111,38 @@ class _Block(nn.Module):
         *,
         first: int | None = None,
         stride: int = 1,
-        rate: int = 1,
-        identity: bool = False,
+        dilation: int = 1,
+        rectified_skip: bool = False,
     ) -> None:
         super().__init__()
         first = outputs if first is None else first
-        self.identity = identity
-        if not identity:
+        self.rectified_skip = rectified_skip
+        if not rectified_skip:
             self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.skipbn = _norm(outputs)
-        self.sepconv1 = _Separable(inputs, first, rate=rate)
-        self.sepconv2 = _Separable(first, outputs, rate=rate)
-        self.sepconv3 = _Separable(outputs, outputs, stride=stride, rate=rate)
+        self.sepconv1 = _Separable(inputs, first, dilation=dilation)
+        self.sepconv2 = _Separable(first, outputs, dilation=dilation)
+        self.sepconv3 = _Separable(outputs, outputs, stride=stride, dilation=dilation)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B D h w"], Float[Tensor, "B D _h _w"]]:
         """Give the output of the second separable convolution, and that of the block."""
         rectified = F.relu(x)
         second = self.sepconv2(F.relu(self.sepconv1(rectified)))
-        beside = rectified if self.identity else self.skipbn(self.skip(x))
+        beside = rectified if self.rectified_skip else self.skipbn(self.skip(x))
         return second, beside + self.sepconv3(F.relu(second))
 
 
 class _Separable(nn.Module):
     """Depthwise 3x3 and pointwise convolution, each with batch norm, and with ReLU where there is none in front."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, rate: int = 1, activate: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1, activate: bool = False
+    ) -> None:
         super().__init__()
         self.activate = activate
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, stride, padding=rate, dilation=rate, groups=inputs, bias=False)
+        self.depthwise = nn.Conv2d(
+            inputs, inputs, 3, stride, padding=dilation, dilation=dilation, groups=inputs, bias=False
+        )
         self.bn1 = _norm(inputs)
         self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.bn2 = _norm(outputs)
