@@ -47,11 +47,6 @@ def documentation(kind: Kind, name: str) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
-def summary(kind: Kind, name: str) -> str:
-    """Give the first line of a file's docstring, without importing it."""
-    return documentation(kind, name).partition("\n")[0]
-
-
 def resolve(kind: Kind, name: str) -> type[Any]:
     """Give the class a recipe names.
 

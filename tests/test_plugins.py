@@ -16,14 +16,14 @@ def test_every_name_resolves_to_a_documented_class(kind: plugins.Kind) -> None:
     for name in found:
         cls = plugins.resolve(kind, name)
         assert cls.__doc__
-        assert plugins.summary(kind, name)
+        assert plugins.documentation(kind, name)
         plugins.params_model(cls)
 
 
 def test_listing_imports_no_torch() -> None:
     code = (
         "import sys; from halfmask import plugins;"
-        "[plugins.summary('methods', name) for name in plugins.names('methods')];"
+        "[plugins.documentation('methods', name) for name in plugins.names('methods')];"
         "assert not {'torch', 'numpy'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

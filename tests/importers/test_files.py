@@ -10,7 +10,7 @@ from halfmask.errors import CheckpointError, DataError, RecipeError
 from halfmask.importers._importer import Importer
 from halfmask.models.encoders.dinov2 import DINOv2
 from halfmask.models.encoders.mit import MiT
-from halfmask.plugins import names, resolve, summary
+from halfmask.plugins import documentation, names, resolve
 
 from .official import part, write
 
@@ -115,7 +115,7 @@ def test_wrong_words_are_refused_with_the_right_ones(tmp_path):
 def test_every_importer_keeps_the_contract(name):
     importer = resolve("importers", name)()
     assert isinstance(importer, Importer)
-    assert len(summary("importers", name)) > 20
+    assert len(documentation("importers", name).partition("\n")[0]) > 20
     assert importer.signs
     assert not importer.recognizes({"layers.0.kernel": torch.zeros(1)})
     if importer.holds == "model":
