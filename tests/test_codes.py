@@ -59,6 +59,13 @@ def test_a_code_is_that_of_the_error_or_of_its_class(error: HalfmaskError, code:
     assert RecipeError("no").code == "H301"  # that of the class did not change
 
 
+def test_a_class_of_a_plugin_needs_no_code() -> None:
+    class FieldError(HalfmaskError):
+        """Of a plugin."""
+
+    assert describe_failure(FieldError("no")) == ("FieldError: no", 2)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "cure"),
     [(MemoryError("too much"), "H501", "smaller batch"), (OSError(errno.ENOSPC, "full", "runs/a"), "H502", "Free")],

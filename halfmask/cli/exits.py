@@ -72,7 +72,8 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
     if isinstance(error, Interrupted):
         return str(error), error.exit_code
     if isinstance(error, HalfmaskError):
-        return f"{type(error).__name__}[{error.code}]: {error}", error.exit_code
+        code = f"[{error.code}]" if error.code else ""  # a plugin's own class may have none
+        return f"{type(error).__name__}{code}: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", Interrupted.exit_code
     if is_out_of_memory(error):
