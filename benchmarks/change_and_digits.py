@@ -10,8 +10,9 @@ names the labeled pairs. `digits`: the 1797 images of scikit-learn (8x8 pixels, 
 for test.
 
 Every run of a task shares network, crop, batch, optimizer and the choice of labels of its seed; only the method
-differs. There is no validation: the last weights are scored, once, on the test part, by changed IoU and F1 or by
-accuracy. Finished runs are kept and not repeated, an interrupted one is resumed.
+differs: by default supervised, fixmatch, unimatch (of `change` only) and unimatch_v2. There is no validation: the last
+weights are scored, once, on the test part, by changed IoU and F1 or by accuracy. Finished runs are kept and not
+repeated, an interrupted one is resumed.
 """
 
 import argparse
@@ -20,7 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _runs import MODELS, grouped, over_seeds, overrides_of, parser_of, percent, run_all, run_once, training, write_json
+from _runs import (
+    MODELS,
+    add_method_options,
+    grouped,
+    label_and_method,
+    over_seeds,
+    overrides_of,
+    parser_of,
+    percent,
+    run_all,
+    run_once,
+    training,
+    write_json,
+)
 from PIL import Image
 
 from halfmask.engine.evaluate import evaluate
@@ -49,10 +63,10 @@ def write_digits(root: Path) -> Path:
     return root
 
 
-def recipe_of(options: argparse.Namespace, method: str, labeled: str, seed: int) -> Recipe:
+def recipe_of(options: argparse.Namespace, form: str, labeled: str, seed: int) -> Recipe:
     """Give the recipe of one run; small images suit a CPU."""
-    label, _, name = method.partition("=")
-    base: dict[str, Any] = {"method": {"name": name or label}, **training(options, seed)}
+    label, method = label_and_method(form)
+    base: dict[str, Any] = {"method": {"name": method}, **training(options, seed)}
     if options.task == "change":
         base["model"] = MODELS[options.model]
         base["data"] = {
@@ -71,19 +85,17 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: str, seed: int)
     return load(base, [*options.set, *overrides_of(options, label)])
 
 
-def run_one(options: argparse.Namespace, method: str, labeled: str, seed: int) -> dict[str, Any]:
+def run_one(options: argparse.Namespace, form: str, labeled: str, seed: int) -> dict[str, Any]:
     """Train one run and score it on the test part."""
-    name = method.partition("=")[0]
-    out = options.out / f"{name}_{labeled}_{seed}"
+    label, _ = label_and_method(form)
+    out = options.out / f"{label}_{labeled}_{seed}"
 
     def score(minutes: float) -> dict[str, Any]:
         found = evaluate(out, part="test", quiet=True).to_dict()
         kept = {metric: found.get(metric, 0.0) for metric in SCORES[options.task]}
-        return {"method": name, "labeled": labeled, "seed": seed, "test": kept, "minutes": minutes}
+        return {"method": label, "labeled": labeled, "seed": seed, "test": kept, "minutes": minutes}
 
-    return run_once(
-        out, lambda: train(recipe_of(options, method, labeled, seed), out, overwrite=True, quiet=True), score
-    )
+    return run_once(out, lambda: train(recipe_of(options, form, labeled, seed), out, overwrite=True, quiet=True), score)
 
 
 def table(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -103,18 +115,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--task", choices=sorted(SCORES), required=True, help="--model is of `change`")
     parser.add_argument("--data", type=Path, help="folder with A/, B/, label/ and splits/; for --task change")
     parser.add_argument("--labeled", nargs="+", help="splits (default 1_8) or numbers of labels (default 20)")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        help="names, or LABEL=NAME for a second form; default: supervised, fixmatch, unimatch (change), unimatch_v2",
-    )
-    parser.add_argument(
-        "--params",
-        nargs="*",
-        default=[],
-        metavar="METHOD.KEY=VALUE",
-        help="of one method's runs (data.KEY: its data)",
-    )
+    add_method_options(parser, default=None)
     options = parser.parse_args()
     change = options.task == "change"
     if change and options.data is None:
@@ -131,7 +132,7 @@ def main() -> None:
     """Run everything and write the JSON file."""
     options = options_of()
     scores = run_all(
-        lambda labeled, seed, method: run_one(options, method, labeled, seed),
+        lambda labeled, seed, form: run_one(options, form, labeled, seed),
         options.labeled,
         options.seeds,
         options.methods,

@@ -14,7 +14,9 @@ from typing import Any
 
 from _runs import (
     MODELS,
+    add_method_options,
     add_views,
+    label_and_method,
     overrides_of,
     parser_of,
     percent,
@@ -33,18 +35,11 @@ from halfmask.training import train
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `recipe_of` reads, besides those of every benchmark."""
+    """Add the options that `recipe_of` reads, besides those of every benchmark and --params."""
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--resize", type=int, metavar="SIDE", help="squeeze all images to SIDE x SIDE pixels first")
     add_views(parser, scale=(0.2, 0.5))
     parser.add_argument("--eval-scale", type=float, default=0.3125, help="of the image, while testing")
-    parser.add_argument(
-        "--params",
-        nargs="*",
-        default=[],
-        metavar="METHOD.KEY=VALUE",
-        help="of one method's runs (model.KEY: its network, data.KEY: its data)",
-    )
 
 
 def root_of(options: argparse.Namespace) -> Path:
@@ -52,11 +47,11 @@ def root_of(options: argparse.Namespace) -> Path:
     return resized(options.data, options.resize, options.out) if options.resize else options.data  # type: ignore[no-any-return]
 
 
-def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int) -> Recipe:
+def recipe_of(options: argparse.Namespace, form: str, labeled: int, seed: int) -> Recipe:
     """Give the recipe of one run; small images suit a CPU."""
-    label, _, name = method.partition("=")
+    label, method = label_and_method(form)
     base: dict[str, Any] = {
-        "method": {"name": name or label},
+        "method": {"name": method},
         "model": MODELS[options.model],
         "data": {
             "root": str(options.root),
@@ -71,15 +66,15 @@ def recipe_of(options: argparse.Namespace, method: str, labeled: int, seed: int)
     return load(base, [*options.set, *overrides_of(options, label)])
 
 
-def run_one(options: argparse.Namespace, method: str, labeled: int, seed: int) -> dict[str, Any]:
+def run_one(options: argparse.Namespace, form: str, labeled: int, seed: int) -> dict[str, Any]:
     """Train one run and score it on the test part."""
-    name = method.partition("=")[0]
-    out = options.out / f"{name}_{labeled}_{seed}"
+    label, _ = label_and_method(form)
+    out = options.out / f"{label}_{labeled}_{seed}"
     return run_once(
         out,
-        lambda: train(recipe_of(options, method, labeled, seed), out, overwrite=True, quiet=True),
+        lambda: train(recipe_of(options, form, labeled, seed), out, overwrite=True, quiet=True),
         lambda minutes: {
-            "method": name,
+            "method": label,
             "labeled": labeled,
             "seed": seed,
             "test_miou": evaluate(out, part="test", quiet=True).miou,
@@ -93,16 +88,11 @@ def main() -> None:
     parser = parser_of(__doc__, steps=400, model="linknet")
     add_recipe_options(parser)
     parser.add_argument("--labeled", nargs="+", type=int, default=[2, 4])
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=["supervised", "mean_teacher", "fixmatch"],
-        help="names, or LABEL=NAME for a second form of a method, whose --params then start with the label",
-    )
+    add_method_options(parser, default=["supervised", "mean_teacher", "fixmatch"])
     options = parser.parse_args()
     options.root = root_of(options)
     scores = run_all(
-        lambda labeled, seed, method: run_one(options, method, labeled, seed),
+        lambda labeled, seed, form: run_one(options, form, labeled, seed),
         options.labeled,
         options.seeds,
         options.methods,

@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from _runs import over_seeds, parser_of, percent, run_once, write_json
+from _runs import add_params, over_seeds, parser_of, percent, run_once, write_json
 from few_masks import add_recipe_options, recipe_of, root_of
 
 from halfmask.data.splits import write_list
@@ -90,6 +90,7 @@ def options_of() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of(__doc__, steps=400, model="small")
     add_recipe_options(parser)
+    add_params(parser)
     parser.add_argument("--labeled", type=int, default=2, help="masks of the first run")
     parser.add_argument("--more", type=int, default=2, help="masks that are added")
     parser.add_argument("--draws", type=int, default=3, help="random lists per seed; their scores are averaged")

@@ -17,7 +17,7 @@ def runs(monkeypatch):
 
 
 def test_examples_of_the_shared_module_hold(runs):
-    assert doctest.testmod(runs) == (0, 2)
+    assert doctest.testmod(runs) == (0, 3)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
