@@ -26,6 +26,15 @@ def palette_of(task: Task) -> tuple[Color, ...]:
     return task.palette or default_palette(task.n_classes)
 
 
+def hex_color(color: Color) -> str:
+    """Write a color as in `halfmask.yaml` and HTML.
+
+    >>> hex_color((255, 128, 0))
+    '#ff8000'
+    """
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 def colorize(mask: Integer[np.ndarray, "H W"], palette: tuple[Color, ...]) -> UInt8[np.ndarray, "H W 3"]:
     """Replace class ids by their colors; ids without a color (ignored pixels) become white.
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from halfmask.data._exports import ImageNames
 from halfmask.data.annotations._fill import fill
 from halfmask.data.annotations.coco import BACKGROUND_NAMES
 from halfmask.data.layouts import PART_NAMES
@@ -107,13 +108,11 @@ class CocoFolder:
         ids = {name: id for id, name in enumerate(self.classes)} | dict.fromkeys(BACKGROUND_NAMES, 0)
         self.parts: dict[str, list[str]] = defaultdict(list)
         self._file_of: dict[str, tuple[CocoFile, str]] = {}
-        by_name: dict[str, list[str]] = defaultdict(list)
-        for id in images:
-            by_name[id.rpartition("/")[2]].append(id)
+        here = ImageNames(images)
         for path in paths:
             file = CocoFile(path, ids, IGNORE if covered else 0)
             for name in file.images:
-                found = _locate(name, path, root, by_name)
+                found = _locate(name, path, root, here)
                 if found is not None and file.is_annotated(name):
                     self._file_of[found] = (file, name)
                 if found is not None:
@@ -236,10 +235,13 @@ def _class_names(contents: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     return ("background", *dict.fromkeys(names))
 
 
-def _locate(name: str, path: Path, root: Path, by_name: Mapping[str, list[str]]) -> str | None:
-    """Find the image a json file means: a path below the root that ends in `name`, nearest to the json file."""
+def _locate(name: str, path: Path, root: Path, here: ImageNames) -> str | None:
+    """Find the image a json file means: a path below the root that ends in `name`, nearest to the json file.
+
+    Folders that `file_name` gives tell images apart, train/1.jpg from val/1.jpg, so all of them must fit.
+    """
     clean = name.replace("\\", "/").removeprefix("./")
-    found = [id for id in by_name.get(clean.rpartition("/")[2], []) if f"/{id}".endswith(f"/{clean}")]
+    found = [id for id in here.most_alike(clean) if f"/{id}".endswith(f"/{clean}")]
     if len(found) < 2:
         return found[0] if found else None
     # annotations/instances_train2017.json names images in train2017/; train/_annotations.coco.json those in train/.

@@ -73,10 +73,20 @@ class PseudoMasks:
         Raises:
             DataError: broken, of another size, or with values that are no class.
         """
+        mask = self._stored(id)
+        return np.full(size, self.ignore_index, dtype=np.uint8) if mask is None else mask
+
+    def check(self, id: str) -> None:
+        """Read the mask of an image, if there is one.
+
+        Raises:
+            DataError: as `read`.
+        """
+        self._stored(id)
+
+    def _stored(self, id: str) -> UInt8[np.ndarray, "H W"] | None:
         path = self.path(id)
-        if path is None:
-            return np.full(size, self.ignore_index, dtype=np.uint8)
-        return read_mask(path, self.labels, self.dataset.root / id)
+        return None if path is None else read_mask(path, self.labels, self.dataset.root / id)
 
 
 def load_weak(recipe: WeakRecipe, dataset: Dataset, task: Task, unlabeled: Sequence[str]) -> Weak:

@@ -5,6 +5,7 @@ only, ids that start at 1, colors without a table and values without a class are
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtyping import UInt8
 
 from halfmask.data._coco_json import CocoFolder
 from halfmask.data._description import Description, read_description
+from halfmask.data._exports import Exports
 from halfmask.data._files import FileDataset
 from halfmask.data._label_studio import LabelStudioFolder
 from halfmask.data.ade20k import ADE20K
@@ -59,7 +61,6 @@ class Folder(FileDataset):
 
     Attributes:
         layout: what was found, with the reason.
-        counted: pixels per id of masks that somebody has read already, which finding the classes need not read again.
     """
 
     def __init__(
@@ -79,15 +80,21 @@ class Folder(FileDataset):
     ) -> None:
         self.layout: Layout = detect(Path(root))
         super().__init__(self.layout.root)
-        self.counted: dict[Path, dict[int, int]] = {}
+        self._counts: Mapping[Path, Mapping[int, int]] = {}
         given: dict[str, Any] = {
             "binary": binary, "map": map, "classes": classes, "ignore_index": ignore_index, "palette": palette,
             "foreground": foreground, "bands": bands, "range": range,
         }  # fmt: skip
         self._said: Description = read_description(Path(root), given)
+        if self._said.same_light is not None:
+            raise DataError(
+                f"{root}: `same_light` is said of image pairs, and these are single images. Remove it from "
+                "halfmask.yaml; pairs are read with data.dataset=change_folder.",
+                "H209",
+            )
         self._mask_options = {"resize": resize_masks, "transparent_ignored": transparent_ignored}
         self._known = self._known_dataset()
-        self._lists = self._open_lists()
+        self._exports = self._open_exports()
         self._outlines = self._open_outlines() if self.layout.name in {"labelme", "geojson"} else None
         self.channels, self.value_range = self._said.bands, self._said.range
         self.mean, self.std, self.nodata = self._said.mean, self._said.std, self._said.nodata
@@ -110,18 +117,25 @@ class Folder(FileDataset):
             palette=said.display_palette(),
         )
 
+    def know_counts(self, counts: Mapping[Path, Mapping[int, int]]) -> None:
+        """Take over pixels per stored id of masks that were read already: finding the classes reads them no more.
+
+        To be called before the first use of `task`: classes are found once.
+        """
+        self._counts = counts
+
     def ids(self, part: str) -> list[str]:
         """Sorted ids of a part; images that are in no part are "unlabeled"."""
         if self._known is not None:
             return self._known.ids(part)
-        return list((self._lists.parts if self._lists else self.layout.parts).get(part, []))
+        return list((self._exports.parts if self._exports else self.layout.parts).get(part, []))
 
     def find_mask(self, id: str) -> Path | None:
         """The mask that pairs with an image."""
         if self._known is not None:
             return self._known.mask_path(id)
-        if self._lists is not None:
-            return self._lists.file_of(id)
+        if self._exports is not None:
+            return self._exports.file_of(id)
         mask = self.layout.masks.get(id)
         return self.root / mask if mask is not None else None
 
@@ -142,8 +156,8 @@ class Folder(FileDataset):
     def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
         """Decode a mask as training ids; image pixels without data are ignored."""
         path = self.existing_mask(id)
-        if self._lists is not None and path.suffix == ".json":
-            target = fit_to_image(self._lists.paint(id), path, self.root / id)
+        if self._exports is not None and path.suffix == ".json":
+            target = fit_to_image(self._exports.paint(id), path, self.root / id)
         elif self._outlines is not None:
             target = self._outlines.paint(id)
         else:
@@ -173,7 +187,7 @@ class Folder(FileDataset):
         """Every id of the layout, of whatever part."""
         return [id for part in self.layout.parts.values() for id in part]
 
-    def _open_lists(self) -> CocoFolder | LabelStudioFolder | None:
+    def _open_exports(self) -> Exports | None:
         """Open the json files that annotate many images each."""
         arguments = (self.root, self.layout.annotations, self.ids_found(), self._names)
         match self.layout.name:
@@ -196,7 +210,7 @@ class Folder(FileDataset):
     def _named(self) -> Description:
         """The description with classes filled in."""
         said = self._said
-        outlined = self._lists or self._outlines
+        outlined = self._exports or self._outlines
         if outlined is not None and said.classes is None:
             return said.model_copy(update={"classes": dict(enumerate(outlined.classes))})
         if said.classes is None and said.binary:
@@ -251,7 +265,7 @@ class Folder(FileDataset):
         counts: Counter[int] = Counter()
         table = LabelMap(0, colors=self._colors)
         for path in self._masks(_SCANNED):
-            known = self.counted.get(path)
+            known = self._counts.get(path)
             counts.update(count_values(stored_ids(read_stored(path), table, path)) if known is None else known)
         if not counts:
             raise DataError(
@@ -286,7 +300,7 @@ class Folder(FileDataset):
             said.binary
             or sorted(said.classes or {}) != [0, 1]
             or 255 in said.map
-            or self._lists is not None
+            or self._exports is not None
             or self._outlines is not None
         ):
             return

@@ -76,7 +76,7 @@ def detect(root: Path) -> Layout:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
     attempts = (
-        _voc, _cityscapes, _ade20k, _parts_inside, _images_masks, _parts, _outlined, _json_lists, _side_by_side,
+        _voc, _cityscapes, _ade20k, _parts_inside, _images_masks, _parts, _outlined, _json_exports, _side_by_side,
     )  # fmt: skip
     for attempt in attempts:
         if (found := attempt(root)) is not None:
@@ -260,19 +260,37 @@ def _outlined(root: Path) -> Layout | None:
         return None
     parts: dict[str, list[str]] = {"train": []}
     for id in images:
-        inside = [PART_NAMES[part] for part in Path(id).parts[:-1] if part in PART_NAMES]
-        parts.setdefault(inside[0] if inside else "train", []).append(id)
+        parts.setdefault(part_of_folders(id), []).append(id)
     return Layout(kind, f"{first.relative_to(root).as_posix()} for its image", root, parts, masks)
 
 
-def _json_lists(root: Path) -> Layout | None:
-    """Find json files that annotate many images each."""
+def part_of_folders(id: str) -> str:
+    """Tell the part of an image by the first of its folders that names one.
+
+    >>> part_of_folders("images/val/a.png"), part_of_folders("images/a.png")
+    ('val', 'train')
+    """
+    return next((PART_NAMES[folder] for folder in id.split("/")[:-1] if folder in PART_NAMES), "train")
+
+
+def _json_exports(root: Path) -> Layout | None:
+    """Find json files that annotate many images each.
+
+    Raises:
+        DataError: files of two kinds, or no images.
+    """
     patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json", "*/annotations/*.json")
-    kinds = {path: _list_kind(path) for pattern in patterns for path in root.glob(pattern)}
-    kind: LayoutName = "coco json" if "coco json" in kinds.values() else "label studio"
-    files = sorted(path for path, found in kinds.items() if found == kind)
-    if not files:
+    kinds = {path: kind for pattern in patterns for path in root.glob(pattern) if (kind := _export_kind(path))}
+    if not kinds:
         return None
+    files = sorted(kinds)
+    kind = kinds[files[0]]
+    if other := next((path for path in files if kinds[path] != kind), None):
+        raise DataError(
+            f"{root}: annotations of two tools, {files[0].relative_to(root).as_posix()} ({kind}) and "
+            f"{other.relative_to(root).as_posix()} ({kinds[other]}). Which counts? Move the other out of the folder.",
+            "H208",
+        )
     images = list_images(root, root)
     if not images:
         raise DataError(f"{files[0]}: annotations, but no images below {root}. Copy the images there.", "H208")
@@ -302,7 +320,7 @@ def _side_by_side(root: Path) -> Layout | None:
     return Layout("plain", "images without masks", root, {"unlabeled": images})
 
 
-def _list_kind(path: Path) -> LayoutName | None:
+def _export_kind(path: Path) -> LayoutName | None:
     head = head_of(path)
     if path.name.startswith("."):
         return None

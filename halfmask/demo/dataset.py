@@ -13,6 +13,7 @@ from PIL import Image
 from halfmask.demo.render import render
 from halfmask.demo.scene import CLASSES, PALETTE, draw_scene
 from halfmask.errors import DataError
+from halfmask.palette import hex_color
 
 # Consecutive labeled scenes are made to hold these, so that every class has a mask.
 _KINDS_PER_SCENE = 4
@@ -69,7 +70,7 @@ def write_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     described = {
         "classes": dict(enumerate(CLASSES)),
-        "palette": {index: f"#{r:02x}{g:02x}{b:02x}" for index, (r, g, b) in enumerate(PALETTE)},
+        "palette": {index: hex_color(color) for index, color in enumerate(PALETTE)},
         "foreground": list(CLASSES[1:]),
     }
     (folder / "halfmask.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Convert masks between index PNG, color PNG, COCO json, labelme json, Label Studio json and GeoJSON.
 
-What is read: see `halfmask.engine.convert_source`.
+What is read: see `halfmask.data._mask_source`.
 What is written, below `out`:
 
     index, color    NAME.png, of class ids with a palette, or of colors
@@ -24,15 +24,17 @@ import yaml
 from jaxtyping import Integer
 from PIL import Image
 
+from halfmask.data._mask_source import open_masks
 from halfmask.data.annotations import geojson, labelme
 from halfmask.data.annotations.coco import CocoWriter, Geometry
 from halfmask.data.annotations.label_studio import LabelStudioWriter
 from halfmask.data.geotiff import Ground, is_georeferenced
 from halfmask.data.masks import IGNORE, read_stored
 from halfmask.engine.atomic import atomic_path, write_text
-from halfmask.engine.convert_source import open_source
 from halfmask.errors import DataError, RecipeError, nearest
-from halfmask.palette import Color, colorize, palette_of
+from halfmask.palette import colorize, hex_color, palette_of
+from halfmask.recipe import load
+from halfmask.sections import DataRecipe
 from halfmask.task import Kind, Task
 
 Format = Literal["index", "color", "coco", "labelme", "label_studio", "geojson"]
@@ -60,12 +62,13 @@ class Writer:
     task: Task
     geometry: Geometry = "polygon"
     drafts: bool = False
-    _coco: CocoWriter = field(init=False)
-    _tasks: LabelStudioWriter = field(init=False)
+    _whole: CocoWriter | LabelStudioWriter | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._coco = CocoWriter(self.task.classes, self.geometry)
-        self._tasks = LabelStudioWriter(self.task.classes, drafts=self.drafts)
+        if self.format == "coco":
+            self._whole = CocoWriter(self.task.classes, self.geometry)
+        elif self.format == "label_studio":
+            self._whole = LabelStudioWriter(self.task.classes, drafts=self.drafts)
 
     def path(self, name: str) -> Path:
         """Where the result of an image goes."""
@@ -80,12 +83,11 @@ class Writer:
             image: what formats that name the image call it.
             file: the image (or a mask of it): where it is a GeoTIFF, GeoJSON has its coordinates.
         """
+        if self._whole is not None:
+            self._whole.add(image.as_posix(), mask)
+            return
         path = self.path(name)
         match self.format:
-            case "coco":
-                self._coco.add(image.as_posix(), mask)
-            case "label_studio":
-                self._tasks.add(image.as_posix(), mask)
             case "labelme":
                 beside = os.path.relpath(image, path.parent).replace(os.sep, "/")
                 write_json_text(path, labelme.encode(mask, self.task.classes, beside))
@@ -98,11 +100,10 @@ class Writer:
 
     def close(self) -> None:
         """Write what is written once: the file of all images, and the classes."""
-        if self.format == "coco":
-            write_json_text(self.path(""), self._coco.content())
-        if self.format == "label_studio":
-            write_json_text(self.path(""), self._tasks.tasks)
-            write_text(self.out / "config.xml", self._tasks.configuration(palette_of(self.task)), error=DataError)
+        if self._whole is not None:
+            write_json_text(self.path(""), self._whole.content())
+        if isinstance(self._whole, LabelStudioWriter):
+            write_text(self.out / "config.xml", self._whole.configuration(palette_of(self.task)), error=DataError)
         write_text(self.out / "halfmask.yaml", describe(self.task), error=DataError)
 
     def _picture(self, mask: Integer[np.ndarray, "H W"]) -> Image.Image:
@@ -145,7 +146,8 @@ def convert(
     """
     if to not in FORMATS:
         raise RecipeError(f"--to {to}: unknown.{nearest(to, FORMATS)} Known: {', '.join(FORMATS)}.", "H303")
-    found = open_source(Path(source), overrides)
+    # Without overrides no recipe is checked: that takes seconds, as it loads what methods need.
+    found = open_masks(Path(source), load(None, overrides).data if overrides else DataRecipe())
     writer = Writer(cast(Format, to), Path(out), found.task, geometry)
     _require_distinct_colors(writer)
     named = {id: _name(id) for id in found.ids[:limit]}
@@ -174,6 +176,9 @@ def require_outlines(format: str | None, kind: Kind) -> None:
 def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: str, task: Task) -> None:
     """Write predicted masks as outlines below `<out>/<format>`.
 
+    COCO json names images without their folders, if that tells them apart: CVAT looks for frames that end with these
+    names.
+
     Args:
         done: path below the input, image, and file of the mask.
         out: folder of the predictions.
@@ -183,19 +188,17 @@ def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: st
     if task.n_classes > IGNORE:
         raise RecipeError(f"--format {format}: {task.n_classes} classes; outlines are written of up to {IGNORE}.")
     writer = Writer(cast(Format, format), out / format, task, drafts=True)
+    plain = format == "coco" and len({Path(row).name for row, _, _ in done}) == len(done)
     for row, image, mask in done:
-        named = image if format == "labelme" else Path(row)
+        named = image if format == "labelme" else Path(Path(row).name if plain else row)
         writer.add(row.rpartition(".")[0], read_stored(mask).values.astype(np.uint8), named, image)
     writer.close()
 
 
 def describe(task: Task) -> str:
     """Write halfmask.yaml for the classes and colors of a task."""
-    colors: tuple[Color, ...] = palette_of(task)
-    keys = {
-        "classes": dict(enumerate(task.classes)),
-        "palette": {id: "#{:02x}{:02x}{:02x}".format(*color) for id, color in enumerate(colors)} | {IGNORE: "#ffffff"},
-    }
+    colors = dict(enumerate(map(hex_color, palette_of(task))))
+    keys = {"classes": dict(enumerate(task.classes)), "palette": colors | {IGNORE: "#ffffff"}}
     return yaml.safe_dump(keys, default_flow_style=None, sort_keys=False, width=110, allow_unicode=True)
 
 

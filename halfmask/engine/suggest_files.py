@@ -83,16 +83,8 @@ def write_files(out: Path, drafts: Iterable[Draft], rows: Sequence[Row], formats
         figures.append(_figure(len(done), draft, row, task))
     for format in formats:
         if format != "png":
-            write_outlines(_as_uploaded(done) if format == "coco" else done, out, format, task)
+            write_outlines(done, out, format, task)
     write_text(out / "index.html", _page(figures, task), error=DataError)
-
-
-def _as_uploaded(done: Sequence[tuple[str, Path, Path]]) -> Sequence[tuple[str, Path, Path]]:
-    """Name images without their folders, if that tells them apart: CVAT looks for frames that end with these names."""
-    names = [Path(id).name for id, _, _ in done]
-    if len(set(names)) < len(names):
-        return done
-    return [(name, image, mask) for name, (_, image, mask) in zip(names, done, strict=True)]
 
 
 def _named(id: str, suffix: str) -> str:

@@ -15,9 +15,10 @@ from halfmask.data.annotations.coco import CocoWriter, pack_counts, run_lengths
 from halfmask.data.check import take_fingerprint
 from halfmask.data.folder import Folder
 from halfmask.data.geotiff import Ground
-from halfmask.engine.convert import FORMATS, convert
+from halfmask.engine.convert import FORMATS, convert, write_outlines
 from halfmask.errors import DataError, RecipeError
 from halfmask.recipe import load
+from halfmask.task import Task
 from tests.data.broken import picture, save
 
 NESTED = np.array(
@@ -378,6 +379,17 @@ def test_real_masks_survive_every_format(name, to, shared, tmp_path):
     dataset = Folder(out)
     for id in ids:
         np.testing.assert_array_equal(dataset.read_target(id), original.read_target(id))
+
+
+@pytest.mark.parametrize("other", ["day 1/b.png", "day 1/a.png"])
+def test_coco_names_predicted_images_by_as_little_as_tells_them_apart(other, tmp_path):
+    rows = ["day 0/a.png", other]
+    mask = save(tmp_path / "mask.png", NESTED)
+    done = [(row, tmp_path / row, mask) for row in rows]
+    write_outlines(done, tmp_path, "coco", Task("segmentation", CLASSES))
+    content = json.loads((tmp_path / "coco/annotations.json").read_text())
+    named = [image["file_name"] for image in content["images"]]
+    assert named == (["a.png", "b.png"] if other == "day 1/b.png" else rows)
 
 
 @pytest.mark.parametrize("to", ["labelme", "geojson", "coco"])

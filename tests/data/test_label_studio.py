@@ -51,7 +51,7 @@ def test_tasks_read_back_exactly(classes, drafts):
     maps = [NESTED, np.pad(NESTED, ((0, 97), (3, 149))), *random_maps(20)]
     for mask in maps:
         writer.add("images/a b.png", mask)
-    for mask, made in zip(maps, json.loads(json.dumps(writer.tasks)), strict=True):
+    for mask, made in zip(maps, json.loads(json.dumps(writer.content())), strict=True):
         assert made["data"]["image"] == "/data/local-files/?d=images/a%20b.png"
         (annotation,) = made["predictions" if drafts else "annotations"]
         painted = label_studio.decode(annotation["result"], {name: id for id, name in enumerate(classes)}, *mask.shape)
@@ -181,6 +181,14 @@ def test_exports_that_cannot_be_used_are_refused(tasks, code, told, tmp_path):
     with pytest.raises(DataError, match=told) as caught:
         Folder(tmp_path)
     assert caught.value.code == code
+
+
+def test_exports_of_two_tools_are_refused(tmp_path):
+    exported(tmp_path, task("a.png", []))
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    with pytest.raises(DataError, match=r"coco.json \(coco json\) and export.json \(label studio\)") as caught:
+        Folder(tmp_path)
+    assert caught.value.code == "H208"
 
 
 # --- corrections come back ---------------------------------------------------------------------------------------

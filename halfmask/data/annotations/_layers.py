@@ -4,6 +4,7 @@ The larger ones come first: what lies in a hole is a region of its own and paint
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -11,6 +12,7 @@ from jaxtyping import Int, Integer
 from halfmask.data.annotations._contours import polygons
 from halfmask.data.annotations._fill import fill
 from halfmask.data.masks import IGNORE
+from halfmask.errors import DataError
 
 IGNORE_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
 
@@ -36,3 +38,19 @@ def layers(mask: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, Int[np.ndarr
 def label_of(id: int, classes: Sequence[str]) -> str:
     """Name of a class, or what unknown pixels are called."""
     return IGNORE_LABEL if id == IGNORE else classes[id]
+
+
+def unknown_label(where: Path | str, error: KeyError, classes: Sequence[str]) -> DataError:
+    """Make the error for a label that is no class, or for a key that a region lacks.
+
+    Args:
+        where: the json file.
+        error: names it.
+        classes: that somebody named; empty if nobody did.
+    """
+    named = f" ({', '.join(classes)})" if classes else ""
+    return DataError(
+        f"{where}: {error} is missing or names no class{named}. Add it to `classes` in halfmask.yaml, or correct the "
+        "label.",
+        "H203",
+    )

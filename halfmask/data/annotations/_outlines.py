@@ -1,19 +1,22 @@
 """Masks that lie as labelme json or GeoJSON beside their images."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from halfmask.data.annotations import geojson, labelme
+from halfmask.data.annotations._layers import unknown_label
 from halfmask.data.geotiff import Ground, is_georeferenced
 from halfmask.data.images import read_header
 from halfmask.errors import DataError
+
+T = TypeVar("T")
 
 _FORMATS: dict[str, ModuleType] = {"labelme": labelme, "geojson": geojson}
 
@@ -28,11 +31,20 @@ class Outlines:
         kind: "labelme" or "geojson".
         files: json file of each annotated image, both relative to the root.
         named: class names by training id, where somebody named them.
+        images: the images are there; without them the files tell the sizes, which those of labelme alone can.
     """
 
-    def __init__(self, root: Path, kind: str, files: Mapping[str, str], named: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        kind: str,
+        files: Mapping[str, str],
+        named: Sequence[str] | None = None,
+        *,
+        images: bool = True,
+    ) -> None:
         self.root, self.files = root, files
-        self._format = _FORMATS[kind]
+        self._format, self._images = _FORMATS[kind], images
         self._named = tuple(named) if named is not None else None
 
     @cached_property
@@ -42,42 +54,32 @@ class Outlines:
             return self._named
         found: set[str] = set()
         for file in sorted(set(self.files.values())):
-            found |= self._checked(self.root / file, lambda content: self._format.labels_in(content))
+            found |= self._checked(self.root / file, self._format.labels_in)
         return ("background", *sorted(found - {"background"}))
 
     def paint(self, id: str) -> UInt8[np.ndarray, "H W"]:
         """Paint the outlines of an image as training ids, in the size of the upright image.
 
-        Where the json is its own id, no image is there, and the json tells its size.
-
         Raises:
             DataError: broken file, or a label that is no class.
         """
-        file = self.files[id]
-        size = None if file == id else read_header(self.root / id).upright
+        path = self.root / self.files[id]
+        size = read_header(self.root / id).upright if self._images else self._checked(path, self._format.size_in)
         ids = {name: number for number, name in enumerate(self.classes)}
         geo = self._format is geojson and is_georeferenced(self.root / id)
         place = {"to_pixels": Ground(self.root / id).to_pixels} if geo else {}
-
-        def paint(content: Any) -> Any:
-            height, width = size or (int(content["imageHeight"]), int(content["imageWidth"]))
-            return self._format.decode(content, ids, height, width, **place)
-
-        painted: UInt8[np.ndarray, "H W"] = self._checked(self.root / file, paint)
+        painted: UInt8[np.ndarray, "H W"] = self._checked(
+            path, lambda content: self._format.decode(content, ids, *size, **place)
+        )
         return painted
 
-    def _checked(self, path: Path, use: Any) -> Any:
+    def _checked(self, path: Path, use: Callable[[Any], T]) -> T:
         try:
             return use(json.loads(path.read_text(encoding="utf-8-sig")))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error}). Restore it, or remove its image.", "H201") from error
         except KeyError as error:
-            known = ", ".join(self._named or ())
-            raise DataError(
-                f"{path}: {error} is missing or names no class{f' ({known})' if known else ''}. Add it to `classes` in "
-                "halfmask.yaml, or correct the label.",
-                "H203",
-            ) from error
+            raise unknown_label(path, error, self._named or ()) from error
         except (ValueError, TypeError, IndexError, AttributeError) as error:
             raise DataError(
                 f"{path}: not an annotation that can be read ({error}). Export it again.", "H201"

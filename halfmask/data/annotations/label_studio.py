@@ -15,8 +15,9 @@ from jaxtyping import Integer, UInt8
 
 from halfmask.data.annotations._fill import fill
 from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, label_of, layers
-from halfmask.data.masks import IGNORE, Color
+from halfmask.data.masks import IGNORE
 from halfmask.errors import DataError
+from halfmask.palette import Color, hex_color
 
 LOCAL_FILES = "/data/local-files/?d="  # how Label Studio names a file below its LOCAL_FILES_DOCUMENT_ROOT
 _DIGITS = 6  # of a percentage: less than a thousandth of a pixel in an image of 100,000
@@ -24,7 +25,7 @@ _CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
 
 
 class LabelStudioWriter:
-    """Collects tasks, then gives the content of the json file.
+    """Collects images, then gives the content of the json file: a task for each.
 
     Args:
         classes: names; class 0 is what no polygon covers.
@@ -33,14 +34,14 @@ class LabelStudioWriter:
 
     def __init__(self, classes: Sequence[str], *, drafts: bool = False) -> None:
         self.classes, self.drafts = tuple(classes), drafts
-        self.tasks: list[dict[str, Any]] = []
+        self._tasks: list[dict[str, Any]] = []
 
     def add(self, image: str, mask: Integer[np.ndarray, "H W"]) -> None:
         """Add an image, by its path below the document root, with its class map (255 = ignore)."""
         height, width = mask.shape
         result = [
             {
-                "id": f"{len(self.tasks) + 1}-{number}",
+                "id": f"{len(self._tasks) + 1}-{number}",
                 "from_name": "label",
                 "to_name": "image",
                 "type": "polygonlabels",
@@ -55,22 +56,22 @@ class LabelStudioWriter:
             }
             for number, (id, outline) in enumerate(layers(mask), 1)
         ]
-        made = {"predictions": [{"model_version": "halfmask", "result": result}]}
-        self.tasks.append(
-            {
-                # The size is for tasks without regions, which do not tell it; exports keep it.
-                "data": {"image": LOCAL_FILES + quote(image), "height": height, "width": width},
-                **(made if self.drafts else {"annotations": [{"result": result}]}),
-            }
-        )
+        # The size is for tasks without regions, which do not tell it; exports keep it.
+        task: dict[str, Any] = {"data": {"image": LOCAL_FILES + quote(image), "height": height, "width": width}}
+        if self.drafts:
+            task["predictions"] = [{"model_version": "halfmask", "result": result}]
+        else:
+            task["annotations"] = [{"result": result}]
+        self._tasks.append(task)
+
+    def content(self) -> list[dict[str, Any]]:
+        """The whole file."""
+        return self._tasks
 
     def configuration(self, colors: Sequence[Color]) -> str:
         """The labeling configuration of the project: one label per class, and one for unknown pixels."""
         labels = [*zip(self.classes, colors, strict=True), (IGNORE_LABEL, (255, 255, 255))]
-        lines = (
-            '    <Label value={} background="#{:02x}{:02x}{:02x}"/>\n'.format(quoteattr(name), *color)
-            for name, color in labels
-        )
+        lines = (f'    <Label value={quoteattr(name)} background="{hex_color(color)}"/>\n' for name, color in labels)
         return (
             '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
             '  <PolygonLabels name="label" toName="image" strokeWidth="1" opacity="0.4">\n'

@@ -60,6 +60,15 @@ def labels_in(content: Mapping[str, Any]) -> set[str]:
     return {str(shape["label"]) for shape in shapes} - {IGNORE_LABEL, BACKGROUND_LABEL}
 
 
+def size_in(content: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the image as the annotator saw it.
+
+    Raises:
+        KeyError: the file does not tell it.
+    """
+    return int(content["imageHeight"]), int(content["imageWidth"])
+
+
 def decode(content: Mapping[str, Any], ids: Mapping[str, int], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
     """Paint the shapes of a file.
 

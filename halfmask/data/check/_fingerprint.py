@@ -113,7 +113,8 @@ def take_fingerprint(
         parts = {part: tuple(ids[:: max(1, -(-len(ids) // limit))][:limit]) for part, ids in parts.items()}
     images, masks = _look_at_all(recipe, dataset, parts, workers, tick)
     if isinstance(dataset, Folder):
-        dataset.counted = {path: facts.values for id, facts in masks.items() if (path := _id_mask(dataset, id, facts))}
+        paths = {id: _id_mask(dataset, id, facts) for id, facts in masks.items()}
+        dataset.know_counts({path: masks[id].values for id, path in paths.items() if path is not None})
     task: Task | None = None
     try:
         task = dataset.task

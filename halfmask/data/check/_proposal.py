@@ -10,6 +10,7 @@ from halfmask.data.check._fingerprint import Fingerprint
 from halfmask.data.check._mask_rules import labels_of
 from halfmask.data.folder import Folder
 from halfmask.data.masks import IGNORE
+from halfmask.palette import hex_color
 
 _MOST_CLASSES = 64
 _FLOW = {True: None, False: False}
@@ -87,5 +88,5 @@ def _colors(counts: Counter[tuple[int, int, int]]) -> dict[str, Any]:
     if not 2 <= len(counts) <= _MOST_CLASSES:
         return {}  # a photograph, or a drawing with smoothed edges: no table can mend that
     order = sorted(counts, key=lambda color: (-counts[color], color))
-    names = {id: f"color_{r:02x}{g:02x}{b:02x}" for id, (r, g, b) in enumerate(order)}
-    return {"classes": names, "palette": {id: f"#{r:02x}{g:02x}{b:02x}" for id, (r, g, b) in enumerate(order)}}
+    palette = dict(enumerate(map(hex_color, order)))
+    return {"classes": {id: f"color_{color[1:]}" for id, color in palette.items()}, "palette": palette}

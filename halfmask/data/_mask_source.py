@@ -11,25 +11,26 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from halfmask.data import _coco_json, _label_studio
+from halfmask.data._coco_json import CocoFolder, load
 from halfmask.data._dataset import Dataset
 from halfmask.data._description import Description, read_description
+from halfmask.data._exports import Exports
 from halfmask.data._files import list_images
+from halfmask.data._label_studio import LabelStudioFolder, read_annotations
 from halfmask.data.annotations._outlines import Outlines
 from halfmask.data.folder import Folder
 from halfmask.data.layouts import head_of
 from halfmask.data.masks import IGNORE, LabelMap, read_mask, read_stored
 from halfmask.data.splits import open_dataset
 from halfmask.errors import DataError
-from halfmask.recipe import load, parse_override
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
 
-_MASK_OF = Callable[[str], Integer[np.ndarray, "H W"]]
+ReadMask = Callable[[str], Integer[np.ndarray, "H W"]]
 
 
 @dataclass(frozen=True)
-class Source:
+class MaskSource:
     """Masks to convert.
 
     Args:
@@ -42,44 +43,47 @@ class Source:
     root: Path
     ids: tuple[str, ...]
     task: Task
-    read: _MASK_OF
+    read: ReadMask
 
 
-def open_source(source: Path, overrides: Sequence[str] = ()) -> Source:
+def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
     """Find the masks of a folder or an export.
+
+    Args:
+        source: folder, or json file.
+        recipe: what `data.dataset` says beyond halfmask.yaml.
 
     Raises:
         DataError: there are none.
     """
     if source.is_file() and source.suffix.lower() == ".json":
-        return _export(source, overrides)
+        return _export(source, _described(source.parent, recipe))
     if source.is_dir() and (files := _labelme_alone(source)):
-        said = _described(source, overrides)
-        outlines = Outlines(source, "labelme", {file: file for file in files}, _names(said))
-        return Source(source, tuple(files), _task(outlines.classes, said), outlines.paint)
-    dataset = open_dataset(_recipe(source, overrides))
+        said = _described(source, recipe)
+        outlines = Outlines(source, "labelme", {file: file for file in files}, _names(said), images=False)
+        return MaskSource(source, tuple(files), _task(outlines.classes, said), outlines.paint)
+    dataset = open_dataset(recipe, source)
     ids = tuple(_labeled(dataset))
     if ids:
-        return Source(dataset.root, ids, dataset.task, dataset.read_target)
+        return MaskSource(dataset.root, ids, dataset.task, dataset.read_target)
     if isinstance(dataset, Folder) and dataset.layout.name == "plain":
         return _masks_alone(dataset)
     raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
 
 
-def _export(path: Path, overrides: Sequence[str]) -> Source:
+def _export(path: Path, said: Description) -> MaskSource:
     """Open one json file; its images need not be there."""
-    said = _described(path.parent, overrides)
-    lists: _label_studio.LabelStudioFolder | _coco_json.CocoFolder
+    exports: Exports
     if head_of(path).startswith("["):  # COCO json is an object
-        names = list(_label_studio.annotated(path))
-        lists = _label_studio.LabelStudioFolder(path.parent, [path], names, _names(said))
+        names = list(read_annotations(path))
+        exports = LabelStudioFolder(path.parent, [path], names, _names(said))
     else:
-        names = [str(image["file_name"]) for image in _coco_json.load(path)["images"]]
-        lists = _coco_json.CocoFolder(path.parent, [path], names, _names(said))
-    ids = tuple(name for name in names if lists.file_of(name) is not None)
+        names = [str(image["file_name"]) for image in load(path)["images"]]
+        exports = CocoFolder(path.parent, [path], names, _names(said))
+    ids = tuple(name for name in names if exports.file_of(name) is not None)
     if not ids:
         raise DataError(f"{path}: no image has an annotation. Draw some, and export again.", "H210")
-    return Source(path.parent, ids, _task(lists.classes, said), lists.paint)
+    return MaskSource(path.parent, ids, _task(exports.classes, said), exports.paint)
 
 
 def _labelme_alone(folder: Path) -> list[str]:
@@ -90,14 +94,9 @@ def _labelme_alone(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in files if '"shapes"' in head_of(path)]
 
 
-def _recipe(root: Path, overrides: Sequence[str]) -> DataRecipe:
-    return load(None, {"data.root": str(root)} | dict(map(parse_override, overrides))).data
-
-
-def _described(folder: Path, overrides: Sequence[str]) -> Description:
-    # A recipe is only made where something is said: to check it takes seconds, as it loads what methods need.
-    given = _recipe(folder, overrides).dataset.params if overrides else {}
-    return read_description(folder, {key: value for key, value in given.items() if key in Description.model_fields})
+def _described(folder: Path, recipe: DataRecipe) -> Description:
+    given = {key: value for key, value in recipe.dataset.params.items() if key in Description.model_fields}
+    return read_description(folder, given)
 
 
 def _names(said: Description) -> tuple[str, ...] | None:
@@ -114,7 +113,7 @@ def _labeled(dataset: Dataset) -> Iterator[str]:
         yield from (id for id in dataset.ids(part) if dataset.mask_path(id) is not None)
 
 
-def _masks_alone(folder: Folder) -> Source:
+def _masks_alone(folder: Folder) -> MaskSource:
     """Read every file of a folder as a mask."""
     ids = tuple(list_images(folder.root, folder.root))
     said = folder.description
@@ -135,4 +134,4 @@ def _masks_alone(folder: Folder) -> Source:
     else:
         task = folder.task
         labels = folder.labels_of(folder.root / ids[0])
-    return Source(folder.root, ids, task, lambda id: read_mask(folder.root / id, labels))
+    return MaskSource(folder.root, ids, task, lambda id: read_mask(folder.root / id, labels))

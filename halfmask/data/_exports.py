@@ -1,0 +1,65 @@
+"""What annotations of many images in one json file have in common, whatever tool exported them."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import takewhile
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """The json files of a folder, joined with its images by file name.
+
+    Attributes:
+        classes: names by training id.
+        parts: sorted ids per part.
+    """
+
+    classes: tuple[str, ...]
+    parts: dict[str, list[str]]
+
+    def file_of(self, id: str) -> Path | None:
+        """The json file that annotates an image, if one does."""
+        ...
+
+    def paint(self, id: str) -> UInt8[np.ndarray, "H W"]:
+        """Paint the annotations of an image as training ids.
+
+        Raises:
+            DataError: one that cannot be read, or a label that is no class.
+        """
+        ...
+
+
+class ImageNames:
+    """Finds images by the end of a path: the folders of another machine or storage need not be here.
+
+    Args:
+        ids: of all images.
+    """
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for id in ids:
+            self._by_name[id.rpartition("/")[2]].append(id)
+
+    def most_alike(self, path: str) -> list[str]:
+        """Give the images of the same file name; of several, those that share the most folders, from the end on.
+
+        >>> ImageNames(["a/1.png", "b/1.png", "b/2.png"]).most_alike("bucket/b/1.png")
+        ['b/1.png']
+        """
+        found = self._by_name.get(path.rpartition("/")[2], [])
+        if len(found) < 2:
+            return found
+        alike = [_shared_end(id, path) for id in found]
+        return [id for id, shared in zip(found, alike, strict=True) if shared == max(alike)]
+
+
+def _shared_end(a: str, b: str) -> int:
+    pairs = zip(reversed(a.split("/")), reversed(b.split("/")), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
