@@ -11,6 +11,7 @@ from PIL import Image
 from halfmask.data.change_folder import ChangeFolder
 from halfmask.data.cifar import CIFAR
 from halfmask.data.class_folder import ClassFolder
+from halfmask.data.folder import Folder
 from halfmask.data.levir import LEVIR
 from halfmask.data.loader import to_batch, train_loader
 from halfmask.data.splits import Split, make_split, open_dataset, part_ids, resolve_split, verify
@@ -63,6 +64,14 @@ def test_a_shared_earlier_image_means_one_light_unless_said_otherwise(tmp_path):
     (fixed / "halfmask.yaml").write_text("same_light: false")
     assert not ChangeFolder(fixed).task.same_light
     assert not any("fixed camera" in note for note in ChangeFolder(fixed).notes)
+
+
+def test_single_images_have_no_common_light(tmp_path):
+    trees.image(tmp_path / "images/a.png")
+    (tmp_path / "halfmask.yaml").write_text("same_light: false")
+    with pytest.raises(DataError, match=r"halfmask.yaml; pairs are read with data.dataset=change_folder") as caught:
+        Folder(tmp_path)
+    assert caught.value.code == "H209"
 
 
 def test_the_longest_name_that_a_frame_continues_is_its_earlier_image(tmp_path):
