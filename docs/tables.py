@@ -8,15 +8,16 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from halfmask import errors
-from halfmask.cli.listing import argument_docs, cited, describe_entry
+from halfmask.cli.listing import describe_entry
 from halfmask.codes import CODES
+from halfmask.docstrings import argument_docs, cited
 from halfmask.plugins import Kind, names, resolve
 from halfmask.recipe import Recipe, entry_kinds
 from halfmask.schema import describe_field
@@ -102,10 +103,7 @@ def exit_codes() -> str:
 def results() -> str:
     """One table per file of benchmarks/results that compares methods over seeds."""
     parts = []
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if "rows" not in content or "seeds" not in content.get("settings", {}):
-            continue
+    for path, content in _measured(bench=False):
         settings, machine = content["settings"], content["environment"]
         data = settings["data"]
         facts = [data if isinstance(data, str) else " and ".join(data), f"{settings['steps']} steps"]
@@ -116,6 +114,13 @@ def results() -> str:
         link = f"[all numbers](../benchmarks/results/{path.name})"
         parts.append(f"## {path.stem}\n\n{', '.join(facts)}; {link}.\n\n{_scores(content['rows'])}")
     return "\n\n".join(parts)
+
+
+def _measured(*, bench: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files of benchmarks/results: `bench_*.json` of `halfmask bench --out`, or all others, which compare methods."""
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        if path.name.startswith("bench_") == bench:
+            yield path, json.loads(path.read_text(encoding="utf-8"))
 
 
 def _scores(rows: list[dict[str, Any]]) -> str:
@@ -140,11 +145,8 @@ def _scores(rows: list[dict[str, Any]]) -> str:
 def speed() -> str:
     """One table per file of benchmarks/results that `halfmask bench --out` wrote; rows that lose are in it."""
     parts = []
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = content.get("rows", [])
-        if not all("measures" in row for row in rows) or not rows:
-            continue
+    for path, content in _measured(bench=True):
+        rows = content["rows"]
         judged = [measure for row in rows for measure in row["measures"] if measure["target"]]
         facts = [content["device"], f"{content['threads']} thread(s)", f"{content['settings']['rounds']} rounds"]
         facts += [f"torch {content['environment']['packages']['torch']}"]
@@ -164,7 +166,8 @@ def _speed(row: dict[str, Any]) -> list[str]:
     amounts = [_amount(first[form], first["base_unit"]) for form in ("reference", "fast")]
     by_name = {measure["name"]: _value(measure) for measure in others}
     memory = [by_name.pop(key, "") for key in ("saved", "peak")]
-    by_name.pop("wall", None) if first["name"] == "time" else None
+    if first["name"] == "time":  # of the work itself; the clock on the wall has no column
+        by_name.pop("wall", None)
     ratio = _value(first) if first["name"] == "time" else f"{first['name']} {_value(first)}"
     limit = next((f"{m['limit']['share']:.0%} {m['limit']['name']}" for m in row["measures"] if m["limit"]), "")
     return [*name, *amounts, ratio, span, *memory, ", ".join(f"{key} {text}" for key, text in by_name.items()), limit]

@@ -18,7 +18,7 @@ SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "codes"}),
     frozenset({"reference"}),
-    frozenset({"task", "batch", "schema", "plugins", "sections", "recipe", "shipped", "palette"}),
+    frozenset({"task", "batch", "schema", "plugins", "sections", "recipe", "shipped", "palette", "docstrings"}),
     frozenset({"blocks", "augment", "models"}),
     frozenset({"methods"}),
     frozenset({"data"}),

@@ -27,7 +27,9 @@ def test_help_imports_nothing_heavy(verb):
     assert not imported_by("-m", "halfmask", *verb, "--help") & HEAVY
 
 
-@pytest.mark.parametrize("code", ["import halfmask; dir(halfmask)", "import halfmask.errors, halfmask.shipped"])
+@pytest.mark.parametrize(
+    "code", ["import halfmask; dir(halfmask)", "import halfmask.errors, halfmask.shipped, halfmask.docstrings"]
+)
 def test_importing_the_package_imports_nothing_heavy(code):
     assert not imported_by("-c", code) & HEAVY
 

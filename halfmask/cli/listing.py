@@ -3,21 +3,17 @@
 import enum
 import inspect
 import json
-import re
 import shutil
 import textwrap
-from typing import Annotated, Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Annotated, Any, cast
 
 import typer
 
 from halfmask.cli import flags
-from halfmask.errors import HalfmaskError, RecipeError, nearest
+from halfmask.docstrings import argument_docs, cited
+from halfmask.errors import RecipeError, nearest
 from halfmask.task import METRIC_NAMES
-
-_CITATION = re.compile(
-    r'(?:[^".]*, as )?(?P<authors>[^".]+(?:\bet al\.)?),? "(?P<title>[^"]+)",? '
-    r'(?P<venue>[^,;:."]+?)(?:, arXiv:(?P<arxiv>\d+\.\d+))?[,;:.]'
-)
 
 
 class What(enum.StrEnum):
@@ -45,7 +41,7 @@ def list_(
     """
     if name is None:
         rows = _rows(what)
-        print(json.dumps(rows, indent=2) if as_json else _columns(rows))
+        print(json.dumps(rows, indent=2) if as_json else _columns(what, rows))
     elif what is What.recipes:
         _show_recipe(name, as_json)
     else:
@@ -93,71 +89,17 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
 
 
 def _networks(method: type[Any]) -> str:
-    """Count a method's networks, "1 + 1 averaged", in a tiny one; "" where it cannot be made without parameters."""
+    """Count a method's networks, "1 + 1 averaged", in a tiny one; "" where it needs parameters of the user."""
     from halfmask.models.model import Model
+    from halfmask.plugins import params_model
     from halfmask.testing import tiny_builder, tiny_task
 
-    task = tiny_task("segmentation" if "segmentation" in method.tasks else next(iter(sorted(method.tasks))))
-    try:
-        made = method(task, tiny_builder(task))
-    except (HalfmaskError, TypeError):
+    if any(field.is_required() for field in params_model(method).model_fields.values()):
         return ""
-    models = [module for module in made.modules() if isinstance(module, Model)]
+    task = tiny_task("segmentation" if "segmentation" in method.tasks else next(iter(sorted(method.tasks))))
+    models = [module for module in method(task, tiny_builder(task)).modules() if isinstance(module, Model)]
     trained = sum(any(parameter.requires_grad for parameter in model.parameters()) for model in models)
     return f"{trained}" + (f" + {len(models) - trained} averaged" if len(models) > trained else "")
-
-
-class Paper(NamedTuple):
-    """What a method follows.
-
-    Args:
-        authors: "Sohn et al.".
-        title: of the paper.
-        venue: with the year.
-        arxiv: number there, or "".
-    """
-
-    authors: str
-    title: str
-    venue: str
-    arxiv: str
-
-    def __str__(self) -> str:
-        return f"{self.authors}, {self.venue}" + (f", arXiv:{self.arxiv}" if self.arxiv else "")
-
-
-def cited(docstring: str) -> Paper | None:
-    r"""Find the first paper that a docstring cites.
-
-    >>> str(cited('A method.\n\nSohn et al., "FixMatch", NeurIPS 2020, arXiv:2001.07685; the form for pixels.'))
-    'Sohn et al., NeurIPS 2020, arXiv:2001.07685'
-    """
-    for paragraph in docstring.split("\n\n"):
-        found = _CITATION.match(" ".join(paragraph.split()))
-        if found is not None:
-            return Paper(found["authors"].strip(", "), found["title"], found["venue"], found["arxiv"] or "")
-    return None
-
-
-def argument_docs(docstring: str) -> dict[str, str]:
-    r"""Read the `Args:` section of a Google-style docstring.
-
-    >>> argument_docs("Do.\n\nArgs:\n    a: first,\n        and more.\n    b: second.\n")
-    {'a': 'first, and more.', 'b': 'second.'}
-    """
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, flags=re.MULTILINE)
-    if section is None:
-        return {}
-    meanings: dict[str, str] = {}
-    name = ""
-    for line in textwrap.dedent(section[1]).splitlines():
-        start = re.match(r"(\w[\w, ]*): (.*)", line)
-        if start is not None:
-            name, text = start[1], start[2]
-            meanings[name] = text
-        elif name and line.strip():
-            meanings[name] += f" {line.strip()}"
-    return {one.strip(): text for names, text in meanings.items() for one in names.split(",")}
 
 
 def _rows(what: What) -> list[dict[str, Any]]:
@@ -191,29 +133,29 @@ def _show_recipe(name: str, as_json: bool) -> None:
         print(text, end="")
 
 
-def _columns(rows: list[dict[str, Any]]) -> str:
+def _columns(what: What, rows: list[dict[str, Any]]) -> str:
     width = max((len(row["name"]) for row in rows), default=0)
-    return "\n".join(f"{row['name']:<{width}}  {row['summary']}{_beside(row)}".rstrip() for row in rows)
+    beside = _BESIDE.get(what, lambda row: "")
+    return "\n".join(f"{row['name']:<{width}}  {row['summary']}{beside(row)}".rstrip() for row in rows)
 
 
-def _beside(row: dict[str, Any]) -> str:
-    """What is said after the summary: the paper of a method, the published scores of a recipe."""
-    if row.get("paper"):
-        return f" [{row['paper']}]"
-    if not row.get("published"):
-        return ""
-    sure = (
-        row["confidence"] if isinstance(row["confidence"], dict) else dict.fromkeys(row["published"], row["confidence"])
-    )
-    scores = [
-        f"{100 * value:.4g}" + (f" ({', '.join(notes)})" if (notes := _notes(split, sure.get(split))) else "")
-        for split, value in row["published"].items()
-    ]
-    return f" Published {METRIC_NAMES.get(row['metric'], row['metric'])}: {', '.join(scores)}."
+def _paper(row: dict[str, Any]) -> str:
+    return f" [{row['paper']}]" if row["paper"] else ""
 
 
-def _notes(split: str, confidence: str | None) -> list[str]:
-    return [text for text in (split, "" if confidence in {None, "high"} else "unverified") if text]
+def _published(row: dict[str, Any]) -> str:
+    """The scores that a recipe aims at, if any: " Published mIoU: 69.4 (1464), 64 (1000, unverified)."."""
+    scores = []
+    for split, value in row["published"].items():
+        notes = [split] if split else []
+        if row["confidence"].get(split, "high") != "high":
+            notes.append("unverified")
+        scores.append(f"{100 * value:.4g}" + (f" ({', '.join(notes)})" if notes else ""))
+    return f" Published {METRIC_NAMES.get(row['metric'], row['metric'])}: {', '.join(scores)}." if scores else ""
+
+
+# What the plain list says after the summary.
+_BESIDE: dict[What, Callable[[dict[str, Any]], str]] = {What.methods: _paper, What.recipes: _published}
 
 
 def _entry_text(entry: dict[str, Any]) -> str:

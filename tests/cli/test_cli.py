@@ -255,7 +255,9 @@ def test_recipes_are_listed_with_their_published_scores():
     v2 = rows["unimatch_v2/pascal"]
     assert (v2["method"], v2["dataset"], v2["encoder"]) == ("unimatch_v2", "pascal", "dinov2")
     assert v2["published"]["183"] == 0.855
-    assert rows["fixmatch/folder"]["published"] == {}
+    assert rows["fixmatch/folder"]["published"] == rows["fixmatch/folder"]["confidence"] == {}
+    assert rows["cct/pascal"]["confidence"] == {"1464": "high", "1000": "medium"}
+    assert v2["confidence"] == {}
     assert rows["multi_domain/cityscapes_camvid"]["dataset"] == "cityscapes, camvid"
     text = run("list", "recipes").stdout
     assert "Published mIoU: 79.03 (92), 85.5 (183)," in text
