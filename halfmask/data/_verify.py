@@ -175,7 +175,7 @@ class _Look:
             if len(set(sizes)) > 1:
                 raise date_sizes_differ(images, sizes)
         if self.pseudo is not None:
-            self.pseudo.read(self.id, (0, 0))  # the size is that of an unknown mask, where there is none
+            self.pseudo.check(self.id)
         if self.masks:
             found = np.bincount(np.ravel(dataset.read_target(self.id)), minlength=1)[: dataset.task.n_classes]
             counts = {str(label): int(found[label]) for label in np.flatnonzero(found)}

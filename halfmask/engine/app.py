@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from halfmask.engine.look import Look, Looker
 from halfmask.errors import HalfmaskError, OutOfMemoryError, RecipeError
-from halfmask.palette import palette_of
+from halfmask.palette import hex_color, palette_of
 from halfmask.task import Task
 
 _LOCAL = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
@@ -193,7 +193,7 @@ def answer(look: Look, name: str, task: Task) -> dict[str, Any]:
         a mask, `colored` and `mask` as data addresses; `file`: what to call the mask.
     """
     rows = zip(task.classes, palette_of(task), look.shares, strict=True)
-    classes = [{"name": one, "color": "#{:02x}{:02x}{:02x}".format(*color), "share": s} for one, color, s in rows]
+    classes = [{"name": one, "color": hex_color(color), "share": s} for one, color, s in rows]
     return {
         "name": name,
         "width": look.size[1],
