@@ -135,8 +135,10 @@ def _show_recipe(name: str, as_json: bool) -> None:
 
 def _columns(what: What, rows: list[dict[str, Any]]) -> str:
     width = max((len(row["name"]) for row in rows), default=0)
-    beside = _BESIDE.get(what, lambda row: "")
-    return "\n".join(f"{row['name']:<{width}}  {row['summary']}{beside(row)}".rstrip() for row in rows)
+    beside = _BESIDE.get(what)
+    ends = [beside(row) if beside is not None else "" for row in rows]
+    lines = [f"{row['name']:<{width}}  {row['summary']}{end}" for row, end in zip(rows, ends, strict=True)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _paper(row: dict[str, Any]) -> str:
