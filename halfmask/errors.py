@@ -6,7 +6,7 @@ Every class specializes `HalfmaskError` and the built-in exception a library use
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -112,6 +112,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def gathered(headline: str, errors: Sequence[DataError]) -> DataError:
+    """Make one error of several: each below the headline, with its code; the whole has the code of the first.
+
+    >>> error = gathered("2 images are broken:", [DataError("a.png: cut", "H201"), DataError("b.png: deep", "H207")])
+    >>> print(error.code, error)
+    H201 2 images are broken:
+      - [H201] a.png: cut
+      - [H207] b.png: deep
+    """
+    return DataError(f"{headline}\n{bullet_list([f'[{one.code}] {one}' for one in errors])}", errors[0].code)
 
 
 def bullet_list(problems: list[str], limit: int = 10) -> str:

@@ -128,7 +128,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
             f"{folder / _META}: the model or task entry is incomplete ({error!r}).", "H402"
         ) from error
     except RecipeError as error:
-        raise CheckpointError(f"{folder / _META}: the model cannot be built here. {error}") from error
+        raise CheckpointError(f"{folder / _META}: the model cannot be built here. {error}", error.code) from error
     _load_state(model, state, weights)
     return Bundle(model.eval(), task, meta, folder)
 

@@ -210,8 +210,8 @@ def evaluate(
 
     Raises:
         CheckpointError: no bundle, a damaged one, or one made for other classes than the data has.
-        DataError: no data folder, or no image with a mask in the part.
-        RecipeError: an override is wrong.
+        DataError: no image with a mask in the part.
+        RecipeError: an override is wrong, or nothing says where data is.
     """
     with joined_ranks(device) as ranks:
         opened = open_run(run, overrides, sections=("eval", "data"))

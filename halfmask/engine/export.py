@@ -99,7 +99,7 @@ def export(
         DataError: no image to compare on, or the file exists.
         MissingExtraError: ONNX packages are not installed.
         ParityError: too few pixels get the same class; the file is removed.
-        RecipeError: an unknown format.
+        RecipeError: an unknown format, or a bare bundle and no `input`.
     """
     if format not in _SUFFIXES:
         raise RecipeError(
@@ -137,9 +137,10 @@ def sample_images(bundle: Bundle, data: DataRecipe, input: str | Path | None, co
 
     Raises:
         DataError: there is none.
+        RecipeError: nothing says where images are.
     """
     if input is None and data.root is None:
-        raise DataError("the bundle does not say where images are. Name some to compare on: --input DIR.", "H208")
+        raise RecipeError("the bundle does not say where images are. Name some to compare on: --input DIR.")
     if input is not None:
         limits = bundle.meta.get("range")
         value_range = None if limits is None else (float(limits[0]), float(limits[1]))

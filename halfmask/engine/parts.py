@@ -24,8 +24,8 @@ def open_part(
         recorded_val: validation ids that the run recorded.
 
     Raises:
-        DataError: no folder, a list that names other images, or no image with a mask in the part.
-        RecipeError: an unknown part.
+        DataError: a list that names other images, or no image with a mask in the part.
+        RecipeError: no folder, or an unknown part.
     """
     if part not in _PARTS and not Path(part).is_file():
         raise RecipeError(
@@ -34,7 +34,7 @@ def open_part(
         )
     here = recipe if data is None else recipe.model_copy(update={"root": str(data)})
     if here.root is None:
-        raise DataError("the bundle does not say where data is. Give the folder: --data DIR.", "H208")
+        raise RecipeError("the bundle does not say where data is. Give the folder: --data DIR.")
     # Without the lists of training: they name images of the training data, and other data has none of them.
     dataset = open_dataset(here.model_copy(update={"split": None, "labeled": None, "unlabeled": None, "val": "auto"}))
     if part == "val" and (data is None or _has_all(dataset, recorded_val)):

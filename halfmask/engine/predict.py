@@ -48,7 +48,7 @@ from halfmask.engine.ranks import joined_ranks
 from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure, open_run
 from halfmask.engine.tiles import choose_tiling
-from halfmask.errors import DataError, RecipeError, bullet_list
+from halfmask.errors import DataError, RecipeError, bullet_list, gathered
 from halfmask.task import Kind
 
 # Images of more pixels are predicted in tiles, unless the user decides.
@@ -104,7 +104,7 @@ def predict(
         CheckpointError: no bundle, or a damaged one.
         DataError: no image, two images for one mask, a full disk; or, after all others are done, images that
             could not be read.
-        RecipeError: an override is wrong.
+        RecipeError: an override is wrong, or `out` is where the images are.
     """
     opened = open_run(run, overrides, sections=("eval",))
     require_writable(Path(out))
@@ -135,25 +135,25 @@ def predict(
         done = [(job.row, job.image, job.mask) for job in jobs if job.mask.exists()]
         write_outlines(done, Path(out), outlines, bundle.task)
     if failed:
-        raise DataError(
+        raise gathered(
             f"{len(failed)} of {len(jobs)} images could not be read; the masks of the others are in {out}. Mend or "
-            f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}",
-            "H201",
+            "remove these and call again, finished images are skipped:",
+            failed,
         )
     return count
 
 
 def _predict_all(
     jobs: list[Job], open_jobs: list[Job], predictor: Predictor, workers: int, whole: int, quiet: bool
-) -> list[str]:
-    """Predict images; gives the messages about those that could not be read."""
-    failed: list[str] = []
+) -> list[DataError]:
+    """Predict images; gives what is wrong with those that could not be read."""
+    failed: list[DataError] = []
     with _bar(quiet) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are what tiles are for
         task = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(open_jobs))
         for job, read in read_ahead(partial(_read, reading=predictor.reading, whole=whole), open_jobs, workers):
             if isinstance(read, DataError):
-                failed.append(f"[{read.code}] {read}")
+                failed.append(read)
             else:
                 with memory_cure(predictor.protocol):
                     if read is None:
@@ -182,6 +182,7 @@ def plan(
 
     Raises:
         DataError: no image (or no pair), or two images would share a mask.
+        RecipeError: `out` is where the images are.
     """
     out = Path(out)
     found = _pairs(Path(input), out) if kind == "change" else _singles(Path(input), out)
@@ -222,9 +223,7 @@ def _pairs(source: Path, out: Path) -> list[tuple[Path, Path, Path]]:
     pairs = find_pairs(source)
     found = [(Path(pairs.names[id]), *reversed(pairs.files(id, None))) for id in sorted(pairs.names)]
     if found[0][1].resolve().is_relative_to(out.resolve()):
-        raise DataError(
-            f"--out {out} holds the images themselves: masks would mix with them. Choose another folder.", "H408"
-        )
+        raise RecipeError(f"--out {out} holds the images themselves: masks would mix with them. Choose another folder.")
     return [(name, after, before) for name, after, before in found]
 
 
@@ -248,9 +247,7 @@ def _find(source: Path, out: Path) -> tuple[Path, list[Path]]:
         if target != inside and target.is_relative_to(inside):
             images = [path for path in images if not path.resolve().is_relative_to(target)]
         if target == inside:
-            raise DataError(
-                f"--out {out} is the input folder itself: masks would mix with images. Choose another.", "H408"
-            )
+            raise RecipeError(f"--out {out} is the input folder itself: masks would mix with images. Choose another.")
         if not images:
             raise DataError(
                 f"{source}: no image in this folder or below. Give a folder with JPEG, PNG, TIFF, ...", "H210"
@@ -299,14 +296,14 @@ def _read(job: Job, reading: Reading, whole: int) -> tuple[Job, tuple[Picture, .
         return job, error
 
 
-def _predict_large(job: Job, predictor: Predictor, progress: Progress) -> list[str]:
+def _predict_large(job: Job, predictor: Predictor, progress: Progress) -> list[DataError]:
     rows = progress.add_task(f"rows of {job.image.name}", total=None)
     try:
         predict_tiled(job, predictor, lambda done, of: progress.update(rows, completed=done, total=of))
     except DataError as error:
         if error.code == "H502":  # of the place that is written to, not of the image
             raise
-        return [f"[{error.code}] {error}"]
+        return [error]
     finally:
         progress.remove_task(rows)
     return []

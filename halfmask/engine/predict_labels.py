@@ -27,7 +27,7 @@ from halfmask.engine.bundle import Bundle
 from halfmask.engine.inference import probabilities as predict_probabilities
 from halfmask.engine.read_ahead import read_ahead
 from halfmask.engine.runs import memory_cure
-from halfmask.errors import DataError, bullet_list
+from halfmask.errors import DataError, gathered
 from halfmask.recipe import EvalRecipe
 
 Row = dict[str, Any]
@@ -67,13 +67,13 @@ def predict_labels(
         for name, path in images
         if name not in rows or (probabilities and "probabilities" not in rows[name])
     ]
-    failed: list[str] = []
+    failed: list[DataError] = []
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         bar = progress.add_task("predict", total=len(images), completed=len(images) - len(wanted))
         try:
             for name, image in read_ahead(partial(_read, bundle=bundle), wanted, workers):
                 if isinstance(image, DataError):
-                    failed.append(str(image))
+                    failed.append(image)
                 else:
                     with memory_cure(protocol):
                         rows[name] = _row(image, bundle, protocol, device, probabilities=probabilities)
@@ -81,10 +81,10 @@ def predict_labels(
         finally:
             _write(out, bundle, rows)
     if failed:
-        raise DataError(
+        raise gathered(
             f"{len(failed)} of {len(images)} images could not be read; the labels of the others are in {out}. Mend or "
-            f"remove these and call again, finished images are skipped:\n{bullet_list(failed)}",
-            "H201",
+            "remove these and call again, finished images are skipped:",
+            failed,
         )
     return len(wanted)
 

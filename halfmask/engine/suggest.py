@@ -97,7 +97,8 @@ def suggest(
     Raises:
         CheckpointError: no bundle, or a damaged checkpoint.
         DataError: no unlabeled image, or one that cannot be read.
-        RecipeError: unknown formats or measure, weights that choose nothing, a run of labels or several domains.
+        RecipeError: unknown formats or measure, weights that choose nothing, a run of labels or several domains, or
+            no `data` for a bare bundle.
     """
     _check(formats, measure, weights, n)
     where = pick_device(device)

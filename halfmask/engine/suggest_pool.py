@@ -134,13 +134,13 @@ def open_pool(run: Path, data: str | Path | None) -> Pool:
     by now is labeled, and no candidate.
 
     Raises:
-        DataError: no candidate, or no data.
-        RecipeError: a run over several domains.
+        DataError: no candidate.
+        RecipeError: no data, or a run over several domains.
     """
     recipe = load(run / "recipe.yaml").data if (run / "recipe.yaml").is_file() and data is None else None
     if recipe is None:
         if data is None:
-            raise DataError(f"{run} does not say where data is. Name the folder: --data DIR.", "H208")
+            raise RecipeError(f"{run} does not say where data is. Name the folder: --data DIR.")
         dataset = open_dataset(DataRecipe(root=str(data)))
         labeled = tuple(id for id in dataset.ids("train") if dataset.mask_path(id) is not None)
         candidates = _fresh(dataset, {*labeled})

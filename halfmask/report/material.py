@@ -17,7 +17,7 @@ from halfmask.data.check import judge, take_fingerprint
 from halfmask.engine.bundle import domain_names, load_bundle
 from halfmask.engine.inference import class_map
 from halfmask.engine.runs import Published, open_run, published
-from halfmask.errors import CheckpointError, DataError, HalfmaskError
+from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
 from halfmask.report.bootstrap import Scored, difference, image_scores, scored
 from halfmask.report.channels import Figures, allspark_figures, is_allspark
 from halfmask.report.evidence import Images, Tally, Tick, cached_json, digest, open_images, tally
@@ -185,7 +185,7 @@ def _images(found: Material, wishes: Wishes) -> None:
             tick=wishes.tick,
         )
         found.tally = tally(found.run.path, found.images)
-    except (DataError, CheckpointError) as error:
+    except (DataError, CheckpointError, RecipeError) as error:
         if wishes.data is not None or wishes.part is not None:
             raise
         found.images = None

@@ -260,11 +260,11 @@ WITH_RUN = {
         3, "train --resume run", "H405 | list | differs | new run", other_labels
     ),
     "deep image for a model of 8 bits": Case(
-        3, "predict run --input deep.png --out masks", "H201 | [H207] | uint16 | trained on 3 of 8 bits | Convert",
+        3, "predict run --input deep.png --out masks", "H207 | uint16 | trained on 3 of 8 bits | Convert",
         deep_image,
     ),
     "GeoTIFF of nothing but NaN": Case(
-        3, "predict run --input field.tif --out masks", "H201 | [H207] | float32 | trained on 3 of 8 bits", nan_geotiff
+        3, "predict run --input field.tif --out masks", "H207 | float32 | trained on 3 of 8 bits", nan_geotiff
     ),
     "HEIC to predict": Case(
         3, "predict run --input phone.heic --out masks", "H201 | phone.heic | cannot be decoded",
@@ -283,6 +283,9 @@ WITH_RUN = {
     "import of a cut file": Case(
         3, "import run/checkpoints/last.ckpt --out bundle", "H402 | Is the download complete",
         lambda place: cut(place.root / "run/checkpoints/last.ckpt"),
+    ),
+    "predictions among the images": Case(
+        2, "predict run --input data --out data", "H301 | --out data is the input folder | Choose another"
     ),
     "no run to report": Case(3, "report data", "H407 | not a run folder | --out"),
     "no run to suggest from": Case(3, "suggest data --n 2 --out next", "H407 | no model.json"),

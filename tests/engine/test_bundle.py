@@ -112,6 +112,15 @@ def test_an_incomplete_model_json_is_refused(saved: Path) -> None:
         load_bundle(saved)
 
 
+def test_a_model_that_cannot_be_built_here_keeps_the_code_of_the_reason(saved: Path) -> None:
+    spec = json.loads((saved / "model.json").read_text())["model"]
+    spec["model"]["encoder"] = {"name": "my_own"}
+    edit(saved, model=spec)
+    with pytest.raises(CheckpointError, match=r"cannot be built here.*no encoder 'my_own'") as caught:
+        load_bundle(saved)
+    assert caught.value.code == "H303"
+
+
 def test_truncated_weights_are_refused(saved: Path) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

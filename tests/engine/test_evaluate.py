@@ -207,7 +207,7 @@ def test_the_protocol_can_be_overridden_and_is_recorded(run: Path) -> None:
 
 def test_a_bare_bundle_needs_data_and_a_part(run: Path, data: Path) -> None:
     (run / "recipe.yaml").unlink()
-    with pytest.raises(DataError, match="--data DIR"):
+    with pytest.raises(RecipeError, match="--data DIR"):
         evaluate(run, quiet=True)
     with pytest.raises(DataError, match="--part"):
         evaluate(run, data=data, quiet=True)
@@ -259,7 +259,7 @@ def test_a_data_recipe_without_root_is_refused(run: Path) -> None:
     (run / "recipe.yaml").write_text(
         load({"method": "supervised", "data": DataRecipe().model_dump(mode="json")}).to_yaml()
     )
-    with pytest.raises(DataError, match="--data DIR"):
+    with pytest.raises(RecipeError, match="--data DIR"):
         evaluate(run, quiet=True)
 
 

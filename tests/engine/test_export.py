@@ -96,7 +96,7 @@ def test_mistakes(tmp_path: Path, photos: Path) -> None:
     run = bundle_of(tmp_path / "run", SMALL)
     with pytest.raises(RecipeError, match="Did you mean `onnx`"):
         export(run, format="onxn", input=photos)
-    with pytest.raises(DataError, match="--input"):
+    with pytest.raises(RecipeError, match="--input"):
         export(run, format="torch")
     (run / "model.pt2").write_bytes(b"")
     with pytest.raises(DataError, match="--overwrite"):

@@ -74,7 +74,7 @@ def test_folders_are_kept_and_results_below_the_input_are_no_input(run: Path, tm
     assert (out / "b.v2" / "two.x.png").exists()
     assert (out / "overlays" / "b.v2" / "two.x.jpg").exists()
     assert predict(run, tmp_path / "in", out, overlay=True, quiet=True) == 0
-    with pytest.raises(DataError, match="input folder itself"):
+    with pytest.raises(RecipeError, match="input folder itself"):
         predict(run, tmp_path / "in", tmp_path / "in", quiet=True)
 
 
@@ -116,8 +116,9 @@ def test_a_broken_image_costs_only_itself(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 of 4 images could not be read") as caught:
         predict(run, tmp_path / "in", tmp_path / "out", quiet=True)
     assert "b.jpg" in str(caught.value)
+    assert "[H201] " in str(caught.value)
     assert "c.png" in str(caught.value)
-    assert caught.value.exit_code == 3
+    assert (caught.value.code, caught.value.exit_code) == ("H201", 3)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png"]
 
 

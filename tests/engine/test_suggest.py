@@ -142,7 +142,7 @@ def test_a_bundle_has_one_network_and_says_so(run: Path, data: Path, tmp_path: P
     for name in ("model.json", "model.safetensors"):
         (tmp_path / "bundle").mkdir(exist_ok=True)
         (tmp_path / "bundle" / name).write_bytes((run / name).read_bytes())
-    with pytest.raises(DataError, match="--data DIR"):
+    with pytest.raises(RecipeError, match="--data DIR"):
         suggest(tmp_path / "bundle", 2, quiet=True)
     found = suggest(tmp_path / "bundle", 2, data=data, quiet=True)
     assert found.criteria == ("uncertainty", "diversity", "rare")

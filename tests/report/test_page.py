@@ -157,6 +157,8 @@ def test_without_images_the_recorded_curves_remain(fix, tmp_path):
     assert "--data DIR" in page.chapter("result")
     assert "Validation mIoU" in page.chapter("curves")
     assert "could not be compared" in page.chapter("twin")
+    (run / "recipe.yaml").write_text(re.sub(r"  root: \S+", "  root: null", recipe))
+    assert "does not say where data is" in read(report(run, quiet=True).page).chapter("result")
     with pytest.raises(DataError):
         report(run, data=tmp_path / "nowhere", quiet=True)
     assert read(report(run, data=read_run(fix).recipe["data"]["root"], quiet=True).page).tags["img"] > 9
