@@ -22,7 +22,7 @@ from halfmask.data._stamps import Stamps, State, state_of
 from halfmask.data._weak import PseudoMasks
 from halfmask.data.images import missing, read_header
 from halfmask.data.layouts import Layout, unused_images
-from halfmask.errors import DataError, bullet_list
+from halfmask.errors import DataError, gathered
 from halfmask.task import Task
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ def verify(
     """
     findings = inspect(dataset, split, unlabeled, pseudo=pseudo, stamps=stamps, on_file=on_file)
     if findings.errors:
-        lines = [f"[{error.code}] {error}" for error in findings.errors]
-        count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
-        raise DataError(f"{dataset.root}: {count} in images and masks:\n{bullet_list(lines)}", findings.errors[0].code)
+        count = f"{len(findings.errors)} problem{'s' if len(findings.errors) > 1 else ''}"
+        raise gathered(f"{dataset.root}: {count} in images and masks:", findings.errors)
     return findings.warnings
 
 

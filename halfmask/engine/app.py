@@ -231,9 +231,13 @@ def _unusable(address: tuple[str, int], error: Exception) -> RecipeError:
     host, port = address
     number = getattr(error, "errno", None)
     if number == errno.EADDRINUSE:
-        return RecipeError(f"--port {port} is in use by another program. Choose another, or any free one: --port 0")
+        return RecipeError(
+            f"--port {port} is in use by another program. Choose another, or any free one: --port 0", "H303"
+        )
     if number == errno.EACCES:
-        return RecipeError(f"--port {port} may not be used here. Choose one above 1023, or any free one: --port 0")
+        return RecipeError(
+            f"--port {port} may not be used here. Choose one above 1023, or any free one: --port 0", "H303"
+        )
     if isinstance(error, OverflowError):
         return RecipeError(f"--port {port}: a port is a number from 0 (any free one) to 65535.", "H303")
     return RecipeError(

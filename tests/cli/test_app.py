@@ -169,7 +169,7 @@ def test_ctrl_c_stops_the_page_and_is_no_error(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        ("bundle --port {taken}", 2, "in use | --port 0"),
+        ("bundle --port {taken}", 2, "H303 | in use | --port 0"),
         ("bundle --port 70000", 2, "--port"),
         ("bundle --host 203.0.113.9", 2, "not an address of this machine"),
         ("bundle data.crop=3", 2, "only eval.*"),
