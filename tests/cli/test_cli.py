@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from halfmask import __version__
 from halfmask.cli.app import app
+from halfmask.cli.listing import describe_entry
 from halfmask.engine import train as engine
 from halfmask.engine.train import TrainResult
 from halfmask.errors import Interrupted
@@ -248,6 +249,20 @@ def test_methods_are_listed_with_paper_and_year_and_shown_with_their_networks():
     shown = run("list", "methods", "unimatch_v2").stdout
     assert "paper: Yang et al., TPAMI 2025, arXiv:2410.10777" in shown
     assert "networks: 1 + 1 averaged; status: implemented; tasks: change," in shown
+
+
+def test_a_method_that_needs_parameters_is_shown_without_networks_and_a_bug_in_one_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "own_methods.py").write_text(
+        "from halfmask.methods.supervised import Supervised\n"
+        "class Needy(Supervised):\n"
+        "    def __init__(self, task, build, *, threshold: float):\n        super().__init__(task, build)\n"
+        "class Broken(Supervised):\n"
+        "    def __init__(self, task, build):\n        super().__init__(task, build, 3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert describe_entry("methods", "own_methods:Needy")["networks"] == ""
+    with pytest.raises(TypeError, match="positional"):
+        describe_entry("methods", "own_methods:Broken")
 
 
 def test_recipes_are_listed_with_their_published_scores():
