@@ -73,14 +73,17 @@ CODES: dict[str, Code] = {
     "H205": Code("class ids start at 1", "name them as stored, `classes: {1: NAME, ...}`, or `map: {1: 0, 2: 1}`"),
     "H206": Code("a mask holds colors that name no class", "`palette: {0: [R, G, B], ...}` in halfmask.yaml"),
     "H207": Code("bit depth or number of bands", "`range: [0, 4095]` or `bands: 5` in halfmask.yaml"),
-    "H208": Code("no known layout, or names that pair in two ways", "arrange images/ and masks/, one name per pair"),
+    "H208": Code(
+        "no folder, no known layout, a form that is not read, or names that pair in two ways",
+        "what the message says; the plainest form is images/ and masks/, one name per pair",
+    ),
     "H209": Code("halfmask.yaml or a class file is wrong", "correct the keys the message names"),
     "H210": Code("too few images or masks", "add masks, or ask for fewer"),
     "H211": Code("split lists do not fit the data or each other", "correct the lists, or draw them: halfmask split"),
     "H212": Code("a single class", "name or draw a second one: with one class there is nothing to tell apart"),
     "H213": Code("a file or a feature needs an optional package", "install what the message names"),
     "H301": Code("settings or options that are missing or do not fit together", "change the ones the message names"),
-    "H302": Code("a size that the network cannot work with", "use the nearest one, which the message names"),
+    "H302": Code("a size or shape that does not fit", "use one that the message names"),
     "H303": Code(
         "an unknown key or name, or a value that is not allowed", "the message names what is; `halfmask list`"
     ),
@@ -98,7 +101,7 @@ CODES: dict[str, Code] = {
     ),
     "H406": Code("a file was changed after it was saved", "copy the bundle again, from a place that is trusted"),
     "H407": Code(
-        "no run, checkpoint, bundle or weights at this place", "name the folder given to halfmask train --out"
+        "no run, checkpoint or bundle at this place", "name the folder given to halfmask train --out, or the file"
     ),
     "H408": Code("the place for a result holds other files", "another --out, or --overwrite to replace them"),
     "H409": Code("pretrained weights that are unknown or not to be had", "a file, or model.encoder.weights=null"),

@@ -139,7 +139,7 @@ class Looker:
                     raise DataError(
                         f"{name}: {columns} x {rows} pixels are more than a page shows ({LARGEST:,}). Use halfmask "
                         "predict, which takes images of any size in tiles.",
-                        "H104",
+                        "H302",
                     )
                 return read_picture(path, self._reading, georeferenced=is_georeferenced(path))
             except DataError as error:

@@ -54,7 +54,8 @@ def make_task(
     if task.n_classes != count:
         raise RecipeError(
             f"the checkpoint predicts {count} classes, but {source} names {task.n_classes} "
-            f"({', '.join(task.classes[:5])}{', ...' if task.n_classes > 5 else ''}). {_NAME_THEM}"
+            f"({', '.join(task.classes[:5])}{', ...' if task.n_classes > 5 else ''}). {_NAME_THEM}",
+            "H405",
         )
     return task
 

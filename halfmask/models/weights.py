@@ -144,7 +144,7 @@ def read_state(path: Path) -> State:
         raise CheckpointError(
             f"weights file {path} does not exist. Put it there, name another (model.encoder.weights=FILE or a tag), or "
             "begin with random weights: model.encoder.weights=null.",
-            "H407",
+            "H409",
         )
     content = read_content(path)
     for wrapper in ("state_dict", "model"):

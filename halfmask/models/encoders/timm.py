@@ -177,7 +177,8 @@ def _sizes(model: str, arguments: dict[str, Any], img_size: int | None) -> tuple
         nearest_side = max(round(side / stride), 1) * stride
         raise RecipeError(
             f"timm network {model} is made for one image size, and {side} is no multiple of its stride {stride}. Use "
-            f"data.crop={nearest_side}."
+            f"data.crop={nearest_side}.",
+            "H302",
         )
     raise RecipeError(
         f"timm network {model} takes neither images of any size nor of {side}x{side} ({failure}). Choose another, for "
