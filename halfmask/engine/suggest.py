@@ -24,7 +24,7 @@ from halfmask.engine.bundle import load_bundle
 from halfmask.engine.device import pick_device
 from halfmask.engine.networks import open_predictors
 from halfmask.engine.runs import open_run
-from halfmask.engine.suggest_files import FORMATS, Draft, Row, write_files, write_lists, write_table
+from halfmask.engine.suggest_files import FORMATS, Draft, Row, earlier_files, write_files, write_lists, write_table
 from halfmask.engine.suggest_pool import Looker, Measured, Pool, look_at_all, open_pool
 from halfmask.engine.suggest_scores import Measure, Weights, combine, k_center, ranks, rare_classes
 from halfmask.errors import DataError, RecipeError, nearest
@@ -91,12 +91,13 @@ def suggest(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         workers: threads that read images ahead.
         limit: look at the first so many candidates only.
-        overwrite: replace an earlier suggestion in `out`.
+        overwrite: replace an earlier suggestion in `out`, its drafts in other formats included.
         quiet: show no progress.
 
     Raises:
         CheckpointError: no bundle, or a damaged checkpoint.
-        DataError: no unlabeled image, or one that cannot be read.
+        DataError: no unlabeled image, or one that cannot be read; or `out` holds a suggestion that is not to be
+            overwritten, or whose drafts somebody has worked on.
         RecipeError: unknown formats or measure, weights that choose nothing, a run of labels or several domains, or
             no `data` for a bare bundle.
     """
@@ -110,6 +111,7 @@ def suggest(
     target = Path(out) if out is not None and table is None else opened.folder / "suggest"
     if (target / "suggest.json").exists() and not overwrite:
         raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.", "H408")
+    earlier = earlier_files(target)
     require_writable(target)
     pool = open_pool(opened.folder, data)
     candidates = pool.candidates[:limit]
@@ -122,6 +124,8 @@ def suggest(
     order = sorted(range(len(candidates)), key=lambda i: (-score[i], candidates[i]))
     chosen = [candidates[i] for i in order[:n]]
     remarks = _remarks(list(predictors), pool, weights)
+    for file in earlier:
+        file.unlink()
     write_lists(target, chosen, None if pool.elsewhere else pool.labeled)
     rows = [Row(float(score[i]), {name: float(one.ranks[i]) for name, one in criteria.items()}) for i in order[:n]]
     write_files(target, _drafts(looker, pool, chosen), rows, formats, bundle.task)

@@ -3,7 +3,8 @@
 import base64
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,41 @@ class Row(NamedTuple):
 
     score: float
     ranks: Mapping[str, float]
+
+
+def earlier_files(out: Path) -> list[Path]:
+    """Find the drafts and lists that an earlier suggestion has written, to be removed before the next.
+
+    Raises:
+        DataError: it cannot be read; or somebody has worked on its drafts since, or saved an export among them.
+    """
+    told = out / "suggest.json"
+    if not told.exists():
+        return []
+    try:
+        chosen = [str(id) for id in json.loads(told.read_text(encoding="utf-8"))["chosen"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{told}: cannot be read ({error}). Choose another --out.", "H201") from error
+    written = told.stat().st_mtime_ns  # after all others
+    since = [path for folder in FORMATS for path in (out / folder).rglob("*") if path.is_file()]
+    since = [path for path in since if path.stat().st_mtime_ns > written]
+    if since:
+        raise DataError(
+            f"{min(since)} is newer than the suggestion there, as are {len(since)} of its files in all: work that "
+            "--overwrite would lose. Move them, or choose another --out.",
+            "H408",
+        )
+    return [path for path in _written(out, chosen) if path.is_file()]
+
+
+def _written(out: Path, chosen: Sequence[str]) -> Iterator[Path]:
+    yield from (out / name for name in ("labeled.txt", "coco/annotations.json"))
+    yield from (out / "label_studio" / name for name in ("tasks.json", "config.xml"))
+    yield from (out / format / "halfmask.yaml" for format in OUTLINES)
+    for id in chosen:
+        yield out / "png" / _named(id, ".png")
+        yield out / "labelme" / (id.rpartition(".")[0] + ".json")
+        yield out / "geojson" / (id.rpartition(".")[0] + ".geojson")
 
 
 def write_lists(out: Path, chosen: Sequence[str], labeled: Sequence[str] | None) -> None:

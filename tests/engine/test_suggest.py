@@ -1,6 +1,7 @@
 """What to label next: the criteria by hand, the choice on images made for it, the files, and going on from a run."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,29 @@ def test_a_suggestion_ranks_the_unlabeled_images_and_writes_everything(run: Path
     assert json.loads((tmp_path / "again" / "suggest.json").read_text()) == content
     with pytest.raises(DataError, match="--overwrite"):
         suggest(run, 3, out=tmp_path / "next", quiet=True)
+
+
+def test_a_suggestion_that_replaces_another_leaves_none_of_its_drafts(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "next"
+    suggest(run, 4, out=out, formats=("labelme", "coco", "label_studio", "geojson"), quiet=True)
+    notes = out / "png" / "notes.txt"
+    notes.write_text("not of a suggestion")
+    written = (out / "suggest.json").stat().st_mtime_ns
+    os.utime(notes, ns=(written, written - 1))
+    export = out / "label_studio" / "export.json"
+    export.write_text("[]")
+    os.utime(export, ns=(written + 1, written + 1))
+    before = sorted(out.rglob("*"))
+    with pytest.raises(DataError, match=r"export\.json is newer.*Move them") as caught:
+        suggest(run, 1, out=out, overwrite=True, quiet=True)
+    assert caught.value.code == "H408"
+    assert sorted(out.rglob("*")) == before
+    export.unlink()
+    (image,) = suggest(run, 1, out=out, formats=("geojson",), overwrite=True, quiet=True).ids
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    lists = {"suggest.json", "suggested.txt", "labeled.txt", "index.html"}
+    outlines = {f"geojson/images/{Path(image).stem}.geojson", "geojson/halfmask.yaml"}
+    assert files == {*lists, *outlines, f"png/{Path(image).stem}.png", "png/notes.txt"}
 
 
 def test_a_bundle_has_one_network_and_says_so(run: Path, data: Path, tmp_path: Path) -> None:
