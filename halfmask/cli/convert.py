@@ -43,6 +43,7 @@ def convert(
         overrides=overrides or (),
         overwrite=overwrite,
         limit=limit,
+        quiet=quiet,
     )
     print(json.dumps({"masks": count, "out": str(out)}) if as_json else f"{out}  {count} masks")
     flags.say(f"classes and colors: {out / 'halfmask.yaml'}; put it beside the data to read them with these ids", quiet)

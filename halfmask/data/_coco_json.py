@@ -16,7 +16,7 @@ from jaxtyping import Bool, UInt8
 
 from halfmask.data._exports import ImageNames
 from halfmask.data.annotations._fill import fill
-from halfmask.data.annotations.coco import BACKGROUND_NAMES
+from halfmask.data.annotations.coco import BACKGROUND_NAMES, LABELED
 from halfmask.data.layouts import PART_NAMES
 from halfmask.data.masks import IGNORE
 from halfmask.errors import DataError
@@ -53,8 +53,9 @@ class CocoFile:
         return file_name in self.images
 
     def is_annotated(self, file_name: str) -> bool:
-        """Whether an image has at least one annotation."""
-        return bool(self.annotations.get(self.images[file_name]["id"]))
+        """Whether an image has an annotation, or we have marked it as background alone."""
+        image = self.images[file_name]
+        return bool(self.annotations.get(image["id"])) or image.items() >= LABELED.items()
 
     def paint(self, file_name: str) -> UInt8[np.ndarray, "H W"]:
         """Paint the annotations of an image: crowds (255) first, then instances, the largest first.
@@ -87,7 +88,8 @@ class CocoFolder:
     """The json files of a folder, joined with its images by file name.
 
     Training id 0 is the background; the categories follow in the order of their ids. Images that no file lists, and
-    listed ones without any annotation, count as unlabeled: tools also list what nobody has annotated yet.
+    listed ones without any annotation, count as unlabeled: tools also list what nobody has annotated yet. Those that
+    `CocoWriter` has marked as background alone are labeled.
 
     Args:
         root: the folder.
@@ -118,6 +120,7 @@ class CocoFolder:
                 if found is not None:
                     self.parts[part_of(path, root)].append(found)
         listed = {id for part in self.parts.values() for id in part}
+        self.left_out = sorted(listed - self._file_of.keys())
         self.parts["unlabeled"] = [id for id in images if id not in listed]
         self.parts = {part: sorted(set(held)) for part, held in self.parts.items()}
 

@@ -17,10 +17,12 @@ class Exports(Protocol):
     Attributes:
         classes: names by training id.
         parts: sorted ids per part.
+        left_out: images that a file lists without an annotation, so that they count as unlabeled.
     """
 
     classes: tuple[str, ...]
     parts: dict[str, list[str]]
+    left_out: list[str]
 
     def file_of(self, id: str) -> Path | None:
         """The json file that annotates an image, if one does."""

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from halfmask.data._exports import ImageNames
 from halfmask.data.annotations import label_studio
-from halfmask.data.annotations._layers import unknown_label
+from halfmask.data.annotations._layers import UnknownLabelError, unknown_label, what_is_wrong
 from halfmask.data.images import read_header
 from halfmask.data.layouts import part_of_folders
 from halfmask.errors import DataError
@@ -58,8 +58,12 @@ class LabelStudioFolder:
         self.root, self._named = root, named
         here = ImageNames(images)
         self._of: dict[str, tuple[Path, Annotation]] = {}
+        drafts: list[str] = []
         for path in paths:
             for name, annotation in read_annotations(path).items():
+                if annotation is None:
+                    drafts += here.most_alike(name)
+                    continue
                 located = _locate(name, path, here)
                 if located in self._of:
                     raise DataError(f"{path}: two annotated tasks show {located}. Keep one of them.", "H208")
@@ -68,6 +72,7 @@ class LabelStudioFolder:
         if not self._of:
             listed = ", ".join(path.name for path in paths)
             raise DataError(f"{root}: no task in {listed} shows an image that is here. Copy its images there.", "H208")
+        self.left_out = sorted(set(drafts) - self._of.keys())
         self.classes = tuple(named) if named is not None else self._found()
         self.parts: dict[str, list[str]] = defaultdict(list)
         for id in sorted(images):
@@ -107,16 +112,18 @@ class LabelStudioFolder:
         path, annotation = self._of[id]
         try:
             return use(annotation)
-        except KeyError as error:
+        except UnknownLabelError as error:
             raise unknown_label(f"{path}: {id}", error, self._named or ()) from error
         except DataError as error:
             raise DataError(f"{path}: {id}: {error}", error.code) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: {id}: {error}. Mend it in Label Studio, and export again.", "H201") from error
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise DataError(
+                f"{path}: {id}: {what_is_wrong(error)}. Mend it in Label Studio, and export again.", "H201"
+            ) from error
 
 
-def read_annotations(path: Path) -> dict[str, Annotation]:
-    """Read the annotation of each task that has one, by the name of its image.
+def read_annotations(path: Path) -> dict[str, Annotation | None]:
+    """Read the annotation of each task, by the name of its image; `None`: it has drafts at most, or was skipped.
 
     Raises:
         DataError: broken json, another kind of export, or nothing but drafts.
@@ -125,26 +132,36 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
         tasks = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a json file ({error}). Export it again.", "H201") from error
-    if not isinstance(tasks, list) or any("data" not in task for task in tasks):
+    if not isinstance(tasks, list) or not all(map(_is_task, tasks)):
         raise DataError(f"{path}: no list of tasks. Export from Label Studio as JSON, not JSON-MIN or CSV.", "H208")
-    found: dict[str, Annotation] = {}
+    found: dict[str, Annotation | None] = {}
     for task in tasks:
         done = [made for made in task.get("annotations") or [] if not made.get("was_cancelled")]
         truth = [made for made in done if made.get("ground_truth")]
-        if not done:
-            continue
         name = image_name(task["data"])
-        if name in found:
+        if not done:
+            found.setdefault(name, None)
+            continue
+        if found.get(name) is not None:
             raise DataError(f"{path}: two annotated tasks show {name}. Keep one of them.", "H208")
         latest = sorted(truth or done, key=lambda made: str(made.get("updated_at") or ""))[-1]
         found[name] = Annotation(latest.get("result") or [], task["data"])
-    if not found:
+    if not any(found.values()):
         raise DataError(
             f"{path}: no annotations, only tasks or drafts. Correct and submit them in Label Studio, and export the "
             "project as JSON.",
             "H208",
         )
     return found
+
+
+def _is_task(task: Any) -> bool:
+    made = (task.get("annotations") or []) if isinstance(task, Mapping) else None
+    return (
+        isinstance(made, list)
+        and all(isinstance(one, Mapping) for one in made)
+        and isinstance(task.get("data"), Mapping)
+    )
 
 
 def image_name(data: Mapping[str, Any]) -> str:
@@ -170,6 +187,8 @@ def image_name(data: Mapping[str, Any]) -> str:
 def _locate(name: str, path: Path, here: ImageNames) -> str | None:
     """Find the image of a task. Its folders need not fit: they may be those of a bucket or of a server."""
     found = here.most_alike(name)
+    if name in found:
+        return name
     if len(found) > 1:
         raise DataError(f"{path}: {name} fits {', '.join(found[:3])}. Give them different names.", "H208")
     return found[0] if found else None

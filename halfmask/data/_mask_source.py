@@ -6,7 +6,8 @@ exported; and a folder of labelme json. The names of the classes come from `half
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from os.path import normpath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Integer
@@ -26,6 +27,7 @@ from halfmask.errors import DataError
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
 
+Find = Callable[[str], str]
 ReadMask = Callable[[str], Integer[np.ndarray, "H W"]]
 
 
@@ -38,12 +40,22 @@ class MaskSource:
         ids: of images that have a mask.
         task: their classes.
         read: gives the mask of an id.
+        image: gives the image of an id, relative to `root`; it may lie outside.
+        left_out: images that the annotations list, but that have none.
     """
 
     root: Path
     ids: tuple[str, ...]
     task: Task
     read: ReadMask
+    image: Find = str
+    left_out: tuple[str, ...] = ()
+
+    def name_of_image(self, id: str) -> str:
+        """Give the path of an image below `root`; of one outside, the folder of its mask and its own name."""
+        path = self.image(id)
+        outside = path.startswith(("../", "/")) or ":" in path
+        return str(PurePosixPath(id).parent / PurePosixPath(path).name) if outside else path
 
 
 def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
@@ -61,11 +73,16 @@ def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
     if source.is_dir() and (files := _labelme_alone(source)):
         said = _described(source, recipe)
         outlines = Outlines(source, "labelme", {file: file for file in files}, _names(said), images=False)
-        return MaskSource(source, tuple(files), _task(outlines.classes, said), outlines.paint)
+
+        def image(id: str) -> str:
+            return normpath(PurePosixPath(id).parent / outlines.image_of(id)).replace("\\", "/")
+
+        return MaskSource(source, tuple(files), _task(outlines.classes, said), outlines.paint, image)
     dataset = open_dataset(recipe, source)
     ids = tuple(_labeled(dataset))
     if ids:
-        return MaskSource(dataset.root, ids, dataset.task, dataset.read_target)
+        left_out = tuple(dataset.left_out) if isinstance(dataset, Folder) else ()
+        return MaskSource(dataset.root, ids, dataset.task, dataset.read_target, left_out=left_out)
     if isinstance(dataset, Folder) and dataset.layout.name == "plain":
         return _masks_alone(dataset)
     raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
@@ -83,7 +100,8 @@ def _export(path: Path, said: Description) -> MaskSource:
     ids = tuple(name for name in names if exports.file_of(name) is not None)
     if not ids:
         raise DataError(f"{path}: no image has an annotation. Draw some, and export again.", "H210")
-    return MaskSource(path.parent, ids, _task(exports.classes, said), exports.paint)
+    left_out = tuple(exports.left_out)
+    return MaskSource(path.parent, ids, _task(exports.classes, said), exports.paint, left_out=left_out)
 
 
 def _labelme_alone(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ only, ids that start at 1, colors without a table and values without a class are
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,11 @@ class Folder(FileDataset):
         if self._known is not None:
             return self._known.ids(part)
         return list((self._exports.parts if self._exports else self.layout.parts).get(part, []))
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Images that an export lists without an annotation: unlabeled, though somebody may think otherwise."""
+        return self._exports.left_out if self._exports is not None else ()
 
     def find_mask(self, id: str) -> Path | None:
         """The mask that pairs with an image."""

@@ -14,6 +14,7 @@ NAME is the path of the image without a leading `images/`. Reading what was writ
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,11 @@ class Writer:
         elif self.format == "label_studio":
             self._whole = LabelStudioWriter(self.task.classes, drafts=self.drafts)
 
+    @property
+    def names_images(self) -> bool:
+        """Whether what is written tells masks apart by the names of their images."""
+        return self._whole is not None
+
     def path(self, name: str) -> Path:
         """Where the result of an image goes."""
         return self.out / (_WHOLE.get(self.format) or f"{name}{_SUFFIX[self.format]}")
@@ -125,8 +131,9 @@ def convert(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     limit: int | None = None,
+    quiet: bool = False,
 ) -> int:
-    """Convert the masks of a folder.
+    """Convert the masks of a folder. Images that an export lists without an annotation are named on stderr.
 
     Args:
         source: a folder that trains, or one of masks alone, or an export of COCO or Label Studio json.
@@ -136,6 +143,7 @@ def convert(
         overrides: dotted `data.*` keys, for example `["data.dataset.classes=[ground, leaf]"]`.
         overwrite: replace files that exist.
         limit: only the first so many masks.
+        quiet: do not name them.
 
     Returns:
         Number of masks converted.
@@ -153,9 +161,15 @@ def convert(
     named = {id: _name(id) for id in found.ids[:limit]}
     _require_free(writer, list(named.values()), overwrite)
     for id, name in named.items():
-        image = found.root / id if to == "labelme" else Path(id)
+        image = Path(id)
+        if to == "labelme":
+            image = found.root / found.image(id)
+        elif writer.names_images:
+            image = Path(found.name_of_image(id))
         writer.add(name, found.read(id), image, found.root / id)
     writer.close()
+    if found.left_out and not quiet:
+        print(_told(found.left_out), file=sys.stderr)
     return len(named)
 
 
@@ -205,6 +219,14 @@ def describe(task: Task) -> str:
 def write_json_text(path: Path, content: object) -> None:
     """Write compact JSON atomically: indentation would double the size of outlines."""
     write_text(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", error=DataError)
+
+
+def _told(left_out: Sequence[str]) -> str:
+    named = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+    return (
+        f"note: images without an annotation are left out ({len(left_out)}): {named}. One that shows background alone: "
+        "outline it with the label `background`; in Label Studio, submit it."
+    )
 
 
 def _name(id: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from halfmask.data._coco_json import CocoFile, decode_runs, unpack_counts
+from halfmask.data._label_studio import image_name
 from halfmask.data.annotations import fill, geojson, labelme, polygons
 from halfmask.data.annotations.coco import CocoWriter, pack_counts, run_lengths
 from halfmask.data.check import take_fingerprint
@@ -336,6 +337,46 @@ def test_a_label_that_is_no_class_is_named(tmp_path):
     with pytest.raises(DataError, match=r"'fruit'.*Add it to `classes`") as caught:
         dataset.read_target("images/train/im 0.png")
     assert caught.value.code == "H203"
+
+
+def labelme_alone(root, **keys):
+    """Json files whose images lie beside them, in a folder beside theirs, and elsewhere."""
+    paths = {"a": "a.jpg", "drawn/b": "..\\photos\\b 1.tif", "drawn/c": "../../far/c.jpg"}
+    for name, image in paths.items():
+        content = labelme.encode(NESTED, CLASSES, image) | keys
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.json").write_text(json.dumps({key: value for key, value in content.items() if value != ""}))
+    return root
+
+
+def test_labelme_json_alone_names_its_images(tmp_path):
+    root = labelme_alone(tmp_path / "in")
+    names = ["a.jpg", "photos/b 1.tif", "drawn/c.jpg"]
+    convert(root, tmp_path / "coco", to="coco")
+    written = json.loads((tmp_path / "coco/annotations.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == names
+    convert(root, tmp_path / "tasks", to="label_studio")
+    written = json.loads((tmp_path / "tasks/tasks.json").read_text())
+    assert [image_name(task["data"]) for task in written] == names
+    convert(root, tmp_path / "out/again", to="labelme")
+    for name, image in {"a": "in/a.jpg", "drawn/b": "in/photos/b 1.tif", "drawn/c": "far/c.jpg"}.items():
+        path = tmp_path / f"out/again/{name}.json"
+        again = (path.parent / json.loads(path.read_text())["imagePath"]).resolve()
+        assert again == (tmp_path / image).resolve()
+
+
+@pytest.mark.parametrize(
+    ("keys", "to", "told"),
+    [
+        ({"imageHeight": ""}, "index", "tells no size .*Copy the image there"),
+        ({"imagePath": ""}, "coco", "no 'imagePath'.*Export it again"),
+        ({"shapes": [{"label": "leaf"}]}, "index", "no 'points'.*Export it again"),
+    ],
+)
+def test_labelme_json_alone_that_lacks_a_key(keys, to, told, tmp_path):
+    with pytest.raises(DataError, match=told) as caught:
+        convert(labelme_alone(tmp_path / "in", **keys), tmp_path / "out", to=to)
+    assert caught.value.code == "H201"
 
 
 def test_results_are_not_overwritten_and_mistakes_are_named(tmp_path):

@@ -121,13 +121,19 @@ def test_the_annotation_that_counts(tmp_path):
         {
             "data": {"image": "/data/upload/1/0a1b2c3d-a.png"},
             "annotations": [
+                {"result": [box(0, 0, 2, 2)], "updated_at": "2026-03-01T10:00:00Z"},  # the latest need not come last
                 {"result": [box(0, 0, 1, 1)], "updated_at": "2026-02-01T10:00:00Z"},
-                {"result": [box(0, 0, 2, 2)], "updated_at": "2026-03-01T10:00:00Z"},
                 {"result": [box(0, 0, 3, 3)], "updated_at": "2026-04-01T10:00:00Z", "was_cancelled": True},
             ],
         },
-        task("https://example.com/images/b.png", [box(0, 0, 1, 1)], ground_truth=True)
-        | {"predictions": [{"result": [box(0, 0, 5, 5)]}]},
+        {
+            "data": {"image": "https://example.com/images/b.png"},
+            "annotations": [
+                {"result": [box(0, 0, 1, 1)], "updated_at": "2026-02-01T10:00:00Z", "ground_truth": True},
+                {"result": [box(0, 0, 4, 4)], "updated_at": "2026-05-01T10:00:00Z", "ground_truth": False},
+            ],
+            "predictions": [{"result": [box(0, 0, 5, 5)]}],
+        },
         task("/data/local-files/?d=images/val/a%20b.png", []),
         {"data": {"image": "/data/local-files/?d=images/c.png"}, "predictions": [{"result": [box(0, 0, 5, 5)]}]},
         task("/data/local-files/?d=images/elsewhere.png", [box(0, 0, 1, 1)]),
@@ -155,6 +161,8 @@ def test_the_annotation_that_counts(tmp_path):
         ([box(0, 0, 1, 1) | {"image_rotation": 90}], "H201", "turn it back"),
         ([region({"points": [[0, 0], [1, 1], [2, 0]], "labels": ["stem"]})], "H201", "2 classes"),
         ([{"type": "polygon", "value": {"points": [[0, 0], [1, 1], [2, 0]]}}], "H201", "no classes"),
+        ([box(0, 0, 1, 1), {"type": "polygon", "value": {"points": [[0, 0], [1, 1]]}}], "H201", "no classes"),
+        ([region({"x": 1, "y": 1, "height": 9}, "rectanglelabels")], "H201", "no 'width'. Mend it in Label Studio"),
         ([region({"points": [[0, 0], [1, 1]]})], "H201", "2 points"),
     ],
 )
@@ -172,6 +180,10 @@ def test_regions_that_cannot_be_read_are_refused(result, code, told, tmp_path):
         ([task("x/a.png") | {"predictions": [{"result": [box(0, 0, 1, 1)]}]}], "H208", "submit them"),
         ([{"image": "a.png", "label": [{"polygonlabels": ["leaf"]}]}], "H208", "not JSON-MIN"),
         ([task("a.png", []), task("a.png", [])], "H208", "two annotated tasks"),
+        ([task("a.png", []), 1], "H208", "no list of tasks"),
+        ([{"data": ["a.png"], "annotations": [{"result": []}]}], "H208", "no list of tasks"),
+        ([{"data": {"image": "a.png"}, "annotations": [3]}], "H208", "no list of tasks"),
+        ([{"data": {"image": "a.png"}, "annotations": 3}], "H208", "no list of tasks"),
         ([task("b.png", [])], "H208", "Copy its images"),
         ([task("/data/upload/1/0a1b2c3d-c.png", [])], "H208", "fits images/"),
     ],
@@ -181,6 +193,14 @@ def test_exports_that_cannot_be_used_are_refused(tasks, code, told, tmp_path):
     with pytest.raises(DataError, match=told) as caught:
         Folder(tmp_path)
     assert caught.value.code == code
+
+
+def test_of_images_of_one_name_the_folders_tell(tmp_path):
+    images = ("images/1/c.png", "images/2/c.png", "images/2/deep/1/c.png")
+    root = exported(tmp_path, task("s3://bucket/field/2/c.png", [box(0, 0, 3, 3)]), images=images)
+    dataset = Folder(root)
+    assert [id for id in images if dataset.mask_path(id)] == ["images/2/c.png"]
+    assert (dataset.read_target("images/2/c.png") == 1).sum() == 9
 
 
 def test_exports_of_two_tools_are_refused(tmp_path):
@@ -194,19 +214,77 @@ def test_exports_of_two_tools_are_refused(tmp_path):
 # --- corrections come back ---------------------------------------------------------------------------------------
 
 
+def test_an_export_of_label_studio(tmp_path):
+    """In the form in which Label Studio 1.23 exports JSON: much more than is read stands around the regions."""
+    drawn = [
+        ("leaf", [(0, 0), (10, 0), (10, 8), (0, 8)]),
+        ("ground", [(2, 2), (6, 2), (6, 6), (2, 6)]),  # a hole
+        ("stem", [(8, 1), (14, 1), (14, 3), (8, 3)]),
+    ]
+    result = [
+        {
+            "original_width": 16,
+            "original_height": 8,
+            "image_rotation": 0,
+            "value": {
+                "points": [[100 * x / 16, 100 * y / 8] for x, y in corners],
+                "closed": True,
+                "polygonlabels": [label],
+            },
+            "id": f"kQ3{number}fWzPbT",
+            "from_name": "label",
+            "to_name": "image",
+            "type": "polygonlabels",
+            "origin": "manual",
+        }
+        for number, (label, corners) in enumerate(drawn)
+    ]
+    stamps = {"created_at": "2026-05-04T09:12:30.120000Z", "updated_at": "2026-05-04T09:14:02.480000Z"}
+    annotation = {
+        "id": 7, "completed_by": 1, "result": result, "was_cancelled": False, "ground_truth": False, **stamps,
+        "draft_created_at": "2026-05-04T09:12:41.010000Z", "lead_time": 92.4, "prediction": {}, "result_count": 3,
+        "unique_id": "0c9f1f6e-6f0b-4f39-8f0e-5f2a3f1d7a55", "import_id": None, "last_action": None,
+        "bulk_created": False, "task": 21, "project": 3, "updated_by": 1, "parent_prediction": None,
+        "parent_annotation": None, "last_created_by": None,
+    }  # fmt: skip
+    more = {
+        "drafts": [], "predictions": [], "meta": {}, **stamps, "inner_id": 1,
+        "total_annotations": 1, "cancelled_annotations": 0, "total_predictions": 0, "comment_count": 0,
+        "unresolved_comment_count": 0, "last_comment_updated_at": None, "project": 3, "updated_by": 1,
+        "comment_authors": [],
+    }  # fmt: skip
+    image = {"image": "/data/upload/3/5b1d77aa-a.png"}
+    exported_task = {"id": 21, "annotations": [annotation], "file_upload": "5b1d77aa-a.png", "data": image, **more}
+    (tmp_path / "project-3.json").write_text(json.dumps([exported_task]))
+    (tmp_path / "halfmask.yaml").write_text("classes: [ground, leaf, stem]\n")
+    assert convert(tmp_path / "project-3.json", tmp_path / "out") == 1
+    expected = [
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+    ]
+    assert read_stored(tmp_path / "out/a.png").values.tolist() == expected
+
+
+@pytest.mark.parametrize("first", ["ground", "background"])
 @pytest.mark.parametrize("to", ["label_studio", "coco", "labelme"])
-def test_what_a_tool_exports_is_converted_without_its_images(to, tmp_path):
-    """A converted folder stands for the export: tests of these formats hold what the tools themselves write."""
-    maps = {"x/im 0": NESTED, "x/im 1": NESTED[::-1].copy()} | ({} if to == "coco" else {"blank": NESTED * 0})
+def test_what_we_write_is_converted_back_without_its_images(to, first, tmp_path):
+    maps = {"x/im 0": NESTED, "x/im 1": NESTED[::-1].copy(), "blank": NESTED * 0}
     for name, mask in maps.items():
         save(tmp_path / f"masks/{name}.png", mask)
     colors = "['#102030', '#405060', '#708090', '#a0b0c0']"
-    (tmp_path / "masks/halfmask.yaml").write_text(f"classes: [ground, stem, leaf, fruit]\npalette: {colors}\n")
+    (tmp_path / "masks/halfmask.yaml").write_text(f"classes: [{first}, stem, leaf, fruit]\npalette: {colors}\n")
     convert(tmp_path / "masks", tmp_path / "out", to=to)
     file = {"coco": "annotations.json", "label_studio": "tasks.json"}.get(to, "")
     assert convert(tmp_path / "out" / file, tmp_path / "back") == len(maps)
     assert (tmp_path / "back/halfmask.yaml").read_text() == (tmp_path / "out/halfmask.yaml").read_text()
-    convert(tmp_path / "out" / file, tmp_path / "named", overrides=["data.dataset.classes=[ground, fruit, leaf, stem]"])
+    others = f"data.dataset.classes=[{first}, fruit, leaf, stem]"
+    convert(tmp_path / "out" / file, tmp_path / "named", overrides=[others])
     assert read_stored(tmp_path / "named/x/im 0.png").values[1, 1] == 3  # a stem, by another number
     for name, mask in maps.items():
         np.testing.assert_array_equal(read_stored(tmp_path / f"back/{name}.png").values, mask)
@@ -218,6 +296,33 @@ def test_the_size_of_an_empty_annotation_is_that_of_its_image(tmp_path):
     (root / "images/a.png").unlink()
     with pytest.raises(DataError, match="not there to tell its size"):
         convert(root / "export.json", tmp_path / "out")
+
+
+def test_images_without_an_annotation_are_named(tmp_path, capsys):
+    images = [{"id": number, "file_name": f"{number}.png", "height": 8, "width": 16} for number in range(5)]
+    leaf = {"id": 1, "image_id": 0, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]], "iscrowd": 0}
+    empty = leaf | {"id": 2, "image_id": 4, "category_id": 2}  # what the note tells people to draw
+    categories = [{"id": 1, "name": "leaf"}, {"id": 2, "name": "background"}]
+    path = tmp_path / "in/coco.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"images": images, "annotations": [leaf, empty], "categories": categories}))
+    assert convert(path, tmp_path / "out") == 2
+    assert "left out (3): 1.png, 2.png, 3.png. " in capsys.readouterr().err
+    assert not read_stored(tmp_path / "out/4.png").values.any()
+    for number in range(5):
+        save(tmp_path / f"in/images/{number}.png", picture(number, (8, 16)))
+    assert convert(tmp_path / "in", tmp_path / "out2") == 2
+    assert "left out (3): images/1.png, " in capsys.readouterr().err
+    assert convert(path, tmp_path / "out3", quiet=True) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_tasks_that_nobody_has_submitted_are_named(tmp_path, capsys):
+    skipped = task("b.png", [box(0, 0, 1, 1)], was_cancelled=True)
+    draft = {"data": {"image": "c.png"}, "predictions": [{"result": [box(0, 0, 5, 5)]}]}
+    root = exported(tmp_path, task("a.png", [box(0, 0, 1, 1)]), skipped, draft, task("c.png", [box(0, 0, 2, 2)]))
+    assert convert(root / "export.json", tmp_path / "out") == 2
+    assert "left out (1): b.png. " in capsys.readouterr().err
 
 
 def test_an_export_without_annotations_has_no_masks(tmp_path):

@@ -3,7 +3,7 @@
 The larger ones come first: what lies in a hole is a region of its own and painted later, background included.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,17 +40,36 @@ def label_of(id: int, classes: Sequence[str]) -> str:
     return IGNORE_LABEL if id == IGNORE else classes[id]
 
 
-def unknown_label(where: Path | str, error: KeyError, classes: Sequence[str]) -> DataError:
-    """Make the error for a label that is no class, or for a key that a region lacks.
+class UnknownLabelError(KeyError):
+    """A label that is no class."""
+
+
+def id_of(label: str, ids: Mapping[str, int]) -> int:
+    """Training id of a label, those of unknown pixels and of the background included.
+
+    Raises:
+        UnknownLabelError: it is no class.
+    """
+    known = {IGNORE_LABEL: IGNORE, BACKGROUND_LABEL: 0} | dict(ids)
+    if label not in known:
+        raise UnknownLabelError(label)
+    return known[label]
+
+
+def unknown_label(where: Path | str, error: UnknownLabelError, classes: Sequence[str]) -> DataError:
+    """Make the error for a label that is no class.
 
     Args:
         where: the json file.
-        error: names it.
+        error: names the label.
         classes: that somebody named; empty if nobody did.
     """
     named = f" ({', '.join(classes)})" if classes else ""
     return DataError(
-        f"{where}: {error} is missing or names no class{named}. Add it to `classes` in halfmask.yaml, or correct the "
-        "label.",
-        "H203",
+        f"{where}: {error} names no class{named}. Add it to `classes` in halfmask.yaml, or correct the label.", "H203"
     )
+
+
+def what_is_wrong(error: Exception) -> str:
+    """Say what made reading fail; of a key that is missing, more than its name."""
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from halfmask.data.annotations import geojson, labelme
-from halfmask.data.annotations._layers import unknown_label
+from halfmask.data.annotations._layers import UnknownLabelError, unknown_label, what_is_wrong
 from halfmask.data.geotiff import Ground, is_georeferenced
 from halfmask.data.images import read_header
 from halfmask.errors import DataError
@@ -64,7 +64,7 @@ class Outlines:
             DataError: broken file, or a label that is no class.
         """
         path = self.root / self.files[id]
-        size = read_header(self.root / id).upright if self._images else self._checked(path, self._format.size_in)
+        size = read_header(self.root / id).upright if self._images else self._size_told(path)
         ids = {name: number for number, name in enumerate(self.classes)}
         geo = self._format is geojson and is_georeferenced(self.root / id)
         place = {"to_pixels": Ground(self.root / id).to_pixels} if geo else {}
@@ -73,14 +73,33 @@ class Outlines:
         )
         return painted
 
+    def _size_told(self, path: Path) -> tuple[int, int]:
+        size: tuple[int, int] | None = self._checked(path, self._format.size_in)
+        if size is None:
+            raise DataError(
+                f"{path}: it tells no size (`imageHeight`, `imageWidth`), and the image is not there to tell it. Copy "
+                "the image there, or export again.",
+                "H201",
+            )
+        return size
+
+    def image_of(self, id: str) -> str:
+        """Path of the image as the file of an id names it, relative to that file; labelme alone does.
+
+        Raises:
+            DataError: broken file, or it names none.
+        """
+        named: str = self._checked(self.root / self.files[id], self._format.image_in)
+        return named
+
     def _checked(self, path: Path, use: Callable[[Any], T]) -> T:
         try:
             return use(json.loads(path.read_text(encoding="utf-8-sig")))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error}). Restore it, or remove its image.", "H201") from error
-        except KeyError as error:
+        except UnknownLabelError as error:
             raise unknown_label(path, error, self._named or ()) from error
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(
-                f"{path}: not an annotation that can be read ({error}). Export it again.", "H201"
+                f"{path}: not an annotation that can be read ({what_is_wrong(error)}). Export it again.", "H201"
             ) from error

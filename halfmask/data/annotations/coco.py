@@ -2,7 +2,8 @@
 
 A region without holes is a polygon along pixel edges; one with holes is a run-length code, because a list of polygons
 cannot say what is a hole. Ignored pixels are a crowd, which evaluation tools leave out and `halfmask` reads as 255.
-Reading: `halfmask.data._coco_json`.
+An image that is background alone has no annotation, like one that nobody has looked at; a key of its own, which other
+tools pass over, marks it as labeled. Reading: `halfmask.data._coco_json`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from halfmask.data.annotations._contours import Region, polygons
 from halfmask.data.annotations._fill import fill
 from halfmask.data.masks import IGNORE
 
+LABELED = {"halfmask": "labeled"}  # of an image: that it has no annotation is no accident
 BACKGROUND_NAMES = ("background", "_background_")
 Geometry = Literal["polygon", "rle"]
 
@@ -36,7 +38,7 @@ class CocoWriter:
     def add(self, file_name: str, mask: Integer[np.ndarray, "H W"]) -> None:
         """Add an image with its class map (255 = ignore)."""
         height, width = mask.shape
-        image = len(self.images) + 1
+        image, before = len(self.images) + 1, len(self.annotations)
         self.images.append({"id": image, "file_name": file_name, "height": height, "width": width})
         for region in polygons(mask, skip={*self._background, IGNORE}):
             self._annotate(image, region.value + 1, self._outline(region, height, width), region)
@@ -55,6 +57,8 @@ class CocoWriter:
                     "iscrowd": 1,
                 }
             )
+        if len(self.annotations) == before:
+            self.images[-1].update(LABELED)
 
     def content(self) -> dict[str, Any]:
         """The whole file."""

@@ -13,8 +13,7 @@ from jaxtyping import Float, Integer, UInt8
 
 from halfmask.data.annotations._contours import polygons
 from halfmask.data.annotations._fill import fill
-from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, label_of
-from halfmask.data.masks import IGNORE
+from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of
 
 # From points (x, y) to others.
 Transform = Callable[[Float[np.ndarray, "N 2"]], Float[np.ndarray, "N 2"]]
@@ -77,10 +76,9 @@ def decode(
 
     Raises:
         ValueError: no feature collection, or coordinates that are no pixels of the image.
-        KeyError: a class that is not known.
+        UnknownLabelError: a class that is not known.
     """
     target = np.zeros((height, width), dtype=np.uint8)
-    known = {IGNORE_LABEL: IGNORE, BACKGROUND_LABEL: 0} | dict(ids)
     within = outside = 0
     for feature in _features(content):
         geometry = feature.get("geometry") or {}
@@ -94,7 +92,7 @@ def decode(
                 outside, within = outside + bool(apart.any()), within + (not apart.any())
             elif any((ring[:, 0].min() < -1) or (ring[:, 1].min() < -1) for ring in rings):
                 raise ValueError("negative coordinates: they are not pixels of the image")
-            fill(rings, height, width).paint(target, known[_name(feature)])
+            fill(rings, height, width).paint(target, id_of(_name(feature), ids))
     if outside and not within:
         raise ValueError(
             "no outline lies on its image. Beside a GeoTIFF, coordinates are longitude and latitude (WGS 84)"

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from halfmask.data.annotations._fill import fill
-from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, label_of, layers
-from halfmask.data.masks import IGNORE
+from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of, layers
 from halfmask.errors import DataError
 from halfmask.palette import Color, hex_color
 
@@ -104,20 +103,20 @@ def decode(
 
     Raises:
         ValueError: a region without a class, or in a turned image.
-        KeyError: a label that is no class.
+        KeyError: a region without a number that its shape needs.
+        UnknownLabelError: a label that is no class.
         DataError: a drawing of a brush.
     """
     target = np.zeros((height, width), dtype=np.uint8)
-    known = {IGNORE_LABEL: IGNORE, BACKGROUND_LABEL: 0} | dict(ids)
     for label, value in _regions(result):
         outline = _outline(value, height / width) * (width / 100, height / 100)
-        fill([outline], height, width).paint(target, known[label])
+        fill([outline], height, width).paint(target, id_of(label, ids))
     return target
 
 
 def _regions(result: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Give label and value of every region that has an area."""
-    named = {region.get("id") for region in result if _labels(region)}
+    named = {region.get("id") for region in result if _labels(region)} - {None}
     for region in result:
         kind, value = str(region.get("type", "")), region.get("value") or {}
         if "rle" in value or kind.startswith(("brush", "bitmask")):

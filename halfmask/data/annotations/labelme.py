@@ -14,8 +14,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from halfmask.data.annotations._fill import Patch, fill
-from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, label_of, layers
-from halfmask.data.masks import IGNORE
+from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of, layers
 
 # Points and lines have no area.
 _FLAT = {"point", "points", "line", "linestrip"}
@@ -60,13 +59,19 @@ def labels_in(content: Mapping[str, Any]) -> set[str]:
     return {str(shape["label"]) for shape in shapes} - {IGNORE_LABEL, BACKGROUND_LABEL}
 
 
-def size_in(content: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the image as the annotator saw it.
+def size_in(content: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the image as the annotator saw it, if the file tells them."""
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    return (int(height), int(width)) if height and width else None
+
+
+def image_in(content: Mapping[str, Any]) -> str:
+    """Path of the image, relative to the json file.
 
     Raises:
         KeyError: the file does not tell it.
     """
-    return int(content["imageHeight"]), int(content["imageWidth"])
+    return str(content["imagePath"]).replace("\\", "/")
 
 
 def decode(content: Mapping[str, Any], ids: Mapping[str, int], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
@@ -80,13 +85,13 @@ def decode(content: Mapping[str, Any], ids: Mapping[str, int], height: int, widt
 
     Raises:
         ValueError: a shape without area, or of an unknown kind.
-        KeyError: a label that is no class.
+        KeyError: a shape without label or points.
+        UnknownLabelError: a label that is no class.
     """
     target = np.zeros((height, width), dtype=np.uint8)
-    known = {IGNORE_LABEL: IGNORE, BACKGROUND_LABEL: 0} | dict(ids)
     for shape in content["shapes"]:
         if shape.get("shape_type") not in _FLAT:
-            _patch(shape, height, width).paint(target, known[str(shape["label"])])
+            _patch(shape, height, width).paint(target, id_of(str(shape["label"]), ids))
     return target
 
 
