@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -71,6 +72,48 @@ def test_what_check_calls_an_error_stops_training_before_it_starts(name, tmp_pat
         warnings.simplefilter("ignore")
         with pytest.raises(HalfmaskError):
             prepare(recipe)
+
+
+USABLE = [name for name, case in CASES.items() if case.exit == 0 and name != "seventy_million_pixels"]  # takes seconds
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_what_check_calls_usable_trains(name, tmp_path):
+    prepared(name, tmp_path)
+
+
+def prepared(name, root):
+    """The dataset of a case, after all of it was read as training reads it."""
+    case = CASES[name]
+    case.build(root)
+    recipe = load(None, {"data.root": str(root)} | dict(parse_override(item) for item in case.overrides)).data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepare(recipe)
+    return splits.open_dataset(recipe)
+
+
+def test_of_an_animated_image_the_first_frame_is_read(tmp_path):
+    dataset = prepared("animated_gif", tmp_path)
+    pixels = dataset.read_image("images/train/moving.gif").astype(int)
+    apart = [np.abs(pixels - np.asarray(picture(seed))).mean() for seed in (20, 21, 22)]
+    assert apart[0] < 20 < min(apart[1:])  # 256 colors are close to those of the frame
+
+
+def test_names_that_differ_in_case_are_two_images(tmp_path):
+    dataset = prepared("names_differing_in_case", tmp_path)
+    np.testing.assert_array_equal(dataset.read_image("images/train/im_0.png"), np.asarray(picture(0)))
+    np.testing.assert_array_equal(dataset.read_image("images/train/IM_0.png"), np.asarray(picture(50)))
+    assert dataset.mask_path("images/train/im_0.png") is not None
+    assert dataset.mask_path("images/train/IM_0.png") is None
+
+
+@pytest.mark.parametrize("name", ["not_a_number_with_a_range", "geotiff_with_nan_and_a_range"])
+def test_pixels_that_are_no_numbers_are_black(name, tmp_path):
+    read = prepared(name, tmp_path).read_image("images/train/field.tif")
+    expected = np.repeat(255 * ids((0, 1))[:, :, None], 3, axis=2)
+    expected[3, 40] = 0
+    np.testing.assert_array_equal(read, expected)
 
 
 def test_a_geotiff_of_five_bands_is_told_by_its_bands_where_it_can_be_read(tmp_path):

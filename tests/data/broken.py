@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 H, W = 40, 48
@@ -293,7 +294,7 @@ def sixteen_bits(root):
 def not_a_number(root):
     good(root)
     values = ids((0, 1)).astype(np.float32)
-    values[3, 4] = np.nan
+    values[3, 40] = np.nan
     save(root / "images/train/field.tif", values)
 
 
@@ -301,8 +302,20 @@ def not_a_number(root):
 def not_a_number_with_a_range(root):
     good(root, yaml=NAMED)
     values = ids((0, 1)).astype(np.float32)
-    values[3, 4] = np.nan
+    values[3, 40] = np.nan
     save(root / "images/train/field.tif", values)
+
+
+@case("H106", "nodata", 0, "data.dataset.range=[0, 1]")
+def geotiff_with_nan_and_a_range(root):
+    rasterio = pytest.importorskip("rasterio")
+    good(root, yaml=NAMED)
+    values = np.repeat(ids((0, 1)).astype(np.float32)[None], 3, axis=0)
+    values[:, 3, 40] = np.nan
+    place = {"crs": "EPSG:32640", "transform": rasterio.Affine(1, 0, 330_000, 0, -1, 2_780_000)}
+    path = root / "images/train/field.tif"
+    with rasterio.open(path, "w", driver="GTiff", count=3, height=H, width=W, dtype="float32", **place) as out:
+        out.write(values)
 
 
 @case("H207", "bands: 5")
@@ -524,6 +537,12 @@ def label_studio(root: Path, made: dict[str, list[dict[str, object]]]) -> None:
 @case("H208", "Correct and submit them in Label Studio")
 def label_studio_drafts_alone(root):
     label_studio(root, {"predictions": [{"result": []}]})
+
+
+@case("H208", "Export from Label Studio as JSON")
+def label_studio_tasks_that_are_none(root):
+    label_studio(root, {"annotations": []})
+    (root / "tasks.json").write_text('[1, {"annotations": []}]')
 
 
 @case("H208", "Export brushes from Label Studio as COCO")

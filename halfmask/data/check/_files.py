@@ -5,13 +5,14 @@ shows); everything that is not plain 8-bit goes through the same reader as in tr
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from halfmask.data._dataset import Dataset
 from halfmask.data._files import FileDataset
@@ -80,7 +81,8 @@ def look_at_image(dataset: Dataset, id: str) -> ImageFacts:
         if earlier:  # a pair: its reader also compares the two dates
             dataset.read_image(id)
         if dataset.channels == 3 and isinstance(dataset, FileDataset) and path.suffix.lower() != ".npy":
-            with Image.open(path) as image:
+            # What Pillow does not know may be a GeoTIFF of more bits.
+            with suppress(UnidentifiedImageError), Image.open(path) as image:
                 if image.width * image.height > _LARGEST:
                     return ImageFacts(id, read_header(path), image.mode)
                 if _is_plain(image):
