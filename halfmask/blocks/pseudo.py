@@ -66,7 +66,7 @@ def pseudo_logs(
     """
     labeled = _sum_by_class(label, valid, classes)
     kept = _sum_by_class(label, keep & valid, classes)
-    sure = _sum_by_class(label, valid, classes, confidence.float())
+    sure = _sum_by_class(label, valid, classes, confidence)
     total = labeled.sum().clamp_min(1)
     # Compared with each edge: cheaper than sorting into bins, and no table of edges has to reach the device.
     above = [labeled.sum(), *(((confidence >= edge) & valid).sum() for edge in _EDGES[1:-1]), labeled.sum() * 0]
@@ -100,4 +100,4 @@ def _sum_by_class(label: Tensor, mask: Tensor, classes: int, value: Tensor | Non
     label = label.masked_fill(~mask, classes).reshape(-1, label.shape[-1])
     value = torch.ones_like(label, dtype=torch.int32) if value is None else value.reshape(label.shape)
     sums = value.new_zeros(label.shape[0], classes + 1)
-    return sums.scatter_add_(1, label, value).sum(0)[:classes]  # (K,), int64 or float32
+    return sums.scatter_add_(1, label, value).sum(0)[:classes]  # (K,), int64 or the type of `value`

@@ -51,7 +51,7 @@ def trained(name: str, params: dict[str, Any], stream: bool) -> tuple[Tensor, Me
             optimizers[update.group].step()
             found += [
                 update.output.loss.detach(),
-                *(value.detach().double().sum() for value in update.output.logs.values()),
+                *(value.detach().double().nansum() for value in update.output.logs.values()),
             ]
         method.after_update(Progress(step, 8, 4))
     return torch.stack(found), method
