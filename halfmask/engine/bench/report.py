@@ -1,6 +1,7 @@
 """The results for people (a table) and for files (JSON)."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ _ROW_WIDTH = 34
 
 def to_dict(outcomes: list[Outcome], setting: Setting) -> dict[str, Any]:
     """Give plain data: device, versions, settings, and every measure of every row."""
+    state = environment()
+    # Results are made to be shared: of files and folders only their names.
+    state["command"] = [Path(word).name for word in state["command"]]
     return {
         "format": FORMAT,
         "device": device_name(setting.device),
-        "environment": environment(),
+        "environment": state,
         "threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "settings": {"device": setting.device.type, "quick": setting.quick, "rounds": setting.rounds},
