@@ -184,7 +184,9 @@ def _value(measure: dict[str, Any]) -> str:
 def _amount(value: float | None, unit: str) -> str:
     if value is None:
         return ""
-    return f"{value / 2**20:.0f} MiB" if unit == "B" else f"{value * 1e3:.3g} ms"
+    if unit == "B":
+        return f"{value / 2**20:.0f} MiB"
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 _SPEED_HEADS = ["row", "input", "plain", "fast", "ratio", "range", "saved", "peak", "also", "limit"]

@@ -45,7 +45,11 @@ class CocoFile:
         names = {category["id"]: category["name"] for category in content["categories"]}
         unknown = sorted(str(names.get(id, id)) for id in used if names.get(id) not in classes)
         if unknown:
-            raise DataError(f"{path}: categories that are no class: {', '.join(unknown)}.", "H203")
+            raise DataError(
+                f"{path}: categories that are no class: {', '.join(unknown)}. Add them to `classes` in halfmask.yaml, or "
+                "rename them in the annotation tool.",
+                "H203",
+            )
         # Always through `categories`: ids may have gaps and start anywhere.
         self._training_id = {id: classes[name] for id, name in names.items() if name in classes}
 
