@@ -68,7 +68,9 @@ def recipe_facts(name: str) -> dict[str, Any]:
 
 
 def _by_split(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {} if value is None else {"": value}
+    if value is None:
+        return {}
+    return value if isinstance(value, dict) else {"": value}
 
 
 def _named(entry: Any) -> str:

@@ -11,7 +11,7 @@ from halfmask.blocks.confidence import top_class
 from halfmask.blocks.forms import has_plain_form
 from halfmask.reference import pseudo as reference
 
-CONFIDENCE_RANGES = "pseudo/confidence_range/"  # logs of one family: a histogram, one number per range
+_RANGES = "pseudo/confidence_range/"  # logs of one family: a histogram, one number per range
 _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
@@ -66,21 +66,31 @@ def pseudo_logs(
     """
     labeled = _sum_by_class(label, valid, classes)
     kept = _sum_by_class(label, keep & valid, classes)
-    sure = _sum_by_class(label, valid, classes, confidence)
+    confidence_sum = _sum_by_class(label, valid, classes, confidence)
     total = labeled.sum().clamp_min(1)
     # Compared with each edge: cheaper than sorting into bins, and no table of edges has to reach the device.
-    above = [labeled.sum(), *(((confidence >= edge) & valid).sum() for edge in _EDGES[1:-1]), labeled.sum() * 0]
+    above = [labeled.sum(), *(((confidence >= edge) & valid).sum() for edge in _EDGES[1:-1]), labeled.new_zeros(())]
     ranges = {
-        f"{CONFIDENCE_RANGES}{low:.2f}-{high:.2f}": (above[number] - above[number + 1]) / total
+        f"{_RANGES}{low:.2f}-{high:.2f}": (above[number] - above[number + 1]) / total
         for number, (low, high) in enumerate(pairwise(_EDGES))
     }
     return {
         "pseudo/coverage": kept.sum() / total,
         "pseudo/coverage_by_class": kept / labeled.clamp_min(1),
         "pseudo/share": labeled / total,
-        "pseudo/confidence_by_class": sure / labeled,
+        "pseudo/confidence_by_class": confidence_sum / labeled,
         **ranges,
     }
+
+
+def confidence_range(name: str) -> str | None:
+    """Give the range that a log counts; `None` for other logs, and for those of one of several domains.
+
+    >>> confidence_range("pseudo/confidence_range/0.95-0.98"), confidence_range("pseudo/confidence_range/a/0.95-0.98")
+    ('0.95-0.98', None)
+    """
+    inside = name.removeprefix(_RANGES)
+    return None if inside == name or "/" in inside else inside
 
 
 @torch.no_grad()

@@ -46,8 +46,8 @@ class CocoFile:
         unknown = sorted(str(names.get(id, id)) for id in used if names.get(id) not in classes)
         if unknown:
             raise DataError(
-                f"{path}: categories that are no class: {', '.join(unknown)}. Add them to `classes` in halfmask.yaml, or "
-                "rename them in the annotation tool.",
+                f"{path}: categories that are no class: {', '.join(unknown)}. Add them to `classes` in "
+                "halfmask.yaml, or rename them in the annotation tool.",
                 "H203",
             )
         # Always through `categories`: ids may have gaps and start anywhere.

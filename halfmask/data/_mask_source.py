@@ -27,7 +27,6 @@ from halfmask.errors import DataError
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
 
-Find = Callable[[str], str]
 ReadMask = Callable[[str], Integer[np.ndarray, "H W"]]
 
 
@@ -48,12 +47,13 @@ class MaskSource:
     ids: tuple[str, ...]
     task: Task
     read: ReadMask
-    image: Find = str
+    image: Callable[[str], str] = str
     left_out: tuple[str, ...] = ()
 
     def name_of_image(self, id: str) -> str:
         """Give the path of an image below `root`; of one outside, the folder of its mask and its own name."""
         path = self.image(id)
+        # A colon is that of a drive: labelme on Windows may name an image by its absolute path.
         outside = path.startswith(("../", "/")) or ":" in path
         return str(PurePosixPath(id).parent / PurePosixPath(path).name) if outside else path
 

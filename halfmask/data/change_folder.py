@@ -95,12 +95,13 @@ class ChangeFolder(PairFiles, FileDataset):
             )
         if self.task.same_light and self._said.same_light is None:
             notes.append(
-                "one earlier image serves several later ones: strong views change the colors of both dates alike, as "
-                "before a fixed camera. If their light differs: data.dataset.same_light=false."
+                "earlier images serve two or more later ones on average: strong views change the colors of both dates "
+                "alike, as before a fixed camera. If their light differs: data.dataset.same_light=false."
             )
         return tuple(notes)
 
     def _one_camera(self) -> bool:
+        # A single image that serves twice may be a copy, or two crops; a fixed camera has many frames per background.
         return 2 * len(set(self.pairs.before.values())) <= len(self.pairs.before)
 
     @cached_property

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from halfmask.batch import Batch
-from halfmask.blocks.pseudo import CONFIDENCE_RANGES
+from halfmask.blocks.pseudo import confidence_range
 from halfmask.engine.examiner import Examiner
 from halfmask.engine.module import LitMethod
 from halfmask.engine.progress import ProgressLine
@@ -115,8 +115,8 @@ class MetricsLog(L.Callback):
         if self._silent < _SILENT_STEPS or self._warned:
             return
         self._warned = True
-        ranges = [(name, share) for name, share in values.items() if name.startswith(CONFIDENCE_RANGES)]
-        shares = ", ".join(f"{name.removeprefix(CONFIDENCE_RANGES)}: {share:.1%}" for name, share in ranges)
+        ranges = [(confidence_range(name), share) for name, share in values.items()]
+        shares = ", ".join(f"{inside}: {share:.1%}" for inside, share in ranges if inside)
         self.line.say(
             f"warning: no pseudo-label has passed method.threshold for {self._silent} steps, so the unlabeled images "
             f"teach nothing. {f'Pixels by confidence: {shares}. ' if shares else ''}Use a lower method.threshold, a "

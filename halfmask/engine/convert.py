@@ -158,7 +158,7 @@ def convert(
     found = open_masks(Path(source), load(None, overrides).data if overrides else DataRecipe())
     writer = Writer(cast(Format, to), Path(out), found.task, geometry)
     _require_distinct_colors(writer)
-    named = {id: _name(id) for id in found.ids[:limit]}
+    named = {id: mask_name(id) for id in found.ids[:limit]}
     _require_free(writer, list(named.values()), overwrite)
     for id, name in named.items():
         image = Path(id)
@@ -229,7 +229,8 @@ def _told(left_out: Sequence[str]) -> str:
     )
 
 
-def _name(id: str) -> str:
+def mask_name(id: str) -> str:
+    """Give NAME of an image: its id without the folder of images and without suffix."""
     return id.removeprefix("images/").rpartition(".")[0]
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from halfmask.engine.atomic import atomic_path, write_text
-from halfmask.engine.convert import OUTLINES, write_outlines
+from halfmask.engine.convert import OUTLINES, mask_name, write_outlines
 from halfmask.engine.predict_files import mask_image
 from halfmask.errors import DataError
 from halfmask.palette import overlay, palette_of
@@ -77,7 +77,7 @@ def _written(out: Path, chosen: Sequence[str]) -> Iterator[Path]:
     yield from (out / "label_studio" / name for name in ("tasks.json", "config.xml"))
     yield from (out / format / "halfmask.yaml" for format in OUTLINES)
     for id in chosen:
-        yield out / "png" / _named(id, ".png")
+        yield out / "png" / f"{mask_name(id)}.png"
         yield out / "labelme" / (id.rpartition(".")[0] + ".json")
         yield out / "geojson" / (id.rpartition(".")[0] + ".geojson")
 
@@ -112,7 +112,7 @@ def write_files(out: Path, drafts: Iterable[Draft], rows: Sequence[Row], formats
     figures: list[str] = []
     for draft, row in zip(drafts, rows, strict=True):
         # Outlines are made from the written masks.
-        path = out / "png" / _named(draft.id, ".png")
+        path = out / "png" / f"{mask_name(draft.id)}.png"
         with atomic_path(path, error=DataError) as part:
             mask_image(draft.mask, palette_of(task)).save(part)
         done.append((draft.id, draft.file, path))
@@ -121,10 +121,6 @@ def write_files(out: Path, drafts: Iterable[Draft], rows: Sequence[Row], formats
         if format != "png":
             write_outlines(done, out, format, task)
     write_text(out / "index.html", _page(figures, task), error=DataError)
-
-
-def _named(id: str, suffix: str) -> str:
-    return id.removeprefix("images/").rpartition(".")[0] + suffix
 
 
 def _figure(number: int, draft: Draft, row: Row, task: Task) -> str:

@@ -15,12 +15,12 @@ def pseudo_label(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def pseudo_logs(label: Tensor, confidence: Tensor, keep: Tensor, valid: Tensor, classes: int) -> dict[str, Tensor]:
     """Coverage, share and confidence, one class or range at a time."""
-    share, coverage, sure = [], [], []
+    share, coverage, mean_confidence = [], [], []
     for index in range(classes):
         mine = valid & (label == index)
         share.append(float(mine.sum()) / max(int(valid.sum()), 1))
         coverage.append(float((mine & keep).sum()) / max(int(mine.sum()), 1))
-        sure.append(float(confidence[mine].mean()))  # NaN for no pixel
+        mean_confidence.append(float(confidence[mine].mean()))  # NaN for no pixel
     edges = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
     ranges = {}
     for low, high in pairwise(edges):
@@ -32,6 +32,6 @@ def pseudo_logs(label: Tensor, confidence: Tensor, keep: Tensor, valid: Tensor, 
         "pseudo/coverage": torch.tensor(float((keep & valid).sum()) / max(int(valid.sum()), 1)),
         "pseudo/coverage_by_class": torch.tensor(coverage),
         "pseudo/share": torch.tensor(share),
-        "pseudo/confidence_by_class": torch.tensor(sure),
+        "pseudo/confidence_by_class": torch.tensor(mean_confidence),
         **ranges,
     }

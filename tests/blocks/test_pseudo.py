@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from halfmask.blocks.pseudo import CONFIDENCE_RANGES, agreement, pseudo_label, pseudo_logs
+from halfmask.blocks.pseudo import agreement, confidence_range, pseudo_label, pseudo_logs
 from halfmask.reference import pseudo as plain
 
 
@@ -56,7 +56,7 @@ def test_statistics_equal_the_count_class_by_class(shape):
 def test_the_ranges_of_confidence_are_a_histogram_of_the_valid_pixels():
     confidence, valid = torch.rand(200) ** 0.1, torch.rand(200) < 0.7
     logs = pseudo_logs(torch.zeros(200, dtype=torch.long), confidence, valid, valid, 2)
-    ranges = {name[-9:]: value.item() for name, value in logs.items() if name.startswith(CONFIDENCE_RANGES)}
+    ranges = {inside: value.item() for name, value in logs.items() if (inside := confidence_range(name))}
     edges = np.array([0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
     expected = np.histogram(confidence[valid].numpy(), edges)[0] / int(valid.sum())
     assert list(ranges.values()) == pytest.approx(expected.tolist())

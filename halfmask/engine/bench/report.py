@@ -24,7 +24,7 @@ def to_dict(outcomes: list[Outcome], setting: Setting) -> dict[str, Any]:
     """Give plain data: device, versions, settings, and every measure of every row."""
     state = environment()
     # Results are made to be shared: of files and folders only their names.
-    state["command"] = [Path(word).name for word in state["command"]]
+    state["command"] = [_without_folder(word) for word in state["command"]]
     return {
         "format": FORMAT,
         "device": device_name(setting.device),
@@ -34,6 +34,16 @@ def to_dict(outcomes: list[Outcome], setting: Setting) -> dict[str, Any]:
         "settings": {"device": setting.device.type, "quick": setting.quick, "rounds": setting.rounds},
         "rows": [_row(outcome) for outcome in outcomes],
     }
+
+
+def _without_folder(word: str) -> str:
+    """Shorten a path, alone or after `--option=`.
+
+    >>> _without_folder("/a/b.json"), _without_folder("--out=/a/b.json"), _without_folder("--quick")
+    ('b.json', '--out=b.json', '--quick')
+    """
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + Path(value).name
 
 
 def device_name(device: torch.device) -> str:

@@ -1,6 +1,6 @@
 """The labels that the network gave itself: how many, how sure, how right, and whether training collapsed."""
 
-from halfmask.blocks.pseudo import CONFIDENCE_RANGES
+from halfmask.blocks.pseudo import confidence_range
 from halfmask.report.alarms import alarms
 from halfmask.report.charts import Series, line_chart, sparkline
 from halfmask.report.labels import from_above, threshold_of
@@ -51,9 +51,9 @@ def _time(run: Run) -> str:
 
 def _confidence(run: Run) -> str:
     """Draw the part of the pixels above some confidences, from the recorded histogram."""
-    ranges = run.family(CONFIDENCE_RANGES.rstrip("/")).items()
-    # Several domains have ranges of their own, `facade/0.95-0.98`: one chart cannot hold them.
-    edges = {float(name.partition("-")[0]): dict(points) for name, points in ranges if "/" not in name}
+    names = dict.fromkeys(name for record in run.records for name in record)
+    ranges = {name: inside for name in names if (inside := confidence_range(name))}
+    edges = {float(inside.partition("-")[0]): dict(run.curve(name)) for name, inside in ranges.items()}
     if not edges:
         return ""
     steps = sorted({step for points in edges.values() for step in points})
