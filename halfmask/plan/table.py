@@ -1,9 +1,9 @@
 """What a plan chooses from, and why: change it here.
 
 The row of the CPU follows trials on facades with 2 and 4 masks and 400 steps from scratch, in which CutMix and a
-falling rate cost accuracy. FixMatch with an averaged teacher, without CutMix and at a constant rate, is better there than the
-supervised network (docs/results.md), for the least time of the methods that are. The row of the GPU is UniMatch V2's
-published setting (arXiv:2410.10777).
+falling rate cost accuracy. FixMatch with an averaged teacher, without CutMix and at a constant rate, is better there
+than the supervised network (docs/results.md), for the least time of the methods that are. The row of the GPU is
+UniMatch V2's published setting (arXiv:2410.10777).
 """
 
 from dataclasses import dataclass, field
