@@ -89,15 +89,26 @@ def paste(box: Bool[Tensor, "B *S"], *tensors: Tensor, partner: Sequence[Tensor]
     >>> paste(box, torch.tensor([[[1, 2]], [[3, 4]]]))[0].tolist()
     [[[3, 2]], [[3, 4]]]
     """
-    partners = [tensor.flip(0) for tensor in tensors] if partner is None else list(partner)
-    if len(partners) != len(tensors):
-        raise ShapeError(f"paste got {len(tensors)} tensors but {len(partners)} of the partner. Give one for each.")
+    if partner is None:
+        return tuple(_mixed_with_mirror(box, own) for own in tensors)
+    if len(partner) != len(tensors):
+        raise ShapeError(f"paste got {len(tensors)} tensors but {len(partner)} of the partner. Give one for each.")
+    return tuple(_mixed(box, own, other) for own, other in zip(tensors, partner, strict=True))
 
-    def mixed(own: Tensor, other: Tensor) -> Tensor:
-        between = (1,) * (own.dim() - box.dim())  # channel and time axes; for whole images also rows and columns
-        return torch.where(box.reshape(box.shape[0], *between, *box.shape[1:]), other, own)
 
-    return tuple(mixed(own, other) for own, other in zip(tensors, partners, strict=True))
+def _mixed(box: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    between = (1,) * (own.dim() - box.dim())  # channel and time axes; for whole images also rows and columns
+    return torch.where(box.reshape(box.shape[0], *between, *box.shape[1:]), other, own)
+
+
+def _mixed_with_mirror(box: Tensor, own: Tensor) -> Tensor:
+    if own.device.type != "cpu" or own.requires_grad:
+        return _mixed(box, own, own.flip(0))
+    # Image by image, straight into the result: no mirrored copy of the batch, whose fresh pages cost as much again.
+    result = torch.empty_like(own)
+    for place, inside, mine, other in zip(result, box, own, reversed(own.unbind(0)), strict=True):
+        torch.where(inside, other, mine, out=place)
+    return result
 
 
 def _draw_corners(

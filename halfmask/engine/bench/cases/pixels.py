@@ -28,11 +28,11 @@ def _pseudo(setting: Setting, classes: int, images: int) -> Pair:
 
 def _cutmix(setting: Setting, images: int = 8) -> Pair:
     side = setting.size(518, 32)
-    own, partner = setting.normal(2, images, 3, side, side).unbind(0)
+    own = setting.normal(images, 3, side, side)
     box = box_mask((images, side, side), p=1.0, device=setting.device, generator=setting.generator())
     return Pair(
-        lambda: mixing.paste_by_index(box, own, partner),
-        lambda: paste(box, own, partner=[partner])[0],
+        lambda: mixing.paste(box, own)[0],
+        lambda: paste(box, own)[0],
         close(atol=0.0),
         traffic=2 * own.nbytes + box.nbytes,  # of two pixels one is read
     )
@@ -75,7 +75,7 @@ def _selection(setting: Setting, classes: int, images: int) -> Pair:
 
 _TITLE = {
     "pseudo-label": "label and confidence: softmax, argmax, maximum | maximum and log-sum-exp",
-    "cutmix": "paste rectangles: boolean indexing | where",
+    "cutmix": "paste rectangles of the mirrored batch: boolean indexing | where",
     "ohem": "choose hard pixels: softmax and sort | pixel losses and k-th value",
     "ohem-loss": "loss of hard pixels, forward and backward: softmax, sort, boolean index | k-th value, mask",
 }
