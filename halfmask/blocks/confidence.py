@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Integer, Shaped
 from torch import Tensor
 
 _PIXELS = 4096  # of one group: 350 KB of float32 at 21 classes
+_FEW = 64  # up to so many classes, turning logits that are stored channels last costs less than it saves
 
 
 def top_class(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
@@ -58,6 +59,7 @@ def _in_groups(logits: Tensor) -> tuple[Tensor, Tensor]:
         for start in range(0, flat.shape[2], _PIXELS):
             group = slice(start, start + _PIXELS)
             z = _full_precision(flat[image, :, group])  # (K, n)
+            z = z.contiguous() if len(z) <= _FEW else z  # turned, where the classes of a pixel are neighbors
             top = z.amax(0)
             label[image, group] = place_of(top, z, axis=0)
             torch.sum((z - top).exp_(), 0, out=total[image, group])

@@ -229,8 +229,13 @@ def _streamed_sum(logits: CoarseLogits, target: Tensor, ignore_index: int, weigh
 
 
 def _pixel_loss(logits: Tensor | CoarseLogits, target: Tensor, ignore_index: int) -> Tensor:
+    logits, target = _full_precision(full(logits)), target.long()
+    rows = logits.movedim(1, -1)
     # Reduced by the callers: the built-in reduction is not deterministic on a GPU.
-    return F.cross_entropy(_full_precision(full(logits)), target.long(), ignore_index=ignore_index, reduction="none")
+    loss = partial(F.cross_entropy, ignore_index=ignore_index, reduction="none")
+    if rows.is_contiguous():  # channels last, as a transformer's decoder gives them: nothing is copied
+        return loss(rows.flatten(0, -2), target.flatten()).view_as(target)
+    return loss(logits, target)
 
 
 def _mean(loss: Tensor, keep: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -151,8 +151,8 @@ class FixMatch(Method):
         return own if self.teacher is None else {"teacher": self.teacher.model, **own}
 
     def _joint(self, first: Tensor, second: Tensor) -> tuple[Logits, Logits]:
-        logits = self.student(torch.cat((first, second)))
-        return logits[: len(first)], logits[len(first) :]
+        logits_1, logits_2 = self.student(torch.cat((first, second))).split((len(first), len(second)))
+        return logits_1, logits_2
 
     def _partner(self, batch: Batch) -> tuple[Tensor, ...] | None:
         """Image, label, confidence and validity to paste from; `None` = the flipped batch."""

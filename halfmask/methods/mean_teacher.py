@@ -77,7 +77,7 @@ class MeanTeacher(Method):
             logits_w = self.teacher(x_u)  # (B, K, H, W)
 
         logits = self.student(torch.cat((x_l, self.strong(x_u))))
-        logits_l, logits_s = logits[: len(x_l)], logits[len(x_l) :]
+        logits_l, logits_s = logits.split((len(x_l), len(x_u)))
 
         loss_l = self.labeled_loss(logits_l, y_l)
         loss_u = squared_error(logits_s, logits_w, valid)

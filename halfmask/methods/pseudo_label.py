@@ -77,7 +77,7 @@ class PseudoLabel(Method):
         if self.labeled_color:
             x_l = self.strong(x_l)
         logits = self.student(torch.cat((x_l, x_u)))
-        logits_l, logits_u = logits[: len(x_l)], logits[len(x_l) :]
+        logits_l, logits_u = logits.split((len(x_l), len(x_u)))
 
         loss_l = self.labeled_loss(logits_l, y_l)
         loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)

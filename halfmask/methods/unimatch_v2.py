@@ -139,20 +139,20 @@ class UniMatchV2(Method):
         x_s = torch.cat([view[0] for view in views])  # (views * B, *T, 3, H, W)
         if self.one_pass:
             logits = self._perturbed(torch.cat((x_l, x_s)), clean=len(x_l))
-            logits_l, logits_s = logits[: len(x_l)], logits[len(x_l) :]
+            logits_l, *logits_s = logits.split((len(x_l), *self.views * [len(image)]))
         else:
-            logits_l, logits_s = self.student(x_l), self._perturbed(x_s)
+            logits_l, logits_s = self.student(x_l), self._perturbed(x_s).chunk(self.views)
 
         loss_l = self.labeled_loss(logits_l, y_l)
         losses = []
-        for logits_v, (_, label_v, confidence_v, valid_v) in zip(logits_s.chunk(self.views), views, strict=True):
+        for logits_v, (_, label_v, confidence_v, valid_v) in zip(logits_s, views, strict=True):
             keep = valid_v & (confidence_v >= self.threshold)
             # Divided by all valid pixels, not by kept ones: an unsure batch should teach less.
             losses.append(masked_cross_entropy(logits_v, label_v, keep, denominator=valid_v))
         loss_u = torch.stack(losses).mean()
 
         loss = (loss_l + self.unlabeled_weight * loss_u) / (1 + self.unlabeled_weight)
-        logs["pseudo/agreement"] = agreement(logits_s[: len(image)], views[0][1], views[0][3])
+        logs["pseudo/agreement"] = agreement(logits_s[0], views[0][1], views[0][3])
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
 
     def after_update(self, progress: Progress) -> None:

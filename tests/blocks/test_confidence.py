@@ -7,9 +7,12 @@ from halfmask.blocks.confidence import top_class
 from halfmask.reference.pseudo import pseudo_label as plain
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 21, 70, 70), (2, 300, 4, 5), (3, 4)])
-def test_it_equals_the_plain_form(shape):
+@pytest.mark.parametrize("order", ["channels first", "channels last"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 21, 70, 70), (2, 90, 6, 5), (2, 300, 4, 5), (3, 4)])
+def test_it_equals_the_plain_form(shape, order):
     logits = torch.randn(shape) * 5
+    if order == "channels last":
+        logits = logits.movedim(1, -1).contiguous().movedim(-1, 1)
     label, confidence = top_class(logits)
     expected_label, expected = plain(logits)
     assert torch.equal(label, expected_label)

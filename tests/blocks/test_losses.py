@@ -86,6 +86,18 @@ def test_cross_entropy_equals_the_textbook_form():
     )
 
 
+def test_the_memory_format_of_the_logits_changes_no_loss():
+    logits, target = _scene()
+    weight = torch.rand(logits.shape[1])
+    found = []
+    for form in (logits, logits.contiguous(memory_format=torch.channels_last)):
+        source = form.detach().requires_grad_()
+        loss = losses.cross_entropy(source, target, weight=weight)
+        loss = loss + losses.ohem_cross_entropy(source, target, threshold=0.5, min_kept=20)
+        found.append((loss.detach(), *torch.autograd.grad(loss, source)))
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("min_kept", [0, 1, 20, 58, 84, 1000])
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 1.0])
 def test_ohem_equals_the_sorting_form(threshold, min_kept):
