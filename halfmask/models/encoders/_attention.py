@@ -30,6 +30,8 @@ class FusedAttention(Attention):
         plain = attn_mask is None and not is_causal and self.gate is None
         if not (plain and self.fused_attn) or (self.training and self.attn_drop.p > 0):
             return super().forward(x, attn_mask, is_causal)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        # Taken apart before the axes are turned, so that the three gradients come together in one copy, not two.
+        parts = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
         out = fused_attention(self.q_norm(q), self.k_norm(k), v)
         return self.proj_drop(self.proj(self.norm(out.transpose(1, 2).flatten(2))))  # type: ignore[no-any-return]

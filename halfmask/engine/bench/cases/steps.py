@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
+from halfmask.blocks.forms import plain_forms, use_plain_layers
 from halfmask.engine.bench.networks import dinov2_dpt
 from halfmask.engine.bench.row import Disagreement, Pair, Row, Setting, Target, at_least, close
 from halfmask.methods.unimatch_v2 import UniMatchV2
@@ -52,12 +53,6 @@ class _Build:
         return dinov2_dpt(self.setting, _CLASSES, self.size)
 
 
-def _plain_attention(model: Model) -> None:
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            setattr(module, "fused_attn", False)  # noqa: B010  # of timm's attention
-
-
 def _unimatch(setting: Setting, size: str, side: int, images: int, half: bool) -> Pair:
     side = setting.size(side, 28)
     inputs = _Inputs(setting, side, images)
@@ -75,8 +70,9 @@ def _unimatch(setting: Setting, size: str, side: int, images: int, half: bool) -
     method.boxes = lambda *_, **__: inputs.box
     method.dropout = lambda _, widths, **__: [inputs.mask(width) for width in widths]
     student, teacher = build().train(), build().eval()
-    _plain_attention(student)
-    _plain_attention(teacher)
+    with plain_forms():
+        use_plain_layers(student)
+        use_plain_layers(teacher)
     batch = inputs.batch()
 
     def reference() -> tuple[Tensor, ...]:
@@ -123,7 +119,7 @@ def _same_loss(reference: tuple[Tensor, ...], fast: tuple[Tensor, ...]) -> str:
     return f"losses differ by {difference:.2%}, cosine of gradients {cosine:.4f}"
 
 
-_TITLE = "UniMatch V2, forward, backward, EMA: separate passes, plain attention, float32 | as it trains"
+_TITLE = "UniMatch V2, forward, backward, EMA: separate passes, layers as published, float32 | as it trains"
 _NATIVE = bool(torch.cpu._is_avx512_bf16_supported())
 
 ROWS = [
