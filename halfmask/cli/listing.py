@@ -133,14 +133,6 @@ def _show_recipe(name: str, as_json: bool) -> None:
         print(text, end="")
 
 
-def _columns(what: What, rows: list[dict[str, Any]]) -> str:
-    width = max((len(row["name"]) for row in rows), default=0)
-    beside = _BESIDE.get(what)
-    ends = [beside(row) if beside is not None else "" for row in rows]
-    lines = [f"{row['name']:<{width}}  {row['summary']}{end}" for row, end in zip(rows, ends, strict=True)]
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _paper(row: dict[str, Any]) -> str:
     return f" [{row['paper']}]" if row["paper"] else ""
 
@@ -158,6 +150,14 @@ def _published(row: dict[str, Any]) -> str:
 
 # What the plain list says after the summary.
 _BESIDE: dict[What, Callable[[dict[str, Any]], str]] = {What.methods: _paper, What.recipes: _published}
+
+
+def _columns(what: What, rows: list[dict[str, Any]]) -> str:
+    width = max((len(row["name"]) for row in rows), default=0)
+    beside = _BESIDE.get(what)
+    ends = [beside(row) if beside is not None else "" for row in rows]
+    lines = [f"{row['name']:<{width}}  {row['summary']}{end}" for row, end in zip(rows, ends, strict=True)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _entry_text(entry: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ NAME is the path of the image without a leading `images/`. Reading what was writ
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -44,6 +44,7 @@ FORMATS = get_args(Format)
 _SUFFIX = {"index": ".png", "color": ".png", "labelme": ".json", "geojson": ".geojson"}
 # Formats with one file for all images.
 _WHOLE = {"coco": "annotations.json", "label_studio": "tasks.json"}
+_CLASSES, _CONFIGURATION = "halfmask.yaml", "config.xml"
 
 
 @dataclass
@@ -80,6 +81,11 @@ class Writer:
         """Where the result of an image goes."""
         return self.out / (_WHOLE.get(self.format) or f"{name}{_SUFFIX[self.format]}")
 
+    def paths(self, names: Iterable[str]) -> set[Path]:
+        """Where all goes that these images and `close` write."""
+        once = (_CLASSES, _CONFIGURATION) if self.format == "label_studio" else (_CLASSES,)
+        return {*map(self.path, names), *(self.out / name for name in once)}
+
     def add(self, name: str, mask: Integer[np.ndarray, "H W"], image: Path, file: Path) -> None:
         """Write one mask; what holds all images is written at the end.
 
@@ -109,8 +115,8 @@ class Writer:
         if self._whole is not None:
             write_json_text(self.path(""), self._whole.content())
         if isinstance(self._whole, LabelStudioWriter):
-            write_text(self.out / "config.xml", self._whole.configuration(palette_of(self.task)), error=DataError)
-        write_text(self.out / "halfmask.yaml", describe(self.task), error=DataError)
+            write_text(self.out / _CONFIGURATION, self._whole.configuration(palette_of(self.task)), error=DataError)
+        write_text(self.out / _CLASSES, describe(self.task), error=DataError)
 
     def _picture(self, mask: Integer[np.ndarray, "H W"]) -> Image.Image:
         colors = palette_of(self.task)
@@ -201,12 +207,25 @@ def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: st
     """
     if task.n_classes > IGNORE:
         raise RecipeError(f"--format {format}: {task.n_classes} classes; outlines are written of up to {IGNORE}.")
-    writer = Writer(cast(Format, format), out / format, task, drafts=True)
+    writer = _outline_writer(out, format, task)
     plain = format == "coco" and len({Path(row).name for row, _, _ in done}) == len(done)
     for row, image, mask in done:
         named = image if format == "labelme" else Path(Path(row).name if plain else row)
-        writer.add(row.rpartition(".")[0], read_stored(mask).values.astype(np.uint8), named, image)
+        writer.add(_outline_name(row), read_stored(mask).values.astype(np.uint8), named, image)
     writer.close()
+
+
+def outline_files(rows: Iterable[str], out: Path, format: str, task: Task) -> set[Path]:
+    """Give the files that `write_outlines` writes of these paths below the input, in a format of `OUTLINES`."""
+    return _outline_writer(out, format, task).paths(map(_outline_name, rows))
+
+
+def _outline_writer(out: Path, format: str, task: Task) -> Writer:
+    return Writer(cast(Format, format), out / format, task, drafts=True)
+
+
+def _outline_name(row: str) -> str:
+    return row.rpartition(".")[0]
 
 
 def describe(task: Task) -> str:

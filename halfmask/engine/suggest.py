@@ -111,7 +111,7 @@ def suggest(
     target = Path(out) if out is not None and table is None else opened.folder / "suggest"
     if (target / "suggest.json").exists() and not overwrite:
         raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.", "H408")
-    earlier = earlier_files(target)
+    earlier = earlier_files(target, bundle.task)
     require_writable(target)
     pool = open_pool(opened.folder, data)
     candidates = pool.candidates[:limit]

@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from halfmask.engine.atomic import atomic_path, write_text
-from halfmask.engine.convert import OUTLINES, mask_name, write_outlines
+from halfmask.engine.convert import OUTLINES, mask_name, outline_files, write_outlines
 from halfmask.engine.predict_files import mask_image
 from halfmask.errors import DataError
 from halfmask.palette import overlay, palette_of
@@ -47,8 +47,8 @@ class Row(NamedTuple):
     ranks: Mapping[str, float]
 
 
-def earlier_files(out: Path) -> list[Path]:
-    """Find the drafts and lists that an earlier suggestion has written, to be removed before the next.
+def earlier_files(out: Path, task: Task) -> list[Path]:
+    """Find the drafts and lists that an earlier suggestion for this task has written, to be removed before the next.
 
     Raises:
         DataError: it cannot be read; or somebody has worked on its drafts since, or saved an export among them.
@@ -69,17 +69,12 @@ def earlier_files(out: Path) -> list[Path]:
             "--overwrite would lose. Move them, or choose another --out.",
             "H408",
         )
-    return [path for path in _written(out, chosen) if path.is_file()]
+    return sorted(path for path in _written(out, chosen, task) if path.is_file())
 
 
-def _written(out: Path, chosen: Sequence[str]) -> Iterator[Path]:
-    yield from (out / name for name in ("labeled.txt", "coco/annotations.json"))
-    yield from (out / "label_studio" / name for name in ("tasks.json", "config.xml"))
-    yield from (out / format / "halfmask.yaml" for format in OUTLINES)
-    for id in chosen:
-        yield out / "png" / f"{mask_name(id)}.png"
-        yield out / "labelme" / (id.rpartition(".")[0] + ".json")
-        yield out / "geojson" / (id.rpartition(".")[0] + ".geojson")
+def _written(out: Path, chosen: Sequence[str], task: Task) -> set[Path]:
+    drafts = {out / "png" / f"{mask_name(id)}.png" for id in chosen}
+    return {out / "labeled.txt"}.union(drafts, *(outline_files(chosen, out, format, task) for format in OUTLINES))
 
 
 def write_lists(out: Path, chosen: Sequence[str], labeled: Sequence[str] | None) -> None:
