@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image
 
-from halfmask.data.images import broken, decode, missing, png_depth, read_header, turn_upright
+from halfmask.data.images import broken, decode, missing, png_depth, read_header, stored_pixels, turn_upright
 from halfmask.errors import DataError
 
 Color = tuple[int, int, int]
@@ -179,7 +179,7 @@ def read_stored(path: Path) -> Stored:
             if mode == "1":
                 return Stored(np.array(opened).astype(np.uint8))
             if mode == "L":
-                ids = np.array(opened)
+                ids = stored_pixels(opened, data)
                 # Pillow stretches gray PNGs of 2 or 4 bits to 0..255: ids 0..3 would become 0, 85, 170, 255.
                 return Stored(ids // (255 // (2 ** depth[0] - 1)) if depth[0] < 8 else ids)
     except FileNotFoundError as error:

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from halfmask.data import images
 from halfmask.data.images import decode, is_image, read_header, read_image
+from halfmask.data.masks import read_stored
 from halfmask.errors import DataError, MissingExtraError
 
 RGB = np.random.default_rng(3).integers(0, 256, (9, 14, 3), dtype=np.uint8)
@@ -58,6 +60,58 @@ def test_jpeg_gives_the_same_pixels_with_and_without_the_fast_extra(
         with monkeypatch.context() as patch:
             patch.setattr(images, "simplejpeg", None)
             assert np.array_equal(read_image(path), fast)
+
+
+def png_forms() -> dict[str, bytes]:
+    rgb = Image.fromarray(RGB)
+    forms = {mode: (rgb.convert(mode), {}) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")}
+    forms |= {"4 bits": (rgb.quantize(16), {"bits": 4}), "16 bits": (Image.fromarray(RGB[..., 0].astype("u2")), {})}
+    forms |= {f"transparent {mode}": (rgb.convert(mode), {"transparency": 7}) for mode in ("L", "P")}
+    forms["transparent RGB"] = (rgb, {"transparency": tuple(RGB[0, 0].tolist())})
+    return {name: _png(image, **options) for name, (image, options) in forms.items()}
+
+
+def _png(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", png_forms())
+def test_png_gives_the_same_pixels_with_and_without_the_fast_extra(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_forms()[name])
+    fast, mask = decode(path), read_stored(path).values
+    monkeypatch.setattr(images, "_png_decoder", lambda: None)
+    assert np.array_equal(decode(path), fast)
+    assert np.array_equal(read_stored(path).values, mask)
+
+
+def test_the_fast_extra_decodes_plain_png(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+    monkeypatch.setattr(images, "_png_decoder", lambda: lambda data: seen.append(data) or RGB)
+    for name, data in png_forms().items():
+        images.decode_bytes(data, Path(name))
+    assert seen == [png_forms()[name] for name in ("RGB", "RGBA", "L", "LA")]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_damaged_png_is_an_error_and_an_odd_end_is_not(
+    fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fast:
+        monkeypatch.setattr(images, "_png_decoder", lambda: None)
+    whole = png_forms()["RGB"]
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 0xFF
+    for content in (whole[: len(whole) // 2], bytes(changed)):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(DataError, match="broken or truncated"):
+            read_image(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(whole[:-20])  # all pixels are there
+    assert np.array_equal(read_image(tmp_path / "a.png"), RGB)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])

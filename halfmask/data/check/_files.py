@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from halfmask.data._dataset import Dataset
 from halfmask.data._files import FileDataset
-from halfmask.data.images import Header, decode, read_header, read_image, turn_upright
+from halfmask.data.images import Header, decode, read_header, read_image, stored_pixels, turn_upright
 from halfmask.data.masks import Color, count_values, read_stored
 from halfmask.errors import DataError, HalfmaskError
 
@@ -141,8 +141,10 @@ def _plain_facts(id: str, path: Path, image: Image.Image) -> ImageFacts:
     header = header or Header((image.height, image.width), (image.height, image.width))
     if image.format in {"JPEG", "MPO"} and mode in {"L", "RGB"}:
         image.draft("L", (2 * THUMB, 2 * THUMB))
+    if image.format == "PNG" and mode in {"L", "RGB", "RGBA"}:
+        image = Image.fromarray(stored_pixels(image, path.read_bytes()))
     image.load()
-    small = image.convert("RGB") if image.mode in {"P", "PA"} else image.convert("L") if image.mode == "1" else image
+    small = image.convert("RGB") if mode in {"P", "PA"} else image.convert("L") if mode == "1" else image
     small = small.reduce(max(1, min(small.size) // (2 * THUMB))).convert("L")
     thumb = np.asarray(small.resize((THUMB, THUMB), Image.Resampling.BOX))
     return ImageFacts(id, header, mode, frames, thumb=np.ascontiguousarray(turn_upright(thumb, header.orientation)))

@@ -21,6 +21,7 @@ from halfmask.augment.device import StrongAugment
 from halfmask.augment.host import Geometry, Window, covered, cut_image, cut_target
 from halfmask.data.images import read_image
 from halfmask.data.loader import HostBatch, HostSamples, to_batch
+from halfmask.data.masks import read_stored
 from halfmask.engine.bench.row import Disagreement, Pair, Row, Setting, at_least
 from halfmask.errors import DataError
 from halfmask.reference.loading import load_labeled, load_unlabeled, to_normalized
@@ -88,7 +89,7 @@ class _Worker:
             if self.lossy:
                 return read_image(self.cached / "image.jpg"), mask
             return np.load(self.cached / "image.npy", mmap_mode="r"), mask
-        return read_image(self.files.image), np.array(Image.open(self.files.mask))
+        return read_image(self.files.image), read_stored(self.files.mask).values
 
     def decode_only(self) -> None:
         self.read()
