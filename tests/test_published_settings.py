@@ -5,6 +5,7 @@ learning rates, batch, epochs, crop, threshold, number of parameters and scores.
 no column of learning rates, so schedules are compared with the rates recorded from the authors' training loops.
 """
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -129,6 +130,22 @@ def test_expected_numbers_are_those_of_the_logged_runs(logs, name):
         assert expected == pytest.approx(logged, abs=tolerance), split
 
 
+ALL_LABELS = r"# All labels \(published: ([\d.]+)\): data\.split=null run\.steps=(\d+)\n"
+
+
+@pytest.mark.parametrize("name", [f"supervised/{data}{size}" for data in DRAWN for size in ("", "_base")])
+def test_the_command_for_all_labels_is_the_logged_run(logs, name):
+    recipe, text = RECIPES[name], (recipes_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    published, steps = re.search(ALL_LABELS, text).groups()
+    place = {"dataset": recipe.data.dataset.name, "method": "supervised", "encoder": encoder_name(recipe)}
+    place |= {"split": "all", "crop": recipe.data.crop}
+    (run,) = [run for run in logs if place.items() <= run.items()]
+    assert float(published) == run["best_student"]
+    per_gpu = -(-max(run["n_labels"], DRAWN[run["dataset"]]) // run["gpus"])
+    assert int(steps) == run["epochs"] * (per_gpu // run["batch_per_gpu"])
+    assert recipe.data.batch.labeled == run["batch_per_gpu"] * run["gpus"]
+
+
 # Recipe -> table, method and encoder of the projects' READMEs.
 PRINTED = {
     "unimatch_v2/pascal_base": ("v2 pascal", "unimatch_v2", "dinov2_base"),
@@ -163,7 +180,7 @@ def test_expected_numbers_are_those_of_the_printed_tables(specs, name):
     (values,) = [found["values"] for found in table["rows"] if [found["method"], found["encoder"]] == row]
     expected = PUBLISHED[name].expected
     for column, value in zip(table["columns"], values, strict=True):
-        if column == "labelled only":
+        if column == "labelled only":  # of the supervised recipes, with all labels
             continue
         printed = value[0] if isinstance(value, list) else value  # of image pairs: changed IoU, then accuracy
         ours = expected.number(column.replace("%", "pct")) if isinstance(expected.value, dict) else expected.value
