@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -17,6 +17,8 @@ from halfmask.errors import RecipeError
 
 if TYPE_CHECKING:
     from halfmask.recipe import Recipe
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 Data = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of the dataset [data.root].")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -48,6 +50,21 @@ def set_verbosity(quiet: bool, verbose: bool) -> None:
         logging.getLogger("halfmask").setLevel(min(level, logging.INFO))
     if quiet:
         warnings.simplefilter("ignore")
+    warnings.showwarning = _show_plainly
+
+
+def _show_plainly(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show warnings of ours without the line of code that gives them."""
+    ours = filename.startswith(_PACKAGE)
+    text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    print(text, end="", file=file or sys.stderr)
 
 
 def say(text: str, quiet: bool = False) -> None:

@@ -5,7 +5,6 @@ The lists are not shipped: `data.splits` names the folder that holds them, laid 
 """
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,10 +257,9 @@ def _choose_labeled(
     count = recipe.labeled if isinstance(recipe.labeled, int) else number_of(recipe.labeled, len(pool))
     drawn = draw(dataset, pool, count, recipe.labeled_seed)
     if drawn.missing:
-        warnings.warn(
+        lists.remarks.append(
             f"no labeled image shows {', '.join(drawn.missing)}: these classes cannot be learned. Label more images, "
-            "or choose them by hand (data.labeled=LIST).",
-            stacklevel=3,
+            "or choose them by hand (data.labeled=LIST)."
         )
     chosen = set(drawn.ids)
     return drawn.ids, tuple(id for id in pool if id not in chosen)

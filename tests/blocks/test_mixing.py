@@ -17,11 +17,13 @@ from halfmask.reference.mixing import boxes_to_mask, draw_box, paste_by_index
 
 def bounds(mask: Tensor) -> np.ndarray:
     """(top, left, bottom, right) of every non-empty mask, from its projections."""
-    mask = mask[mask.flatten(1).any(1)]
-    down, across = mask.any(2), mask.any(1)
+    pixels = mask.view(torch.uint8)  # several times faster to reduce than bool
+    down, across = pixels.amax(2), pixels.amax(1)
+    drawn = down.any(1)
+    down, across = down[drawn], across[drawn]
     height, width = mask.shape[1:]
-    top, left = down.int().argmax(1), across.int().argmax(1)
-    bottom, right = height - down.flip(1).int().argmax(1), width - across.flip(1).int().argmax(1)
+    top, left = down.argmax(1), across.argmax(1)
+    bottom, right = height - down.flip(1).argmax(1), width - across.flip(1).argmax(1)
     return torch.stack((top, left, bottom, right), 1).numpy()
 
 
@@ -38,10 +40,9 @@ def measures(corners: np.ndarray, side: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("side", [518, 321])
-def test_rectangles_have_the_published_distribution(shared: Path, side: int):
+@pytest.mark.parametrize(("side", "draws"), [(321, 5000), (518, 5000), (798, 2000)])
+def test_rectangles_have_the_published_distribution(shared: Path, side: int, draws: int):
     recorded = json.loads((shared / "golden/unimatch/augmentation_stats.json").read_text())[f"cutmix_{side}"]
-    draws = 5000
     corners = np.concatenate([bounds(box_mask((100, side, side))) for _ in range(draws // 100)])
     spread = math.sqrt(0.25 * (1 / draws + 1 / recorded["draws"]))
     assert abs(len(corners) / draws - recorded["fraction_nonempty"]) < 4 * spread

@@ -3,8 +3,10 @@
 import inspect
 import json
 import re
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.main import get_command
@@ -12,7 +14,9 @@ from typer.testing import CliRunner
 
 from halfmask import __version__
 from halfmask.cli.app import app
+from halfmask.cli.flags import set_verbosity
 from halfmask.cli.listing import describe_entry
+from halfmask.data import masks
 from halfmask.engine import train as engine
 from halfmask.engine.train import TrainResult
 from halfmask.errors import Interrupted
@@ -312,3 +316,15 @@ def test_split_says_what_is_missing(arguments, mending):
 def test_evaluating_something_that_is_no_run_exits_with_3(tmp_path):
     assert run("evaluate", tmp_path / "none", "-q").exit_code == 3
     assert run("evaluate", tmp_path / "none", "eval.mode", "-q").exit_code == 2
+
+
+def test_warnings_of_ours_show_no_line_of_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # given back at the end
+    set_verbosity(quiet=False, verbose=False)
+    for place, text in ((masks.__file__, "a mask of ours"), (np.__file__, "of a library")):
+        warnings.showwarning(UserWarning(text), UserWarning, place, 7)
+    ours, theirs = capsys.readouterr().err.splitlines()[:2]
+    assert ours == "warning: a mask of ours"
+    assert theirs == f"{np.__file__}:7: UserWarning: of a library"

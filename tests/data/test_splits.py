@@ -1,5 +1,6 @@
 """Split lists in every published form, draws that cover all classes, and all problems in one error."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,12 +141,12 @@ def test_counts_and_fractions_cover_every_class(tmp_path: Path) -> None:
     assert len(draws) == 5
 
 
-def test_too_few_images_for_all_classes_is_a_warning(tmp_path: Path) -> None:
+def test_too_few_images_for_all_classes_are_remarked_on(tmp_path: Path) -> None:
     trees.folder(tmp_path, labeled=3, unlabeled=0, values=(0,))
     mask(tmp_path / "masks/im_1_mask.png", (0, 1))
     mask(tmp_path / "masks/im_2_mask.png", (0, 2))
-    with pytest.warns(UserWarning, match=r"no labeled image shows class_[12]"):
-        resolved(tmp_path, labeled=1)
+    (remark,) = [text for text in resolved(tmp_path, labeled=1)[1].remarks if "no labeled image shows" in text]
+    assert re.search(r"shows class_[12]: these classes cannot be learned", remark)
 
 
 def test_more_labels_than_masks_are_refused(tmp_path: Path) -> None:

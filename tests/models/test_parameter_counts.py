@@ -63,6 +63,47 @@ def test_dinov2_with_dpt(size, encoder_total, total, dim, features):
 
 
 @pytest.mark.parametrize(
+    ("size", "dim", "heads", "depth", "taps"),
+    [
+        ("small", 384, 6, 12, [2, 5, 8, 11]),
+        ("base", 768, 12, 12, [2, 5, 8, 11]),
+        ("large", 1024, 16, 24, [4, 11, 17, 23]),
+        ("giant", 1536, 24, 40, [9, 19, 29, 39]),
+    ],
+)
+def test_dinov2_gives_the_normalized_outputs_of_the_published_blocks(size, dim, heads, depth, taps):
+    with torch.device("meta"):
+        encoder = DINOv2(size=size)
+        image = torch.empty(1, 3, 14, 28)
+    outputs, normalized = [], []
+    for block in encoder.net.blocks:
+        block.register_forward_hook(lambda block, inputs, output: outputs.append(output))
+    encoder.net.norm.register_forward_pre_hook(lambda norm, inputs: normalized.append(inputs[0]))
+    features = encoder(image)
+    assert [x.shape for x in features] == [(1, dim, 1, 2)] * 4
+    assert len(outputs) == depth
+    assert [number for number, x in enumerate(outputs) if any(x is y for y in normalized)] == taps
+    assert {block.attn.num_heads for block in encoder.net.blocks} == {heads}
+
+
+@pytest.mark.parametrize(
+    ("dim", "features", "projections"),
+    [
+        (384, 64, [48, 96, 192, 384]),
+        (768, 128, [96, 192, 384, 768]),
+        (1024, 256, [256, 512, 1024, 1024]),
+        (1536, 384, [1536, 1536, 1536, 1536]),
+    ],
+)
+def test_dpt_takes_the_published_widths_of_each_token_width(dim, features, projections):
+    with torch.device("meta"):
+        decoder = DPT((dim,) * 4, (14,) * 4)
+    assert [project.out_channels for project in decoder.projects] == projections
+    assert [(conv.in_channels, conv.out_channels) for conv in decoder.to_common] == [(c, features) for c in projections]
+    assert decoder.embedding == features
+
+
+@pytest.mark.parametrize(
     ("encoder_class", "params", "classes", "encoder_total", "decoder_total", "total"),
     [
         (MiT, {"size": "b5"}, 21, 81.4, 17.7, 99.2),
