@@ -19,7 +19,7 @@ def bounds(mask: Tensor) -> np.ndarray:
     """(top, left, bottom, right) of every non-empty mask, from its projections."""
     pixels = mask.view(torch.uint8)  # several times faster to reduce than bool
     down, across = pixels.amax(2), pixels.amax(1)
-    drawn = down.any(1)
+    drawn = down.amax(1) == 1
     down, across = down[drawn], across[drawn]
     height, width = mask.shape[1:]
     top, left = down.argmax(1), across.argmax(1)
@@ -40,10 +40,10 @@ def measures(corners: np.ndarray, side: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize(("side", "draws"), [(321, 5000), (518, 5000), (798, 2000)])
+@pytest.mark.parametrize(("side", "draws"), [(321, 5000), (518, 5000), (798, 1000)])
 def test_rectangles_have_the_published_distribution(shared: Path, side: int, draws: int):
     recorded = json.loads((shared / "golden/unimatch/augmentation_stats.json").read_text())[f"cutmix_{side}"]
-    corners = np.concatenate([bounds(box_mask((100, side, side))) for _ in range(draws // 100)])
+    corners = np.concatenate([bounds(box_mask((20, side, side))) for _ in range(draws // 20)])
     spread = math.sqrt(0.25 * (1 / draws + 1 / recorded["draws"]))
     assert abs(len(corners) / draws - recorded["fraction_nonempty"]) < 4 * spread
 
