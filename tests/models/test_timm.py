@@ -1,12 +1,18 @@
-"""Networks of timm that are bound to one image size."""
+"""Networks of timm: those bound to one image size, and the final norm of plain transformers."""
+
+from functools import partial
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from halfmask.engine.inference import class_map
 from halfmask.errors import RecipeError
 from halfmask.models.build import Builder, build_model
+from halfmask.models.encoders.dinov2 import DINOv2
+from halfmask.models.encoders.timm import Timm
 from halfmask.recipe import EvalRecipe, ModelRecipe
 from halfmask.task import Task
 
@@ -54,3 +60,28 @@ def test_beit_at_512_has_the_size_logged_for_unimatch_v2(model, taps, parameters
     with torch.device("meta"):
         encoder = beit(512, model=model, out_indices=taps)().encoder
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
+
+
+def test_a_plain_transformer_gives_normalized_maps_as_dinov2_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, embed_dim=24, num_heads=2))
+    dinov2 = DINOv2(dim=24, heads=2, interpolation="size")
+    torch.nn.init.normal_(dinov2.net.norm.weight)
+    torch.nn.init.normal_(dinov2.net.norm.bias)
+    save_file(dinov2.net.state_dict(), tmp_path / "w.safetensors")
+    encoder = Timm(model="vit_small_patch14_dinov2", weights=str(tmp_path / "w.safetensors"))
+    assert (encoder.channels, encoder.strides, encoder.size_multiple) == ((24,) * 4, (14,) * 4, 14)
+
+    image = torch.rand(2, 3, 56, 70)
+    maps = encoder(image)
+    for own, expected in zip(maps, dinov2(image), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+
+    sum(x.square().sum() for x in maps).backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+    assert encoder.net.model.norm.weight.grad.abs().max() > 0
+
+
+def test_maps_of_all_other_networks_stay_as_they_are():
+    with torch.device("meta"):
+        for model in ("test_convnext", "test_efficientnet", "samvit_base_patch16"):  # SAM's norm is a neck of its own
+            assert not getattr(Timm(model=model).net, "norm", False)

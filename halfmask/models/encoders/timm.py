@@ -5,8 +5,15 @@ a common interface for intermediate maps. The maps' real sizes are probed once w
 because some networks round sizes down or accept multiples only, and their own tables do not say so. Networks bound to
 one size (BEiT: a table of relative positions) are made for the training crop; whatever else comes is resized to it, as
 in the evaluation of UniMatch V2 with such encoders (Yang et al., TPAMI 2025, arXiv:2410.10777, Table 9).
+
+Plain transformers, whose blocks all have one stride, give their maps after the network's final LayerNorm, the same for
+every map and trained with it, as DINOv2 does in UniMatch V2; class and register tokens are left out. Networks that
+normalize only the average of their tokens (BEiT, `vit_*_gap_*`) have no such layer, and their maps are the blocks'
+outputs, as are those of all other networks. Networks with a learned attention bias (BEiT) keep attention maps on a
+CPU, where torch computes attention with such a bias in its plain form.
 """
 
+from functools import partial
 from typing import Annotated, Any
 
 import timm
@@ -14,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from halfmask.errors import RecipeError, nearest
@@ -58,6 +66,8 @@ class Timm(Encoder):
             arguments["img_size"] = self.only_size
         if weights is not None:
             arguments |= _pretrained(model, weights, in_channels)
+        if _has_final_norm(model, arguments):
+            arguments["feature_cls"] = partial(FeatureGetterNet, norm=True)
         self.net: Any = _create(model, **arguments)
         for module in self.net.modules():
             vars(module).pop("pretrained_cfg", None)
@@ -120,6 +130,13 @@ def _default_indices(model: str, arguments: dict[str, Any]) -> tuple[int, ...]:
         depth = len(net.model.blocks)  # type: ignore[arg-type, union-attr]
         return tuple(depth * part // 4 - 1 for part in range(1, 5))
     return tuple(index for index, stride in enumerate(strides) if stride >= 4)
+
+
+def _has_final_norm(model: str, arguments: dict[str, Any]) -> bool:
+    """Whether it is a plain transformer with a norm after its last block, which the library takes away by default."""
+    net: Any = _create_shapes_only(model, **arguments)
+    one_stride = len({stage["reduction"] for stage in net.feature_info.info}) == 1
+    return one_stride and isinstance(net, FeatureGetterNet) and hasattr(net.model, "norm")
 
 
 def _widths(net: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
