@@ -109,7 +109,9 @@ def import_checkpoint(
         predictor, entry, state = _pick(importer, networks, predictor)
         importer.refuse(state, partial)
         if importer.holds == "encoder":
-            return _write_encoder(path, Path(out), format, importer.section(state, Task(task, ())), overrides)
+            dropped = rename(state, importer.rules).dropped
+            section = importer.section(state, Task(task, ()))
+            return _write_encoder(path, Path(out), format, section, overrides, tuple(dropped))
         goal = make_task(task, importer.classes(state), classes, data, dataset)
         dataset = dataset or known_dataset(task, goal.n_classes)
         recipe = _recipe(importer, importer.section(state, goal), dataset, overrides)
@@ -207,7 +209,9 @@ def _write_bundle(
     )
 
 
-def _write_encoder(path: Path, out: Path, format: str, section: dict[str, Any], overrides: Sequence[str]) -> Imported:
+def _write_encoder(
+    path: Path, out: Path, format: str, section: dict[str, Any], overrides: Sequence[str], dropped: tuple[str, ...]
+) -> Imported:
     """Load the file into our encoder, which checks it, and write that encoder's tensors."""
     entry = load({"model": section}, overrides).model.encoder
     cls = resolve("encoders", entry.name)
@@ -224,7 +228,7 @@ def _write_encoder(path: Path, out: Path, format: str, section: dict[str, Any], 
         entry="",
         classes=(),
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
-        dropped=(),
+        dropped=dropped,
         use=f"halfmask train RECIPE model.encoder.name={entry.name}{size} model.encoder.weights={out / ENCODER_FILE}",
     )
 

@@ -18,7 +18,7 @@ class Importer:
         holds: `model` (encoder, decoder, classifier) or `encoder` (a file of pretrained weights).
         signs: patterns of names that occur together in files of this format and no other.
         networks: where a file keeps its networks: predictor -> entry, the one that is taken by default first.
-        rules: official names to ours; unused by encoder files, which our encoders read themselves.
+        rules: official names to ours; of encoder files, which our encoders read themselves, only what they leave out.
         crop: training crop of the published models, by dataset; `""` for any other.
         protocols: `eval` section the published numbers were made with, by dataset; `""` for any other.
     """

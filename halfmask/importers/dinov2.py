@@ -12,6 +12,7 @@ from torch import Tensor
 
 from halfmask.errors import CheckpointError
 from halfmask.importers._importer import Importer, count, shape
+from halfmask.importers._rules import Rules
 from halfmask.task import Task
 
 # Blocks and token width of the published networks; the width decides between sizes of equal depth.
@@ -20,19 +21,14 @@ _BY_DEPTH = {12: "small", 24: "large", 40: "giant"}
 
 
 class DINOv2Weights(Importer):
-    """Only files without register tokens: the encoder `dinov2` has none."""
+    """Files with register tokens, another patch or another position grid are refused by the encoder `dinov2`."""
 
     holds: ClassVar[Literal["model", "encoder"]] = "encoder"
     signs: ClassVar[tuple[str, ...]] = (r"cls_token$", r"patch_embed\.proj\.", r"blocks\.\d+\.ls1\.gamma$")
+    rules: ClassVar[Rules] = ((r"mask_token$", None),)
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
         """Give the encoder's size."""
-        if any(key in state for key in ("register_tokens", "reg_token")):
-            raise CheckpointError(
-                "this is a DINOv2 file with register tokens; encoder dinov2 has none. Take the file without `reg` in "
-                "its name, or model.encoder={name: timm, model: vit_small_patch14_reg4_dinov2}.",
-                "H403",
-            )
         return {"encoder": vit_entry(state, "")}
 
 

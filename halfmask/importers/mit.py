@@ -12,6 +12,7 @@ from torch import Tensor
 
 from halfmask.errors import CheckpointError
 from halfmask.importers._importer import Importer, count, shape
+from halfmask.importers._rules import Rules
 from halfmask.task import Task
 
 # Width of the first stage and blocks of the third, which differ between all sizes.
@@ -23,6 +24,7 @@ class MiTWeights(Importer):
 
     holds: ClassVar[Literal["model", "encoder"]] = "encoder"
     signs: ClassVar[tuple[str, ...]] = (r"patch_embed1\.proj\.weight$", r"block1\.0\.attn\.q\.weight$")
+    rules: ClassVar[Rules] = ((r"head\.", None),)
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
         """Give the encoder's size."""

@@ -24,7 +24,7 @@ def test_dinov2_files_become_weights_that_the_encoder_takes(tmp_path):
     state = source.net.state_dict() | {"mask_token": torch.zeros(1, 24)}
     torch.save(state, tmp_path / "dinov2_tiny.pth")
     made = import_checkpoint(tmp_path / "dinov2_tiny.pth", tmp_path / "w", overrides=["model.encoder.heads=2"])
-    assert (made.format, made.path.name) == ("dinov2", "encoder.safetensors")
+    assert (made.format, made.path.name, made.dropped) == ("dinov2", "encoder.safetensors", ("mask_token",))
     assert f"model.encoder.weights={made.path}" in made.use
     loaded = DINOv2(dim=24, heads=2, weights=str(made.path))
     for key, value in source.state_dict().items():
@@ -38,8 +38,26 @@ def test_dinov2_files_that_do_not_fit_list_every_problem(tmp_path):
     with pytest.raises(CheckpointError, match=r"(?s)2 problems.*missing: norm.weight.*unexpected: stranger"):
         import_checkpoint(tmp_path / "w.pth", tmp_path / "w")
     torch.save(state | {"register_tokens": torch.zeros(1, 4, 24)}, tmp_path / "reg.pth")
-    with pytest.raises(CheckpointError, match="without `reg`"):
+    with pytest.raises(CheckpointError, match=r"register tokens, another network.*without `reg`"):
         import_checkpoint(tmp_path / "reg.pth", tmp_path / "w")
+
+
+def test_dinov2_files_of_another_patch_or_position_grid_are_refused_with_both_shapes(tmp_path):
+    state = DINOv2(dim=24, heads=2).net.state_dict()
+    state["patch_embed.proj.weight"] = torch.zeros(24, 3, 16, 16)
+    state["pos_embed"] = torch.zeros(1, 257, 24)
+    del state["norm.bias"]
+    torch.save(state | {"mask_token": torch.zeros(1, 24)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError) as error:
+        import_checkpoint(tmp_path / "w.pth", tmp_path / "w", overrides=["model.encoder.heads=2"])
+    for problem in (
+        "3 problems",
+        "missing: norm.bias",
+        "shape of patch_embed.proj.weight: (24, 3, 16, 16) in the file, (24, 3, 14, 14) in the network",
+        "shape of pos_embed: (1, 257, 24) in the file, (1, 1370, 24) in the network",
+    ):
+        assert problem in str(error.value)
+    assert not (tmp_path / "w").exists()
 
 
 def test_mit_files_become_weights_that_the_encoder_takes(tmp_path):
@@ -47,7 +65,7 @@ def test_mit_files_become_weights_that_the_encoder_takes(tmp_path):
     state = source.state_dict() | {"head.weight": torch.zeros(1000, 256), "head.bias": torch.zeros(1000)}
     torch.save(state, tmp_path / "mit_b0.pth")
     made = import_checkpoint(tmp_path / "mit_b0.pth", tmp_path / "w")
-    assert made.format == "mit"
+    assert (made.format, made.dropped) == ("mit", ("head.weight", "head.bias"))
     assert "model.encoder.size=b0" in made.use
     loaded = MiT(size="b0", weights=str(made.path))
     for key, value in source.state_dict().items():

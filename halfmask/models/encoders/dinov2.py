@@ -8,7 +8,8 @@ Position embeddings belong to a 37x37 grid (518 px). The authors resize them wit
 contains an offset of 0.1 cells, without antialiasing; pretrained networks have seen exactly those positions, so
 `interpolation="offset"` is the default. timm's own rule is `"size"`: to a target size, antialiased.
 
-Weights: `lvd142m`, Apache-2.0, in timm's or the authors' layout.
+Weights: `lvd142m`, Apache-2.0, in timm's or the authors' layout, as they are: a file of another patch size or
+position grid is refused, not resampled, and so is one with register tokens, which is another network.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,12 +20,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from halfmask.errors import CheckpointError
 from halfmask.models.encoders._attention import FusedAttention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.weights import load_weights, timm_releases
+from halfmask.models.weights import State, load_weights, timm_releases
 
 _SIZES = {  # width, heads, blocks whose output is used
     "small": (384, 6, (2, 5, 8, 11)),
@@ -86,7 +87,7 @@ class DINOv2(Encoder):
                 weights,
                 timm_releases(architecture),
                 stem="patch_embed.proj.weight",
-                convert=lambda state: checkpoint_filter_fn(state, self.net),
+                convert=_timm_names,
             )
         if frozen:
             self.freeze()
@@ -119,3 +120,21 @@ class DINOv2(Encoder):
         scale = ((height + 0.1) / _GRID, (width + 0.1) / _GRID)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
         return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+def _timm_names(state: State) -> State:
+    """Rename the authors' tensors, and no more: timm's own filter resamples kernels and tables that do not fit."""
+    if "register_tokens" in state or "reg_token" in state:
+        raise CheckpointError(
+            "this is a DINOv2 file with register tokens, another network; encoder dinov2 has none. Take the file "
+            "without `reg` in its name, or model.encoder={name: timm, model: vit_small_patch14_reg4_dinov2}.",
+            "H403",
+        )
+    gated = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}  # of the giant
+    renamed = {}
+    for key, value in state.items():
+        for official, ours in gated.items():
+            key = key.replace(official, ours)
+        renamed[key] = value
+    renamed.pop("mask_token", None)
+    return renamed
