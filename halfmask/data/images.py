@@ -11,9 +11,10 @@ deprecated since 0.29. Three traps are closed here:
 
 import functools
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".
 _ORIENTATION_TAG = 0x0112
 _TIFF_BITS_TAG = 258
 _GDAL_CACHE = 64 * 2**20  # bytes
+_INTERLACED = 28  # the byte of a PNG file that says so
 _PNG_MODES = frozenset({"L", "LA", "RGB", "RGBA"})  # of Pillow; the values of a palette would be looked up
 
 
@@ -164,15 +166,27 @@ def to_uint8(
         return values
     if value_range is None:
         finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (np.nan, np.nan)
+        low, high = (finite.min().item(), finite.max().item()) if finite.size else (0, 0)
+        black, white = likely_range(low, high)
         raise DataError(
             f"{path}: {values.dtype} pixels (here {low} to {high}), not 8 bits. Say which values are black and white: "
-            "`range: [0, 4095]` (for 12-bit data) in halfmask.yaml, or data.dataset.range='[0, 4095]'.",
+            f"`range: [{black}, {white}]` in halfmask.yaml, or data.dataset.range='[{black}, {white}]', for example.",
             "H207",
         )
     low, high = value_range
     scaled = np.nan_to_num((values.astype(np.float32) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
     return np.asarray(scaled.clip(0, 1) * 255 + 0.5, dtype=np.uint8)
+
+
+def likely_range(low: int | float, high: int | float) -> tuple[int | float, int | float]:
+    """Give black and white of such values: of integers the sensor's depth, not the brightest pixel by chance.
+
+    >>> likely_range(3, 3000)
+    (0, 4095)
+    """
+    if isinstance(low, int) and isinstance(high, int):
+        return min(0, low), 2 ** max(8, high.bit_length()) - 1
+    return low, high
 
 
 def fit_bands(pixels: UInt8[np.ndarray, "H W D"], path: Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
@@ -244,11 +258,10 @@ def png_depth(data: bytes) -> tuple[int, int]:
 def stored_pixels(image: Image.Image, data: bytes) -> Shaped[np.ndarray, "H W *C"]:
     """Decode an opened file to the array that Pillow gives; `data` are its bytes."""
     plain = image.format == "PNG" and image.mode in _PNG_MODES and "transparency" not in image.info
-    if plain and png_depth(data)[0] == 8 and (fast := _png_decoder()) is not None:
-        try:
+    if plain and png_depth(data)[0] == 8 and not data[_INTERLACED] and (fast := _png_decoder()) is not None:
+        # Strict about harmless oddities, with errors of many kinds; Pillow decides whether the file is really broken.
+        with suppress(Exception):
             return fast(data)
-        except RuntimeError:
-            pass  # strict about harmless oddities; Pillow decides whether the file is really broken
     return np.array(image)
 
 
@@ -260,7 +273,9 @@ def missing(path: Path) -> DataError:
 def broken(path: Path, error: Exception) -> DataError:
     """Make the error for a file that cannot be decoded."""
     empty = path.exists() and path.stat().st_size == 0
-    reason = "the file is empty (0 bytes)" if empty else f"cannot be decoded, broken or truncated ({error})"
+    # Pillow's own text for it holds an address in memory.
+    why = "no image, or a damaged beginning" if isinstance(error, UnidentifiedImageError) else error
+    reason = "the file is empty (0 bytes)" if empty else f"cannot be decoded, broken or truncated ({why})"
     return DataError(
         f"{path}: {reason}. Copy it again from its source, or remove it and its line in the lists.", "H201"
     )
@@ -304,6 +319,7 @@ def _png_decoder() -> Callable[[bytes], np.ndarray] | None:
         from imagecodecs import png_decode
     except ImportError:  # the `fast` extra
         return None
+    logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # Pillow does not report odd color profiles either
     return png_decode
 
 

@@ -23,13 +23,13 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
     return path
 
 
-def png(path: Path, rows: list[bytes], width: int, depth: int, color_type: int) -> Path:
+def png(path: Path, rows: list[bytes], width: int, depth: int, color_type: int, interlaced: bool = False) -> Path:
     """Write a PNG of any depth, which Pillow cannot."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, len(rows), depth, color_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, color_type, 0, 0, interlaced)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
     return path
@@ -97,6 +97,29 @@ def test_the_fast_extra_decodes_plain_png(monkeypatch: pytest.MonkeyPatch) -> No
     assert seen == [png_forms()[name] for name in ("RGB", "RGBA", "L", "LA")]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, UnicodeDecodeError])
+def test_what_the_fast_extra_cannot_decode_is_left_to_pillow(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(data: bytes) -> np.ndarray:
+        raise error("utf-8", b"", 0, 1, "odd") if error is UnicodeDecodeError else error("odd")
+
+    monkeypatch.setattr(images, "_png_decoder", lambda: refuse)
+    assert np.array_equal(images.decode_bytes(png_forms()["RGB"], Path("a.png")), RGB)
+
+
+def test_interlaced_png_and_odd_profiles_decode_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = _png(Image.fromarray(RGB), icc_profile=b"\0" * 200)
+    interlaced = tmp_path / "b.png"
+    png(interlaced, [RGB[0, :1].tobytes()], width=1, depth=8, color_type=2, interlaced=True)  # of one pixel: one pass
+    with caplog.at_level("WARNING"):
+        assert np.array_equal(images.decode_bytes(odd, Path("a.png")), RGB)
+        assert read_image(interlaced).tolist() == [[RGB[0, 0].tolist()]]
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_damaged_png_is_an_error_and_an_odd_end_is_not(
     fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,7 +157,7 @@ def test_16_bit_gray_is_refused_without_a_range_and_scaled_with_one(tmp_path: Pa
     values = np.array([[0, 1000, 2000], [4095, 5000, 65535]], dtype=np.uint16)
     for name in ("a.png", "a.tif"):
         path = save(tmp_path / name, Image.fromarray(values))
-        with pytest.raises(DataError, match=r"0 to 65535.*range: \[0, 4095\]"):
+        with pytest.raises(DataError, match=r"0 to 65535.*range: \[0, 65535\]"):
             read_image(path)
         scaled = read_image(path, value_range=(0.0, 4095.0))
         assert scaled[:, :, 0].tolist() == [[0, 62, 125], [255, 255, 255]]

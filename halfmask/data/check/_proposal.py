@@ -9,6 +9,7 @@ import yaml
 from halfmask.data.check._fingerprint import Fingerprint
 from halfmask.data.check._mask_rules import labels_of
 from halfmask.data.folder import Folder
+from halfmask.data.images import likely_range
 from halfmask.data.masks import IGNORE
 from halfmask.palette import hex_color
 
@@ -58,10 +59,8 @@ def _images(seen: Fingerprint) -> dict[str, Any]:
     limits = [facts.limits for facts in deep if facts.limits is not None]
     if limits:
         low, high = min(low for low, _ in limits), max(high for _, high in limits)
-        if all(facts.mode.startswith(("uint", "int")) for facts in deep):
-            # The sensor's depth, not the brightest pixel by chance: 12 bits hold up to 4095.
-            low, high = min(0, int(low)), 2 ** max(8, int(high).bit_length()) - 1
-        keys["range"] = [low, high]
+        integers = all(facts.mode.startswith(("uint", "int")) for facts in deep)
+        keys["range"] = list(likely_range(int(low), int(high)) if integers else (low, high))
     return keys
 
 
