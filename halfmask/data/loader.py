@@ -197,7 +197,10 @@ class TrainLoader(DataLoader[HostBatch]):
 
     def __iter__(self) -> Iterator[HostBatch]:  # type: ignore[override]  # the base class names a private type
         # The workers start here, not at the first batch.
-        return self._checked(super().__iter__())
+        items = super().__iter__()
+        for worker in getattr(items, "_workers", ()):
+            worker.terminate = worker.kill  # a stuck one that is to end ignores SIGTERM
+        return self._checked(items)
 
     def close(self) -> None:
         """Stop the workers now; otherwise they live until the loader is collected."""
@@ -352,7 +355,7 @@ def _loader(reader: StepReader | TurnReader, sampler: StepSampler | Turns, worke
         collate_fn=_only,
         pin_memory=pin,
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_leave_signals,
     )
 
 
@@ -378,6 +381,8 @@ def _only(items: list[HostBatch | _Failure]) -> HostBatch | _Failure:
     return items[0]  # a worker already made the whole batch
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; only the main process may react, or its workers die noisily first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(worker: int) -> None:
+    # Ctrl-C reaches the whole process group, and so does SIGTERM from `timeout`, systemd or SLURM; only the main process
+    # may react, or its workers die before the step has ended.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

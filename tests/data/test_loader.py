@@ -1,6 +1,8 @@
 """Loading: what reaches a method, independence of workers and ranks, errors, the cache."""
 
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +231,17 @@ def test_worker_counts():
     assert worker_count(3) == 3
     assert 0 <= worker_count("auto") <= 8
     assert worker_count("auto", world=1000) == 0
+
+
+def test_workers_outlive_a_sigterm_and_end_with_their_loader(dataset, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    made = loader(dataset, {"workers": 1})
+    made.steps.start, made.steps.stop = 0, 4
+    items = iter(made)
+    next(items)
+    (worker,) = made._iterator._workers
+    os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(items)) == 3
+    os.kill(worker.pid, signal.SIGSTOP)  # stuck
+    made.close()
+    assert worker.exitcode == -signal.SIGKILL
