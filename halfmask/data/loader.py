@@ -382,7 +382,7 @@ def _only(items: list[HostBatch | _Failure]) -> HostBatch | _Failure:
 
 
 def _leave_signals(worker: int) -> None:
-    # Ctrl-C reaches the whole process group, and so does SIGTERM from `timeout`, systemd or SLURM; only the main process
-    # may react, or its workers die before the step has ended.
+    # Ctrl-C reaches the whole process group, as does SIGTERM from `timeout`, systemd or SLURM. Only the main process
+    # may react, else its workers are gone before the step ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
