@@ -88,7 +88,7 @@ class ParityError(HalfmaskError, RuntimeError):
 
 
 class Interrupted(HalfmaskError, RuntimeError):
-    """Ctrl-C or SIGTERM stopped a run after its checkpoint was written.
+    """Ctrl-C stopped a run after its checkpoint was written; 143 if it was SIGTERM.
 
     Args:
         message: where it stopped and how to continue.

@@ -31,19 +31,23 @@ class What(enum.StrEnum):
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.", show_default=False)],
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show one: its parameters, or the recipe's text.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Show one: its parameters, or the recipe's text; of recipes also a part of names."
+        ),
     ] = None,
     as_json: flags.Json = False,
 ) -> None:
     """List what recipes can name.
 
     With NAME: each of its parameters with type, range, default and meaning.
+    `list recipes pascal` lists those with `pascal` in their names.
     """
-    if name is None:
-        rows = _rows(what)
+    rows = _rows(what) if name is None else _recipes_like(name) if what is What.recipes else []
+    if rows:
         print(json.dumps(rows, indent=2) if as_json else _columns(what, rows))
     elif what is What.recipes:
-        _show_recipe(name, as_json)
+        _show_recipe(str(name), as_json)
     else:
         entry = describe_entry(what, name)
         print(json.dumps(entry, indent=2) if as_json else _entry_text(entry))
@@ -115,6 +119,12 @@ def _rows(what: What) -> list[dict[str, Any]]:
     if what is What.methods:
         rows = [{**row, "paper": str(cited(abouts[row["name"]]) or "")} for row in rows]
     return rows
+
+
+def _recipes_like(part: str) -> list[dict[str, Any]]:
+    """Recipes with this in their names; none where it is the name of one."""
+    rows = _rows(What.recipes)
+    return [] if part in [row["name"] for row in rows] else [row for row in rows if part in row["name"]]
 
 
 def _show_recipe(name: str, as_json: bool) -> None:

@@ -65,7 +65,10 @@ def train(
         bool, typer.Option("--dry-run", help="Check recipe, data and model, predict memory and time, and stop.")
     ] = False,
     time: Annotated[
-        str | None, typer.Option("--time", metavar="TIME", help="Of the plan: all it may take, e.g. 30m or 2h.")
+        str | None,
+        typer.Option(
+            "--time", metavar="TIME", help="Of the plan: all it may take, e.g. 30m or 2h; a bare number is minutes."
+        ),
     ] = None,
     memory: Annotated[
         str | None,
@@ -163,9 +166,12 @@ def _memory_limit(text: str | None, usable: bool) -> int | None:
     from halfmask.engine.memory import parse_bytes
 
     try:
-        return parse_bytes(text)
+        size = parse_bytes(text)
     except ValueError:
         raise RecipeError(f"--memory {text}: expected a size, for example 8GB or 500MB.", "H303") from None
+    if text.strip()[-1:].isdigit():  # bytes, which nobody means
+        raise RecipeError(f"--memory {text}: name the unit, for example {text.strip()}GB.", "H303")
+    return size
 
 
 def _seconds(text: str | None) -> float | None:

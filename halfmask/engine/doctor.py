@@ -27,11 +27,7 @@ PACKAGES = (
 FEATURES = {
     "export": "halfmask export to ONNX, and its comparison with the original",
     "geo": "GeoTIFF with more than 8 bits or 4 bands, and its coordinates",
-    "medical": "NIfTI volumes",
     "coco": "nothing that is not built in: its readers confirm ours in the tests",
-    "hf": "weights and datasets of Hugging Face transformers and datasets",
-    "shards": "tar shards for more than a million images",
-    "tune": "halfmask tune",
     "fast": "faster decoding of JPEG and PNG images",
     "serve": "halfmask app, which needs no further package",
 }

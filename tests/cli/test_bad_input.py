@@ -210,6 +210,7 @@ CASES = {
     "time that is none": Case(2, f"{PLAN} --time soon", "H303 | --time soon | 30m"),
     "memory that is none": Case(2, f"{PLAN} --memory much", "H303 | --memory much | 8GB"),
     "no time": Case(2, f"{PLAN} --time 0m", "H303 | --time 0m | 30m"),
+    "memory without a unit": Case(2, f"{PLAN} --memory 8", "H303 | --memory 8: name the unit | 8GB"),
     "no memory": Case(2, f"{PLAN} --memory 0", "H303 | --memory 0 | 8GB"),
     "endless memory": Case(2, f"{PLAN} --memory infGB", "H303 | --memory infGB | 8GB"),
     "less time than any plan takes": Case(2, f"{PLAN} {SMALL} --time 1s", "H305 | 1.0 s is too short | at least"),

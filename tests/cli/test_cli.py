@@ -328,3 +328,11 @@ def test_warnings_of_ours_show_no_line_of_code(
     ours, theirs = capsys.readouterr().err.splitlines()[:2]
     assert ours == "warning: a mask of ours"
     assert theirs == f"{np.__file__}:7: UserWarning: of a library"
+
+
+def test_list_recipes_takes_a_part_of_names():
+    listed = [line.split()[0] for line in run("list", "recipes", "cityscapes_base").stdout.splitlines()]
+    assert "unimatch_v2/cityscapes_base" in listed and len(listed) > 1
+    assert all("cityscapes_base" in name for name in listed)
+    assert run("list", "recipes", "cct/pascal").stdout.startswith("#")  # one of that name: its text
+    assert "there is no shipped recipe 'pasqual'" in run("list", "recipes", "pasqual").stderr
