@@ -44,10 +44,10 @@ def list_(
     `list recipes pascal` lists those with `pascal` in their names.
     """
     rows = _rows(what) if name is None else _recipes_like(name) if what is What.recipes else []
-    if rows:
+    if name is None or rows:
         print(json.dumps(rows, indent=2) if as_json else _columns(what, rows))
     elif what is What.recipes:
-        _show_recipe(str(name), as_json)
+        _show_recipe(name, as_json)
     else:
         entry = describe_entry(what, name)
         print(json.dumps(entry, indent=2) if as_json else _entry_text(entry))

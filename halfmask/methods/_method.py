@@ -90,7 +90,7 @@ class Method(nn.Module):
     equal_batches: ClassVar[bool] = False  # True: a step needs as many unlabeled as labeled images
     weak_labels: ClassVar[frozenset[str]] = frozenset()  # what of `data.weak` a step uses: "tags", "masks"
     partial_updates: ClassVar[bool] = False  # True: some parameters get no gradient in some updates
-    status: ClassVar[str] = "implemented"  # or "reproduced", "experimental"
+    status: ClassVar[str] = "experimental"  # "implemented": equals the paper's by numbers; or "reproduced"
     host_sync: str | None = None  # the reason, if an operator must visit the host; may be set in __init__
 
     student: Model

@@ -64,6 +64,7 @@ class AllSpark(Method):
         ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
+    status = "implemented"
     equal_batches = True
 
     def __init__(

@@ -69,6 +69,7 @@ class Cam(Method):
         frozen: leave batch norm, stem and first two stages of a ResNet as they are.
     """
 
+    status = "implemented"
     weak_labels: ClassVar[frozenset[str]] = frozenset({"tags"})
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation"})
 

@@ -138,6 +138,7 @@ class CCT(Method):
         head_group: decoders computed at once; `auto`: 1 on a CPU, 6 elsewhere; 0: the plain loop, for comparison.
     """
 
+    status = "implemented"
     weak_labels: ClassVar[frozenset[str]] = frozenset({"masks"})
 
     def __init__(

@@ -70,6 +70,7 @@ class FixMatch(Method):
         ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
+    status = "implemented"
     tasks = frozenset({"segmentation", "change", "classification"})
 
     def __init__(

@@ -47,6 +47,8 @@ class MeanTeacher(Method):
         ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
+    status = "implemented"
+
     def __init__(
         self,
         task: Task,

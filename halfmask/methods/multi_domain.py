@@ -65,6 +65,7 @@ class MultiDomain(Method):
             images differ much.
     """
 
+    status = "implemented"
     partial_updates: ClassVar[bool] = True
 
     def __init__(

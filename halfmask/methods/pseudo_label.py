@@ -43,6 +43,8 @@ class PseudoLabel(Method):
         ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
+    status = "implemented"
+
     def __init__(
         self,
         task: Task,

@@ -30,6 +30,7 @@ class Supervised(Method):
         ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
+    status = "implemented"
     draws = 0
     tasks = frozenset({"segmentation", "change", "classification"})
 

@@ -71,6 +71,8 @@ class UniMatch(Method):
         ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
+    status = "implemented"
+
     def __init__(
         self,
         task: Task,

@@ -78,6 +78,7 @@ class UniMatchV2(Method):
         ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
+    status = "implemented"
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change", "classification"})
 
     def __init__(

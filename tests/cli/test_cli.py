@@ -157,6 +157,7 @@ def test_resume_continues_a_run_by_its_own_recipe(trained, tmp_path):
         (["fixmatch/folder", "data.crp=96", "--out", "R"], "Did you mean `crop`"),
         (["fixmatch/folder", "method.treshold=0.9", "--out", "R"], "threshold"),
         (["fixmatch/folder", "other/recipe", "--out", "R"], "key=value"),
+        (["data.crop=96", "fixmatch/folder", "--out", "R"], "A recipe comes first"),
         (["fixmatch/folder", "--method", "fixmach", "--out", "R"], "Did you mean `fixmatch`"),
         (["fixmatch/folder", "--batch-size", "many", "--out", "R"], "4+8"),
         (["fixmatch/folder", "--seeds", "0;1", "--out", "R"], "0,1,2"),
@@ -332,7 +333,7 @@ def test_warnings_of_ours_show_no_line_of_code(
 
 def test_list_recipes_takes_a_part_of_names():
     listed = [line.split()[0] for line in run("list", "recipes", "cityscapes_base").stdout.splitlines()]
-    assert "unimatch_v2/cityscapes_base" in listed and len(listed) > 1
+    assert {"unimatch_v2/cityscapes_base", "supervised/cityscapes_base"} <= set(listed)
     assert all("cityscapes_base" in name for name in listed)
     assert run("list", "recipes", "cct/pascal").stdout.startswith("#")  # one of that name: its text
     assert "there is no shipped recipe 'pasqual'" in run("list", "recipes", "pasqual").stderr

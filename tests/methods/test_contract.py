@@ -171,6 +171,11 @@ class PredictsNothing(Plain):
         return {}
 
 
+def test_only_shipped_methods_say_that_they_equal_a_paper():
+    assert Method.status == "experimental"
+    assert {resolve("methods", name).status for name in names("methods")} == {"implemented"}
+
+
 def test_the_plain_method_passes():
     check_method(Plain)
 
