@@ -17,6 +17,10 @@ def convert(
         str, typer.Option("--to", metavar="FORMAT", help="index, color, coco, labelme, label_studio or geojson.")
     ] = "index",
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the result.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Images of the masks, by name: for labelme, label_studio, coco."),
+    ] = None,
     rle: Annotated[
         bool, typer.Option("--rle", help="COCO: run lengths for all regions, not only those with holes.")
     ] = False,
@@ -30,7 +34,7 @@ def convert(
     From any folder that trains, masks alone, or what annotation tools export (COCO json, Label Studio json, a folder of
     labelme json), to index or color PNG, COCO json, labelme, Label Studio or GeoJSON; exact to the pixel.
     """
-    flags.check_overrides(overrides or ())
+    flags.check_overrides(overrides or (), folder="--out")
     if out is None:
         raise RecipeError("where to? Name a folder: --out DIR")
     from halfmask.engine.convert import convert as run
@@ -40,10 +44,11 @@ def convert(
         out,
         to=to,
         geometry="rle" if rle else "polygon",
+        images=images,
         overrides=overrides or (),
         overwrite=overwrite,
         limit=limit,
         quiet=quiet,
     )
-    print(json.dumps({"masks": count, "out": str(out)}) if as_json else f"{out}  {count} masks")
+    print(json.dumps({"masks": count, "out": str(out)}) if as_json else f"{out}  {count} mask{'s' * (count != 1)}")
     flags.say(f"classes and colors: {out / 'halfmask.yaml'}; put it beside the data to read them with these ids", quiet)

@@ -87,18 +87,30 @@ def split_arguments(arguments: Sequence[str] | None) -> tuple[str | None, list[s
     first, rest = None, list(arguments or ())
     if rest and "=" not in rest[0]:
         first, *rest = rest
-    check_overrides(rest)
+    check_overrides(rest, recipe_first=first is None)
     return first, rest
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse arguments that are not of the form key=value, before anything slow is imported."""
+def check_overrides(overrides: Sequence[str], folder: str = "--data", recipe_first: bool = False) -> None:
+    """Refuse arguments that are not of the form key=value, before anything slow is imported.
+
+    Args:
+        overrides: the arguments.
+        folder: option that a folder was probably meant for; empty: the verb has none.
+        recipe_first: a recipe may come before them, and none did.
+
+    Raises:
+        RecipeError: one has another form.
+    """
     wrong = [item for item in overrides if item.partition("=")[0] == "" or "=" not in item]
     if wrong:
+        cure = ""
+        if folder and Path(wrong[0]).is_dir():
+            cure = f" Did you mean {folder} {wrong[0]}?"
+        elif recipe_first:
+            cure = " A recipe comes first: halfmask train RECIPE key=value ..."
         raise RecipeError(
-            f"{', '.join(map(repr, wrong))}: expected key=value, for example data.crop=320. "
-            "A recipe comes first: halfmask train RECIPE key=value ...",
-            "H303",
+            f"{', '.join(map(repr, wrong))}: expected key=value, for example data.crop=320.{cure}", "H303"
         )
 
 

@@ -28,7 +28,7 @@ def app(
     The page shows the mask over the image, the share of each class, and gives the mask as a palette PNG. It needs no
     network, and listens on this machine only. Ctrl-C stops it.
     """
-    flags.check_overrides(overrides or ())
+    flags.check_overrides(overrides or (), folder="")
     from halfmask.engine.app import app as serve
 
     def ready(url: str) -> None:

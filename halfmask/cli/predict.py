@@ -51,11 +51,12 @@ def predict(
     images are predicted in overlapping tiles. For change detection the input is a folder with A/ and B/; classification
     writes labels.csv and labels.json.
     """
-    flags.check_overrides(overrides or ())
+    flags.check_overrides(overrides or (), folder="--input")
     from halfmask.engine.predict import predict as write
     from halfmask.engine.predict import predicted_kind
     from halfmask.engine.ranks import is_first_rank
 
+    found: list[int] = []
     count = write(
         run,
         source,
@@ -72,8 +73,15 @@ def predict(
         overlap=overlap,
         nodata=nodata,
         quiet=quiet,
+        on_found=found.append,
     )
     if not is_first_rank():
         return
-    what = "labels" if predicted_kind(run) == "classification" else "masks"
-    print(json.dumps({"images": count, "out": str(out)}) if as_json else f"{out}  {count} {what}")
+    what = ("label" if predicted_kind(run) == "classification" else "mask") + "s" * (count != 1)
+    kept = found[0] - count
+    if as_json:
+        print(json.dumps({"images": count, "kept": kept, "out": str(out)}))
+    elif kept:
+        print(f"{out}  {count} {what} written, {kept} already there (--overwrite replaces them)")
+    else:
+        print(f"{out}  {count} {what}")

@@ -1,11 +1,13 @@
 """Masks to convert: those of any folder that trains, or masks alone, without their images.
 
-Alone are a folder of PNG, such as the output of `halfmask predict`; one json file that COCO tools or Label Studio
-exported; and a folder of labelme json. The names of the classes come from `halfmask.yaml` beside them.
+Alone are a folder of PNG, such as the output of `halfmask predict` (its overlays and probabilities do not count); one
+json file that COCO tools or Label Studio exported; and a folder of labelme json. The names of the classes come from
+`halfmask.yaml` beside them.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import normpath
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +17,7 @@ from jaxtyping import Integer
 from halfmask.data._coco_json import CocoFolder, load
 from halfmask.data._dataset import Dataset
 from halfmask.data._description import Description, read_description
-from halfmask.data._exports import Exports
+from halfmask.data._exports import Exports, ImageNames
 from halfmask.data._files import list_images
 from halfmask.data._label_studio import LabelStudioFolder, read_annotations
 from halfmask.data.annotations._outlines import Outlines
@@ -23,9 +25,12 @@ from halfmask.data.folder import Folder
 from halfmask.data.layouts import head_of
 from halfmask.data.masks import IGNORE, LabelMap, read_mask, read_stored
 from halfmask.data.splits import open_dataset
-from halfmask.errors import DataError
+from halfmask.errors import DataError, bullet_list
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
+
+# Where `halfmask predict` puts pictures and arrays, by the names of the masks.
+_BESIDE_MASKS = ("overlays", "probabilities")
 
 ReadMask = Callable[[str], Integer[np.ndarray, "H W"]]
 
@@ -39,8 +44,10 @@ class MaskSource:
         ids: of images that have a mask.
         task: their classes.
         read: gives the mask of an id.
-        image: gives the image of an id, relative to `root`; it may lie outside.
+        image: gives the image of an id, relative to `image_root`; it may lie outside.
         left_out: images that the annotations list, but that have none.
+        image_root: folder of the images, where it is not `root`.
+        images_known: `False`: an id names a mask, and nothing says where its image lies.
     """
 
     root: Path
@@ -49,9 +56,23 @@ class MaskSource:
     read: ReadMask
     image: Callable[[str], str] = str
     left_out: tuple[str, ...] = ()
+    image_root: Path | None = None
+    images_known: bool = True
+
+    def with_images(self, folder: Path) -> "MaskSource":
+        """Take the images from below a folder, by the names of the masks without suffix.
+
+        Raises:
+            DataError: masks without an image there, or with several.
+        """
+        return replace(self, image=find_images(self.ids, folder).__getitem__, image_root=folder, images_known=True)
+
+    def image_file(self, id: str) -> Path:
+        """Give the image of an id, which need not be there."""
+        return (self.image_root or self.root) / self.image(id)
 
     def name_of_image(self, id: str) -> str:
-        """Give the path of an image below `root`; of one outside, the folder of its mask and its own name."""
+        """Give the path of an image below its root; of one outside, the folder of its mask and its own name."""
         path = self.image(id)
         # A colon is that of a drive: labelme on Windows may name an image by its absolute path.
         outside = path.startswith(("../", "/")) or ":" in path
@@ -86,6 +107,52 @@ def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
     if isinstance(dataset, Folder) and dataset.layout.name == "plain":
         return _masks_alone(dataset)
     raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
+
+
+def find_images(ids: Sequence[str], folder: Path) -> dict[str, str]:
+    """Find the image of each mask below a folder: of the same path without suffix, else of the same name.
+
+    Args:
+        ids: paths of the masks.
+        folder: of the images.
+
+    Returns:
+        Paths relative to the folder, by the ids.
+
+    Raises:
+        DataError: no such folder, masks without an image, or with several.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--images {folder}: no such folder.", "H208")
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for image in list_images(folder, folder):
+        by_stem[_without_suffix(image)].append(image)
+    here = ImageNames(by_stem)
+    found = {id: _images_of(id, by_stem, here) for id in ids}
+    if absent := [id for id, images in found.items() if not images]:
+        raise DataError(
+            f"--images {folder}: masks without an image of their name there ({len(absent)} of {len(ids)}):\n"
+            f"{bullet_list(absent)}",
+            "H208",
+        )
+    if several := [f"{id}: {', '.join(images[:3])}" for id, images in found.items() if len(images) > 1]:
+        raise DataError(
+            f"--images {folder}: masks that fit several images ({len(several)} of {len(ids)}). Give the folder of the "
+            "images alone:\n"
+            f"{bullet_list(several)}",
+            "H208",
+        )
+    return {id: images[0] for id, images in found.items()}
+
+
+def _images_of(id: str, by_stem: dict[str, list[str]], here: ImageNames) -> list[str]:
+    stem = _without_suffix(id)
+    stems = [stem] if stem in by_stem else here.most_alike(stem)
+    return [image for stem in stems for image in by_stem[stem]]
+
+
+def _without_suffix(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _export(path: Path, said: Description) -> MaskSource:
@@ -133,7 +200,7 @@ def _labeled(dataset: Dataset) -> Iterator[str]:
 
 def _masks_alone(folder: Folder) -> MaskSource:
     """Read every file of a folder as a mask."""
-    ids = tuple(list_images(folder.root, folder.root))
+    ids = _but_beside_masks(list_images(folder.root, folder.root))
     said = folder.description
     if said.classes is None:
         values: set[int] = set()
@@ -152,4 +219,19 @@ def _masks_alone(folder: Folder) -> MaskSource:
     else:
         task = folder.task
         labels = folder.labels_of(folder.root / ids[0])
-    return MaskSource(folder.root, ids, task, lambda id: read_mask(folder.root / id, labels))
+    return MaskSource(folder.root, ids, task, lambda id: read_mask(folder.root / id, labels), images_known=False)
+
+
+def _but_beside_masks(ids: Sequence[str]) -> tuple[str, ...]:
+    """Leave out what `halfmask predict` writes besides masks.
+
+    >>> _but_beside_masks(["a.png", "overlays/a.jpg", "overlays/b.png"])
+    ('a.png', 'overlays/b.png')
+    """
+    stems = {_without_suffix(id) for id in ids}
+
+    def beside(id: str) -> bool:
+        folder, _, name = id.partition("/")
+        return folder in _BESIDE_MASKS and _without_suffix(name) in stems
+
+    return tuple(id for id in ids if not beside(id))

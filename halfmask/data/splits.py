@@ -240,7 +240,7 @@ def find_split(recipe: DataRecipe, dataset: Dataset) -> Path:
     listed = f"Known splits: {', '.join(known)}." if known else f"No split is there (looked in {base})."
     raise DataError(
         f"split {name!r} of {recipe.dataset.name} not found.{nearest(name, known)} {listed} Say where the lists "
-        "are with data.splits=DIR, or draw one: data.labeled=COUNT.",
+        "are with data.splits=DIR, or draw one: data.split=null data.labeled=COUNT.",
         "H211",
     )
 

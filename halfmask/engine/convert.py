@@ -39,6 +39,8 @@ from halfmask.sections import DataRecipe
 from halfmask.task import Kind, Task
 
 Format = Literal["index", "color", "coco", "labelme", "label_studio", "geojson"]
+# These say which image a mask belongs to.
+_NAMES_IMAGES = ("labelme", "label_studio", "coco")
 OUTLINES = ("labelme", "label_studio", "geojson", "coco")
 FORMATS = get_args(Format)
 _SUFFIX = {"index": ".png", "color": ".png", "labelme": ".json", "geojson": ".geojson"}
@@ -134,34 +136,43 @@ def convert(
     *,
     to: str = "index",
     geometry: Geometry = "polygon",
+    images: str | Path | None = None,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     limit: int | None = None,
     quiet: bool = False,
 ) -> int:
-    """Convert the masks of a folder. Images that an export lists without an annotation are named on stderr.
+    """Convert the masks of a folder.
+
+    Images that an export lists without an annotation are named on stderr; so is it if masks are named as the images.
 
     Args:
         source: a folder that trains, or one of masks alone, or an export of COCO or Label Studio json.
         out: folder for the result.
         to: "index", "color", "coco", "labelme", "label_studio" or "geojson".
         geometry: of COCO: "polygon" for regions without holes, or "rle" for all.
+        images: folder of the images, for `labelme`, `label_studio` and `coco`: each is found by the name of its mask
+            without suffix, and named relative to this folder.
         overrides: dotted `data.*` keys, for example `["data.dataset.classes=[ground, leaf]"]`.
         overwrite: replace files that exist.
         limit: only the first so many masks.
-        quiet: do not name them.
+        quiet: say nothing on stderr.
 
     Returns:
         Number of masks converted.
 
     Raises:
-        DataError: no masks, broken ones, or results that exist already.
-        RecipeError: an unknown format, or colors that cannot be told apart.
+        DataError: no masks, broken ones, masks without an image in `images`, or results that exist already.
+        RecipeError: an unknown format, `images` for one that names none, or colors that cannot be told apart.
     """
     if to not in FORMATS:
         raise RecipeError(f"--to {to}: unknown.{nearest(to, FORMATS)} Known: {', '.join(FORMATS)}.", "H303")
+    if images is not None and to not in _NAMES_IMAGES:
+        raise RecipeError(f"--images: --to {to} names no images. Leave it out; it is for {', '.join(_NAMES_IMAGES)}.")
     # Without overrides no recipe is checked: that takes seconds, as it loads what methods need.
     found = open_masks(Path(source), load(None, overrides).data if overrides else DataRecipe())
+    if images is not None:
+        found = found.with_images(Path(images))
     writer = Writer(cast(Format, to), Path(out), found.task, geometry)
     _require_distinct_colors(writer)
     named = {id: mask_name(id) for id in found.ids[:limit]}
@@ -169,13 +180,19 @@ def convert(
     for id, name in named.items():
         image = Path(id)
         if to == "labelme":
-            image = found.root / found.image(id)
+            image = found.image_file(id)
         elif writer.names_images:
             image = Path(found.name_of_image(id))
         writer.add(name, found.read(id), image, found.root / id)
     writer.close()
     if found.left_out and not quiet:
         print(_told(found.left_out), file=sys.stderr)
+    if to in _NAMES_IMAGES and not found.images_known and not quiet:
+        print(
+            f"note: {to} names the image of each mask, and here it names the masks themselves: their images are not "
+            "known. Name the folder of the images: --images DIR",
+            file=sys.stderr,
+        )
     return len(named)
 
 

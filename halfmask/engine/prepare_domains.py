@@ -120,7 +120,7 @@ def describe_domains(prepared: Prepared) -> str:
         split = source.split
         lines.append(
             f"{name:{wide}}  {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} "
-            f"validation images, {source.dataset.task.n_classes} classes"
+            f"validation image{'s' * (len(split.val) != 1)}, {source.dataset.task.n_classes} classes"
         )
     return "\n         ".join(lines)
 

@@ -49,8 +49,8 @@ class Plan:
         data, machine = self.data, self.machine
         where = machine.gpu or f"CPU, {machine.cores} core{'s' if machine.cores > 1 else ''}, no GPU"
         lines = [
-            f"plan     {data.labeled} labeled, {data.unlabeled} unlabeled, {data.val} validation images, "
-            f"{data.task.n_classes} classes; {where}, {machine.memory / 2**30:.1f} GiB free"
+            f"plan     {data.labeled} labeled, {data.unlabeled} unlabeled, {data.val} validation "
+            f"image{'s' * (data.val != 1)}, {data.task.n_classes} classes; {where}, {machine.memory / 2**30:.1f} GiB free"
         ]
         lines += [f"  {choice.topic:<10} {choice.value}" + (f"  ({choice.reason})" if choice.reason else "") for choice
                   in self.choices]  # fmt: skip

@@ -207,3 +207,11 @@ def test_fix_in_a_folder_that_cannot_be_written_says_so(tmp_path, monkeypatch):
     assert result.exit_code == 3
     assert "writable" in result.stderr
     assert [path.name for path in tmp_path.iterdir() if "yaml" in path.name] == []
+
+
+def test_a_folder_without_its_option_is_named_with_it(tmp_path):
+    for verb, option in ((("check",), "--data"), (("convert", "masks"), "--out")):
+        result = run(*verb, tmp_path)
+        assert result.exit_code == 2
+        assert f"Did you mean {option} {tmp_path}?" in result.stderr
+        assert "recipe" not in result.stderr

@@ -328,6 +328,35 @@ def test_masks_alone_are_converted_too(tmp_path):
     assert geojson.labels_in(json.loads((tmp_path / "o2/a.geojson").read_text())) == {"b", "x", "y", "z"}
 
 
+def test_the_images_of_masks_alone_are_found_by_name(tmp_path, capsys):
+    for name in ("a", "val/b"):
+        save(tmp_path / f"pred/{name}.png", NESTED)
+    convert(tmp_path / "pred", tmp_path / "o1", to="labelme")
+    assert "--images DIR" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"\(2 of 2\):\n  - a\.png\n  - val/b\.png") as caught:
+        convert(tmp_path / "pred", tmp_path / "o2", to="labelme", images=tmp_path / "o1")
+    assert caught.value.code == "H208"
+    for name in ("day 1/a", "day 1/b", "val/b"):  # the one of the same folder counts
+        save(tmp_path / f"in/{name}.jpg", picture(0, NESTED.shape))
+    convert(tmp_path / "pred", tmp_path / "o2", to="labelme", images=tmp_path / "in")
+    for name, image in {"a": "day 1/a", "val/b": "val/b"}.items():
+        path = tmp_path / f"o2/{name}.json"
+        named = (path.parent / json.loads(path.read_text())["imagePath"]).resolve()
+        assert named == tmp_path / f"in/{image}.jpg"
+    convert(tmp_path / "pred", tmp_path / "o3", to="coco", images=tmp_path / "in")
+    written = json.loads((tmp_path / "o3/annotations.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["day 1/a.jpg", "val/b.jpg"]
+    convert(tmp_path / "pred", tmp_path / "o4", to="label_studio", images=tmp_path / "in")
+    written = json.loads((tmp_path / "o4/tasks.json").read_text())
+    assert [image_name(task["data"]) for task in written] == ["day 1/a.jpg", "val/b.jpg"]
+    assert not capsys.readouterr().err
+    (tmp_path / "pred/val/b.png").rename(tmp_path / "pred/b.png")
+    with pytest.raises(DataError, match=r"b\.png: day 1/b\.jpg, val/b\.jpg"):
+        convert(tmp_path / "pred", tmp_path / "o5", to="coco", images=tmp_path / "in")
+    with pytest.raises(RecipeError, match="--to index names no images"):
+        convert(tmp_path / "pred", tmp_path / "o5", images=tmp_path / "in")
+
+
 def test_a_label_that_is_no_class_is_named(tmp_path):
     maps = source_folder(tmp_path)
     convert(tmp_path, tmp_path / "new/masks", to="labelme")
@@ -445,7 +474,8 @@ def test_predictions_come_as_outlines_that_fill_to_the_masks(to, tmp_path):
     save_bundle(tmp_path / "run", model, THREE)
     for number in range(2):
         save(tmp_path / f"in/day {number}/im.png", picture(number))
-    assert predict(tmp_path / "run", tmp_path / "in", tmp_path / "out", outlines=to, quiet=True) == 2
+    besides = {"overlay": True, "probabilities": True, "quiet": True}
+    assert predict(tmp_path / "run", tmp_path / "in", tmp_path / "out", outlines=to, **besides) == 2
     for number in range(2):
         with Image.open(tmp_path / f"out/day {number}/im.png") as mask:
             expected = np.array(mask)
@@ -463,3 +493,4 @@ def test_predictions_come_as_outlines_that_fill_to_the_masks(to, tmp_path):
         np.testing.assert_array_equal(painted, expected)
     with pytest.raises(RecipeError, match="Did you mean `labelme`"):
         predict(tmp_path / "run", tmp_path / "in", tmp_path / "out", outlines="labelm", quiet=True)
+    assert convert(tmp_path / "out", tmp_path / "again", to=to) == 2  # overlays and probabilities are no masks

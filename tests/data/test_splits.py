@@ -122,7 +122,9 @@ def test_the_masks_of_unlabeled_images_are_never_opened(tmp_path: Path) -> None:
 def test_an_unknown_split_lists_the_known_ones(tmp_path: Path) -> None:
     trees.folder(tmp_path)
     lists(tmp_path / "splits", **{"1_16__labeled": ["images/im_0.png"], "1_8__labeled": ["images/im_0.png"]})
-    with pytest.raises(DataError, match=r"'1_6' of folder not found.*Did you mean.*1_16, 1_8.*data\.labeled=COUNT"):
+    with pytest.raises(
+        DataError, match=r"'1_6' of folder not found.*Did you mean.*1_16, 1_8.*data\.split=null data\.labeled=COUNT"
+    ):
         resolved(tmp_path, split="1_6")
 
 
