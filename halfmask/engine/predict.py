@@ -4,6 +4,7 @@
     <out>/overlays/<path below the input>.jpg       the image with the mask over it
     <out>/probabilities/<path below the input>.npy  float16 (K, H, W)
     <out>/labelme/..., label_studio/..., ...        outlines, see `halfmask.engine.convert`
+    <out>/predict.json                              which model wrote them
 
 Masks have the size of the upright image (EXIF orientation applied). Each file appears only when it is complete,
 and the mask last: an interrupted call continues where it stopped, and a broken image costs nothing but itself.
@@ -18,7 +19,7 @@ Models of classification write tables of labels instead, see `halfmask.engine.pr
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from glob import glob, has_magic
@@ -41,7 +42,7 @@ from halfmask.engine.atomic import atomic_path
 from halfmask.engine.bundle import bundle_folder, load_bundle, read_meta
 from halfmask.engine.convert import require_outlines, write_outlines
 from halfmask.engine.inference import class_map, probabilities
-from halfmask.engine.predict_files import Job, write_mask, write_overlay
+from halfmask.engine.predict_files import Job, record_model, write_mask, write_overlay
 from halfmask.engine.predict_labels import predict_labels, reading_of
 from halfmask.engine.predict_tiled import Predictor, predict_tiled, without_data
 from halfmask.engine.ranks import joined_ranks
@@ -72,6 +73,7 @@ def predict(
     overlap: int | None = None,
     nodata: float | None = None,
     quiet: bool = False,
+    on_found: Callable[[int], object] | None = None,
 ) -> int:
     """Write a mask (or label) for every image; images that already have theirs are skipped.
 
@@ -96,14 +98,15 @@ def predict(
         overlap: of neighboring tiles; by default a quarter of the tile.
         nodata: value of pixels without data, instead of the one of the training data.
         quiet: show no progress.
+        on_found: called with the number of images of the input.
 
     Returns:
         Number of images predicted by this call, in all processes.
 
     Raises:
         CheckpointError: no bundle, or a damaged one.
-        DataError: no image, two images for one mask, a full disk; or, after all others are done, images that
-            could not be read.
+        DataError: no image, two images for one mask, results of another model in `out` without `overwrite`, a full
+            disk; or, after all others are done, images that could not be read.
         RecipeError: an override is wrong, or `out` is where the images are.
     """
     opened = open_run(run, overrides, sections=("eval",))
@@ -111,12 +114,15 @@ def predict(
     kind = predicted_kind(opened.folder)
     require_outlines(outlines, kind)
     jobs = plan(input, out, overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
+    if on_found is not None:
+        on_found(len(jobs))
     with joined_ranks(device) as ranks:
         quiet = quiet or not ranks.first
         bundle = load_bundle(opened.folder, ranks.device)
+        if kind == "classification" and overlay:
+            raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
+        record_model(Path(out), bundle, jobs, overwrite=overwrite)
         if kind == "classification":
-            if overlay:
-                raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
             if not ranks.first:  # one table, one writer
                 return 0
             return predict_labels(

@@ -1,5 +1,7 @@
-"""The files of one predicted image: which there are, and how they are written."""
+"""The files of predicted images: which there are, how they are written, and by which model."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +10,13 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from halfmask.data.geotiff import write_mask as write_geotiff
-from halfmask.engine.atomic import atomic_path
+from halfmask.engine.atomic import atomic_path, write_json
+from halfmask.engine.bundle import Bundle
 from halfmask.errors import DataError
 from halfmask.palette import Color, overlay, palette_of
 from halfmask.task import Task
+
+RECORD = "predict.json"  # in the folder of the results: the model they are of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,30 @@ class Job:
     def dates(self) -> tuple[Path, ...]:
         """The files it is read from."""
         return (self.image,) if self.before is None else (self.before, self.image)
+
+
+def record_model(out: Path, bundle: Bundle, jobs: Sequence[Job], *, overwrite: bool) -> None:
+    """Note which model the results in a folder are of; not where some lie there already and nothing tells of which.
+
+    Raises:
+        DataError: they are another model's, and not to be overwritten; or the folder cannot be written.
+    """
+    path = out / RECORD
+    if path.is_file() and not overwrite:
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            weights, run = told["sha256"], told["run"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            text = f"{path}: cannot be read ({error!r}). Use --overwrite, or another --out."
+            raise DataError(text, "H408") from error
+        if weights != bundle.meta["sha256"]:
+            raise DataError(
+                f"{out} holds results of another model ({run}; here {bundle.folder}). Replace them with --overwrite, "
+                "or choose another --out.",
+                "H408",
+            )
+    elif overwrite or not ((out / "labels.json").exists() or any(job.mask.exists() for job in jobs)):
+        write_json(path, {"run": bundle.folder.as_posix(), "sha256": bundle.meta["sha256"]}, error=DataError)
 
 
 def write_mask(job: Job, mask: Integer[np.ndarray, "H W"], task: Task) -> None:

@@ -69,6 +69,16 @@ def test_tiles_and_nodata_are_options_of_predict(place, tmp_path):
     assert "at most 16" in wrong.stderr
 
 
+def test_predict_says_how_many_masks_it_kept(place, tmp_path):
+    def predicted(*options):
+        found = call("predict", place / "run", "--input", place / "shapes/images", "--out", tmp_path / "out", *options)
+        assert found.exit_code == 0, found.output
+        return found.stdout.strip().partition("  ")[2]
+
+    assert predicted("--limit", 2) == "2 masks"
+    assert predicted("--limit", 3) == "1 mask written, 2 already there (--overwrite replaces them)"
+
+
 def test_suggest_prints_scores_and_says_what_is_missing(place, tmp_path):
     found = call("suggest", place / "run", "--n", 2, "--out", tmp_path / "next", "--disagreement", 2)
     assert found.exit_code == 0, found.output

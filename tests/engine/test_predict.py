@@ -90,6 +90,25 @@ def test_finished_images_are_skipped_unless_asked(run: Path, tmp_path: Path) -> 
     assert predict(run, tmp_path / "in", tmp_path / "out", overwrite=True, quiet=True) == 2
 
 
+def test_masks_of_another_model_are_neither_kept_silently_nor_lost(run: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    predict(run, tmp_path / "in", out, quiet=True)
+    save_bundle(tmp_path / "other", small_model(FACADE), FACADE)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(DataError, match=r"another model \(.*run; here .*other\).*--overwrite.*--out") as caught:
+        predict(tmp_path / "other", tmp_path / "in", out, quiet=True)
+    assert caught.value.code == "H408"
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert predict(tmp_path / "other", tmp_path / "in", out, overwrite=True, quiet=True) == 1
+    assert predict(tmp_path / "other", tmp_path / "in", out, quiet=True) == 0
+    with pytest.raises(DataError, match="another model"):
+        predict(run, tmp_path / "in", out, quiet=True)
+    (out / "predict.json").unlink()  # of an earlier version: nothing tells whose masks they are, so nothing is claimed
+    assert predict(run, tmp_path / "in", out, quiet=True) == 0
+    assert not (out / "predict.json").exists()
+
+
 def test_masks_have_the_size_of_the_upright_image(run: Path, tmp_path: Path) -> None:
     photo(tmp_path / "in" / "lying.jpg", (40, 30), orientation=6)
     predict(run, tmp_path / "in", tmp_path / "out", overlay=True, quiet=True)
@@ -119,7 +138,7 @@ def test_a_broken_image_costs_only_itself(run: Path, tmp_path: Path) -> None:
     assert "[H201] " in str(caught.value)
     assert "c.png" in str(caught.value)
     assert (caught.value.code, caught.value.exit_code) == ("H201", 3)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png", "predict.json"]
 
 
 def test_an_interruption_leaves_only_complete_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +157,7 @@ def test_an_interruption_leaves_only_complete_files(run: Path, tmp_path: Path, m
         patch.setattr(files_module, "mask_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             predict(run, tmp_path / "in", tmp_path / "out", quiet=True)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "predict.json"]
     assert predict(run, tmp_path / "in", tmp_path / "out", quiet=True) == 2
 
 
