@@ -130,7 +130,10 @@ def describe_field(field: Any) -> str:
         return "a section with the keys " + ", ".join(section.model_fields)
     text = "a name or {name, **params}" if section is not None else describe_type(field.annotation)
     text += _range(field.metadata)
-    return text if field.is_required() else f"{text}, default {field.get_default(call_default_factory=True)!r}"
+    if field.is_required():
+        return text
+    default = field.get_default(call_default_factory=True)
+    return f"{text}, default {default.model_dump()['name'] if isinstance(default, BaseModel) else default!r}"
 
 
 def _range(constraints: Iterable[Any]) -> str:

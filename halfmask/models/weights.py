@@ -196,7 +196,7 @@ def _release(tag: str, releases: Mapping[str, Release]) -> Release:
     if tag not in releases:
         raise CheckpointError(
             f"there are no weights {tag!r}.{nearest(tag, releases)} Known: default, {', '.join(releases)}, "
-            "or the path of a .safetensors or .pth file.",
+            "null for none, or the path of a .safetensors or .pth file.",
             "H409",
         )
     return releases[tag]
