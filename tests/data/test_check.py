@@ -82,6 +82,36 @@ def test_leakage_is_found_between_all_parts(tmp_path):
     }
 
 
+# --- what is told -------------------------------------------------------------------------------------------------
+
+
+def test_all_files_of_a_finding_are_told(tmp_path):
+    good(tmp_path, yaml=NAMED)
+    broken = [f"images/train/x_{number:02}.png" for number in range(12)]
+    for name in broken:
+        (tmp_path / name).write_bytes(b"no image")
+    report = judge("", fingerprint(tmp_path))
+    (finding,) = [finding for finding in report.to_dict()["findings"] if finding["code"] == "H201"]
+    assert finding["files"] == broken
+    told = " ".join(str(report).split())
+    assert f"{', '.join(broken[:10])} and 2 more (--json lists all) fix:" in told
+    assert "1 error: mend it first" in told
+
+
+def test_findings_speak_in_plain_words(tmp_path):
+    good(tmp_path, yaml=f"{NAMED}range: [0, 4095]\n")
+    save(tmp_path / "images/train/deep.png", np.arange(H * W, dtype=np.uint16).reshape(H, W))
+    for number, mode in enumerate(("L", "P", "RGBA", "1")):
+        save(tmp_path / f"images/train/{mode}.png", picture(40 + number).convert(mode))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    save(tmp_path / "images/train/turned.png", picture(50), exif=exif)
+    told = " ".join(str(judge("", fingerprint(tmp_path))).split())
+    assert "and 2 more kinds" in told
+    assert "16-bit gray (1 image)" in told
+    assert "1 image carries an EXIF rotation" in told
+
+
 # --- facts -------------------------------------------------------------------------------------------------------
 
 

@@ -66,8 +66,8 @@ def unknown_classes(seen: Fingerprint) -> Iterator[Finding]:
             continue  # nothing is labeled, which is said elsewhere
         what, cure = split_cure(error, str(seen.root))
         concerned = [mask for mask in seen.masks.values() if error.code != "H206" or mask.kind == "colors"]
-        example = concerned[0].path if concerned and seen.task is None else ""
-        yield Finding("error", error.code, what, max(1, len(concerned)) if example else 1, example, cure)
+        files = tuple(mask.path for mask in concerned) if seen.task is None else ()
+        yield Finding("error", error.code, what, max(1, len(files)), next(iter(files), ""), cure, files)
 
 
 def absent_classes(seen: Fingerprint) -> Iterator[Finding]:

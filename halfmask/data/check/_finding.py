@@ -1,11 +1,13 @@
 """One thing that `halfmask check` found: its code, how often, one example, and what mends it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from halfmask.codes import describe
 
 Level = Literal["error", "warning", "note"]
+MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class Finding:
         count: how many images, masks, classes or files it concerns.
         example: one of them.
         cure: what to do.
+        files: all it concerns, relative to the folder; empty where it is not about single files.
     """
 
     level: Level
@@ -27,6 +30,7 @@ class Finding:
     count: int = 1
     example: str = ""
     cure: str = ""
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cure:
@@ -34,11 +38,26 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain data."""
-        return asdict(self)
+        return asdict(self) | {"files": list(self.files)}
 
     def __str__(self) -> str:
-        shown = f"  {self.example}" if self.example and self.example not in self.message else ""
-        return f"{self.level}[{self.code}]: {self.message}{shown}\n  fix: {self.cure}"
+        listed = self._listed()
+        known = self.example in self.message or (listed and self.example in self.files)
+        shown = "" if known else f"  {self.example}"
+        return f"{self.level}[{self.code}]: {self.message}{shown}{listed}\n  fix: {self.cure}"
+
+    def _listed(self) -> str:
+        """Name the files, if there is more than the example; those of notes need no look."""
+        if len(self.files) < 2 or self.level == "note":
+            return ""
+        more = len(self.files) - MOST_SHOWN
+        listed = ", ".join(self.files[:MOST_SHOWN]) + (f" and {more:,} more (--json lists all)" if more > 0 else "")
+        return f"\n  files: {listed}"
+
+
+def about(level: Level, code: str, message: str, files: Sequence[str]) -> Finding:
+    """Make a finding about single files, the first as the example."""
+    return Finding(level, code, message, len(files), files[0], files=tuple(files))
 
 
 def plural(count: int, one: str, many: str = "") -> str:

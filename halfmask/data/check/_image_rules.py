@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from halfmask.data.check._files import ImageFacts
-from halfmask.data.check._finding import Finding, plural
+from halfmask.data.check._finding import Finding, about, plural
 from halfmask.data.check._fingerprint import Fingerprint
 from halfmask.errors import HalfmaskError
 
@@ -30,7 +30,8 @@ def gather_errors(errors: Iterable[tuple[str, HalfmaskError]], what: str) -> Ite
     for code, found in sorted(by_code.items()):
         name, error = found[0]
         reason, cure = split_cure(error, name.rpartition("/")[2])
-        yield Finding("error", code, f"{plural(len(found), what)}: {name}: {reason}", len(found), name, cure)
+        text = f"{plural(len(found), what)}: {name}: {reason}"
+        yield Finding("error", code, text, len(found), name, cure, tuple(name for name, _ in found))
 
 
 def unreadable_images(seen: Fingerprint) -> Iterator[Finding]:
@@ -43,8 +44,8 @@ def rotated(seen: Fingerprint) -> Iterator[Finding]:
     turned = [f for f in seen.images.values() if f.header is not None and f.header.orientation > 1]
     if not turned:
         return
-    first = turned[0]
-    yield Finding("note", "H101", f"{plural(len(turned), 'image')} carry an EXIF rotation", len(turned), first.id)
+    text = plural(len(turned), "image carries an EXIF rotation", "images carry an EXIF rotation")
+    yield about("note", "H101", text, [facts.id for facts in turned])
     raw, unclear = [], []
     for facts in turned:
         mask, header = seen.masks.get(facts.id), facts.header
@@ -55,17 +56,10 @@ def rotated(seen: Fingerprint) -> Iterator[Finding]:
         elif mask.size == header.stored:
             raw.append(mask.path)
     if raw:
-        yield Finding(
-            "note", "H114", f"{plural(len(raw), 'mask')} drawn on the image as stored, not upright", len(raw), raw[0]
-        )
+        yield about("note", "H114", f"{plural(len(raw), 'mask')} drawn on the image as stored, not upright", raw)
     if unclear:
-        yield Finding(
-            "warning",
-            "H115",
-            f"{plural(len(unclear), 'mask')} of images whose rotation keeps their size: drawn upright or as stored?",
-            len(unclear),
-            unclear[0],
-        )
+        text = f"{plural(len(unclear), 'mask')} of images whose rotation keeps their size: drawn upright or as stored?"
+        yield about("warning", "H115", text, unclear)
 
 
 def odd_sizes(seen: Fingerprint) -> Iterator[Finding]:
@@ -73,19 +67,14 @@ def odd_sizes(seen: Fingerprint) -> Iterator[Finding]:
     sized = [(f.id, f.header.upright) for f in seen.images.values() if f.header is not None]
     tiny = [(id, size) for id, size in sized if min(size) < SMALLEST_SIDE]
     if tiny:
-        id, (height, width) = tiny[0]
-        yield Finding(
-            "warning",
-            "H102",
-            f"{plural(len(tiny), 'image')} of less than {SMALLEST_SIDE} pixels on a side ({width}x{height})",
-            len(tiny),
-            id,
-        )
+        _, (height, width) = tiny[0]
+        text = f"{plural(len(tiny), 'image')} of less than {SMALLEST_SIDE} pixels on a side ({width}x{height})"
+        yield about("warning", "H102", text, [id for id, _ in tiny])
     huge = [(id, size) for id, size in sized if size[0] * size[1] > LARGEST_PIXELS]
     if huge:
-        id, (height, width) = huge[0]
+        _, (height, width) = huge[0]
         text = f"{plural(len(huge), 'image')} of more than 30 million pixels ({width}x{height}): every crop decodes all"
-        yield Finding("warning", "H104", text, len(huge), id)
+        yield about("warning", "H104", text, [id for id, _ in huge])
 
 
 def mixed_modes(seen: Fingerprint) -> Iterator[Finding]:
@@ -93,18 +82,20 @@ def mixed_modes(seen: Fingerprint) -> Iterator[Finding]:
     good = [f for f in seen.images.values() if f.error is None and f.mode]
     kinds = Counter(_kind(f) for f in good)
     if len(kinds) > 1:
-        rarest = kinds.most_common()[-1][0]
-        shown = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common())
+        (usual, _), *_, (rarest, _) = kinds.most_common()
+        shown = ", ".join(f"{kind} ({plural(count, 'image')})" for kind, count in kinds.most_common())
         example = next(f.id for f in good if _kind(f) == rarest)
-        yield Finding("warning", "H103", f"kinds of images are mixed: {shown}", len(kinds), example)
+        other = tuple(f.id for f in good if _kind(f) != usual)
+        text = f"kinds of images are mixed: {shown}"
+        yield Finding("warning", "H103", text, len(kinds), example, files=other)
     moving = [f for f in good if f.frames > 1]
     if moving:
         text = f"{plural(len(moving), 'animated image')}: only the first of {moving[0].frames} frames is read"
-        yield Finding("warning", "H105", text, len(moving), moving[0].id)
+        yield about("warning", "H105", text, [facts.id for facts in moving])
     holes = [f for f in seen.images.values() if not f.finite]
     if holes:
         text = f"{plural(len(holes), 'image')} with pixels that are not numbers (NaN, infinity): read as black"
-        yield Finding("warning", "H106", text, len(holes), holes[0].id)
+        yield about("warning", "H106", text, [facts.id for facts in holes])
 
 
 def names(seen: Fingerprint) -> Iterator[Finding]:
@@ -113,23 +104,34 @@ def names(seen: Fingerprint) -> Iterator[Finding]:
     if tree.colliding:
         first = tree.colliding[0]
         text = f"{plural(len(tree.colliding), 'name')} differing in case only: {' and '.join(first[:2])}"
-        yield Finding("warning", "H150", text, len(tree.colliding), first[0])
+        every = tuple(name for names in tree.colliding for name in names)
+        yield Finding("warning", "H150", text, len(tree.colliding), first[0], files=every)
     if tree.links:
         text = f"{plural(len(tree.links), 'symbolic link')} to folders (or to nothing): not followed"
-        yield Finding("warning", "H151", text, len(tree.links), tree.links[0])
+        yield about("warning", "H151", text, tree.links)
     if tree.foreign:
-        count = sum(len(files) for files in tree.foreign.values())
+        every = tuple(file for files in tree.foreign.values() for file in files)
         shown = ", ".join(f"{suffix} ({len(files)})" for suffix, files in sorted(tree.foreign.items()))
-        first_file = next(iter(tree.foreign.values()))[0]
-        yield Finding(
-            "warning", "H152", f"{plural(count, 'file')} of kinds that are not read: {shown}", count, first_file
-        )
+        yield about("warning", "H152", f"{plural(len(every), 'file')} of kinds that are not read: {shown}", every)
 
 
 def _kind(facts: ImageFacts) -> str:
     if facts.mode in _TRANSPARENT:
         return f"transparent {'gray' if facts.mode == 'LA' else 'color'}"
-    return "gray" if facts.mode in _GRAY else "color" if facts.mode in {"RGB", "P", "CMYK"} else facts.mode
+    return "gray" if facts.mode in _GRAY else "color" if facts.mode in {"RGB", "P", "CMYK"} else plain_mode(facts.mode)
+
+
+def plain_mode(mode: str) -> str:
+    """Say the type and bands of arrays in words.
+
+    >>> plain_mode("uint16 x1"), plain_mode("float32 x5"), plain_mode("uint8 x5"), plain_mode("RGB")
+    ('16-bit gray', 'float of 5 bands', '8-bit of 5 bands', 'RGB')
+    """
+    dtype, cut, bands = mode.partition(" x")
+    if not cut:
+        return mode
+    bits = "float" if dtype.startswith("float") else f"{dtype.lstrip('uint')}-bit"
+    return f"{bits} " + {"1": "gray", "3": "color"}.get(bands, f"of {bands} bands")
 
 
 RULES = (unreadable_images, rotated, odd_sizes, mixed_modes, names)

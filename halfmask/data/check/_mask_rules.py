@@ -8,7 +8,7 @@ import numpy as np
 
 from halfmask.data._files import FileDataset
 from halfmask.data.check._files import MaskFacts
-from halfmask.data.check._finding import Finding, plural
+from halfmask.data.check._finding import Finding, about, plural
 from halfmask.data.check._fingerprint import Fingerprint
 from halfmask.data.check._image_rules import gather_errors
 from halfmask.data.layouts import unused_images
@@ -36,21 +36,21 @@ def wrong_sizes(seen: Fingerprint) -> Iterator[Finding]:
         mask, id, (height, width) = wrong[0]
         rows, columns = mask.size or (0, 0)
         text = f"{plural(len(wrong), 'mask')} of another size than the image: {mask.path} is {columns}x{rows}, {id} is"
-        yield Finding("error", "H202", f"{text} {width}x{height}", len(wrong), mask.path)
+        yield about("error", "H202", f"{text} {width}x{height}", [mask.path for mask, *_ in wrong])
 
 
 def pairs(seen: Fingerprint) -> Iterator[Finding]:
     """Masks without an image, images that nothing uses, and evaluation images without a mask."""
     orphans = seen.layout.orphans if seen.layout is not None else ()
     if orphans:
-        yield Finding("warning", "H110", f"{plural(len(orphans), 'mask')} without an image", len(orphans), orphans[0])
+        yield about("warning", "H110", f"{plural(len(orphans), 'mask')} without an image", orphans)
     unused = unused_images(seen.layout) if seen.layout is not None else []
     if unused:
         text = f"{plural(len(unused), 'image')} in no folder that the layout knows: not used"
-        yield Finding("warning", "H117", text, len(unused), unused[0])
+        yield about("warning", "H117", text, unused)
     if seen.bare:
         text = f"{plural(len(seen.bare), 'validation or test image')} without a mask: not used"
-        yield Finding("warning", "H116", text, len(seen.bare), seen.bare[0])
+        yield about("warning", "H116", text, seen.bare)
 
 
 def values(seen: Fingerprint) -> Iterator[Finding]:
@@ -81,17 +81,19 @@ def values(seen: Fingerprint) -> Iterator[Finding]:
     if stray_masks and seen.task is not None:
         listed = ", ".join(f"{r},{g},{b} ({n:,} px)" for (r, g, b), n in stray.most_common(_MOST_SHOWN))
         text = f"{plural(len(stray_masks), 'mask')} with colors that name no class: {listed}"
-        yield Finding("error", "H206", text, len(stray_masks), stray_masks[0].path)
+        yield about("error", "H206", text, [mask.path for mask in stray_masks])
     if empty:
-        yield Finding("warning", "H113", f"{plural(len(empty), 'mask')} ignored as a whole", len(empty), empty[0].path)
+        text = f"{plural(len(empty), 'mask')} ignored as a whole"
+        yield about("warning", "H113", text, [mask.path for mask in empty])
     if ignored:
         share, mask = max(ignored, key=lambda item: item[0])
         text = f"255 is ignored: in {plural(len(ignored), 'mask')}, up to {share:.1%} of the pixels"
-        yield Finding("note", "H112", text, len(ignored), mask.path)
+        every = tuple(mask.path for _, mask in ignored)
+        yield Finding("note", "H112", text, len(ignored), mask.path, files=every)
     gray = [mask for mask in seen.masks.values() if mask.kind == "gray as rgb"]
     if gray:
         text = f"{plural(len(gray), 'mask')} saved as RGB with three equal channels: the first is read as ids"
-        yield Finding("note", "H111", text, len(gray), gray[0].path)
+        yield about("note", "H111", text, [mask.path for mask in gray])
 
 
 def labels_of(seen: Fingerprint, mask: MaskFacts) -> LabelMap | None:
@@ -147,7 +149,7 @@ def _unknown_values(seen: Fingerprint, unknown: dict[int, Counter[str]]) -> Iter
         shifted = ", ".join(["0: 255", *(f"{value}: {value - 1}" for value in range(1, one + 1))])
         cure += f"; if 0 means unlabeled and the classes start at 1: `map: {{{shifted}}}`"
     cures = {"H203": cure, "H204": binary_cure(), "H205": off_by_one_cure(len(seen.task.classes))}
-    yield Finding("error", code, text, len(files), first.path, cures[code])
+    yield Finding("error", code, text, len(files), first.path, cures[code], tuple(sorted(files)))
 
 
 RULES = (unreadable_masks, wrong_sizes, pairs, values)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from halfmask.data.check._finding import Finding, plural
+from halfmask.data.check._finding import Finding, about, plural
 from halfmask.data.check._fingerprint import Fingerprint
 
 # `resolve_split` holds a fifth out from here on.
@@ -32,7 +32,7 @@ def leakage(seen: Fingerprint) -> Iterator[Finding]:
             continue
         first, second = twins[0]
         text = f"{plural(len(twins), f'{judge} image')} nearly the same as {_A[other]} one: {first} and {second}"
-        yield Finding("warning", "H130", text, len(twins), first)
+        yield about("warning", "H130", text, [copy for copy, _ in twins])
     for (one, other), twins in seen.twins.items():
         if not twins or (one != other and one != "unlabeled"):
             continue
@@ -40,10 +40,10 @@ def leakage(seen: Fingerprint) -> Iterator[Finding]:
         pair = f"{first} and {second}"
         if one == other:
             text = f"{plural(len(twins), f'{one} image')} nearly the same as another one: {pair}"
-            yield Finding("warning", "H131", text, len(twins), first)
+            yield about("warning", "H131", text, [copy for copy, _ in twins])
         else:
             text = f"{plural(len(twins), 'unlabeled image')} nearly the same as a labeled one: {pair}"
-            yield Finding("note", "H132", text, len(twins), first)
+            yield about("note", "H132", text, [copy for copy, _ in twins])
 
 
 def validation(seen: Fingerprint) -> Iterator[Finding]:
@@ -87,8 +87,9 @@ def stale_lists(seen: Fingerprint) -> Iterator[Finding]:
     """Lists in splits/ that name images which are not there."""
     if seen.stale:
         name, (absent, total) = next(iter(seen.stale.items()))
-        text = f"{plural(len(seen.stale), 'list')} in splits/ name images that are not there: {name}"
-        yield Finding("warning", "H153", f"{text} ({len(absent)} of {total})", len(seen.stale), absent[0])
+        what = plural(len(seen.stale), "list in splits/ names", "lists in splits/ name")
+        text = f"{what} images that are not there: {name} ({len(absent)} of {total})"
+        yield Finding("warning", "H153", text, len(seen.stale), absent[0], files=tuple(seen.stale))
 
 
 RULES = (leakage, validation, amounts, stale_lists)

@@ -11,6 +11,7 @@ from halfmask.data.check import _class_rules, _image_rules, _mask_rules, _part_r
 from halfmask.data.check._class_rules import ClassCount, count_classes
 from halfmask.data.check._finding import Finding, plural
 from halfmask.data.check._fingerprint import PARTS, Fingerprint, size_counts
+from halfmask.data.check._image_rules import plain_mode
 
 _RULES: tuple[Callable[[Fingerprint], Iterator[Finding]], ...] = (
     *_class_rules.RULES[:1],  # why the classes are unknown comes first
@@ -78,7 +79,8 @@ class Report:
         if self.usable:
             lines.append(f"no errors. next: halfmask train --data {self.data} --out runs/first")
         else:
-            lines.append(f"{plural(count['error'], 'error')}: mend them first, then check again")
+            them = "it" if count["error"] == 1 else "them"
+            lines.append(f"{plural(count['error'], 'error')}: mend {them} first, then check again")
         return "\n".join(lines)
 
 
@@ -99,9 +101,10 @@ def _summary(seen: Fingerprint) -> Iterator[str]:
     yield f"images   {sum(len(ids) for ids in seen.parts.values()):,}: {', '.join(counts)}"
     sizes = size_counts(list(seen.images.values())).most_common()
     shown = ", ".join(f"{width}x{height} ({count:,})" for (height, width), count in sizes[:4])
-    yield f"size     {shown}" + (f" and {len(sizes) - 4} more sizes" if len(sizes) > 4 else "")
-    modes = Counter(facts.mode for facts in seen.images.values() if facts.mode)
-    yield f"pixels   {', '.join(f'{mode} ({count:,})' for mode, count in modes.most_common(4))}"
+    yield f"size     {shown}" + (f" and {plural(len(sizes) - 4, 'more size')}" if len(sizes) > 4 else "")
+    modes = Counter(plain_mode(facts.mode) for facts in seen.images.values() if facts.mode).most_common()
+    kinds = ", ".join(f"{mode} ({count:,})" for mode, count in modes[:4])
+    yield f"pixels   {kinds}" + (f" and {plural(len(modes) - 4, 'more kind')}" if len(modes) > 4 else "")
     yield from _classes(count_classes(seen))
 
 
@@ -116,8 +119,9 @@ def _classes(counts: list[ClassCount]) -> Iterator[str]:
 
 def _wrap(text: str) -> str:
     """Break long lines, never inside a word: names of files stay whole."""
-    first, _, rest = text.partition("\n")
-    lines = textwrap.wrap(first, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    lines += textwrap.wrap(rest.strip(), _WIDTH, initial_indent="  ", subsequent_indent="       ",
-                           break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    first, *rest = text.splitlines()
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    lines = textwrap.wrap(first, _WIDTH, subsequent_indent="  ", **whole)
+    for line in rest:
+        lines += textwrap.wrap(line.strip(), _WIDTH, initial_indent="  ", subsequent_indent="       ", **whole)
     return "\n".join(lines)
