@@ -18,7 +18,11 @@ def suggest(
     n: Annotated[int, typer.Option("--n", "-n", metavar="N", min=1, help="How many images to choose.")] = 20,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR|FILE", help="Folder for the files; default RUN/suggest. Or a table, .csv."),
+        typer.Option(
+            "--out",
+            metavar="DIR|FILE",
+            help="Folder for the files; default RUN/suggest. Or X.csv: a table, and the files in X/.",
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="Other images than the unlabeled ones of the run.")

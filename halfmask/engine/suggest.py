@@ -6,6 +6,8 @@
     <out>/index.html       the chosen images with their drafts, to look at
     <out>/png|coco|...     drafts of the masks, to be corrected in an annotation tool
 
+With `<out>.csv` for a table, they lie in `<out>/` beside it.
+
 The same run and images give the same list. The score: `halfmask.engine.suggest_scores`.
 """
 
@@ -82,7 +84,8 @@ def suggest(
     Args:
         run: run folder; or a bundle, with `data`.
         n: how many to choose.
-        out: folder for the files, by default `<run>/suggest`; or a table, `.csv`, besides the files there.
+        out: folder for the files, by default `<run>/suggest`; or a table, `.csv`: the files then lie in the folder
+            beside it that is named like it, without the suffix.
         data: take the images without a mask of this folder instead of those of the run.
         weights: of the criteria; 0 leaves one out.
         measure: of uncertainty, `entropy` or `margin`.
@@ -108,9 +111,11 @@ def suggest(
     if bundle.task.kind == "classification":
         raise RecipeError(f"{opened.folder} gives labels, no masks: suggest ranks images for masks.")
     table = Path(out) if out is not None and Path(out).suffix.lower() == ".csv" else None
-    target = Path(out) if out is not None and table is None else opened.folder / "suggest"
+    target = opened.folder / "suggest" if out is None else Path(out) if table is None else table.with_suffix("")
     if (target / "suggest.json").exists() and not overwrite:
         raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.", "H408")
+    if table is not None and table.exists() and not overwrite:
+        raise DataError(f"{table} exists already. Replace it with --overwrite, or choose another --out.", "H408")
     earlier = earlier_files(target, bundle.task)
     require_writable(target)
     pool = open_pool(opened.folder, data)

@@ -86,12 +86,16 @@ def test_suggest_prints_scores_and_says_what_is_missing(place, tmp_path):
     assert len(lines) == 2
     assert all(line.split("  ")[1].startswith("images/shape_0") for line in lines)
     assert json.loads((tmp_path / "next" / "suggest.json").read_text())["weights"]["disagreement"] == 2
-    table = call("suggest", place / "run", "--n", 2, "--out", tmp_path / "next.csv", "--disagreement", 2, "--overwrite")
+    table = call("suggest", place / "run", "--n", 2, "--out", tmp_path / "sub/best.csv", "--disagreement", 2)
     assert table.exit_code == 0, table.output
-    rows = [line.split(",") for line in (tmp_path / "next.csv").read_text().splitlines()]
+    rows = [line.split(",") for line in (tmp_path / "sub/best.csv").read_text().splitlines()]
     assert rows[0] == ["rank", "image", "score"]
     assert [f"{float(score):.3f}  {id}" for _, id, score in rows[1:]] == lines
-    assert (place / "run" / "suggest" / "index.html").exists()
+    assert (tmp_path / "sub/best/index.html").exists()
+    assert not (place / "run" / "suggest").exists()
+    again = call("suggest", place / "run", "--n", 2, "--out", tmp_path / "sub/best.csv")
+    assert again.exit_code == 3
+    assert f"{tmp_path / 'sub/best'} holds a suggestion. Replace it with --overwrite" in again.stderr
     for name in ("model.json", "model.safetensors"):
         (tmp_path / "bundle").mkdir(exist_ok=True)
         (tmp_path / "bundle" / name).write_bytes((place / "run" / name).read_bytes())
