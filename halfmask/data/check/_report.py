@@ -5,6 +5,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from halfmask.data.check import _class_rules, _image_rules, _mask_rules, _part_rules
@@ -119,9 +120,9 @@ def _classes(counts: list[ClassCount]) -> Iterator[str]:
 
 def _wrap(text: str) -> str:
     """Break long lines, never inside a word: names of files stay whole."""
+    wrap = partial(textwrap.wrap, width=_WIDTH, break_long_words=False, break_on_hyphens=False)
     first, *rest = text.splitlines()
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    lines = textwrap.wrap(first, _WIDTH, subsequent_indent="  ", **whole)
+    lines = wrap(first, subsequent_indent="  ")
     for line in rest:
-        lines += textwrap.wrap(line.strip(), _WIDTH, initial_indent="  ", subsequent_indent="       ", **whole)
+        lines += wrap(line.strip(), initial_indent="  ", subsequent_indent="       ")
     return "\n".join(lines)
