@@ -1,6 +1,6 @@
 """Checkpoints: written atomically, opened without running code, checked before they are used."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from halfmask.engine.atomic import atomic_path
 from halfmask.engine.module import CHECKPOINT_FORMAT
 from halfmask.errors import CheckpointError
+
+Lists = Mapping[str, Sequence[str]]  # ids of labeled, unlabeled and validation images
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -74,8 +76,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_matches(path: Path, checkpoint: dict[str, Any], meta: dict[str, Any]) -> None:
+def check_matches(
+    path: Path, checkpoint: dict[str, Any], meta: dict[str, Any], then: Lists | None = None, now: Lists | None = None
+) -> None:
     """Refuse to continue a run whose classes or lists have changed.
+
+    Args:
+        path: of the checkpoint.
+        checkpoint: its content.
+        meta: what a checkpoint of the run as it is now would say.
+        then: ids of each list when the run began, to name the difference.
+        now: likewise of the lists as they are.
 
     Raises:
         CheckpointError: class count, class names or split lists differ from the checkpoint's.
@@ -90,12 +101,22 @@ def check_matches(path: Path, checkpoint: dict[str, Any], meta: dict[str, Any]) 
         )
     changed = [name for name, digest in saved["split"].items() if meta["split"].get(name) != digest]
     if changed:
+        what = "".join(_difference(name, then or {}, now or {}) for name in changed)
         raise CheckpointError(
-            f"{path}: the {' and '.join(changed)} list differs from the one the run started with. Restore the files "
-            "(the run's split.json names them all), or start a new run with another --out.",
+            f"{path}: the {' and '.join(changed)} list differs from the one the run started with.{what}\n  Restore the "
+            "files (the run's split.json names them all), or start a new run with another --out.",
             "H405",
         )
 
 
-def _examples(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")
+def _difference(name: str, then: Lists, now: Lists) -> str:
+    """Name what a list lacks and what it has too many; nothing where the earlier one is unknown."""
+    if name not in then or name not in now:
+        return ""
+    gone, new = sorted(set(then[name]) - set(now[name])), sorted(set(now[name]) - set(then[name]))
+    parts = [f"{len(ids)} {what} ({_examples(ids)})" for what, ids in (("missing", gone), ("new", new)) if ids]
+    return f"\n  {name}: {', '.join(parts) or 'the same images in another order'}"
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

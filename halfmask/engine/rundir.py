@@ -112,13 +112,20 @@ class RunDir:
     def write_domains(self, recipes: Mapping[str, Recipe], splits: Mapping[str, Split]) -> None:
         """Write what the folder of each domain holds beside its bundle: data and protocol, and its lists."""
         write_text(self.path / DOMAINS, json.dumps(list(recipes)) + "\n")
-        lists = {f"{name}/{part}": entry for name in splits for part, entry in describe_split(splits[name]).items()}
-        write_text(self.split, json.dumps(lists, indent=1) + "\n")
+        write_text(self.split, json.dumps(describe_splits(splits), indent=1) + "\n")
         for name, recipe in recipes.items():
             part = RunDir(self.path / name)
             part.path.mkdir(parents=True, exist_ok=True)
             write_text(part.recipe, recipe.to_yaml())
             write_text(part.split, json.dumps(describe_split(splits[name]), indent=1) + "\n")
+
+    def recorded_lists(self) -> dict[str, list[str]]:
+        """Give the ids of each list of a run that has begun; nothing where they cannot be read."""
+        try:
+            told = json.loads(self.split.read_text(encoding="utf-8"))
+            return {name: [str(id) for id in entry["ids"]] for name, entry in told.items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}
 
     def write_stages(self, recipe: Recipe, stages: Sequence[str]) -> None:
         """Write what the folder of a staged run holds beside its stages: the recipe, and their order."""
@@ -168,9 +175,9 @@ def describe_split(split: Split) -> dict[str, Any]:
     }
 
 
-def split_hashes(split: Split) -> dict[str, str]:
-    """Give the hash of each list, as stored in checkpoints."""
-    return {name: entry["sha256"] for name, entry in describe_split(split).items()}
+def describe_splits(splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Give the lists of several domains likewise, under their names."""
+    return {f"{name}/{part}": entry for name in splits for part, entry in describe_split(splits[name]).items()}
 
 
 def environment() -> dict[str, Any]:

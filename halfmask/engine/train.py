@@ -1,5 +1,6 @@
 """`train`: from a recipe to a run folder. Every check that needs no training comes first."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from halfmask.engine.prepare_domains import domain_recipe
 from halfmask.engine.progress import ProgressLine
 from halfmask.engine.pseudo_masks import write_pseudo_masks
 from halfmask.engine.ranks import is_first_rank
-from halfmask.engine.rundir import PSEUDO_MASKS, RunDir, split_hashes
+from halfmask.engine.rundir import PSEUDO_MASKS, RunDir, describe_split, describe_splits
 from halfmask.engine.step_loader import loader_maker
 from halfmask.engine.stopping import StopNow, StopRequest
 from halfmask.engine.twin import TwinResult
@@ -260,7 +261,10 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, *, res
             if stop.signal is None:
                 raise
         except DataError as error:
-            raise DataError(f"{error}\n  Once it is mended: {saved()}", error.code) from error
+            # A run goes on with the same lists only: what another start advises would end it.
+            text = re.sub(r", or remove [^.]*", "", str(error))
+            once = "an intact copy is in its place" if error.code == "H201" else "it is mended"
+            raise DataError(f"{text}\n  Once {once}: {saved()}", error.code) from error
     if stop.signal is not None and module.step < module.total_steps:
         text = f"stopped at step {module.step} of {module.total_steps} ({stop.signal.name}). {saved()}"
         raise Interrupted(text, stop.exit_code)
@@ -269,22 +273,24 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, *, res
 def _meta(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What every checkpoint says about the run it is of; of several domains, under their names."""
     dataset = prepared.dataset
-    classes, split = list(dataset.task.classes), split_hashes(prepared.split)
+    classes = list(dataset.task.classes)
     if prepared.domains:
         tasks = {name: source.dataset.task for name, source in prepared.domains.items()}
         classes = [f"{name}/{label}" for name, task in tasks.items() for label in task.classes]
-        split = {
-            f"{name}/{part}": digest
-            for name, source in prepared.domains.items()
-            for part, digest in split_hashes(source.split).items()
-        }
     return {
         "recipe": recipe.model_dump(mode="json"),
         "classes": classes,
-        "split": split,
+        "split": {name: entry["sha256"] for name, entry in _lists(prepared).items()},
         "range": dataset.value_range,
         "nodata": dataset.nodata,
     }
+
+
+def _lists(prepared: Prepared) -> dict[str, Any]:
+    """The lists as split.json has them."""
+    if prepared.domains:
+        return describe_splits({name: source.split for name, source in prepared.domains.items()})
+    return describe_split(prepared.split)
 
 
 def _open_run(
@@ -299,7 +305,8 @@ def _open_run(
                 "H407",
             )
         checkpoint = read_checkpoint(run.last)
-        check_matches(run.last, checkpoint, meta)
+        now = {name: entry["ids"] for name, entry in _lists(prepared).items()}
+        check_matches(run.last, checkpoint, meta, run.recorded_lists(), now)
         header: dict[str, Any] = checkpoint["halfmask"]
         if is_first_rank():
             run.forget_after(header["step"])

@@ -163,6 +163,7 @@ def test_a_file_that_breaks_while_training_ends_in_one_error_and_nothing_is_lost
         with pytest.raises(DataError, match=r"png: cannot be decoded.*\n.*step \d is saved.*train --resume") as caught:
             train(recipe(mine, f"data.workers={workers}"), tmp_path / "run", quiet=True)
     assert caught.value.code == "H201"
+    assert "from its source.\n  Once an intact copy is in its place" in str(caught.value)  # not: or remove it
     assert any(path.name in str(caught.value) for path in hit)
     # How far the loader had read ahead decides the step; the message names the one that is saved, before the last.
     named = re.search(r"checkpoint of step (\d) is saved", str(caught.value))
@@ -343,7 +344,9 @@ def test_resuming_with_other_lists_is_refused(data: Path, finished: Path, tmp_pa
     shutil.copytree(data, other)
     shutil.copytree(finished, run)
     Image.new("RGB", (56, 48)).save(other / "images" / "shape_99.png")
-    with pytest.raises(CheckpointError, match=r"unlabeled list differs"):
+    (other / "images" / "shape_08.png").unlink()
+    says = r"unlabeled list differs.*\n  unlabeled: 1 missing \(images/shape_08\.png\), 1 new \(images/shape_99\.png\)"
+    with pytest.raises(CheckpointError, match=says):
         train(None, run, resume=True, overrides=(f"data.root={other}",), quiet=True)
 
 
