@@ -134,6 +134,7 @@ def train(
     else:
         results = []
         folders = _folders(out, seeds, seed)
+        _check_free([folder for folder, _ in folders], overwrite)
         given = {**sugar, **folders[0][1]}
         if source is None:
             budget = {"seconds": seconds and seconds / len(folders), "memory": bytes_limit, "pretrained": pretrained}
@@ -195,7 +196,7 @@ def _plan(sugar: dict[str, Any], overrides: list[str], quiet: bool, **budget: An
     from halfmask.plan import make_plan
 
     flags.say("plan     looking at the data and trying a few steps ...", quiet)
-    plan = make_plan(given, **budget)
+    plan = make_plan(given, quiet=quiet, **budget)
     flags.say(plan.describe(), quiet)
     return plan.recipe
 
@@ -213,6 +214,15 @@ def _folders(out: Path, seeds: str | None, seed: int | None) -> list[tuple[Path,
     if seed is not None:
         raise RecipeError("--seed and --seeds contradict each other: give one.")
     return [(out / f"seed-{number}", {"run.seed": number}) for number in flags.numbers(seeds, "--seeds")]
+
+
+def _check_free(folders: list[Path], overwrite: bool) -> None:
+    """Refuse places that are taken before the plan, or an earlier seed, has cost its time."""
+    from halfmask.engine.ranks import is_first_rank
+    from halfmask.engine.rundir import RunDir
+
+    for folder in folders if is_first_rank() else ():
+        RunDir(folder).check_free(overwrite=overwrite)
 
 
 def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":

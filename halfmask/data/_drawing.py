@@ -11,7 +11,7 @@ import numpy as np
 from halfmask.data._dataset import Dataset
 from halfmask.data._lists import write_list
 from halfmask.data._places import require_writable
-from halfmask.errors import DataError
+from halfmask.errors import DataError, gathered
 
 _CHUNK = 64
 # Masks looked at before choosing, as a multiple of the number wanted, once every class has been seen.
@@ -160,11 +160,26 @@ def make_split(
 
 
 def classes_in(dataset: Dataset, ids: Sequence[str]) -> dict[str, frozenset[int]]:
-    """Read masks and give the classes each shows (ignored pixels apart)."""
+    """Read masks and give the classes each shows (ignored pixels apart).
+
+    Raises:
+        DataError: all masks that cannot be read.
+    """
+
+    def look(id: str) -> frozenset[int] | DataError:
+        try:
+            return frozenset(np.unique(dataset.read_target(id)).tolist()) - {dataset.task.ignore_index}
+        except DataError as error:
+            return error
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders release the interpreter lock
-        found = pool.map(lambda id: np.unique(dataset.read_target(id)).tolist(), ids)
-        ignored = {dataset.task.ignore_index}
-        return {id: frozenset(values) - ignored for id, values in zip(ids, found, strict=True)}
+        found = dict(zip(ids, pool.map(look, ids), strict=True))
+    failed = list({str(one): one for one in found.values() if isinstance(one, DataError)}.values())
+    if len(failed) > 1:
+        raise gathered(f"{dataset.root}: {len(failed)} problems in masks:", failed)
+    if failed:
+        raise failed[0]
+    return {id: one for id, one in found.items() if not isinstance(one, DataError)}
 
 
 def number_of(fraction: float, total: int) -> int:

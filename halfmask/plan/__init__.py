@@ -50,7 +50,8 @@ class Plan:
         where = machine.gpu or f"CPU, {machine.cores} core{'s' if machine.cores > 1 else ''}, no GPU"
         lines = [
             f"plan     {data.labeled} labeled, {data.unlabeled} unlabeled, {data.val} validation "
-            f"image{'s' * (data.val != 1)}, {data.task.n_classes} classes; {where}, {machine.memory / 2**30:.1f} GiB free"
+            f"image{'s' * (data.val != 1)}, {data.task.n_classes} classes; {where}, "
+            f"{machine.memory / 2**30:.1f} GiB free"
         ]
         lines += [f"  {choice.topic:<10} {choice.value}" + (f"  ({choice.reason})" if choice.reason else "") for choice
                   in self.choices]  # fmt: skip
@@ -67,6 +68,7 @@ def make_plan(
     memory: int | None = None,
     pretrained: bool = False,
     began: float | None = None,
+    quiet: bool = True,
 ) -> Plan:
     """Make a plan.
 
@@ -76,6 +78,7 @@ def make_plan(
         memory: budget of memory in bytes.
         pretrained: weights may be downloaded; those on this machine are used in any case.
         began: `time.monotonic()` at the start of the command; `None`: now.
+        quiet: show no progress of looking at the files.
 
     Raises:
         RecipeError: a key is wrong, or the budget too small: the smallest possible is named.
@@ -83,7 +86,7 @@ def make_plan(
     """
     budget = Budget(seconds, memory, time.monotonic() if began is None else began)
     asked = load(None, dict(given))
-    data = look_at_data(asked.data)
+    data = look_at_data(asked.data, unlabeled=asked.method.name != "supervised", quiet=quiet)
     machine = look_at_machine(asked.run.accelerator)
     rules = draft(data, machine, given, pretrained=pretrained)
     settings: dict[str, Any] = {}

@@ -13,8 +13,11 @@ import torch
 from halfmask.blocks.components import cell_boxes
 from halfmask.data._class_counts import count_classes
 from halfmask.data._dataset import Dataset
+from halfmask.data._stamps import default_folder
 from halfmask.data.check import take_fingerprint
-from halfmask.data.splits import resolve_split
+from halfmask.data.splits import resolve_split, unlabeled_dataset, verify
+from halfmask.engine.progress import LookingLine
+from halfmask.engine.ranks import is_first_rank
 from halfmask.errors import DataError
 from halfmask.sections import DataRecipe
 from halfmask.task import Kind, Task
@@ -75,11 +78,16 @@ class Machine:
     cores: int
 
 
-def look_at_data(recipe: DataRecipe) -> DataFacts:
-    """Open the data and measure a sample of it.
+def look_at_data(recipe: DataRecipe, *, unlabeled: bool = True, quiet: bool = True) -> DataFacts:
+    """Open the data, look at every file as before a training, and measure a sample.
+
+    Args:
+        recipe: says where it is.
+        unlabeled: look at the files of unlabeled images, too.
+        quiet: show no progress of that.
 
     Raises:
-        DataError: it cannot be opened, or holds nothing to learn from.
+        DataError: it cannot be opened, or holds nothing to learn from; or all that is wrong with its files.
         RecipeError: it cannot be read as the recipe says.
     """
     seen = take_fingerprint(recipe, limit=_LOOKED_AT)
@@ -95,6 +103,10 @@ def look_at_data(recipe: DataRecipe) -> DataFacts:
             f"{seen.root}: no image can be opened. See what is wrong: halfmask check --data {seen.root}", "H201"
         )
     dataset = seen.dataset
+    if is_first_rank():
+        with LookingLine(quiet) as on_file:  # before any of them is read in trials
+            others = unlabeled_dataset(recipe, dataset) if unlabeled else None
+            verify(dataset, split, others, stamps=default_folder(), on_file=on_file)
     counts = count_classes(dataset, _spread(split.labeled, _COUNTED)).sum(0)
     dense = dataset.task.kind != "classification"
     return DataFacts(

@@ -1,6 +1,7 @@
 """Plans of real folders: facts, trials, budgets that are kept, reasons in the recipe, the command line."""
 
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+from halfmask.cli.app import app
 from halfmask.engine.predict_cost import Cost
 from halfmask.engine.prepare import Prepared
 from halfmask.errors import DataError, RecipeError
@@ -239,6 +242,27 @@ def test_times_are_read(text, seconds):
 def test_other_texts_are_no_time(text):
     with pytest.raises(ValueError, match=r"^" + text + r"$|could not convert"):
         read_duration(text)
+
+
+@pytest.mark.parametrize("broken", [("masks/shape_03.png", "masks/shape_05.png"),
+                                    ("images/shape_01.png", "images/shape_14.png")])  # fmt: skip
+def test_all_broken_files_are_named_before_anything_is_tried(data, tmp_path, trials, broken):
+    made, mine = trials(), tmp_path / "shapes"
+    shutil.copytree(data, mine)
+    for name in broken:
+        (mine / name).write_bytes((mine / name).read_bytes()[:60])
+    with pytest.raises(DataError, match=r"2 problems in .*masks") as caught:
+        make_plan({"data.root": str(mine), "data.crop": 64, "data.workers": 0})
+    assert all(name in str(caught.value) for name in broken)
+    assert not made.tried
+
+
+def test_a_place_that_is_taken_is_refused_before_the_plan(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("halfmask.plan.make_plan", None)
+    (tmp_path / "notes.txt").write_text("mine")
+    done = CliRunner().invoke(app, ["train", "--data", str(data), "--out", str(tmp_path)])
+    assert done.exit_code == 3
+    assert "[H408]" in done.stderr
 
 
 @pytest.mark.slow
