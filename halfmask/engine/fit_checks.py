@@ -153,34 +153,41 @@ def check_model(model: Model, recipe: Recipe) -> None:
 
 def check_shares(method: Method, recipe: Recipe, split: Split, world: int) -> None:
     """Refuse passes of fewer images than batch normalization or the method can use, on any device, in any step."""
-    data = recipe.data
+    data, problems = recipe.data, []
     sampler = StepSampler(len(split.labeled), len(split.unlabeled), data, draws=method.draws, world=world)
     for stream, name in enumerate(("labeled", "unlabeled")[: 1 + bool(method.draws)]):
         images = sampler.smallest_batch(stream) // world
         size = getattr(data.batch, name)
-        fewest = max(2 if method.student.has_batch_stats else 1, method.smallest_batch if name == "unlabeled" else 1)
+        paired = method.smallest_batch if name == "unlabeled" else 1
+        fewest = max(2 if method.student.has_batch_stats else 1, paired)
         if images >= fewest:
             continue
         if size // world >= fewest:  # only the last batch of a pass is too small
             length = len(getattr(split, name))
-            raise RecipeError(
+            problems.append(
                 f"data.drop_last=false ends each pass over the {length} {name} images with a batch of "
-                f"{sampler.smallest_batch(stream)}: {_reason(method, recipe, fewest)} Use data.drop_last=true, or a "
+                f"{sampler.smallest_batch(stream)}: {_reason(method, recipe, paired)} Use data.drop_last=true, or a "
                 f"data.batch.{name} that divides {length}."
             )
+            continue
         more = f"Raise data.batch.{name} to {fewest * world} or more"
         other = ", or use a model without batch norm (model.encoder.name=dinov2, model.decoder.name=dpt)"
         other = other if method.smallest_batch == 1 else ""
-        raise RecipeError(
+        problems.append(
             f"data.batch.{name}={size} gives {images} {name} image{'s' if images > 1 else ''} per device: "
-            f"{_reason(method, recipe, fewest)} {more}{other}."
+            f"{_reason(method, recipe, paired)} {more}{other}."
         )
+    if problems:
+        raise RecipeError("\n".join(problems))
 
 
-def _reason(method: Method, recipe: Recipe, fewest: int) -> str:
-    if method.student.has_batch_stats and fewest == 2:
-        return "this model has batch normalization, which needs at least two images on each device."
-    return (
-        f"method {recipe.method.name} pairs the images of a batch (mixing partners, complementary dropout) and needs "
-        f"at least {fewest} on each device."
-    )
+def _reason(method: Method, recipe: Recipe, paired: int) -> str:
+    reasons = []
+    if method.student.has_batch_stats:
+        reasons.append("this model has batch normalization, which needs at least two images on each device")
+    if paired > 1:
+        reasons.append(
+            f"method {recipe.method.name} pairs the images of a batch (mixing partners, complementary dropout) and "
+            f"needs at least {paired} on each device"
+        )
+    return f"{'; '.join(reasons)}."

@@ -78,4 +78,6 @@ def check_fit(made: Renamed, own: Mapping[str, Tensor], where: str, cure: str) -
         if key in own and own[key].shape != value.shape
     ]
     if problems:
-        raise CheckpointError(f"{where}: {len(problems)} problems\n{bullet_list(problems, limit=30)}\n  {cure}", "H405")
+        raise CheckpointError(
+            f"{where}: {len(problems)} problems\n{bullet_list(problems, limit=len(problems))}\n  {cure}", "H405"
+        )

@@ -91,6 +91,17 @@ def test_bad_input_is_found_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_batches_of_one_are_refused_together_with_every_reason(data: Path, tmp_path: Path) -> None:
+    ones = ("data.batch.labeled=1", "data.batch.unlabeled=1")
+    with pytest.raises(RecipeError) as caught:
+        train(recipe(data, *ones, method="unimatch_v2", dropout_at="classifier"), tmp_path / "run", quiet=True)
+    labeled, unlabeled = str(caught.value).splitlines()
+    assert "data.batch.labeled=1 gives 1 labeled image per device: this model has batch normalization" in labeled
+    assert "pairs" not in labeled
+    assert "batch normalization" in unlabeled
+    assert "pairs the images of a batch (mixing partners, complementary dropout) and needs at least 2" in unlabeled
+
+
 def test_one_unlabeled_image_is_enough_where_nothing_is_paired(data: Path, tmp_path: Path) -> None:
     one = (*DINO, "data.batch.unlabeled=1", "run.steps=1")
     train(recipe(data, *one, method="unimatch_v2", dropout="none", cutmix=0.0), tmp_path / "v2", quiet=True)

@@ -100,11 +100,13 @@ def test_unexpected_missing_and_misshapen_tensors_are_one_list(dpt, tmp_path):
     weights["head.strange.weight"] = weights.pop("head.scratch.refinenet1.out_conv.weight")
     weights["backbone.norm.weight"] = torch.zeros(5)
     weights["backbone.extra"] = torch.zeros(1)
+    weights |= {f"backbone.more.{number}": torch.zeros(1) for number in range(40)}
     file = write(tmp_path / "official.pth", model=weights)
     with pytest.raises(CheckpointError) as error:
         import_checkpoint(file, tmp_path / "m", classes=SEVEN, overrides=[HEADS])
     message = str(error.value)
-    assert "4 problems" in message
+    assert "44 problems" in message
+    assert all(f"unexpected: backbone.more.{number} " in message for number in range(40))
     assert "unexpected: head.strange.weight" in message
     assert "unexpected: backbone.extra (encoder.net.extra here)" in message
     assert "missing: the tensor that is decoder.fusions.0.out.weight here" in message

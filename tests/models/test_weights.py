@@ -55,6 +55,14 @@ def test_all_keys_that_do_not_fit_are_listed_in_one_error(tmp_path):
     assert "Check that model.encoder" in message
 
 
+def test_not_one_key_of_a_long_list_is_left_out(tmp_path):
+    strangers = {f"layer9.{number}.weight": torch.zeros(1) for number in range(45)}
+    save_file(ResNet(**TINY).net.state_dict() | strangers, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="45 problems") as error:
+        ResNet(**TINY, weights=str(tmp_path / "w.safetensors"))
+    assert all(f"unexpected: {key}\n" in str(error.value) for key in strangers)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a weight file", b"PK\x03\x04 truncated"])
 def test_a_broken_file_is_named(tmp_path, content):
     for name in ("w.pth", "w.safetensors"):
