@@ -29,8 +29,8 @@ from halfmask.errors import DataError, bullet_list
 from halfmask.sections import DataRecipe
 from halfmask.task import Task
 
-# Where `halfmask predict` puts pictures and arrays, by the names of the masks.
-_BESIDE_MASKS = ("overlays", "probabilities")
+# Folders of what `halfmask predict` writes besides masks, by the names of the masks.
+OVERLAYS, PROBABILITIES = "overlays", "probabilities"
 
 ReadMask = Callable[[str], Integer[np.ndarray, "H W"]]
 
@@ -126,7 +126,7 @@ def find_images(ids: Sequence[str], folder: Path) -> dict[str, str]:
         raise DataError(f"--images {folder}: no such folder.", "H208")
     by_stem: dict[str, list[str]] = defaultdict(list)
     for image in list_images(folder, folder):
-        by_stem[_without_suffix(image)].append(image)
+        by_stem[without_suffix(image)].append(image)
     here = ImageNames(by_stem)
     found = {id: _images_of(id, by_stem, here) for id in ids}
     if absent := [id for id, images in found.items() if not images]:
@@ -146,12 +146,13 @@ def find_images(ids: Sequence[str], folder: Path) -> dict[str, str]:
 
 
 def _images_of(id: str, by_stem: dict[str, list[str]], here: ImageNames) -> list[str]:
-    stem = _without_suffix(id)
+    stem = without_suffix(id)
     stems = [stem] if stem in by_stem else here.most_alike(stem)
     return [image for stem in stems for image in by_stem[stem]]
 
 
-def _without_suffix(path: str) -> str:
+def without_suffix(path: str) -> str:
+    """Give `a/b.c` for `a/b.c.png`."""
     return path.rpartition(".")[0]
 
 
@@ -228,10 +229,10 @@ def _but_beside_masks(ids: Sequence[str]) -> tuple[str, ...]:
     >>> _but_beside_masks(["a.png", "overlays/a.jpg", "overlays/b.png"])
     ('a.png', 'overlays/b.png')
     """
-    stems = {_without_suffix(id) for id in ids}
+    stems = {without_suffix(id) for id in ids}
 
     def beside(id: str) -> bool:
         folder, _, name = id.partition("/")
-        return folder in _BESIDE_MASKS and _without_suffix(name) in stems
+        return folder in {OVERLAYS, PROBABILITIES} and without_suffix(name) in stems
 
     return tuple(id for id in ids if not beside(id))

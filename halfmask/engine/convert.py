@@ -25,7 +25,7 @@ import yaml
 from jaxtyping import Integer
 from PIL import Image
 
-from halfmask.data._mask_source import open_masks
+from halfmask.data._mask_source import open_masks, without_suffix
 from halfmask.data.annotations import geojson, labelme
 from halfmask.data.annotations.coco import CocoWriter, Geometry
 from halfmask.data.annotations.label_studio import LabelStudioWriter
@@ -39,8 +39,8 @@ from halfmask.sections import DataRecipe
 from halfmask.task import Kind, Task
 
 Format = Literal["index", "color", "coco", "labelme", "label_studio", "geojson"]
-# These say which image a mask belongs to.
-_NAMES_IMAGES = ("labelme", "label_studio", "coco")
+# Their files say which image a mask belongs to.
+_LINKED = ("labelme", "label_studio", "coco")
 OUTLINES = ("labelme", "label_studio", "geojson", "coco")
 FORMATS = get_args(Format)
 _SUFFIX = {"index": ".png", "color": ".png", "labelme": ".json", "geojson": ".geojson"}
@@ -167,8 +167,8 @@ def convert(
     """
     if to not in FORMATS:
         raise RecipeError(f"--to {to}: unknown.{nearest(to, FORMATS)} Known: {', '.join(FORMATS)}.", "H303")
-    if images is not None and to not in _NAMES_IMAGES:
-        raise RecipeError(f"--images: --to {to} names no images. Leave it out; it is for {', '.join(_NAMES_IMAGES)}.")
+    if images is not None and to not in _LINKED:
+        raise RecipeError(f"--images: --to {to} names no images. Leave it out; it is for {', '.join(_LINKED)}.")
     # Without overrides no recipe is checked: that takes seconds, as it loads what methods need.
     found = open_masks(Path(source), load(None, overrides).data if overrides else DataRecipe())
     if images is not None:
@@ -187,7 +187,7 @@ def convert(
     writer.close()
     if found.left_out and not quiet:
         print(_told(found.left_out), file=sys.stderr)
-    if to in _NAMES_IMAGES and not found.images_known and not quiet:
+    if to in _LINKED and not found.images_known and not quiet:
         print(
             f"note: {to} names the image of each mask, and here it names the masks themselves: their images are not "
             "known. Name the folder of the images: --images DIR",
@@ -228,21 +228,17 @@ def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: st
     plain = format == "coco" and len({Path(row).name for row, _, _ in done}) == len(done)
     for row, image, mask in done:
         named = image if format == "labelme" else Path(Path(row).name if plain else row)
-        writer.add(_outline_name(row), read_stored(mask).values.astype(np.uint8), named, image)
+        writer.add(without_suffix(row), read_stored(mask).values.astype(np.uint8), named, image)
     writer.close()
 
 
 def outline_files(rows: Iterable[str], out: Path, format: str, task: Task) -> set[Path]:
     """Give the files that `write_outlines` writes of these paths below the input, in a format of `OUTLINES`."""
-    return _outline_writer(out, format, task).paths(map(_outline_name, rows))
+    return _outline_writer(out, format, task).paths(map(without_suffix, rows))
 
 
 def _outline_writer(out: Path, format: str, task: Task) -> Writer:
     return Writer(cast(Format, format), out / format, task, drafts=True)
-
-
-def _outline_name(row: str) -> str:
-    return row.rpartition(".")[0]
 
 
 def describe(task: Task) -> str:
@@ -267,7 +263,7 @@ def _told(left_out: Sequence[str]) -> str:
 
 def mask_name(id: str) -> str:
     """Give NAME of an image: its id without the folder of images and without suffix."""
-    return id.removeprefix("images/").rpartition(".")[0]
+    return without_suffix(id.removeprefix("images/"))
 
 
 def _require_distinct_colors(writer: Writer) -> None:

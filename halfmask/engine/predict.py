@@ -33,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from halfmask.data._files import date_sizes_differ
+from halfmask.data._mask_source import OVERLAYS, PROBABILITIES
 from halfmask.data._pairs import find_pairs
 from halfmask.data._places import require_writable
 from halfmask.data.geotiff import is_georeferenced
@@ -197,8 +198,8 @@ def plan(
         Job(
             image,
             _with_suffix(out / name, ".tif" if tied else ".png"),
-            _with_suffix(out / "overlays" / name, ".jpg") if overlay else None,
-            _with_suffix(out / "probabilities" / name, ".npy") if probabilities else None,
+            _with_suffix(out / OVERLAYS / name, ".jpg") if overlay else None,
+            _with_suffix(out / PROBABILITIES / name, ".npy") if probabilities else None,
             before,
             _with_suffix(name, image.suffix).as_posix(),
             tied,

@@ -3,6 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from halfmask.data.check._files import ImageFacts
 from halfmask.data.check._finding import Finding, about, plural
 from halfmask.data.check._fingerprint import Fingerprint
@@ -130,7 +132,7 @@ def plain_mode(mode: str) -> str:
     dtype, cut, bands = mode.partition(" x")
     if not cut:
         return mode
-    bits = "float" if dtype.startswith("float") else f"{dtype.lstrip('uint')}-bit"
+    bits = "float" if dtype.startswith("float") else f"{8 * np.dtype(dtype).itemsize}-bit"
     return f"{bits} " + {"1": "gray", "3": "color"}.get(bands, f"of {bands} bands")
 
 
