@@ -78,6 +78,5 @@ def check_fit(made: Renamed, own: Mapping[str, Tensor], where: str, cure: str) -
         if key in own and own[key].shape != value.shape
     ]
     if problems:
-        raise CheckpointError(
-            f"{where}: {len(problems)} problems\n{bullet_list(problems, limit=len(problems))}\n  {cure}", "H405"
-        )
+        every = bullet_list(problems, limit=len(problems))
+        raise CheckpointError(f"{where}: {len(problems)} problems\n{every}\n  {cure}", "H405")

@@ -226,8 +226,9 @@ def _announce(repo: str, license_name: str) -> None:
 def _check_fit(name: str, state: State, own: State, origin: str | Path) -> None:
     problems = misfits(state, own)
     if problems:
+        every = bullet_list(problems, limit=len(problems))
         raise CheckpointError(
-            f"weights {origin} do not fit {name}: {len(problems)} problems\n{bullet_list(problems, limit=len(problems))}\n"
+            f"weights {origin} do not fit {name}: {len(problems)} problems\n{every}\n"
             "  Check that model.encoder (name, size or depth, stem) is what the file was made for.",
             "H405",
         )
