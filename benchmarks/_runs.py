@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from halfmask.data.splits import open_dataset
-from halfmask.engine.rundir import environment
-from halfmask.recipe import DataRecipe
-from halfmask.training import train
+from halfmask.data.splits.split import open_dataset
+from halfmask.recipe.read import DataRecipe
+from halfmask.run.folder import environment
+from halfmask.run.train import train
 
 MODELS: dict[str, dict[str, Any]] = {
     "linknet": {"name": "smp", "arch": "linknet", "encoder": {"name": "resnet18"}},

@@ -37,9 +37,9 @@ from _runs import (
 )
 from PIL import Image
 
-from halfmask.engine.evaluate import evaluate
-from halfmask.recipe import Recipe, load
-from halfmask.training import train
+from halfmask.infer.evaluate import evaluate
+from halfmask.recipe.read import Recipe, load
+from halfmask.run.train import train
 
 TEST_DIGITS = 397
 SCORES = {"change": ("changed_iou", "f1", "acc"), "digits": ("acc", "class_acc")}

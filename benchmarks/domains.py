@@ -30,9 +30,9 @@ from _runs import (
     write_json,
 )
 
-from halfmask.engine.evaluate import evaluate
-from halfmask.recipe import Recipe, load
-from halfmask.training import train
+from halfmask.infer.evaluate import evaluate
+from halfmask.recipe.read import Recipe, load
+from halfmask.run.train import train
 
 # What the class files do not say, and CCT's guided perturbations need.
 FOREGROUND = {

@@ -29,9 +29,9 @@ from _runs import (
     write_json,
 )
 
-from halfmask.engine.evaluate import evaluate
-from halfmask.recipe import Recipe, load
-from halfmask.training import train
+from halfmask.infer.evaluate import evaluate
+from halfmask.recipe.read import Recipe, load
+from halfmask.run.train import train
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:

@@ -19,12 +19,12 @@ from typing import Any
 from _runs import add_params, over_seeds, parser_of, percent, run_once, write_json
 from few_masks import add_recipe_options, recipe_of, root_of
 
-from halfmask.data.splits import write_list
-from halfmask.engine.evaluate import evaluate
-from halfmask.engine.suggest import suggest
-from halfmask.engine.suggest_scores import Weights
-from halfmask.recipe import Recipe, load
-from halfmask.training import train
+from halfmask.data.splits.split import write_list
+from halfmask.infer.evaluate import evaluate
+from halfmask.recipe.read import Recipe, load
+from halfmask.run.train import train
+from halfmask.suggest.scores import Weights
+from halfmask.suggest.suggest import suggest
 
 
 def finish(out: Path, recipe: Recipe, begin: Path | None = None) -> dict[str, Any]:

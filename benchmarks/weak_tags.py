@@ -18,9 +18,9 @@ from typing import Any
 from _runs import MODELS, add_views, parser_of, percent, resized, run_all, run_once, table, training, views, write_json
 from PIL import Image
 
-from halfmask.engine.evaluate import evaluate
-from halfmask.recipe import Recipe, load
-from halfmask.training import train
+from halfmask.infer.evaluate import evaluate
+from halfmask.recipe.read import Recipe, load
+from halfmask.run.train import train
 
 FORMS = ("supervised", "cct", "cct+tags")
 

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from halfmask.models.build import Builder
 from halfmask.recipe import Recipe, load
-from halfmask.sections import Entry, ModelRecipe
-from halfmask.shipped import recipe_names, recipes_folder
+from halfmask.recipe.sections import Entry, ModelRecipe
+from halfmask.recipe.shipped import recipe_names, recipes_folder
 from halfmask.task import Task
 
 PAGE = Path(__file__).parent / "scaling.md"

@@ -7,26 +7,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halfmask.data.splits import make_split as split
-    from halfmask.engine.app import app
-    from halfmask.engine.bundle import load_bundle
-    from halfmask.engine.check import check
-    from halfmask.engine.convert import convert
-    from halfmask.engine.doctor import examine as doctor
-    from halfmask.engine.evaluate import evaluate
-    from halfmask.engine.export import export
-    from halfmask.engine.predict import predict
-    from halfmask.engine.suggest import suggest
+    from halfmask.app.app import app
+    from halfmask.data.check.check import check
+    from halfmask.data.convert.convert import convert
+    from halfmask.data.splits.split import make_split as split
     from halfmask.errors import HalfmaskError
     from halfmask.importers import import_checkpoint
-    from halfmask.methods import Method
+    from halfmask.infer.evaluate import evaluate
+    from halfmask.infer.export import export
+    from halfmask.infer.predict import predict
+    from halfmask.method import Method
     from halfmask.plan import make_plan
     from halfmask.plugins import names as list_plugins
-    from halfmask.recipe import Recipe
-    from halfmask.recipe import load as load_recipe
+    from halfmask.recipe.read import Recipe
+    from halfmask.recipe.read import load as load_recipe
     from halfmask.report.make import report
+    from halfmask.run.bundle import load_bundle
+    from halfmask.run.machine import examine as doctor
+    from halfmask.run.train import train
+    from halfmask.suggest.suggest import suggest
     from halfmask.task import Task
-    from halfmask.training import train
 
 __version__ = "0.1.0"
 
@@ -57,25 +57,25 @@ __all__ = [
 # public name -> (module, name there); `list_plugins("methods")` reads file names only
 _HOMES = {
     "HalfmaskError": ("halfmask.errors", "HalfmaskError"),
-    "Method": ("halfmask.methods", "Method"),
-    "Recipe": ("halfmask.recipe", "Recipe"),
+    "Method": ("halfmask.method", "Method"),
+    "Recipe": ("halfmask.recipe.read", "Recipe"),
     "Task": ("halfmask.task", "Task"),
-    "app": ("halfmask.engine.app", "app"),
-    "check": ("halfmask.engine.check", "check"),
-    "convert": ("halfmask.engine.convert", "convert"),
-    "doctor": ("halfmask.engine.doctor", "examine"),
-    "evaluate": ("halfmask.engine.evaluate", "evaluate"),
-    "export": ("halfmask.engine.export", "export"),
+    "app": ("halfmask.app", "app"),
+    "check": ("halfmask.data.check.check", "check"),
+    "convert": ("halfmask.data.convert.convert", "convert"),
+    "doctor": ("halfmask.run.machine", "examine"),
+    "evaluate": ("halfmask.infer.evaluate", "evaluate"),
+    "export": ("halfmask.infer.export", "export"),
     "import_checkpoint": ("halfmask.importers", "import_checkpoint"),
     "list_plugins": ("halfmask.plugins", "names"),
-    "load_bundle": ("halfmask.engine.bundle", "load_bundle"),
-    "load_recipe": ("halfmask.recipe", "load"),
+    "load_bundle": ("halfmask.run.bundle", "load_bundle"),
+    "load_recipe": ("halfmask.recipe.read", "load"),
     "make_plan": ("halfmask.plan", "make_plan"),
-    "predict": ("halfmask.engine.predict", "predict"),
+    "predict": ("halfmask.infer.predict", "predict"),
     "report": ("halfmask.report", "report"),
-    "split": ("halfmask.data.splits", "make_split"),
-    "suggest": ("halfmask.engine.suggest", "suggest"),
-    "train": ("halfmask.training", "train"),
+    "split": ("halfmask.data.splits.split", "make_split"),
+    "suggest": ("halfmask.suggest", "suggest"),
+    "train": ("halfmask.run.train", "train"),
 }
 
 
@@ -83,7 +83,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'halfmask' has no attribute {name!r}; it offers {', '.join(__all__)}")
     module, attribute = _HOMES[name]
-    value = getattr(import_module(module), attribute)
+    found = import_module(module)
+    value = found if found.__name__ == f"halfmask.{name}" else getattr(found, attribute)  # a package that is called
     globals()[name] = value  # later uses skip this function
     return value
 

@@ -24,18 +24,14 @@ _PACKAGES: dict[str, tuple[str, str]] = {
     "encoders": ("halfmask.models.encoders", "Encoder"),
     "decoders": ("halfmask.models.decoders", "Decoder"),
     "bottlenecks": ("halfmask.models.bottlenecks", "Bottleneck"),
-    "datasets": ("halfmask.data", "Dataset"),
+    "datasets": ("halfmask.data.datasets", "Dataset"),
     "importers": ("halfmask.importers", "Importer"),
 }
-# Modules of halfmask.data that are not datasets.
-_NOT_DATASETS = frozenset({"splits", "sampler", "loader", "images", "masks", "cache", "layouts", "rasters", "geotiff"})
 
 
 def names(kind: Kind) -> list[str]:
     """List the names available for a kind, without importing any of them."""
     found = {path.stem for path in _folder(kind).glob("*.py") if not path.stem.startswith("_")}
-    if kind == "datasets":
-        found -= _NOT_DATASETS
     return sorted(found | {entry.name for entry in entry_points(group=f"halfmask.{kind}")})
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from halfmask.engine.optim import base_rate, make_optimizers, rate_factor, set_rates
-from halfmask.methods import Method
+from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
-from halfmask.recipe import Recipe, load
-from halfmask.shipped import recipe_names, recipes_folder
+from halfmask.recipe.read import Recipe, load
+from halfmask.recipe.shipped import recipe_names, recipes_folder
+from halfmask.run.optim import base_rate, make_optimizers, rate_factor, set_rates
 from halfmask.task import Task
 
 CLASSES = {"pascal": 21, "cityscapes": 19, "coco": 81}

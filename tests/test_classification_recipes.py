@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
-from halfmask.engine.optim import base_rate
 from halfmask.models.build import Builder
-from halfmask.recipe import load
-from halfmask.shipped import recipes_folder
+from halfmask.recipe.read import load
+from halfmask.recipe.shipped import recipes_folder
+from halfmask.run.optim import base_rate
 from halfmask.task import Task
 
 RECIPES = {name: load(recipes_folder() / f"unimatch_v2/{name}.yaml") for name in ("cifar10", "stl10", "svhn")}

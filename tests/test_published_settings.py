@@ -16,12 +16,12 @@ import pytest
 import torch
 import yaml
 
-from halfmask.data.ade20k import CLASSES as ADE20K
-from halfmask.data.coco import CLASSES as COCO
-from halfmask.engine.optim import base_rate, rate_factor
+from halfmask.data.datasets.ade20k import CLASSES as ADE20K
+from halfmask.data.datasets.coco import CLASSES as COCO
 from halfmask.models.build import Builder
-from halfmask.recipe import ModelRecipe, Recipe, load
-from halfmask.shipped import recipe_names, recipes_folder
+from halfmask.recipe.read import ModelRecipe, Recipe, load
+from halfmask.recipe.shipped import recipe_names, recipes_folder
+from halfmask.run.optim import base_rate, rate_factor
 from halfmask.task import Task
 
 FAMILIES = ("unimatch_v2/", "unimatch/", "fixmatch/", "supervised/")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from halfmask.errors import RecipeError
-from halfmask.recipe import Recipe, load
+from halfmask.recipe.read import Recipe, load
 
 
 def write(folder: Path, text: str) -> Path:
@@ -113,7 +113,7 @@ def test_yaml_exponent_without_dot_is_a_number(tmp_path: Path) -> None:
 
 def test_class_from_outside_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mylab.py").write_text(
-        "from halfmask.methods import Method\n"
+        "from halfmask.method import Method\n"
         "class Mine(Method):\n"
         "    def __init__(self, task, build, *, weight: float = 2.0) -> None:\n"
         "        super().__init__(task)\n"

@@ -16,20 +16,21 @@ SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(
 
 # Lowest first. A module imports its own package, its neighbors of the same set, and whatever stands lower.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "codes"}),
+    frozenset({"errors", "codes", "atomic", "places", "verbs"}),
     frozenset({"reference"}),
-    frozenset({"task", "batch", "schema", "plugins", "sections", "recipe", "shipped", "palette", "docstrings"}),
-    frozenset({"blocks", "augment", "models"}),
+    frozenset({"task", "batch", "schema", "plugins", "recipe", "palette", "docstrings", "forms"}),
+    frozenset({"losses", "views", "teaching", "models"}),
+    frozenset({"method"}),
     frozenset({"methods"}),
     frozenset({"data"}),
-    frozenset({"engine"}),
-    frozenset({"importers", "report", "plan", "testing", "training"}),
+    frozenset({"run", "infer", "bench"}),
+    frozenset({"importers", "report", "plan", "suggest", "app", "testing"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
     frozenset({"__main__", "__init__"}),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-NO_TRAINER = {"reference", "blocks", "augment", "models", "methods"}
+NO_TRAINER = {"reference", "losses", "views", "teaching", "models", "method", "methods"}
 REFERENCE_NEEDS = {"torch", "numpy", "PIL", "jaxtyping"}
 VAGUE = {"util", "utils", "misc", "helper", "helpers", "common"}
 

@@ -9,8 +9,8 @@ import yaml
 
 from halfmask.models.build import Builder
 from halfmask.plugins import names, resolve
-from halfmask.recipe import ModelRecipe, Recipe, load
-from halfmask.shipped import recipe_names, recipe_summary, recipes_folder
+from halfmask.recipe.read import ModelRecipe, Recipe, load
+from halfmask.recipe.shipped import recipe_names, recipe_summary, recipes_folder
 from halfmask.task import Task
 from halfmask.testing import tiny_builder
 

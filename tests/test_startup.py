@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy(verb):
 
 
 @pytest.mark.parametrize(
-    "code", ["import halfmask; dir(halfmask)", "import halfmask.errors, halfmask.shipped, halfmask.docstrings"]
+    "code", ["import halfmask; dir(halfmask)", "import halfmask.errors, halfmask.recipe.shipped, halfmask.docstrings"]
 )
 def test_importing_the_package_imports_nothing_heavy(code):
     assert not imported_by("-c", code) & HEAVY

@@ -10,8 +10,8 @@ from halfmask.cli import flags
 from halfmask.errors import RecipeError
 
 if TYPE_CHECKING:
-    from halfmask.engine.bench.row import Row
-    from halfmask.engine.profile_step import Profile
+    from halfmask.bench.row import Row
+    from halfmask.run.profile_step import Profile
 
 
 def bench(
@@ -55,7 +55,7 @@ def bench(
         print(json.dumps(result.to_dict(), indent=2) if as_json else result.table())
         _write(out, result.to_dict())
         return
-    from halfmask.engine.bench.cases import find
+    from halfmask.bench.cases import find
 
     rows = find(arguments or [])
     if show:
@@ -63,10 +63,10 @@ def bench(
         return
     import torch
 
-    from halfmask.engine.bench import report
-    from halfmask.engine.bench.row import Setting
-    from halfmask.engine.bench.run import run_rows
-    from halfmask.engine.device import pick_device
+    from halfmask.bench import report
+    from halfmask.bench.row import Setting
+    from halfmask.bench.run import run_rows
+    from halfmask.run.device import pick_device
 
     torch.set_num_threads(threads)
     rounds, seconds = (2, 0.0) if quick else (rounds, 0.2)
@@ -110,6 +110,6 @@ def _profile(source: str, overrides: list[str], steps: int, data: str | None) ->
     recipe = flags.load_recipe(source, {"data.root": data}, overrides)
     if not recipe.data.root:
         raise RecipeError("profile a recipe on which data? Add --data DIR.")
-    from halfmask.engine.profile_step import profile_recipe
+    from halfmask.run.profile_step import profile_recipe
 
     return profile_recipe(recipe, steps)

@@ -30,7 +30,7 @@ def check(
     flags.check_overrides(overrides or ())
     if data is None and not any(item.startswith("data.root=") for item in overrides or ()):
         raise RecipeError("of which images? Name their folder: --data DIR")
-    from halfmask.engine.check import check as look
+    from halfmask.data.check.check import check as look
 
     with _Bar(quiet) as bar:
         report = look(data, overrides=overrides or (), fix=fix, limit=limit, workers=workers, tick=bar.tick)

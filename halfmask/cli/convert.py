@@ -37,7 +37,7 @@ def convert(
     flags.check_overrides(overrides or (), folder="--out")
     if out is None:
         raise RecipeError("where to? Name a folder: --out DIR")
-    from halfmask.engine.convert import convert as run
+    from halfmask.data.convert.convert import convert as run
 
     count = run(
         source,

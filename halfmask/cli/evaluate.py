@@ -10,7 +10,7 @@ import typer
 from halfmask.cli import flags
 
 if TYPE_CHECKING:
-    from halfmask.engine.runs import Published
+    from halfmask.infer.runs import Published
 
 
 def evaluate(
@@ -31,10 +31,10 @@ def evaluate(
     scored on each; name RUN/DOMAIN for one.
     """
     flags.check_overrides(overrides or ())
-    from halfmask.engine.bundle import domain_names
-    from halfmask.engine.evaluate import evaluate as score
-    from halfmask.engine.ranks import is_first_rank
-    from halfmask.engine.runs import published
+    from halfmask.infer.evaluate import evaluate as score
+    from halfmask.infer.runs import published
+    from halfmask.run.bundle import domain_names
+    from halfmask.run.ranks import is_first_rank
 
     if domain_names(run):
         _evaluate_domains(run, data, part, overrides or (), device, workers, limit, as_json, quiet)
@@ -72,11 +72,11 @@ def _evaluate_domains(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from halfmask.engine.bundle import domain_names
-    from halfmask.engine.evaluate_domains import combined, evaluate_domains
-    from halfmask.engine.ranks import is_first_rank
-    from halfmask.engine.runs import published
     from halfmask.errors import RecipeError
+    from halfmask.infer.evaluate_domains import combined, evaluate_domains
+    from halfmask.infer.runs import published
+    from halfmask.run.bundle import domain_names
+    from halfmask.run.ranks import is_first_rank
 
     if data is not None:
         names = ", ".join(str(Path(run) / name) for name in domain_names(run))

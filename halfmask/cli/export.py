@@ -35,7 +35,7 @@ def export(
     Exit code 1 when fewer than 99.9 % of the pixels get the same class.
     """
     height_width = None if size is None else _size(size)
-    from halfmask.engine.export import export as write
+    from halfmask.infer.export import export as write
 
     flags.say(f"tracing {run}; this takes up to a minute ...", quiet)
     report = write(run, out, format=format, size=height_width, input=source, images=images, overwrite=overwrite)

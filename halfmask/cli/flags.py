@@ -16,7 +16,7 @@ import typer
 from halfmask.errors import RecipeError
 
 if TYPE_CHECKING:
-    from halfmask.recipe import Recipe
+    from halfmask.recipe.read import Recipe
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -116,7 +116,7 @@ def check_overrides(overrides: Sequence[str], folder: str = "--data", recipe_fir
 
 def merge(flags: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Join flags (those that were given) with positional overrides, which come later and win."""
-    from halfmask.recipe import parse_override
+    from halfmask.recipe.read import parse_override
 
     given = {key: value for key, value in flags.items() if value is not None}
     for item in overrides:
@@ -178,7 +178,7 @@ def unlabeled_key(value: str | None) -> dict[str, str]:
 
 def load_recipe(source: str | None, flags: dict[str, Any], overrides: Sequence[str]) -> "Recipe":
     """Load a recipe file or a shipped recipe with flags and overrides applied."""
-    from halfmask.recipe import load
-    from halfmask.shipped import find_recipe
+    from halfmask.recipe.read import load
+    from halfmask.recipe.shipped import find_recipe
 
     return load(None if source is None else find_recipe(source), merge(flags, overrides))

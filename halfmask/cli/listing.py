@@ -108,7 +108,7 @@ def _networks(method: type[Any]) -> str:
 
 def _rows(what: What) -> list[dict[str, Any]]:
     if what is What.recipes:
-        from halfmask.shipped import recipe_facts, recipe_names, recipe_summary
+        from halfmask.recipe.shipped import recipe_facts, recipe_names, recipe_summary
 
         return [{"name": name, "summary": recipe_summary(name), **recipe_facts(name)} for name in recipe_names()]
     from halfmask.plugins import Kind, documentation, names
@@ -128,7 +128,7 @@ def _recipes_like(part: str) -> list[dict[str, Any]]:
 
 
 def _show_recipe(name: str, as_json: bool) -> None:
-    from halfmask.shipped import find_recipe, recipe_names
+    from halfmask.recipe.shipped import find_recipe, recipe_names
 
     if name not in recipe_names():
         raise RecipeError(

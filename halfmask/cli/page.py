@@ -29,7 +29,7 @@ def app(
     network, and listens on this machine only. Ctrl-C stops it.
     """
     flags.check_overrides(overrides or (), folder="")
-    from halfmask.engine.app import app as serve
+    from halfmask.app.app import app as serve
 
     def ready(url: str) -> None:
         print(json.dumps({"url": url}) if as_json else url, flush=True)

@@ -12,7 +12,7 @@ from halfmask.cli import flags
 from halfmask.errors import RecipeError
 
 if TYPE_CHECKING:
-    from halfmask.data.splits import NewSplit
+    from halfmask.data.splits.split import NewSplit
 
 
 def split(
@@ -46,8 +46,8 @@ def split(
         raise RecipeError("of which images? Name their folder: --data DIR")
     share = None if fraction is None else _share(fraction)
     numbers = flags.numbers(seeds, "--seeds")
-    from halfmask.data.splits import make_split, open_dataset
-    from halfmask.recipe import load
+    from halfmask.data.splits.split import make_split, open_dataset
+    from halfmask.recipe.read import load
 
     recipe = load(None, flags.merge({"data.root": data, "data.dataset": dataset}, overrides or ()))
     made = make_split(

@@ -53,8 +53,8 @@ def suggest(
     rare classes. Correct the drafts, put the masks beside the data, and go on: halfmask train --resume-from RUN.
     """
     flags.check_overrides(overrides or ())
-    from halfmask.engine.suggest import suggest as rank
-    from halfmask.engine.suggest_scores import Weights
+    from halfmask.suggest.scores import Weights
+    from halfmask.suggest.suggest import suggest as rank
 
     found = rank(
         run,

@@ -16,8 +16,8 @@ from halfmask.errors import OutOfMemoryError, RecipeError
 from halfmask.task import METRIC_NAMES
 
 if TYPE_CHECKING:
-    from halfmask.engine.train import TrainResult
-    from halfmask.recipe import Recipe
+    from halfmask.recipe.read import Recipe
+    from halfmask.run.fit import TrainResult
 
 
 def train(
@@ -143,7 +143,7 @@ def train(
             given = {**sugar, **seed_key}
             recipe = flags.load_recipe(source, given, overrides) if source else _with_seed(planned, seed_key)
             results.append(_train(recipe, folder, **options))
-    from halfmask.engine.ranks import is_first_rank
+    from halfmask.run.ranks import is_first_rank
 
     if dry_run and not as_json and is_first_rank():  # one process of torchrun speaks for all
         _report_dry_run(results, bytes_limit)
@@ -164,7 +164,7 @@ def _memory_limit(text: str | None, usable: bool) -> int | None:
             "--memory is a budget of the plan: leave out the recipe; or use it with --dry-run, which says what batch "
             "fits, then set data.batch."
         )
-    from halfmask.engine.memory import parse_bytes
+    from halfmask.run.memory import parse_bytes
 
     try:
         size = parse_bytes(text)
@@ -218,15 +218,15 @@ def _folders(out: Path, seeds: str | None, seed: int | None) -> list[tuple[Path,
 
 def _check_free(folders: list[Path], overwrite: bool) -> None:
     """Refuse places that are taken before the plan, or an earlier seed, has cost its time."""
-    from halfmask.engine.ranks import is_first_rank
-    from halfmask.engine.rundir import RunDir
+    from halfmask.run.folder import RunDir
+    from halfmask.run.ranks import is_first_rank
 
     for folder in folders if is_first_rank() else ():
         RunDir(folder).check_free(overwrite=overwrite)
 
 
 def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
-    from halfmask.training import train as run
+    from halfmask.run.train import train as run
 
     try:
         return run(recipe, out, **options)
@@ -237,7 +237,7 @@ def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
 
 
 def _resume(run: Path, overrides: dict[str, Any], **options: Any) -> "TrainResult":
-    from halfmask.training import train as train_run
+    from halfmask.run.train import train as train_run
 
     texts = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
     return train_run(None, run, resume=True, overrides=texts, **options)
@@ -248,7 +248,7 @@ def _begin(run: Path, out: Path, overrides: dict[str, Any], otherwise: bool, **o
         raise RecipeError(
             "--resume-from RUN has the recipe of that run: leave out RECIPE, --seeds, --time and --pretrained."
         )
-    from halfmask.training import train as train_run
+    from halfmask.run.train import train as train_run
 
     texts = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
     return train_run(None, out, resume_from=run, overrides=texts, **options)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfmask.data._places import require_writable
 from halfmask.demo.dataset import Size, write_dataset
 from halfmask.errors import DataError
+from halfmask.places import require_writable
 
 if TYPE_CHECKING:
-    from halfmask.engine.metrics import Scores
+    from halfmask.infer.metrics import Scores
 
 METHODS = ("supervised", "fixmatch")
 STEPS = 800
@@ -115,9 +115,9 @@ def run_demo(
     # Imported here, so that the first sign of life does not wait for torch.
     from halfmask.demo.figure import write_figure
     from halfmask.demo.page import write_page
-    from halfmask.engine.evaluate import evaluate
-    from halfmask.engine.train import train
-    from halfmask.recipe import load
+    from halfmask.infer.evaluate import evaluate
+    from halfmask.recipe.read import load
+    from halfmask.run.fit import train
 
     scores = {}
     for number, method in enumerate(METHODS, start=2):

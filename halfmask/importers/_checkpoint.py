@@ -13,9 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from halfmask.engine.atomic import atomic_path
-from halfmask.engine.bundle import save_bundle
-from halfmask.engine.rundir import RunDir
+from halfmask.atomic import atomic_path
 from halfmask.errors import CheckpointError, RecipeError, nearest
 from halfmask.importers._classes import known_dataset, make_task
 from halfmask.importers._importer import Importer
@@ -23,7 +21,9 @@ from halfmask.importers._rules import check_fit, rename
 from halfmask.models.build import Builder
 from halfmask.models.weights import read_content, tensors_of
 from halfmask.plugins import names, params_model, resolve
-from halfmask.recipe import Recipe, load
+from halfmask.recipe.read import Recipe, load
+from halfmask.run.bundle import save_bundle
+from halfmask.run.folder import RunDir
 from halfmask.task import Kind, Task
 
 ENCODER_FILE = "encoder.safetensors"

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from halfmask.data.splits import open_dataset
+from halfmask.data.splits.split import open_dataset
 from halfmask.errors import RecipeError, nearest
 from halfmask.plugins import names
-from halfmask.recipe import load
+from halfmask.recipe.read import load
 from halfmask.task import Kind, Task
 
 # The datasets of published checkpoints, told by their kind and number of classes; both change datasets name them alike.
@@ -92,7 +92,7 @@ def _published(kind: Kind, name: str) -> Task:
     known = names("datasets")
     if name not in known:
         raise RecipeError(f"there is no dataset {name!r}.{nearest(name, known)} Known: {', '.join(known)}.", "H303")
-    module = import_module(f"halfmask.data.{name}")
+    module = import_module(f"halfmask.data.datasets.{name}")
     classes = getattr(module, "CLASSES", None)
     if classes is None:
         raise RecipeError(f"dataset {name} takes its classes from the folder. Give it: --data DIR --dataset {name}")

@@ -32,17 +32,17 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.blocks.ema import eval_mode
-from halfmask.blocks.grouping import Grouping, channel_classes
-from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
-from halfmask.blocks.memory import ClassMemory, MemorySync
-from halfmask.blocks.pseudo import pseudo_label, pseudo_logs
 from halfmask.errors import ShapeError
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.bottlenecks.allspark import AllSpark as Bottleneck
 from halfmask.task import Task
+from halfmask.teaching.ema import eval_mode
+from halfmask.teaching.grouping import Grouping, channel_classes
+from halfmask.teaching.memory import ClassMemory, MemorySync
+from halfmask.teaching.pseudo_label import pseudo_label, pseudo_logs
+from halfmask.views.strong import StrongAugment
 
 
 class AllSpark(Method):

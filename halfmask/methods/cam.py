@@ -6,13 +6,13 @@ arXiv:2003.09005, section 3.3 (and its published code) label images of which onl
 
     s_k   = mean over valid cells of w_k f(x)                     w: linear, without bias; f: encoder
     L     = mean over images and foreground classes of BCE(sigmoid s_k, 1[k is among the tags])
-    then  `halfmask.blocks.activation_maps`: maps over scales and mirrored images, thresholds 0.30 and 0.05
+    then  `halfmask.teaching.activation_maps`: maps over scales and mirrored images, thresholds 0.30 and 0.05
 
 Tags of labeled images are read off the crop of their mask. `with_pseudo_masks` makes this the first stage of a method.
 
 Deviations:
   * Padding does not count in the mean.
-  * No CRF by default (`crf`), and an exact one on a coarse grid where it is asked for (`halfmask.blocks.dense_crf`).
+  * No CRF by default (`crf`), and an exact one on a coarse grid where it is asked for (`halfmask.teaching.dense_crf`).
   * Published training freezes batch norm and the first stages of a pretrained ResNet (`frozen`); off by default: a
     network from random weights has to learn them.
 """
@@ -28,15 +28,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.blocks.activation_maps import activation_maps, pseudo_mask
-from halfmask.blocks.dense_crf import refine_labels
 from halfmask.errors import RecipeError
-from halfmask.methods import Method, ModelBuilder, Stage, StepOutput
+from halfmask.method import Method, ModelBuilder, Stage, StepOutput
 from halfmask.models.model import Model
 from halfmask.task import Task
+from halfmask.teaching.activation_maps import activation_maps, pseudo_mask
+from halfmask.teaching.dense_crf import refine_labels
 
 if TYPE_CHECKING:
-    from halfmask.recipe import Recipe
+    from halfmask.recipe.read import Recipe
 
 Scale = Annotated[float, Field(gt=0)]
 

@@ -8,7 +8,7 @@ arXiv:2003.09005. With z = encoder(x_u), g the main decoder, g_k the auxiliary o
     L_w  = 1/K sum_k CE(g_k(p_k(z)), y_w)                          only where unlabeled samples bring pseudo-labels y_w
     L    = CE(g(x_l), y) + w L_u + w_w L_w,   w = 30 r,  w_w = 0.4 r,  r = exp(-5 (1 - step / ramp_up)^2), then 1
 
-Perturbations (`halfmask.blocks.perturb`, `halfmask.blocks.vat`), with the published number of decoders: I-VAT 2,
+Perturbations (`halfmask.views.feature_noise`, `halfmask.views.vat`), with the published number of decoders: I-VAT 2,
 DropOut 6, G-Cutout 6, Con-Msk 2, Obj-Msk 2, F-Drop 6, F-Noise 6. "Encoder" is everything before the classifier, and
 "decoder" the classifier, so that every network of ours can be trained; only the main decoder is evaluated and shipped.
 
@@ -34,12 +34,19 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.blocks.components import BoxRule
-from halfmask.blocks.consistency import Distance, Objective, pixel_weight
-from halfmask.blocks.forms import plain_forms_wanted
-from halfmask.blocks.heads import AuxiliaryHeads, Perturbed
-from halfmask.blocks.losses import bootstrapped_cross_entropy, cross_entropy
-from halfmask.blocks.perturb import (
+from halfmask.errors import RecipeError, nearest
+from halfmask.forms import plain_forms_wanted
+from halfmask.losses.auxiliary_heads import AuxiliaryHeads, Perturbed
+from halfmask.losses.consistency import Distance, Objective, pixel_weight
+from halfmask.losses.cross_entropy import bootstrapped_cross_entropy, cross_entropy
+from halfmask.method import Method, ModelBuilder, Stage, StepOutput
+from halfmask.methods.cam import with_pseudo_masks
+from halfmask.models.model import Logits
+from halfmask.task import Task
+from halfmask.teaching.pseudo_label import pseudo_label, pseudo_logs
+from halfmask.teaching.ramps import RampName, ramp
+from halfmask.views.components import BoxRule
+from halfmask.views.feature_noise import (
     ChannelDrop,
     FeatureDrop,
     FeatureNoise,
@@ -51,17 +58,10 @@ from halfmask.blocks.perturb import (
     make_guide,
     nearest_index,
 )
-from halfmask.blocks.pseudo import pseudo_label, pseudo_logs
-from halfmask.blocks.ramps import RampName, ramp
-from halfmask.blocks.vat import Adversarial, Direction
-from halfmask.errors import RecipeError, nearest
-from halfmask.methods import Method, ModelBuilder, Stage, StepOutput
-from halfmask.methods.cam import with_pseudo_masks
-from halfmask.models.model import Logits
-from halfmask.task import Task
+from halfmask.views.vat import Adversarial, Direction
 
 if TYPE_CHECKING:
-    from halfmask.recipe import Recipe
+    from halfmask.recipe.read import Recipe
 
 # Decoders of each kind, in the order in which they are stored.
 PUBLISHED = {"i_vat": 2, "dropout": 6, "g_cutout": 6, "con_msk": 2, "obj_msk": 2, "f_drop": 6, "f_noise": 6}

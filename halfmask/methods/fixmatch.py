@@ -10,7 +10,7 @@ and UniMatch V2, TPAMI 2025, arXiv:2410.10777 (`teacher: ema`).
     f'   = d * f' + (1 - d) * f,  d = min(1 - 1 / (step + 1), ema_decay)      after the optimizer step
 
 With `distribution_alignment` p_w is aligned before it is thresholded, for classification
-(`halfmask.blocks.alignment`; an addition of later work).
+(`halfmask.teaching.alignment`; an addition of later work).
 
 strong = color changes and blur, then CutMix with a partner image; pseudo-label, confidence and validity are cut
 and pasted with the pixels.
@@ -38,17 +38,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
-from halfmask.blocks.alignment import AlignmentName, alignment_of
-from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
-from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
-from halfmask.blocks.mixing import box_mask, paste
-from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
-from halfmask.blocks.ramps import ema_ramp
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model
 from halfmask.task import Task
+from halfmask.teaching.alignment import AlignmentName, alignment_of
+from halfmask.teaching.ema import Teacher, ema_copy, eval_mode
+from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
+from halfmask.teaching.ramps import ema_ramp
+from halfmask.views.mixing import box_mask, paste
+from halfmask.views.strong import StrongAugment
 
 
 class FixMatch(Method):

@@ -24,15 +24,15 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
-from halfmask.blocks.ema import ema_copy
-from halfmask.blocks.losses import LossName, squared_error, supervised_loss
-from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
-from halfmask.blocks.ramps import ema_ramp, sigmoid_ramp
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.losses.cross_entropy import LossName, squared_error, supervised_loss
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Model
 from halfmask.task import Task
+from halfmask.teaching.ema import ema_copy
+from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
+from halfmask.teaching.ramps import ema_ramp, sigmoid_ramp
+from halfmask.views.strong import StrongAugment
 
 
 class MeanTeacher(Method):

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from halfmask.batch import Batch, Progress
 from halfmask.errors import DataError, RecipeError
-from halfmask.methods import Method, ModelBuilder, ParamGroup, StepOutput, Update
+from halfmask.method import Method, ModelBuilder, ParamGroup, StepOutput, Update
 from halfmask.models.model import Model
 from halfmask.plugins import params_model, resolve
 from halfmask.schema import explain_all

@@ -22,13 +22,13 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
-from halfmask.blocks.ema import eval_mode
-from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
-from halfmask.blocks.pseudo import pseudo_label, pseudo_logs
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.task import Task
+from halfmask.teaching.ema import eval_mode
+from halfmask.teaching.pseudo_label import pseudo_label, pseudo_logs
+from halfmask.views.strong import StrongAugment
 
 
 class PseudoLabel(Method):

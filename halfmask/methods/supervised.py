@@ -13,11 +13,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
-from halfmask.blocks.losses import LossName, supervised_loss
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.task import Task
+from halfmask.views.strong import StrongAugment
 
 
 class Supervised(Method):

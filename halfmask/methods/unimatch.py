@@ -39,17 +39,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.blocks.channel_dropout import drop_channels
-from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
-from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
-from halfmask.blocks.mixing import box_mask, paste
-from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
-from halfmask.blocks.ramps import ema_ramp
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model
 from halfmask.task import Task
+from halfmask.teaching.ema import Teacher, ema_copy, eval_mode
+from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
+from halfmask.teaching.ramps import ema_ramp
+from halfmask.views.channel_dropout import drop_channels
+from halfmask.views.mixing import box_mask, paste
+from halfmask.views.strong import StrongAugment
 
 
 class UniMatch(Method):

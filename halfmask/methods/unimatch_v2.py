@@ -12,7 +12,7 @@ One stream holds both perturbations, of images and of features, where UniMatch V
     f'   = d * f' + (1 - d) * f,  d = min(1 - 1 / (step + 1), ema_decay)      after the optimizer step
 
 With `distribution_alignment` p_w is aligned before it is thresholded, for classification
-(`halfmask.blocks.alignment`), as the published logs of CIFAR-10 and STL-10 have it.
+(`halfmask.teaching.alignment`), as the published logs of CIFAR-10 and STL-10 have it.
 
 Pseudo-label, confidence and validity are cut and pasted with the pixels of each view. The labeled images and the
 teacher's never lose channels. A network without batch statistics sees labeled and strong images in one pass, which
@@ -40,19 +40,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.blocks.alignment import AlignmentName, alignment_of
-from halfmask.blocks.channel_dropout import channel_masks, scale_channels
-from halfmask.blocks.ema import Teacher, ema_copy, eval_mode
-from halfmask.blocks.forms import plain_forms_wanted
-from halfmask.blocks.losses import LossName, masked_cross_entropy, supervised_loss
-from halfmask.blocks.mixing import box_mask, paste
-from halfmask.blocks.pseudo import agreement, pseudo_label, pseudo_logs
-from halfmask.blocks.ramps import ema_ramp
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.forms import plain_forms_wanted
+from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model
 from halfmask.task import Task
+from halfmask.teaching.alignment import AlignmentName, alignment_of
+from halfmask.teaching.ema import Teacher, ema_copy, eval_mode
+from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
+from halfmask.teaching.ramps import ema_ramp
+from halfmask.views.channel_dropout import channel_masks, scale_channels
+from halfmask.views.mixing import box_mask, paste
+from halfmask.views.strong import StrongAugment
 
 
 class UniMatchV2(Method):

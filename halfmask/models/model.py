@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from halfmask.blocks.coarse_logits import CoarseLogits
-from halfmask.blocks.forms import plain_forms_wanted
 from halfmask.errors import ShapeError
+from halfmask.forms import plain_forms_wanted
+from halfmask.models.coarse_logits import CoarseLogits
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from halfmask.engine.prepare import Prepared
 from halfmask.errors import RecipeError
 from halfmask.plan.choices import Choice
 from halfmask.plan.facts import Machine
 from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import Measured, measure
-from halfmask.recipe import Recipe
+from halfmask.recipe.read import Recipe
+from halfmask.run.prepare import Prepared
 
 Build = Callable[[dict[str, Any]], Recipe]  # settings -> recipe, with the user's keys on top
 _WINDOW = 256  # side of the windows that large images are validated in

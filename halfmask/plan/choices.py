@@ -7,7 +7,7 @@ from typing import Any
 from halfmask.models.weights import in_cache, timm_releases
 from halfmask.plan.facts import DataFacts, Machine
 from halfmask.plan.table import LIMITS, NETWORKS, ON_CPU, ON_GPU, RECIPES, SUPERVISED, MethodRow, Network
-from halfmask.shipped import recipe_names
+from halfmask.recipe.shipped import recipe_names
 
 # Sides that images are shrunk to, as part of their own.
 _MULTIPLES = {"dinov2": 14, "dinov3": 16}  # of the crop, by encoder; others: 32

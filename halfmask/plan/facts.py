@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from halfmask.blocks.components import cell_boxes
-from halfmask.data._class_counts import count_classes
-from halfmask.data._dataset import Dataset
-from halfmask.data._stamps import default_folder
 from halfmask.data.check import take_fingerprint
-from halfmask.data.splits import resolve_split, unlabeled_dataset, verify
-from halfmask.engine.progress import LookingLine
-from halfmask.engine.ranks import is_first_rank
+from halfmask.data.class_counts import count_classes
+from halfmask.data.contract import Dataset
+from halfmask.data.splits.split import resolve_split, unlabeled_dataset, verify
+from halfmask.data.splits.stamps import default_folder
 from halfmask.errors import DataError
-from halfmask.sections import DataRecipe
+from halfmask.recipe.sections import DataRecipe
+from halfmask.run.progress import LookingLine
+from halfmask.run.ranks import is_first_rank
 from halfmask.task import Kind, Task
+from halfmask.views.components import cell_boxes
 
 _LOOKED_AT = 60  # images per part
 _COUNTED, _MEASURED = 100, 8  # masks

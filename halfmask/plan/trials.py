@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from halfmask.engine.evaluate import DatasetItems, count
-from halfmask.engine.hardware import uses_gpu, with_precision
-from halfmask.engine.memory import watch_peak
-from halfmask.engine.predict_cost import Cost, predict_cost
-from halfmask.engine.prepare import Prepared, prepare
-from halfmask.engine.twin import compared_ids, twin_recipe
-from halfmask.recipe import Recipe
+from halfmask.infer.evaluate import DatasetItems, count
+from halfmask.recipe.read import Recipe
+from halfmask.run.cost import Cost, predict_cost
+from halfmask.run.hardware import uses_gpu, with_precision
+from halfmask.run.memory import watch_peak
+from halfmask.run.prepare import Prepared, prepare
+from halfmask.run.twin import compared_ids, twin_recipe
 
 
 @dataclass(frozen=True)

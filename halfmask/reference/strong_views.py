@@ -86,7 +86,7 @@ def strong_view(
     make_gray: bool,
     radius: float,
 ) -> Tensor:
-    """Apply one image's parameters in turn (see `halfmask.augment.device.StrongParams`)."""
+    """Apply one image's parameters in turn (see `halfmask.views.strong.StrongParams`)."""
     if jitter:
         for change in order:
             operation = (brightness, contrast, saturation, hue)[change]

@@ -14,13 +14,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from halfmask.batch import Progress
-from halfmask.blocks.grouping import channel_classes
-from halfmask.data._dataset import Dataset
-from halfmask.data.splits import open_dataset, resolve_split, unlabeled_dataset
-from halfmask.engine.runs import open_run
+from halfmask.data.contract import Dataset
+from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset
+from halfmask.infer.runs import open_run
 from halfmask.methods.allspark import AllSpark
 from halfmask.report.evidence import Images, load_method
 from halfmask.report.records import Run
+from halfmask.teaching.grouping import channel_classes
 
 _SHOWN_CHANNELS = 6
 _GROUPED_IMAGES = 16

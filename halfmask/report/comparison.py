@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from halfmask.engine.runs import Published, published
 from halfmask.errors import HalfmaskError
-from halfmask.report.bootstrap import Scored, difference, scored
+from halfmask.infer.bootstrap import Scored, difference, scored
+from halfmask.infer.runs import Published, published
 from halfmask.report.chapters.cost import device_hours
 from halfmask.report.evidence import Images, Tally, open_images, tally
 from halfmask.report.material import Wishes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from halfmask import __version__
-from halfmask.report.bootstrap import Interval
+from halfmask.infer.bootstrap import Interval
 from halfmask.report.charts import Group, Series, line_chart, spread_chart
 from halfmask.report.comparison import Row, Spread, spread_of_curves, written
 from halfmask.report.markup import between, chapter, esc, note, percent, signed, table, whisker

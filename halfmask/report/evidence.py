@@ -17,22 +17,22 @@ import torch
 from jaxtyping import Int
 
 from halfmask import __version__
+from halfmask.atomic import atomic_path, write_json
 from halfmask.batch import Progress as Steps
-from halfmask.data._dataset import Dataset
-from halfmask.engine.atomic import atomic_path, write_json
-from halfmask.engine.bundle import load_bundle
-from halfmask.engine.checkpoint import read_checkpoint
-from halfmask.engine.evaluate import DatasetItems, count_each
-from halfmask.engine.parts import check_classes, open_part
-from halfmask.engine.rundir import RunDir
-from halfmask.engine.runs import memory_cure, open_run
+from halfmask.data.contract import Dataset
 from halfmask.errors import CheckpointError
-from halfmask.methods import Method
+from halfmask.infer.evaluate import DatasetItems, count_each
+from halfmask.infer.parts import check_classes, open_part
+from halfmask.infer.runs import memory_cure, open_run
+from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import params_model, resolve
-from halfmask.recipe import EvalRecipe
+from halfmask.recipe.read import EvalRecipe
+from halfmask.recipe.sections import ModelRecipe
 from halfmask.report.records import Run
-from halfmask.sections import ModelRecipe
+from halfmask.run.bundle import load_bundle
+from halfmask.run.checkpoint import read_checkpoint
+from halfmask.run.folder import RunDir
 from halfmask.task import Task
 
 Tick = Callable[[str, int, int], None]  # what, done, of how many

@@ -7,8 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from halfmask.engine.atomic import write_json, write_text
-from halfmask.engine.device import pick_device
+from halfmask.atomic import write_json, write_text
 from halfmask.errors import DataError, RecipeError
 from halfmask.report.chapters.summary import headline
 from halfmask.report.comparison import Row, compare, to_dict, to_json, to_latex, to_markdown
@@ -17,6 +16,7 @@ from halfmask.report.evidence import Tick
 from halfmask.report.material import Material, Wishes, gather
 from halfmask.report.page import run_page
 from halfmask.report.records import members
+from halfmask.run.device import pick_device
 from halfmask.task import METRIC_NAMES
 
 

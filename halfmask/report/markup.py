@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from halfmask.report.bootstrap import Interval
+from halfmask.infer.bootstrap import Interval
 
 
 def esc(text: object) -> str:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from halfmask.engine.bundle import STAGES, read_meta
-from halfmask.engine.rundir import RunDir
 from halfmask.errors import CheckpointError
+from halfmask.run.bundle import STAGES, read_meta
+from halfmask.run.folder import RunDir
 from halfmask.task import Task
 
 Points = list[tuple[int, float]]

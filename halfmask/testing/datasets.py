@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from halfmask.data._dataset import Dataset
+from halfmask.data.contract import Dataset
 from halfmask.errors import DataError
 
 _PARTS = ("train", "val", "test", "unlabeled")

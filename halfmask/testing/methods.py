@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.blocks.ema import Teacher
-from halfmask.methods import Method
+from halfmask.method import Method
 from halfmask.models.model import Model
 from halfmask.plugins import params_model
 from halfmask.task import Task
+from halfmask.teaching.ema import Teacher
 from halfmask.testing.host_sync import no_host_sync
 from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
 
@@ -259,7 +259,7 @@ def _no_labeled_pixel_is_no_accident(bench: _Bench) -> None:
         _rule(
             bool(finite),
             f"{bench.name}: a batch of ignored pixels gives NaN. Divide by a count clamped to 1, as "
-            "halfmask.blocks.losses does.",
+            "halfmask.losses.cross_entropy does.",
         )
 
 

@@ -8,7 +8,7 @@
 
 Each process sees its own part of the data and draws its own random numbers. After every update the gradients are
 averaged, as in training. Then whatever training changes (networks, teachers, queues, counters) must be the same in
-both: what ranks share beyond gradients is up to the method (`halfmask.blocks.dist`).
+both: what ranks share beyond gradients is up to the method (`halfmask.teaching.dist`).
 """
 
 import tempfile
@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from halfmask.batch import Progress
-from halfmask.methods import Method
+from halfmask.method import Method
 from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
 
 Case = type[Method] | tuple[type[Method], dict[str, Any]]
@@ -126,6 +126,6 @@ def _differences(method: nn.Module) -> list[str]:
     if not odd:
         return []
     return [
-        f"two processes differ in {odd[:5]}. Share what is not a gradient with halfmask.blocks.dist (gather, "
+        f"two processes differ in {odd[:5]}. Share what is not a gradient with halfmask.teaching.dist (gather, "
         "broadcast), or derive it from `progress`."
     ]

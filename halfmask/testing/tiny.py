@@ -9,7 +9,7 @@ from halfmask.batch import Batch, Samples
 from halfmask.models.build import Builder
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
-from halfmask.sections import ModelRecipe
+from halfmask.recipe.sections import ModelRecipe
 from halfmask.task import Task
 
 CROP = 32

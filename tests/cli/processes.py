@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["halfmask.cli.app", "halfmask.engine.train", "halfmask.engine.evaluate", "timm"])
+_CONTEXT.set_forkserver_preload(["halfmask.cli.app", "halfmask.run.fit", "halfmask.infer.evaluate", "timm"])
 
 
 @dataclass(frozen=True)

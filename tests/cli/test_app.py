@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.engine.app import Server, answer, page
-from halfmask.engine.bundle import save_bundle
-from halfmask.engine.look import LARGEST, Looker
-from halfmask.engine.predict import predict
+from halfmask.app.app import Server, answer, page
+from halfmask.app.look import LARGEST, Looker
 from halfmask.errors import DataError, RecipeError
+from halfmask.infer.predict import predict
 from halfmask.models.build import Builder
-from halfmask.recipe import ModelRecipe
+from halfmask.recipe.read import ModelRecipe
+from halfmask.run.bundle import save_bundle
 from halfmask.task import Task
 from tests.cli.processes import run as call
-from tests.engine.toy import THREE, small_model
 from tests.report.test_screenshots import content_width, needs_browser, take
+from tests.run.toy import THREE, small_model
 
 Reply = tuple[int, dict[str, Any]]
 

@@ -17,10 +17,10 @@ import yaml
 from PIL import Image
 
 from halfmask.codes import CODES
-from halfmask.engine.checkpoint import read_checkpoint
-from halfmask.engine.train import train
+from halfmask.run.checkpoint import read_checkpoint
+from halfmask.run.fit import train
 from tests.cli.processes import run
-from tests.engine.tiny import recipe, write_dataset
+from tests.run.tiny import recipe, write_dataset
 
 
 @dataclass(frozen=True)

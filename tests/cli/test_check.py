@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from halfmask.cli.app import app
 from halfmask.codes import CODES
-from halfmask.data import splits
+from halfmask.data.splits import split as splits
 from halfmask.errors import HalfmaskError
-from halfmask.recipe import load, parse_override
+from halfmask.recipe.read import load, parse_override
 from tests.data.broken import CASES, NAMED, good, ids, picture, save
 
 

@@ -16,12 +16,12 @@ from halfmask import __version__
 from halfmask.cli.app import app
 from halfmask.cli.flags import set_verbosity
 from halfmask.cli.listing import describe_entry
-from halfmask.data import masks
-from halfmask.engine import train as engine
-from halfmask.engine.train import TrainResult
+from halfmask.data.folder import masks
 from halfmask.errors import Interrupted
 from halfmask.plugins import names, resolve
-from tests.engine.tiny import write_dataset
+from halfmask.run import fit as engine
+from halfmask.run.fit import TrainResult
+from tests.run.tiny import write_dataset
 
 
 def run(*arguments):

@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from halfmask.cli.app import app
-from halfmask.training import train
-from tests.engine.tiny import recipe, write_dataset
+from halfmask.run.train import train
+from tests.run.tiny import recipe, write_dataset
 
 LONG_AGO = 10**18  # nanoseconds: in 2001
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from halfmask.engine.checkpoint import read_checkpoint
-from tests.engine.tiny import recipe, write_dataset
+from halfmask.run.checkpoint import read_checkpoint
+from tests.run.tiny import recipe, write_dataset
 
 pytestmark = pytest.mark.slow
 

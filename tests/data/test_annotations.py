@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmask.data._coco_json import CocoFile, decode_runs, unpack_counts
-from halfmask.data._label_studio import image_name
 from halfmask.data.annotations import fill, geojson, labelme, polygons
 from halfmask.data.annotations.coco import CocoWriter, pack_counts, run_lengths
+from halfmask.data.annotations.coco_json import CocoFile, decode_runs, unpack_counts
+from halfmask.data.annotations.label_studio_tasks import image_name
 from halfmask.data.check import take_fingerprint
-from halfmask.data.folder import Folder
-from halfmask.data.geotiff import Ground
-from halfmask.engine.convert import FORMATS, convert, write_outlines
+from halfmask.data.convert.convert import FORMATS, convert, write_outlines
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder.geotiff import Ground
 from halfmask.errors import DataError, RecipeError
-from halfmask.recipe import load
+from halfmask.recipe.read import load
 from halfmask.task import Task
 from tests.data.broken import picture, save
 
@@ -219,9 +219,9 @@ def test_geojson_of_a_geotiff_is_on_earth_and_reads_back_exactly(place, tmp_path
 
 def test_predictions_of_a_geotiff_come_as_geojson_of_its_place(tmp_path):
     rasterio = pytest.importorskip("rasterio")
-    from halfmask.engine.bundle import save_bundle
-    from halfmask.engine.predict import predict
-    from tests.engine.toy import THREE, small_model
+    from halfmask.infer.predict import predict
+    from halfmask.run.bundle import save_bundle
+    from tests.run.toy import THREE, small_model
 
     model = small_model()
     for parameter in model.parameters():
@@ -464,9 +464,9 @@ def test_coco_names_predicted_images_by_as_little_as_tells_them_apart(other, tmp
 
 @pytest.mark.parametrize("to", ["labelme", "geojson", "coco"])
 def test_predictions_come_as_outlines_that_fill_to_the_masks(to, tmp_path):
-    from halfmask.engine.bundle import save_bundle
-    from halfmask.engine.predict import predict
-    from tests.engine.toy import THREE, small_model
+    from halfmask.infer.predict import predict
+    from halfmask.run.bundle import save_bundle
+    from tests.run.toy import THREE, small_model
 
     model = small_model()
     for parameter in model.parameters():  # untrained, it would say one class everywhere

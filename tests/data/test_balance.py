@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmask.augment.host import Geometry, cut_target, point_of
-from halfmask.data._class_counts import count_classes
-from halfmask.data.folder import Folder
-from halfmask.data.loader import HostBatch, TrainLoader, train_loader
-from halfmask.data.sampler import ClassBalance, StepSampler
-from halfmask.data.splits import Split
+from halfmask.data.class_counts import count_classes
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.loading.loader import HostBatch, TrainLoader, train_loader
+from halfmask.data.loading.sampler import ClassBalance, StepSampler
+from halfmask.data.splits.split import Split
 from halfmask.errors import DataError
-from halfmask.sections import DataRecipe
+from halfmask.recipe.sections import DataRecipe
+from halfmask.views.weak import Geometry, cut_target, point_of
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.data import cache as module
-from halfmask.data._dataset import Dataset
-from halfmask.data.cache import cached
-from halfmask.data.splits import open_dataset
-from halfmask.engine.train import train
+from halfmask.data.contract import Dataset
+from halfmask.data.loading import cache as module
+from halfmask.data.loading.cache import cached
+from halfmask.data.splits.split import open_dataset
 from halfmask.errors import DataError, RecipeError
-from halfmask.sections import DataRecipe
-from tests.engine.tiny import recipe, write_dataset
+from halfmask.recipe.sections import DataRecipe
+from halfmask.run.fit import train
+from tests.run.tiny import recipe, write_dataset
 
 
 def smooth(height: int = 60, width: int = 90) -> np.ndarray:

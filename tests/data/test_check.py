@@ -5,16 +5,16 @@ import pytest
 from PIL import Image
 
 from halfmask.codes import CODES
-from halfmask.data import masks
 from halfmask.data.check import judge, take_fingerprint
-from halfmask.data.check._class_rules import count_classes
-from halfmask.data.check._files import count_colors, look_at_image, look_at_mask
-from halfmask.data.check._part_rules import uncertainty
-from halfmask.data.check._twins import find_twins, hashes
-from halfmask.data.folder import Folder
-from halfmask.data.masks import count_values
-from halfmask.engine.check import check
-from halfmask.recipe import load
+from halfmask.data.check.check import check
+from halfmask.data.check.class_rules import count_classes
+from halfmask.data.check.file_facts import count_colors, look_at_image, look_at_mask
+from halfmask.data.check.near_duplicates import find_twins, hashes
+from halfmask.data.check.part_rules import uncertainty
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder import masks
+from halfmask.data.folder.masks import count_values
+from halfmask.recipe.read import load
 from tests.data import trees
 from tests.data.broken import NAMED, H, W, good, ids, picture, save
 
@@ -172,8 +172,8 @@ def test_masks_of_images_that_lists_use_without_labels_stay_closed(tmp_path, mon
         opened.append(path.name)
         return original(path)
 
-    monkeypatch.setattr("halfmask.data.check._files.read_stored", record)
-    monkeypatch.setattr("halfmask.data.folder.read_stored", record)
+    monkeypatch.setattr("halfmask.data.check.file_facts.read_stored", record)
+    monkeypatch.setattr("halfmask.data.datasets.folder.read_stored", record)
     seen = fingerprint(tmp_path, **{"data.labeled": "some.txt"})
     assert len(seen.parts["unlabeled"]) == 10
     assert {name for name in opened if name.startswith("im")} == {"im_0.png", "im_1.png"}
@@ -283,5 +283,5 @@ def test_a_mask_that_is_absent_is_no_fact(tmp_path):
 def test_classes_are_found_in_the_masks_without_reading_them_again(tmp_path, monkeypatch):
     good(tmp_path)
     expected = Folder(tmp_path).task.classes
-    monkeypatch.setattr("halfmask.data.folder.read_stored", lambda path: pytest.fail(f"{path}: read again"))
+    monkeypatch.setattr("halfmask.data.datasets.folder.read_stored", lambda path: pytest.fail(f"{path}: read again"))
     assert fingerprint(tmp_path).task.classes == expected

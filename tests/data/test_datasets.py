@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from halfmask import plugins
-from halfmask.data.ade20k import ADE20K
-from halfmask.data.camvid import CamVid
-from halfmask.data.cityscapes import Cityscapes
-from halfmask.data.coco import COCO
-from halfmask.data.folder import Folder
-from halfmask.data.pascal import Pascal
-from halfmask.data.splits import open_dataset, resolve_split, unlabeled_dataset, verify
-from halfmask.data.sun_rgbd import SunRGBD
+from halfmask.data.datasets.ade20k import ADE20K
+from halfmask.data.datasets.camvid import CamVid
+from halfmask.data.datasets.cityscapes import Cityscapes
+from halfmask.data.datasets.coco import COCO
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.datasets.pascal import Pascal
+from halfmask.data.datasets.sun_rgbd import SunRGBD
+from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset, verify
 from halfmask.errors import DataError
-from halfmask.recipe import DataRecipe
+from halfmask.recipe.read import DataRecipe
 from halfmask.testing.datasets import check_dataset
 from tests.data import trees
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.data import masks
-from halfmask.data._coco_json import part_of
-from halfmask.data._lists import read_list
-from halfmask.data.folder import Folder
-from halfmask.data.layouts import pair
+from halfmask.data.annotations.coco_json import part_of
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder import masks
+from halfmask.data.folder.layouts import pair
+from halfmask.data.splits.lists import read_list
 from halfmask.errors import DataError
 from tests.data import trees
 from tests.data.trees import image, mask
@@ -366,7 +366,7 @@ def test_sealed_masks_are_not_opened_to_find_classes(tmp_path: Path, monkeypatch
         opened.append(path.name)
         return real(path)
 
-    monkeypatch.setattr("halfmask.data.folder.read_stored", spy)
+    monkeypatch.setattr("halfmask.data.datasets.folder.read_stored", spy)
     data = Folder(tmp_path)
     data.sealed = frozenset({"images/im_1.png"})
     assert data.task.n_classes == 3

@@ -6,12 +6,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from halfmask.data._label_studio import image_name
 from halfmask.data.annotations import label_studio
 from halfmask.data.annotations.label_studio import LabelStudioWriter
-from halfmask.data.folder import Folder
-from halfmask.data.masks import read_stored
-from halfmask.engine.convert import convert
+from halfmask.data.annotations.label_studio_tasks import image_name
+from halfmask.data.convert.convert import convert
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder.masks import read_stored
 from halfmask.errors import DataError
 from tests.data.broken import picture, save
 from tests.data.test_annotations import CLASSES, NESTED, random_maps

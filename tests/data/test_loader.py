@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmask.data._dataset import Dataset
-from halfmask.data.loader import HostBatch, TrainLoader, to_batch, train_loader, worker_count
-from halfmask.data.splits import Split
+from halfmask.data.contract import Dataset
+from halfmask.data.loading.loader import HostBatch, TrainLoader, to_batch, train_loader, worker_count
+from halfmask.data.splits.split import Split
 from halfmask.errors import DataError, MissingExtraError
-from halfmask.sections import DataRecipe
+from halfmask.recipe.sections import DataRecipe
 from halfmask.task import Task
 
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmask.data.change_folder import ChangeFolder
-from halfmask.data.cifar import CIFAR
-from halfmask.data.class_folder import ClassFolder
-from halfmask.data.folder import Folder
-from halfmask.data.levir import LEVIR
-from halfmask.data.loader import to_batch, train_loader
-from halfmask.data.splits import Split, make_split, open_dataset, part_ids, resolve_split, verify
-from halfmask.data.stl10 import STL10
-from halfmask.data.whu import WHU
+from halfmask.data.datasets.change_folder import ChangeFolder
+from halfmask.data.datasets.cifar import CIFAR
+from halfmask.data.datasets.class_folder import ClassFolder
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.datasets.levir import LEVIR
+from halfmask.data.datasets.stl10 import STL10
+from halfmask.data.datasets.whu import WHU
+from halfmask.data.loading.loader import to_batch, train_loader
+from halfmask.data.splits.split import Split, make_split, open_dataset, part_ids, resolve_split, verify
 from halfmask.errors import DataError, RecipeError
-from halfmask.recipe import DataRecipe
+from halfmask.recipe.read import DataRecipe
 from halfmask.testing.datasets import check_dataset
 from tests.data import trees
 

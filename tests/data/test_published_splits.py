@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from halfmask.data.splits import read_list
+from halfmask.data.splits.split import read_list
 from tests.data.test_splits import resolved
 
 PUBLISHED = {

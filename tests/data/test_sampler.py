@@ -2,9 +2,9 @@
 
 import pytest
 
-from halfmask.data.sampler import StepSampler, steps_per_epoch
+from halfmask.data.loading.sampler import StepSampler, steps_per_epoch
 from halfmask.errors import DataError
-from halfmask.sections import DataRecipe
+from halfmask.recipe.sections import DataRecipe
 
 
 def make(labeled: int = 7, unlabeled: int = 20, **kwargs) -> StepSampler:

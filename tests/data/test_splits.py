@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfmask.data._coco_json import decode_region, unpack_counts
-from halfmask.data._dataset import Dataset
-from halfmask.data._drawing import draw
-from halfmask.data.camvid import CamVid
-from halfmask.data.folder import Folder
-from halfmask.data.splits import (
+from halfmask.data.annotations.coco_json import decode_region, unpack_counts
+from halfmask.data.contract import Dataset
+from halfmask.data.datasets.camvid import CamVid
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.splits.drawing import draw
+from halfmask.data.splits.split import (
     Entry,
     Split,
     inspect,
@@ -24,7 +24,7 @@ from halfmask.data.splits import (
     verify,
 )
 from halfmask.errors import DataError, RecipeError
-from halfmask.recipe import DataRecipe
+from halfmask.recipe.read import DataRecipe
 from tests.data import trees
 from tests.data.trees import image, mask
 

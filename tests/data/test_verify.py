@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.data._headers import is_plain
-from halfmask.data._verify import inspect, verify
-from halfmask.data.folder import Folder
-from halfmask.data.splits import Split
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder.headers import is_plain
+from halfmask.data.splits.split import Split
+from halfmask.data.splits.verify import inspect, verify
 from halfmask.errors import DataError
 from tests.data import trees
 from tests.data.trees import image, mask

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.data.folder import Folder
+from halfmask.data.datasets.folder import Folder
 from halfmask.demo.dataset import Size, write_dataset
 from halfmask.demo.scene import CLASSES, PALETTE
 from halfmask.errors import DataError

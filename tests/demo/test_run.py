@@ -11,7 +11,7 @@ from halfmask.demo.dataset import Size
 from halfmask.demo.run import METHODS, recipe_of, run_demo
 from halfmask.demo.scene import CLASSES
 from halfmask.errors import DataError
-from halfmask.recipe import load
+from halfmask.recipe.read import load
 
 SIZE = Size(labeled=3, unlabeled=4, val=1, test=2, side=48)
 

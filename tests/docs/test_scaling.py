@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from halfmask.recipe import load
-from halfmask.shipped import recipes_folder
+from halfmask.recipe.read import load
+from halfmask.recipe.shipped import recipes_folder
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from halfmask.engine.bench import report
-from halfmask.engine.bench.row import Measure, Row, Setting, Target
-from halfmask.engine.bench.run import Outcome
+from halfmask.bench import report
+from halfmask.bench.row import Measure, Row, Setting, Target
+from halfmask.bench.run import Outcome
 from tests.docs.pages import ROOT
 
 

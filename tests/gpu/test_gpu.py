@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from halfmask.engine.train import train
 from halfmask.plugins import names, resolve
+from halfmask.run.fit import train
 from halfmask.testing import check_method
-from tests.engine.tiny import recipe, write_dataset
+from tests.run.tiny import recipe, write_dataset
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -12,7 +12,7 @@ from halfmask.importers._rules import check_fit, rename
 from halfmask.importers.cct import CCTCheckpoint
 from halfmask.models.build import Builder
 from halfmask.models.decoders.psp import PSP
-from halfmask.recipe import load
+from halfmask.recipe.read import load
 from halfmask.task import Task
 
 from .official import part

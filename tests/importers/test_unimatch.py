@@ -147,7 +147,7 @@ def test_every_published_deeplab_is_recognized_and_every_name_finds_its_place(sh
 def _check_published(importer, state, encoder, parameters):
     from halfmask.importers._rules import check_fit
     from halfmask.models.build import Builder
-    from halfmask.recipe import load
+    from halfmask.recipe.read import load
     from halfmask.task import Task
 
     assert importer.recognizes(state)
@@ -183,7 +183,7 @@ OFFICIAL = (
 def narrow_xception():
     """A network with all blocks of the published one, of few channels, and its tensors under official names."""
     from halfmask.models.build import Builder
-    from halfmask.recipe import load
+    from halfmask.recipe.read import load
     from halfmask.task import Task
 
     torch.manual_seed(0)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.engine.optim import make_optimizers, rate_factor, set_rates
-from halfmask.methods import Method
+from halfmask.method import Method
 from halfmask.models.decoders.deeplabv3plus import DeepLabV3Plus
 from halfmask.models.decoders.dpt import DPT
 from halfmask.models.encoders.dinov2 import DINOv2
 from halfmask.models.encoders.resnet import ResNet
 from halfmask.models.model import Model, Segmenter
-from halfmask.recipe import OptimRecipe
+from halfmask.recipe.read import OptimRecipe
+from halfmask.run.optim import make_optimizers, rate_factor, set_rates
 from halfmask.task import Task
 from tests.methods import official_names
 

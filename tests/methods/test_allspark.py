@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress
-from halfmask.blocks import channel_attention
-from halfmask.engine.prepare import prepare
 from halfmask.errors import CheckpointError, RecipeError, ShapeError
 from halfmask.methods.allspark import AllSpark
-from halfmask.recipe import Entry, load
+from halfmask.models import channel_attention
+from halfmask.recipe.read import Entry, load
+from halfmask.run.prepare import prepare
 from halfmask.task import Task
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
-from tests.engine.tiny import recipe, write_dataset
+from tests.run.tiny import recipe, write_dataset
 
 TASK = tiny_task()
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.engine.optim import make_optimizers, rate_factor, set_rates
 from halfmask.importers._rules import rename
 from halfmask.importers.allspark import AllSparkCheckpoint as Importer
 from halfmask.methods.allspark import AllSpark
@@ -22,7 +21,8 @@ from halfmask.models.bottlenecks.allspark import AllSpark as Bottleneck
 from halfmask.models.decoders.segformer import SegFormer
 from halfmask.models.encoders.mit import MiT
 from halfmask.models.model import Model, Segmenter
-from halfmask.recipe import OptimRecipe
+from halfmask.recipe.read import OptimRecipe
+from halfmask.run.optim import make_optimizers, rate_factor, set_rates
 from halfmask.task import Task
 
 CLASSES, CROP, STEPS = 5, 65, 3

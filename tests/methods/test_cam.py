@@ -10,8 +10,8 @@ from halfmask.errors import RecipeError
 from halfmask.methods.cam import Cam
 from halfmask.methods.cct import CCT
 from halfmask.models.build import Builder
-from halfmask.recipe import load
-from halfmask.sections import ModelRecipe
+from halfmask.recipe.read import load
+from halfmask.recipe.sections import ModelRecipe
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 
 TASK = tiny_task()

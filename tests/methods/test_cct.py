@@ -12,17 +12,17 @@ import torch
 from torch.testing import assert_close
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.blocks.perturb import Perturbation
-from halfmask.engine.hardware import prepare_networks
-from halfmask.engine.prepare import prepare
-from halfmask.engine.train import train
 from halfmask.errors import RecipeError
 from halfmask.methods.cct import CCT, PUBLISHED
 from halfmask.models.build import Builder
-from halfmask.recipe import ModelRecipe, load
+from halfmask.recipe.read import ModelRecipe, load
+from halfmask.run.fit import train
+from halfmask.run.hardware import prepare_networks
+from halfmask.run.prepare import prepare
 from halfmask.task import Task
 from halfmask.testing import no_host_sync, tiny_batch, tiny_builder, tiny_task
-from tests.engine import tiny
+from halfmask.views.feature_noise import Perturbation
+from tests.run import tiny
 
 PROGRESS = Progress(5, 10, 5)
 

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.blocks.components import Boxes
-from halfmask.blocks.perturb import cut_mask
-from halfmask.blocks.vat import Adversarial
-from halfmask.engine.optim import make_optimizers, rate_factor, set_rates
 from halfmask.methods.cct import CCT, PUBLISHED
 from halfmask.models.decoders.psp import PSP
 from halfmask.models.encoders._encoder import Encoder
 from halfmask.models.model import Segmenter
-from halfmask.recipe import OptimRecipe
+from halfmask.recipe.read import OptimRecipe
+from halfmask.run.optim import make_optimizers, rate_factor, set_rates
 from halfmask.task import Task
+from halfmask.views.components import Boxes
+from halfmask.views.feature_noise import cut_mask
+from halfmask.views.vat import Adversarial
 
 from .official_names import part
 
@@ -277,7 +277,7 @@ def test_rates_follow_the_published_table(shared):
 
 
 def test_scores_follow_the_published_evaluation(golden, shared):
-    from halfmask.engine.metrics import ConfusionMatrix
+    from halfmask.infer.metrics import ConfusionMatrix
 
     tensors = golden("cct/metrics")
     table = json.loads((shared / "golden" / "cct" / "metrics.json").read_text())

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halfmask.augment.device import StrongAugment
 from halfmask.batch import Batch, Progress
-from halfmask.blocks.ema import ema_copy
-from halfmask.blocks.losses import cross_entropy
-from halfmask.methods import Method, ModelBuilder, StepOutput
+from halfmask.losses.cross_entropy import cross_entropy
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.plugins import names, resolve
 from halfmask.task import Task
+from halfmask.teaching.ema import ema_copy
 from halfmask.testing import HostSyncError, check_method, no_host_sync, tiny_batch, tiny_builder, tiny_task
+from halfmask.views.strong import StrongAugment
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "supervised": [{"loss": "ohem", "ohem_min_kept": 50, "labeled_color": True}],

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from halfmask.batch import Progress
-from halfmask.blocks.channel_dropout import channel_masks
 from halfmask.errors import RecipeError
 from halfmask.methods.unimatch import UniMatch
 from halfmask.methods.unimatch_v2 import UniMatchV2
 from halfmask.models.build import Builder
+from halfmask.recipe.sections import ModelRecipe
 from halfmask.reference import unimatch as plain
-from halfmask.sections import ModelRecipe
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
+from halfmask.views.channel_dropout import channel_masks
 
 TASK = tiny_task()
 START = Progress(0, 100, 10)

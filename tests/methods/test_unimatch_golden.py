@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from halfmask.batch import Batch, Progress
-from halfmask.engine.optim import make_optimizers
 from halfmask.methods.unimatch import UniMatch
+from halfmask.run.optim import make_optimizers
 from tests.methods import official_names
 from tests.methods.golden_run import (
     OPTIM_V1,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from halfmask.blocks.channel_dropout import scale_channels
 from halfmask.methods.unimatch_v2 import UniMatchV2
+from halfmask.views.channel_dropout import scale_channels
 from tests.methods import official_names
 from tests.methods.golden_run import (
     FLOAT32,

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from halfmask.blocks import channel_attention
-from halfmask.blocks.grouping import channel_classes
-from halfmask.blocks.memory import enqueue
 from halfmask.importers._rules import rename
 from halfmask.importers.allspark import AllSparkCheckpoint as Importer
+from halfmask.models import channel_attention
 from halfmask.models.bottlenecks.allspark import AllSpark
+from halfmask.teaching.grouping import channel_classes
+from halfmask.teaching.memory import enqueue
 
 C, SIDE, B = 12, 3, 2
 PRECISIONS = [(torch.float64, 1e-6, 1e-6), (torch.float32, 1e-5, 1e-4)]  # dtype, of outputs, of gradients

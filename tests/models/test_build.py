@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from halfmask.errors import CheckpointError, RecipeError, ShapeError
-from halfmask.methods import ModelBuilder
+from halfmask.method import ModelBuilder
 from halfmask.models.build import Builder, build_model
-from halfmask.recipe import ModelRecipe
+from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
 
 TASK = Task("segmentation", ("road", "tree", "sky"), palette=((0, 0, 0), (0, 255, 0), (0, 0, 255)))

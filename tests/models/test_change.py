@@ -12,7 +12,7 @@ from halfmask.models.build import Builder, build_model
 from halfmask.models.decoders.dpt import DPT
 from halfmask.models.encoders.dinov2 import DINOv2
 from halfmask.models.model import ChangeSegmenter, Classifier
-from halfmask.sections import ModelRecipe
+from halfmask.recipe.sections import ModelRecipe
 from halfmask.testing import tiny_builder, tiny_task
 from tests.methods import official_names
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from halfmask.models.build import Builder
 from halfmask.models.decoders.dpt import DPT
-from halfmask.recipe import ModelRecipe
+from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
 
 WIDTHS = (4, 6, 8, 12)

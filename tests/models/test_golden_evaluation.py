@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfmask.engine.inference import center, class_map
-from halfmask.engine.metrics import ConfusionMatrix
+from halfmask.infer.inference import center, class_map
+from halfmask.infer.metrics import ConfusionMatrix
 from halfmask.models.decoders.deeplabv3plus import DeepLabV3Plus
 from halfmask.models.decoders.dpt import DPT
 from halfmask.models.encoders.dinov2 import DINOv2
 from halfmask.models.encoders.resnet import ResNet
 from halfmask.models.model import Model, Segmenter
-from halfmask.recipe import EvalRecipe
+from halfmask.recipe.read import EvalRecipe
 
 Tensors = dict[str, Tensor]
 Renamer = Callable[[Tensors], Tensors]

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from halfmask.errors import CheckpointError, RecipeError, ShapeError
 from halfmask.models.build import Builder, build_model
 from halfmask.models.encoders.mit import MiT
-from halfmask.recipe import ModelRecipe
+from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
 
 TASK = Task("segmentation", ("road", "tree", "sky"))

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from halfmask.engine.inference import class_map
 from halfmask.errors import RecipeError
+from halfmask.infer.inference import class_map
 from halfmask.models.build import Builder, build_model
 from halfmask.models.encoders.dinov2 import DINOv2
 from halfmask.models.encoders.timm import Timm
-from halfmask.recipe import EvalRecipe, ModelRecipe
+from halfmask.recipe.read import EvalRecipe, ModelRecipe
 from halfmask.task import Task
 
 TASK = Task("segmentation", ("road", "tree", "house"))

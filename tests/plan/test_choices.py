@@ -9,8 +9,8 @@ from halfmask.plan import choices as module
 from halfmask.plan.choices import Choice, draft
 from halfmask.plan.facts import DataFacts, Machine
 from halfmask.plan.table import LIMITS, NETWORKS
-from halfmask.recipe import load
-from halfmask.shipped import find_recipe
+from halfmask.recipe.read import load
+from halfmask.recipe.shipped import find_recipe
 from halfmask.task import Task
 
 DATA = DataFacts(

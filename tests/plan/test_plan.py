@@ -14,17 +14,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from halfmask.cli.app import app
-from halfmask.engine.predict_cost import Cost
-from halfmask.engine.prepare import Prepared
 from halfmask.errors import DataError, RecipeError
 from halfmask.plan import Plan, budget, make_plan
 from halfmask.plan.budget import Budget, fit, read_duration
 from halfmask.plan.facts import Machine, look_at_data, look_at_machine
 from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import Measured
-from halfmask.recipe import Recipe, load
-from halfmask.sections import DataRecipe
-from tests.engine.tiny import write_dataset
+from halfmask.recipe.read import Recipe, load
+from halfmask.recipe.sections import DataRecipe
+from halfmask.run.cost import Cost
+from halfmask.run.prepare import Prepared
+from tests.run.tiny import write_dataset
 
 MACHINE = Machine(None, 2**34, 2)
 

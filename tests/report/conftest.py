@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.engine.train import train
-from tests.engine import tiny
+from halfmask.run.fit import train
+from tests.run import tiny
 
 QUICK = ("run.steps=4", "run.eval_every=2", "run.log_every=1")
 
@@ -53,7 +53,7 @@ def seeds(shapes, tmp_path_factory) -> Path:
 def staged(shapes, tmp_path_factory) -> Path:
     """A run of two stages, of which the one called `second` comes first."""
     out = tmp_path_factory.mktemp("report-staged") / "run"
-    train(tiny.recipe(shapes, *QUICK, method="tests.engine.staged:Staged"), out, quiet=True)
+    train(tiny.recipe(shapes, *QUICK, method="tests.run.staged:Staged"), out, quiet=True)
     return out
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from halfmask.engine.train import train
 from halfmask.report.channels import allspark_figures
 from halfmask.report.evidence import load_method, open_images
 from halfmask.report.make import report
 from halfmask.report.records import read_run
-from tests.engine import tiny
+from halfmask.run.fit import train
 from tests.report.conftest import QUICK
 from tests.report.pages import assert_offline, read
+from tests.run import tiny
 
 CPU = torch.device("cpu")
 

@@ -52,9 +52,9 @@ def test_a_folder_of_seeds_is_a_comparison_and_the_page_lies_in_it(seeds):
 
 
 def test_settings_that_differ_name_the_rows(fix, shapes, tmp_path):
-    from halfmask.engine.train import train
-    from tests.engine import tiny
+    from halfmask.run.fit import train
     from tests.report.conftest import QUICK
+    from tests.run import tiny
 
     train(tiny.recipe(shapes, *QUICK, threshold=0.9), tmp_path / "run", quiet=True)
     rows = report(fix, tmp_path / "run", out=tmp_path, quiet=True).values["rows"]
@@ -63,9 +63,9 @@ def test_settings_that_differ_name_the_rows(fix, shapes, tmp_path):
 
 def test_an_ablation_of_perturbations_is_one_command(shapes, tmp_path):
     """Decoders of other kinds and counts are rows of their own, seeds share one; all stand in one figure."""
-    from halfmask.engine.train import train
-    from tests.engine import tiny
+    from halfmask.run.fit import train
     from tests.report.conftest import QUICK
+    from tests.run import tiny
 
     settings = {
         "lite-0": ({"heads": {"f_drop": 1}}, 0),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from halfmask.errors import CheckpointError
-from halfmask.recipe import load
+from halfmask.recipe.read import load
 from halfmask.report.alarms import alarms
 from halfmask.report.records import Run, members, read_run
 

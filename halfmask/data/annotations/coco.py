@@ -3,7 +3,7 @@
 A region without holes is a polygon along pixel edges; one with holes is a run-length code, because a list of polygons
 cannot say what is a hole. Ignored pixels are a crowd, which evaluation tools leave out and `halfmask` reads as 255.
 An image that is background alone has no annotation, like one that nobody has looked at; a key of its own, which other
-tools pass over, marks it as labeled. Reading: `halfmask.data._coco_json`.
+tools pass over, marks it as labeled. Reading: `halfmask.data.annotations.coco_json`.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from halfmask.data.annotations._contours import Region, polygons
-from halfmask.data.annotations._fill import fill
-from halfmask.data.masks import IGNORE
+from halfmask.data.annotations.contours import Region, polygons
+from halfmask.data.annotations.fill import fill
+from halfmask.data.folder.masks import IGNORE
 
 LABELED = {"halfmask": "labeled"}  # of an image: that it has no annotation is no accident
 BACKGROUND_NAMES = ("background", "_background_")
@@ -108,7 +108,7 @@ def run_lengths(region: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
 
 
 def pack_counts(counts: Sequence[int]) -> str:
-    """Pack run lengths into the string form: the inverse of `halfmask.data._coco_json.unpack_counts`.
+    """Pack run lengths into the string form: the inverse of `halfmask.data.annotations.coco_json.unpack_counts`.
 
     >>> pack_counts([1, 1, 2])
     '112'

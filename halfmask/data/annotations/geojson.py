@@ -1,7 +1,7 @@
 """GeoJSON (RFC 7946): one file per image, a feature per region, holes as inner rings.
 
-Of a GeoTIFF the coordinates are longitude and latitude (`halfmask.data.geotiff.Ground`). Of any other image they are
-pixels: x runs to the right and y down from the upper left corner, as QuPath writes them. The class is the property
+Of a GeoTIFF the coordinates are longitude and latitude (`halfmask.data.folder.geotiff.Ground`). Of any other image they
+are pixels: x runs to the right and y down from the upper left corner, as QuPath writes them. The class is the property
 `class`, or `classification.name`.
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
-from halfmask.data.annotations._contours import polygons
-from halfmask.data.annotations._fill import fill
-from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of
+from halfmask.data.annotations.contours import polygons
+from halfmask.data.annotations.fill import fill
+from halfmask.data.annotations.layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of
 
 # From points (x, y) to others.
 Transform = Callable[[Float[np.ndarray, "N 2"]], Float[np.ndarray, "N 2"]]

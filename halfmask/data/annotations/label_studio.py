@@ -1,8 +1,8 @@
 """Label Studio: one json list of tasks, with polygons in percent of the image's sides, and its labeling configuration.
 
-Its polygons have no holes: see `halfmask.data.annotations._layers`. Drafts are "predictions", which an annotator takes
+Its polygons have no holes: see `halfmask.data.annotations.layers`. Drafts are "predictions", which an annotator takes
 over and corrects; masks that are labels already are "annotations". Reading paints regions in their order, later ones on
-top. Finding the images of tasks: `halfmask.data._label_studio`.
+top. Finding the images of tasks: `halfmask.data.annotations.label_studio_tasks`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from halfmask.data.annotations._fill import fill
-from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of, layers
+from halfmask.data.annotations.fill import fill
+from halfmask.data.annotations.layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of, layers
 from halfmask.errors import DataError
 from halfmask.palette import Color, hex_color
 

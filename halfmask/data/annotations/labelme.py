@@ -1,6 +1,6 @@
 """labelme json: one file per image, shapes painted in their order, later ones on top.
 
-labelme knows no holes: see `halfmask.data.annotations._layers`.
+labelme knows no holes: see `halfmask.data.annotations.layers`.
 """
 
 import base64
@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from halfmask.data.annotations._fill import Patch, fill
-from halfmask.data.annotations._layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of, layers
+from halfmask.data.annotations.fill import Patch, fill
+from halfmask.data.annotations.layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of, layers
 
 # Points and lines have no area.
 _FLAT = {"point", "points", "line", "linestrip"}

@@ -3,9 +3,9 @@
 `take_fingerprint` gathers facts in one pass over the files; every rule is a pure function of them.
 """
 
-from halfmask.data.check._finding import Finding
-from halfmask.data.check._fingerprint import Fingerprint, take_fingerprint
-from halfmask.data.check._proposal import propose, render
-from halfmask.data.check._report import Report, judge
+from halfmask.data.check.finding import Finding
+from halfmask.data.check.fingerprint import Fingerprint, take_fingerprint
+from halfmask.data.check.proposal import propose, render
+from halfmask.data.check.result import Report, judge
 
 __all__ = ["Finding", "Fingerprint", "Report", "judge", "propose", "render", "take_fingerprint"]

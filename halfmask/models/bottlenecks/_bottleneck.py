@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from halfmask.blocks.ema import eval_mode
 from halfmask.errors import RecipeError
 from halfmask.models.encoders._encoder import Encoder
+from halfmask.teaching.ema import eval_mode
 
 _PROBE_SIDE = 64
 

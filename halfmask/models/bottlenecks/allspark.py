@@ -27,8 +27,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from halfmask.blocks.channel_attention import Impl, channel_attention
 from halfmask.models.bottlenecks._bottleneck import Bottleneck
+from halfmask.models.channel_attention import Impl, channel_attention
 
 _WIDEST = 512
 

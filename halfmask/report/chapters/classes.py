@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
-from halfmask.report.bootstrap import Interval
+from halfmask.infer.bootstrap import Interval
 from halfmask.report.markup import between, chapter, chip, details, esc, note, percent, signed, table, whisker
 from halfmask.report.material import Material, confusion
 from halfmask.report.pictures import heat, img, palette

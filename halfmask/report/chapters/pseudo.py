@@ -1,12 +1,12 @@
 """The labels that the network gave itself: how many, how sure, how right, and whether training collapsed."""
 
-from halfmask.blocks.pseudo import confidence_range
 from halfmask.report.alarms import alarms
 from halfmask.report.charts import Series, line_chart, sparkline
 from halfmask.report.labels import from_above, threshold_of
 from halfmask.report.markup import chapter, details, esc, note, percent, table
 from halfmask.report.material import Material
 from halfmask.report.records import Run
+from halfmask.teaching.pseudo_label import confidence_range
 
 _ROWS = 24  # classes that are shown at once
 

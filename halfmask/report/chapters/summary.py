@@ -2,7 +2,7 @@
 
 import math
 
-from halfmask.report.bootstrap import Interval
+from halfmask.infer.bootstrap import Interval
 from halfmask.report.markup import between, chapter, duration, esc, note, percent, signed, table
 from halfmask.report.material import Material
 from halfmask.report.records import Run

@@ -1,0 +1,175 @@
+"""One image, from its bytes to what a page shows: the picture, the mask over it, the share of each class.
+
+    picture    JPEG of the upright image, at most 1600 pixels a side; of more than three bands the first three
+    colored    PNG of the mask's colors, of the same size; ignored pixels are transparent
+    mask       palette PNG of the image's own size, pixel value = class id: the file that `halfmask predict` writes
+
+A model of classification gives the classes with their probabilities, and no mask.
+"""
+
+import io
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Integer, UInt8
+from PIL import Image
+
+from halfmask.data.folder.geotiff import is_georeferenced
+from halfmask.data.folder.images import IMAGE_SUFFIXES
+from halfmask.data.folder.rasters import Picture, image_size, read_picture
+from halfmask.errors import DataError, RecipeError
+from halfmask.infer.inference import class_map, probabilities
+from halfmask.infer.mask_files import mask_image
+from halfmask.infer.predict_labels import reading_of
+from halfmask.infer.predict_tiled import without_data
+from halfmask.infer.runs import memory_cure, open_run
+from halfmask.palette import Color, colorize, palette_of
+from halfmask.run.bundle import load_bundle
+from halfmask.run.device import pick_device
+
+LARGEST = 30_000_000  # pixels: `halfmask predict` takes larger ones in tiles
+_SHOWN_SIDE = 1600
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen in an image.
+
+    Args:
+        size: rows and columns of the upright image.
+        shares: by class: part of the pixels that have a class, or the probability of the image's label.
+        picture: JPEG to show.
+        seconds: that reading and prediction took.
+        colored: PNG to lay over the picture; `None` for classification.
+        mask: PNG of class ids; `None` for classification.
+    """
+
+    size: tuple[int, int]
+    shares: tuple[float, ...]
+    picture: bytes
+    seconds: float
+    colored: bytes | None = None
+    mask: bytes | None = None
+
+
+class Looker:
+    """A model, ready to look at images one at a time, from any thread.
+
+    Args:
+        run: run folder, bundle folder or model.json.
+        overrides: dotted `eval.*` keys.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        CheckpointError: no bundle, or a damaged one.
+        RecipeError: an override is wrong, or the model compares two dates.
+    """
+
+    def __init__(self, run: str | Path, overrides: Sequence[str] = (), device: str = "auto") -> None:
+        self._device = pick_device(device)
+        opened = open_run(run, overrides, sections=("eval",))
+        self._protocol = opened.protocol
+        self._bundle = load_bundle(opened.folder, self._device)
+        self.task = self._bundle.task
+        if self.task.kind == "change":
+            raise RecipeError(
+                f"{opened.folder} compares images of two dates, and a page takes one. Use halfmask predict "
+                f"{opened.folder} --input DIR, where DIR holds A/ and B/."
+            )
+        self._reading = reading_of(self._bundle)
+        self._busy = threading.Lock()
+
+    @property
+    def bands(self) -> int:
+        """Bands that an image must have."""
+        return self._reading.channels
+
+    def wait(self) -> None:
+        """Wait until no image is being looked at."""
+        with self._busy:
+            pass
+
+    def look(self, data: bytes, name: str) -> Look:
+        """Predict one image.
+
+        Args:
+            data: content of an image file.
+            name: of the file; its suffix tells the format where the content does not, and messages use it.
+
+        Raises:
+            DataError: not an image, a broken one, one that is too large, or of other bands than the model's.
+            OutOfMemoryError: the device has too little memory.
+        """
+        with self._busy:
+            start = time.perf_counter()
+            picture = self._read(data, name)
+            shown, ratio = _reduced(picture.pixels)
+            pixels = torch.from_numpy(np.moveaxis(picture.pixels, -1, 0).copy())[None].to(self._device)
+            pixels = pixels.to(self._bundle.model.mean.dtype) / 255
+            with memory_cure(self._protocol):
+                if self.task.kind == "classification":
+                    found = probabilities(self._bundle.model, pixels, self._protocol, self._bundle.crop)[0]
+                    size = (picture.pixels.shape[0], picture.pixels.shape[1])
+                    return Look(size, tuple(found.tolist()), shown, time.perf_counter() - start)
+                classes = class_map(self._bundle.model, pixels, self._protocol, self._bundle.crop)[0]
+            mask = np.asarray(classes.cpu().numpy())
+            empty = without_data((picture,))
+            if empty is not None:
+                mask = np.where(empty, np.asarray(self.task.ignore_index, mask.dtype), mask)
+            return self._seen(mask, shown, ratio, time.perf_counter() - start)
+
+    def _read(self, data: bytes, name: str) -> Picture:
+        suffix = Path(name).suffix.lower()
+        if suffix and suffix not in IMAGE_SUFFIXES:
+            known = ", ".join(sorted(one.removeprefix(".") for one in IMAGE_SUFFIXES))
+            raise DataError(f"{name}: not an image that can be read. Give one of these kinds: {known}.", "H201")
+        with tempfile.TemporaryDirectory() as folder:
+            # Readers take files. Pillow tells formats by content, so a nameless (pasted) image may be called PNG.
+            path = Path(folder) / f"image{suffix or '.png'}"
+            path.write_bytes(data)
+            try:
+                rows, columns = image_size(path)
+                if rows * columns > LARGEST:
+                    raise DataError(
+                        f"{name}: {columns} x {rows} pixels are more than a page shows ({LARGEST:,}). Use halfmask "
+                        "predict, which takes images of any size in tiles.",
+                        "H302",
+                    )
+                return read_picture(path, self._reading, georeferenced=is_georeferenced(path))
+            except DataError as error:
+                raise DataError(str(error).replace(str(path), name or "image"), error.code) from error
+
+    def _seen(self, mask: Integer[np.ndarray, "H W"], shown: bytes, ratio: int, seconds: float) -> Look:
+        colors = palette_of(self.task)
+        known = mask[mask < self.task.n_classes]
+        shares = np.bincount(known.ravel(), minlength=self.task.n_classes) / max(known.size, 1)
+        size = (mask.shape[0], mask.shape[1])
+        colored = _colored(mask[ratio // 2 :: ratio, ratio // 2 :: ratio], colors)
+        return Look(size, tuple(shares.tolist()), shown, seconds, colored, _png(mask_image(mask, colors)))
+
+
+def _reduced(pixels: UInt8[np.ndarray, "H W C"]) -> tuple[bytes, int]:
+    """Give a JPEG of the image, and by which whole number its sides were divided."""
+    bands = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
+    ratio = -(-max(pixels.shape[:2]) // _SHOWN_SIDE)
+    image = Image.fromarray(np.ascontiguousarray(bands))
+    buffer = io.BytesIO()
+    (image if ratio == 1 else image.reduce(ratio)).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue(), ratio
+
+
+def _colored(mask: Integer[np.ndarray, "H W"], colors: tuple[Color, ...]) -> bytes:
+    opaque = np.where(mask < len(colors), np.uint8(255), np.uint8(0))
+    return _png(Image.fromarray(np.dstack([colorize(mask, colors), opaque])))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,1 +1,0 @@
-"""Augmentation: geometry on the host, strong views on the device."""

@@ -1,1 +1,0 @@
-"""Building blocks of methods: functions and tiny modules that know no method."""

@@ -1,0 +1,275 @@
+"""Everything `halfmask check` knows of a dataset, gathered in one pass over its files; judged elsewhere."""
+
+import os
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from halfmask.data.check.file_facts import THUMB, ImageFacts, MaskFacts, look_at_image, look_at_mask
+from halfmask.data.check.near_duplicates import Twin, find_twins
+from halfmask.data.contract import Dataset
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder.images import IMAGE_SUFFIXES
+from halfmask.data.folder.layouts import Layout
+from halfmask.data.splits.lists import Finder, read_list
+from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset
+from halfmask.errors import DataError, HalfmaskError
+from halfmask.recipe.read import DataRecipe
+from halfmask.task import Task
+
+PARTS = ("labeled", "unlabeled", "val", "test")
+# Pictures, archives and volumes that people put into such folders and that are not read.
+FOREIGN = frozenset(
+    {".heic", ".heif", ".avif", ".psd", ".jp2", ".jxl", ".raw", ".cr2", ".nef", ".dng", ".svg", ".pdf", ".zip", ".tar",
+     ".gz", ".tgz", ".rar", ".7z", ".nii", ".dcm", ".mp4", ".mov", ".avi", ".h5", ".mat", ".npz", ".exr"}
+)  # fmt: skip
+_LONGEST_LIST = 200_000
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What lies in the folder apart from images and masks.
+
+    Args:
+        foreign: suffix -> files of kinds that are not read.
+        links: symbolic links to folders, and links that lead nowhere.
+        colliding: groups of names that differ in case only.
+    """
+
+    foreign: dict[str, list[str]] = field(default_factory=dict)
+    links: tuple[str, ...] = ()
+    colliding: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """All facts; every rule is a function of this alone.
+
+    Args:
+        root: folder that paths are relative to.
+        dataset: the opened dataset, `None` if it cannot be opened.
+        task: classes, `None` if they cannot be told.
+        failures: why not.
+        layout: of `folder` datasets.
+        parts: ids of "labeled", "unlabeled", "val", "test".
+        bare: images of the validation or test part without a mask.
+        images: facts by id.
+        masks: facts by id, of images whose masks are in use.
+        tree: what else lies there.
+        twins: (part, part) -> pairs of ids that show the same thing.
+        stale: split list -> (entries that name no image, all entries).
+        chosen: whether the recipe names lists, so that the parts are those of training.
+        seconds: what all this took.
+    """
+
+    root: Path
+    dataset: Dataset | None = None
+    task: Task | None = None
+    failures: tuple[HalfmaskError, ...] = ()
+    layout: Layout | None = None
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    bare: tuple[str, ...] = ()
+    images: dict[str, ImageFacts] = field(default_factory=dict)
+    masks: dict[str, MaskFacts] = field(default_factory=dict)
+    tree: Tree = field(default_factory=Tree)
+    twins: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
+    stale: dict[str, tuple[list[str], int]] = field(default_factory=dict)
+    chosen: bool = False
+    seconds: float = 0.0
+
+
+def take_fingerprint(
+    recipe: DataRecipe, *, limit: int | None = None, workers: int = 0, tick: Callable[[int], None] = lambda total: None
+) -> Fingerprint:
+    """Open every file of a dataset once.
+
+    Masks of images that the recipe's lists use without labels stay closed.
+
+    Args:
+        recipe: the `data` section.
+        limit: look at so many images per part, evenly spread.
+        workers: threads; 0 = one per core, at most 16.
+        tick: called after each image with the number of images, for a progress bar.
+
+    Raises:
+        DataError: there is no such folder. Everything else is kept in `failures`.
+    """
+    start = time.perf_counter()
+    root = _existing_root(recipe)
+    failures: list[HalfmaskError] = []
+    try:
+        dataset = open_dataset(recipe)
+        parts, bare = _parts(recipe, dataset, failures)
+    except HalfmaskError as error:
+        return Fingerprint(root, failures=(error,), tree=_look_around(root), seconds=time.perf_counter() - start)
+    dataset.sealed = frozenset(parts["unlabeled"])
+    if limit is not None:
+        parts = {part: tuple(ids[:: max(1, -(-len(ids) // limit))][:limit]) for part, ids in parts.items()}
+    images, masks = _look_at_all(recipe, dataset, parts, workers, tick)
+    if isinstance(dataset, Folder):
+        paths = {id: _id_mask(dataset, id, facts) for id, facts in masks.items()}
+        dataset.know_counts({path: masks[id].values for id, path in paths.items() if path is not None})
+    task: Task | None = None
+    try:
+        task = dataset.task
+    except HalfmaskError as error:
+        failures.append(error)
+    return Fingerprint(
+        root=dataset.root,
+        dataset=dataset,
+        task=task,
+        failures=tuple(failures),
+        layout=dataset.layout if isinstance(dataset, Folder) else None,
+        parts=parts,
+        bare=bare,
+        images=images,
+        masks=masks,
+        tree=_look_around(root),
+        twins=_twins(parts, images),
+        stale=_stale_lists(dataset),
+        chosen=_names_lists(recipe),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _existing_root(recipe: DataRecipe) -> Path:
+    if recipe.root is None:
+        raise DataError("no data: give the folder with --data DIR (data.root).", "H208")
+    root = Path(recipe.root)
+    if root.is_file():
+        raise DataError(f"{root}: a file, not a folder. Unpack archives first; then give the folder.", "H208")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
+    return root
+
+
+def _names_lists(recipe: DataRecipe) -> bool:
+    lists = (recipe.split, recipe.labeled, recipe.unlabeled)
+    return any(value is not None for value in lists) or recipe.val not in {"auto", "none"}
+
+
+def _parts(
+    recipe: DataRecipe, dataset: Dataset, failures: list[HalfmaskError]
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Ids by what they are used for: as the recipe's lists say, else as the folders do."""
+    folders = {part: dataset.ids(part) for part in ("train", "val", "test", "unlabeled")}
+    masked = {id for part in ("train", "val", "test") for id in folders[part] if dataset.mask_path(id) is not None}
+    test = tuple(id for id in folders["test"] if id in masked)
+    bare = tuple(id for part in ("val", "test") for id in folders[part] if id not in masked)
+    if _names_lists(recipe):
+        try:
+            split = resolve_split(recipe, dataset)
+            unlabeled = split.unlabeled if unlabeled_dataset(recipe, dataset) is dataset else ()
+            taken = {*split.labeled, *split.val}
+            rest = tuple(id for id in test if id not in taken)
+            return {"labeled": split.labeled, "unlabeled": unlabeled, "val": split.val, "test": rest}, bare
+        except DataError as error:
+            failures.append(error)
+    labeled = tuple(id for id in folders["train"] if id in masked)
+    unlabeled = tuple(id for id in (*folders["train"], *folders["unlabeled"]) if id not in masked)
+    val = tuple(id for id in folders["val"] if id in masked)
+    return {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}, bare
+
+
+def _look_at_all(
+    recipe: DataRecipe,
+    dataset: Dataset,
+    parts: dict[str, tuple[str, ...]],
+    workers: int,
+    tick: Callable[[int], None],
+) -> tuple[dict[str, ImageFacts], dict[str, MaskFacts]]:
+    ids = list(dict.fromkeys(id for part in PARTS for id in parts[part]))
+    closed = frozenset(parts["unlabeled"])
+
+    def look(id: str) -> tuple[ImageFacts, MaskFacts | None]:
+        return look_at_image(dataset, id), None if id in closed else look_at_mask(dataset, id)
+
+    images: dict[str, ImageFacts] = {}
+    masks: dict[str, MaskFacts] = {}
+    with (
+        warnings.catch_warnings(),  # what they say becomes findings
+        ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool,
+    ):
+        warnings.simplefilter("ignore")
+        for id, (image, mask) in zip(ids, pool.map(look, ids), strict=True):
+            images[id] = image
+            if mask is not None:
+                masks[id] = mask
+            tick(len(ids))
+    return images, masks
+
+
+def _id_mask(dataset: Dataset, id: str, facts: MaskFacts) -> Path | None:
+    """Where the mask lies, if it could be read and holds ids."""
+    return dataset.mask_path(id) if facts.kind == "ids" and facts.size is not None else None
+
+
+def _twins(
+    parts: dict[str, tuple[str, ...]], images: dict[str, ImageFacts]
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    ids = [id for part in PARTS for id in parts[part] if images[id].thumb is not None]
+    if not ids:
+        return {}
+    part_of = {id: number for number, part in enumerate(PARTS) for id in parts[part]}
+    thumbs = np.stack([thumb for id in ids if (thumb := images[id].thumb) is not None])
+    if thumbs.shape[1:] != (THUMB, THUMB):
+        return {}
+    labeled, unlabeled, val, test = range(4)
+    wanted = [
+        (val, labeled), (test, labeled), (val, unlabeled), (test, unlabeled), (test, val), (unlabeled, labeled),
+        (labeled, labeled), (val, val), (test, test), (unlabeled, unlabeled),
+    ]  # fmt: skip
+    found: dict[tuple[int, int], list[Twin]] = find_twins(thumbs, np.array([part_of[id] for id in ids]), wanted)
+    return {(PARTS[a], PARTS[b]): [(ids[i], ids[j]) for i, j in twins] for (a, b), twins in found.items()}
+
+
+def _look_around(root: Path) -> Tree:
+    """Walk the folder once, without following links to folders."""
+    foreign: dict[str, list[str]] = defaultdict(list)
+    links: list[str] = []
+    folded: dict[str, list[str]] = defaultdict(list)
+    for folder, folders, files in os.walk(root, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(folder)
+        links += [(here / name).relative_to(root).as_posix() for name in folders if (here / name).is_symlink()]
+        for name in sorted(files):
+            suffix = os.path.splitext(name)[1].lower()
+            path = (here / name).relative_to(root).as_posix()
+            if suffix in FOREIGN:
+                foreign[suffix].append(path)
+            elif suffix in IMAGE_SUFFIXES:
+                folded[path.casefold()].append(path)
+            if suffix not in IMAGE_SUFFIXES and (here / name).is_symlink() and not (here / name).exists():
+                links.append(path)  # an image that leads nowhere is an unreadable image already
+    collisions = tuple(tuple(names) for names in folded.values() if len(names) > 1)
+    return Tree(dict(foreign), tuple(links), collisions)
+
+
+def _stale_lists(dataset: Dataset) -> dict[str, tuple[list[str], int]]:
+    """Look for images that the lists in splits/ name and that are not there."""
+    stale: dict[str, tuple[list[str], int]] = {}
+    lists = sorted((dataset.root / "splits").rglob("*.txt"))
+    finder = Finder(dataset) if lists else None
+    for path in lists:
+        try:
+            entries = read_list(path)
+        except DataError as error:
+            stale[path.relative_to(dataset.root).as_posix()] = ([str(error)], 1)
+            continue
+        if finder is None or len(entries) > _LONGEST_LIST:
+            continue
+        absent = [entry.image for entry in entries if finder.id_of(entry.image) is None]
+        if absent:
+            stale[path.relative_to(dataset.root).as_posix()] = (absent, len(entries))
+    return stale
+
+
+def size_counts(images: Sequence[ImageFacts]) -> Counter[tuple[int, int]]:
+    """Count the upright sizes (height, width)."""
+    return Counter(facts.header.upright for facts in images if facts.header is not None)

@@ -1,0 +1,155 @@
+"""What masks have wrong with them: pairs that do not fit, values without a meaning, nothing but 255."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from halfmask.data.check.file_facts import MaskFacts
+from halfmask.data.check.finding import Finding, about, plural
+from halfmask.data.check.fingerprint import Fingerprint
+from halfmask.data.check.image_rules import gather_errors
+from halfmask.data.folder.files import FileDataset
+from halfmask.data.folder.layouts import unused_images
+from halfmask.data.folder.masks import IGNORE, Color, LabelMap, binary_cure, off_by_one_cure
+
+_MOST_SHOWN = 8
+
+
+def unreadable_masks(seen: Fingerprint) -> Iterator[Finding]:
+    """Broken, empty, JPEG, with fractions."""
+    yield from gather_errors(((m.path, m.error) for m in seen.masks.values() if m.error is not None), "mask")
+
+
+def wrong_sizes(seen: Fingerprint) -> Iterator[Finding]:
+    """Masks that have neither the upright nor the stored size of their image."""
+    wrong = []
+    for id, mask in seen.masks.items():
+        header = seen.images[id].header
+        labels = labels_of(seen, mask)
+        if mask.size is None or header is None or (labels is not None and labels.resize):
+            continue
+        if mask.size not in {header.upright, header.stored}:
+            wrong.append((mask, id, header.upright))
+    if wrong:
+        mask, id, (height, width) = wrong[0]
+        rows, columns = mask.size or (0, 0)
+        text = f"{plural(len(wrong), 'mask')} of another size than the image: {mask.path} is {columns}x{rows}, {id} is"
+        yield about("error", "H202", f"{text} {width}x{height}", [mask.path for mask, *_ in wrong])
+
+
+def pairs(seen: Fingerprint) -> Iterator[Finding]:
+    """Masks without an image, images that nothing uses, and evaluation images without a mask."""
+    orphans = seen.layout.orphans if seen.layout is not None else ()
+    if orphans:
+        yield about("warning", "H110", f"{plural(len(orphans), 'mask')} without an image", orphans)
+    unused = unused_images(seen.layout) if seen.layout is not None else []
+    if unused:
+        text = f"{plural(len(unused), 'image')} in no folder that the layout knows: not used"
+        yield about("warning", "H117", text, unused)
+    if seen.bare:
+        text = f"{plural(len(seen.bare), 'validation or test image')} without a mask: not used"
+        yield about("warning", "H116", text, seen.bare)
+
+
+def values(seen: Fingerprint) -> Iterator[Finding]:
+    """Values and colors that name no class, and what is read as "ignore"."""
+    unknown: dict[int, Counter[str]] = defaultdict(Counter)
+    stray: Counter[Color] = Counter()
+    stray_masks: list[MaskFacts] = []
+    ignored: list[tuple[float, MaskFacts]] = []
+    empty: list[MaskFacts] = []
+    for mask in seen.masks.values():
+        labels = labels_of(seen, mask)
+        if mask.error is not None or labels is None:
+            continue
+        if mask.kind == "colors":
+            lost = {c: n for c, n in mask.colors.items() if c not in (labels.colors or {})}
+            stray.update(lost)
+            stray_masks += [mask] if lost else []
+        counts = training_counts(mask, labels)
+        for value in ids_in(mask, labels):
+            if mask.kind != "painted" and labels.training_id(value) < 0:
+                unknown[value][mask.path] += ids_in(mask, labels)[value]
+        total = sum(counts.values())
+        if total and counts.get(IGNORE) == total:
+            empty.append(mask)
+        elif counts.get(IGNORE) and 255 in mask.values:
+            ignored.append((counts[IGNORE] / total, mask))
+    yield from _unknown_values(seen, unknown)
+    if stray_masks and seen.task is not None:
+        listed = ", ".join(f"{r},{g},{b} ({n:,} px)" for (r, g, b), n in stray.most_common(_MOST_SHOWN))
+        text = f"{plural(len(stray_masks), 'mask')} with colors that name no class: {listed}"
+        yield about("error", "H206", text, [mask.path for mask in stray_masks])
+    if empty:
+        text = f"{plural(len(empty), 'mask')} ignored as a whole"
+        yield about("warning", "H113", text, [mask.path for mask in empty])
+    if ignored:
+        share, mask = max(ignored, key=lambda item: item[0])
+        text = f"255 is ignored: in {plural(len(ignored), 'mask')}, up to {share:.1%} of the pixels"
+        every = tuple(mask.path for _, mask in ignored)
+        yield Finding("note", "H112", text, len(ignored), mask.path, files=every)
+    gray = [mask for mask in seen.masks.values() if mask.kind == "gray as rgb"]
+    if gray:
+        text = f"{plural(len(gray), 'mask')} saved as RGB with three equal channels: the first is read as ids"
+        yield about("note", "H111", text, [mask.path for mask in gray])
+
+
+def labels_of(seen: Fingerprint, mask: MaskFacts) -> LabelMap | None:
+    """Meaning of the values of a mask, if the classes are known."""
+    if seen.task is None or not isinstance(seen.dataset, FileDataset):
+        return None if seen.task is None else LabelMap(seen.task.n_classes)
+    return seen.dataset.labels_of(seen.dataset.root / mask.path)
+
+
+def ids_in(mask: MaskFacts, labels: LabelMap) -> dict[int, int]:
+    """Stored id -> pixels; colors without a class are left out."""
+    if mask.kind == "painted" or not mask.colors or (mask.kind == "gray as rgb" and not labels.colors):
+        return mask.values
+    table = labels.colors or {}
+    if mask.kind == "gray as rgb" and not mask.colors.keys() <= table.keys():
+        return mask.values
+    counts: Counter[int] = Counter()
+    for color, count in mask.colors.items():
+        if color in table:
+            counts[table[color]] += count
+    return dict(counts)
+
+
+def training_counts(mask: MaskFacts, labels: LabelMap) -> dict[int, int]:
+    """Training id -> pixels; values without a meaning are left out."""
+    if mask.kind == "painted":
+        return mask.values
+    counts: Counter[int] = Counter()
+    for value, count in ids_in(mask, labels).items():
+        if (id := labels.training_id(value)) >= 0:
+            counts[id] += count
+    return dict(counts)
+
+
+def _unknown_values(seen: Fingerprint, unknown: dict[int, Counter[str]]) -> Iterator[Finding]:
+    if not unknown or seen.task is None:
+        return
+    files = {path for counts in unknown.values() for path in counts}
+    listed = ", ".join(f"{value} ({plural(len(counts), 'file')})" for value, counts in sorted(unknown.items())[:8])
+    more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+    first = next(mask for mask in seen.masks.values() if mask.path in files)
+    labels = labels_of(seen, first)
+    assert labels is not None  # or no value were unknown
+    stored = ids_in(first, labels)
+    bad = {value: count for value, count in stored.items() if value in unknown}
+    code = labels.unknown_values(Path(first.path), bad, np.array([list(stored)])).code
+    named = ", ".join(f"{id} {name}" for id, name in enumerate(seen.task.classes[:6]))
+    more_names = ", ..." if len(seen.task.classes) > 6 else ""
+    text = f"{plural(len(files), 'mask')} with values that are no class: {listed}{more}. Classes: {named}{more_names}"
+    one = min(unknown)
+    cure = f"add the class in halfmask.yaml, `classes: {{..., {one}: NAME}}`, or ignore it: `map: {{{one}: 255}}`"
+    if set(unknown) == {len(seen.task.classes)} and code == "H203":
+        shifted = ", ".join(["0: 255", *(f"{value}: {value - 1}" for value in range(1, one + 1))])
+        cure += f"; if 0 means unlabeled and the classes start at 1: `map: {{{shifted}}}`"
+    cures = {"H203": cure, "H204": binary_cure(), "H205": off_by_one_cure(len(seen.task.classes))}
+    yield Finding("error", code, text, len(files), first.path, cures[code], tuple(sorted(files)))
+
+
+RULES = (unreadable_masks, wrong_sizes, pairs, values)

@@ -1,0 +1,1 @@
+"""Convert masks between formats: `convert` (writing), `mask_source` (reading)."""

@@ -1,0 +1,1 @@
+"""Datasets, one file each; the contract is `halfmask.data.contract`."""

@@ -1,0 +1,5 @@
+"""Files of images and masks in a folder.
+
+Reading order: `layouts` (which folders hold what), `description` (halfmask.yaml and class files), `files` and `pairs`
+(which mask belongs to which image), `images` and `masks` (decoding), `rasters` and `geotiff` (images of any size).
+"""

@@ -1,0 +1,199 @@
+"""What a user says about a folder of images: `halfmask.yaml`, or class files that other tools write.
+
+    classes: {0: background, 1: crack}     or a list; ids may have gaps or start at 1, training ids follow their order
+    ignore_index: 255                      stored value of unknown pixels
+    binary: true                           255 in the masks means class 1
+    map: {3: 255}                          stored value -> class id as numbered in `classes`, or 255 = ignore
+    palette: {0: [0, 0, 0], 1: "#ff0000"}  colors of masks saved as colors (255: [..] = ignore), and for display
+    foreground: [crack]                    object-like classes
+    bands: 3   range: [0, 4095]   mean: [..]   std: [..]   nodata: 0
+    same_light: true                       image pairs: one camera, one light; another color is a change
+
+Without it `classes.txt`, `class_names.txt` or `labelmap.txt` next to the data name the classes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from halfmask.data.folder.masks import IGNORE, Color
+from halfmask.data.folder.text import read_text
+from halfmask.errors import DataError, bullet_list, nearest
+
+FILE_NAME = "halfmask.yaml"
+_CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
+_IGNORED_NAMES = {"__ignore__", "void", "ignore", "unlabeled"}
+
+
+def _number_classes(value: Any) -> Any:
+    return dict(enumerate(value)) if isinstance(value, list | tuple) else value
+
+
+def _color(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.startswith("#"):
+        return tuple(bytes.fromhex(value[1:]))
+    return tuple(int(part) for part in value.split(","))
+
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+ClassNames = Annotated[dict[int, str], BeforeValidator(_number_classes)]
+Palette = Annotated[
+    dict[int, Annotated[tuple[Byte, Byte, Byte], BeforeValidator(_color)]], BeforeValidator(_number_classes)
+]
+
+
+class Description(BaseModel):
+    """Everything known of a folder beyond its files; see the module's docstring for the meaning of the keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    classes: ClassNames | None = None
+    ignore_index: int = IGNORE
+    binary: bool = False
+    map: dict[int, int] = Field(default_factory=dict)
+    palette: Palette | None = None
+    foreground: list[int | str] | None = None
+    bands: Annotated[int, Field(ge=1)] = 3
+    range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    nodata: float | None = None
+    same_light: bool | None = None
+
+    def training_ids(self) -> dict[int, int]:
+        """Stored id -> training id: the classes, `ignore_index` and what `map` says (which needs named classes)."""
+        known = {id: position for position, id in enumerate(sorted(self.classes or {}))} | {self.ignore_index: IGNORE}
+        targets = known | {IGNORE: IGNORE}
+        return known | {stored: targets[id] for stored, id in self.map.items()}
+
+    def display_palette(self) -> tuple[Color, ...] | None:
+        """One color per class, or `None` if some class has none."""
+        ids = sorted(self.classes or {})
+        if self.palette is None or not ids or any(id not in self.palette for id in ids):
+            return None
+        return tuple(self.palette[id] for id in ids)
+
+    def foreground_flags(self) -> tuple[bool, ...] | None:
+        """Whether each class is object-like, or `None` if nothing was said."""
+        if self.foreground is None:
+            return None
+        return tuple(
+            id in self.foreground or name in self.foreground for id, name in sorted((self.classes or {}).items())
+        )
+
+
+def read_description(root: Path, given: Mapping[str, Any]) -> Description:
+    """Collect what is said about a folder: arguments win over halfmask.yaml, that over a class file.
+
+    Args:
+        root: the folder.
+        given: keys given by arguments; `None` means not given.
+
+    Raises:
+        DataError: unknown keys, wrong types, contradictions; all together.
+    """
+    path = root / FILE_NAME
+    said = _read_yaml(path) if path.is_file() else {}
+    said |= {key: value for key, value in given.items() if value is not None}
+    if "classes" not in said:
+        said = _read_class_file(root) | said
+    try:
+        description = Description.model_validate(said)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise DataError(f"{path} (or data.dataset):\n{bullet_list(lines)}", "H209") from None
+    problems = _contradictions(description)
+    if problems:
+        raise DataError(f"{path} (or data.dataset):\n{bullet_list(problems)}", "H209")
+    return description
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        said = yaml.safe_load(read_text(path, "H209"))
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not valid YAML: {error}", "H209") from error
+    if not isinstance(said, dict | None):
+        raise DataError(f"{path}: expected keys such as `classes: {{0: background, 1: crack}}`.", "H209")
+    return dict(said or {})
+
+
+def named_in_file(root: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Give the class file of a folder and the names in it by id, or `None` if there is none.
+
+    Raises:
+        DataError: it is no text.
+    """
+    path = next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
+    if path is None:
+        return None
+    classes = _read_class_file(root)["classes"]
+    return path, tuple(name for _, name in sorted(classes.items()))
+
+
+def _read_class_file(root: Path) -> dict[str, Any]:
+    for name in _CLASS_FILES:
+        if (root / name).is_file():
+            lines = read_text(root / name, "H209").splitlines()
+            return _parse_class_lines([line for line in lines if line.strip() and not line.startswith("#")])
+    return {}
+
+
+def _parse_class_lines(lines: list[str]) -> dict[str, Any]:
+    """Parse `id<TAB>name[<TAB>r,g,b]`, `name:r,g,b::` (CVAT), or one name per line."""
+    classes: dict[int, str] = {}
+    palette: dict[int, str] = {}
+    for line in lines:
+        columns = line.strip("\r\n").split("\t")
+        if len(columns) >= 2 and columns[0].strip().lstrip("-").isdigit():
+            id, name, color = int(columns[0]), columns[1].strip(), (columns[2].strip() if len(columns) > 2 else "")
+        elif ":" in line:
+            name, color = (part.strip() for part in line.split(":")[:2])
+            id = len(classes)
+        else:
+            id, name, color = len(classes), line.strip(), ""
+        if name == "__ignore__":
+            continue
+        if not (id == IGNORE and name.lower() in _IGNORED_NAMES):
+            classes[id] = name
+        if color:
+            palette[id] = color
+    return {"classes": classes} | ({"palette": palette} if palette else {})
+
+
+def _contradictions(said: Description) -> list[str]:
+    problems = []
+    ids = sorted(said.classes or {})
+    if len(ids) > IGNORE:
+        problems.append(f"{len(ids)} classes; at most {IGNORE} are possible.")
+    if said.ignore_index in ids:
+        problems.append(f"{said.ignore_index} is both a class and `ignore_index`; number the classes without it.")
+    if said.binary and said.classes is not None and ids != [0, 1]:
+        problems.append(f"`binary: true` needs exactly the classes 0 and 1, not {ids}.")
+    unknown = sorted({id for id in said.map.values() if id not in {*ids, IGNORE, said.ignore_index}}) if ids else []
+    if unknown:
+        problems.append(f"`map` leads to {unknown}, which are no classes ({ids}) and not {IGNORE} (ignore).")
+    names = {*ids, *(said.classes or {}).values()}
+    if said.foreground and said.classes is None:
+        problems.append("`foreground` needs `classes`.")
+    elif stray := [str(item) for item in said.foreground or [] if item not in names]:
+        problems.append(f"`foreground` names {', '.join(stray)}, which are no classes: {list(said.classes or {})}.")
+    if said.range is not None and said.range[0] >= said.range[1]:
+        problems.append(f"`range: {list(said.range)}` must increase.")
+    for key, values in (("mean", said.mean), ("std", said.std)):
+        if values is not None and len(values) != said.bands:
+            problems.append(f"`{key}` has {len(values)} numbers, the images {said.bands} bands.")
+    return problems
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = list(Description.model_fields)
+        return f"`{key}` is not known.{nearest(key, known)} Known: {', '.join(known)}."
+    return f"`{key}`: {item['msg']}, got {item['input']!r}."

@@ -1,0 +1,137 @@
+"""What datasets made of image and mask files share, and the compact form of class tables."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from halfmask.data.contract import Dataset
+from halfmask.data.folder.images import is_image, read_image
+from halfmask.data.folder.masks import LabelMap, read_mask
+from halfmask.data.folder.text import read_text
+from halfmask.errors import DataError
+
+
+class FileDataset(Dataset):
+    """A dataset with one image file per id and one mask file for some of them.
+
+    A subclass sets `task`, defines `ids`, `labels_of` and `find_mask`.
+
+    Attributes:
+        value_range: values that become black and white, for images with more than 8 bits.
+    """
+
+    value_range: tuple[float, float] | None = None
+
+    @abstractmethod
+    def find_mask(self, id: str) -> Path | None:
+        """Where the mask of an id lies by the dataset's own rule, or `None`."""
+
+    @abstractmethod
+    def labels_of(self, mask: Path) -> LabelMap:
+        """Meaning of the values stored in a mask."""
+
+    def mask_path(self, id: str) -> Path | None:
+        """Where the mask of an id lies: as a list says, if that file exists, else by the dataset's own rule."""
+        override = self.mask_overrides.get(id)
+        if override is not None and (self.root / override).is_file():
+            return self.root / override
+        return self.find_mask(id)
+
+    def read_image(self, id: str) -> UInt8[np.ndarray, "*T H W C"]:
+        """Decode an image upright, uint8, bands last; the two dates of a pair in front.
+
+        Raises:
+            DataError: a file is missing or broken, or the dates of a pair differ in size.
+        """
+        files = self.image_files(id)
+        images = [read_image(file, channels=self.channels, value_range=self.value_range) for file in files]
+        if self.dates == 1:
+            return images[0]
+        if len({image.shape for image in images}) > 1:
+            raise date_sizes_differ(files, [(image.shape[0], image.shape[1]) for image in images])
+        return np.stack(images)
+
+    def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
+        """Decode a mask as training ids of the image's size."""
+        path = self.existing_mask(id)
+        return read_mask(path, self.labels_of(path), self.root / id)
+
+    def existing_mask(self, id: str) -> Path:
+        """Give the mask of an id.
+
+        Raises:
+            DataError: the image has no mask.
+        """
+        path = self.mask_path(id)
+        if path is None:
+            raise DataError(
+                f"{id} has no mask below {self.root}. Add one, or take the image off the labeled list.", "H201"
+            )
+        return path
+
+
+def date_sizes_differ(files: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> DataError:
+    """Make the error for the images of a pair that cannot lie on each other; sizes are (height, width)."""
+    named = " but ".join(f"{file} is {width}x{height}" for file, (height, width) in zip(files, sizes, strict=True))
+    return DataError(f"{named}: both dates must show the same place, pixel by pixel. Register and crop them.", "H202")
+
+
+def class_table(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Parse `name rrggbb; name rrggbb`.
+
+    >>> class_table("road 804080; traffic light faaa1e")
+    (('road', 'traffic light'), ((128, 64, 128), (250, 170, 30)))
+    """
+    rows = [entry.strip().rsplit(" ", 1) for entry in text.replace("\n", " ").split(";")]
+    colors = [bytes.fromhex(code) for _, code in rows]
+    return tuple(name for name, _ in rows), tuple((c[0], c[1], c[2]) for c in colors)
+
+
+def list_images(folder: Path, root: Path, recursive: bool = True) -> list[str]:
+    """List the images of a folder as sorted ids relative to `root`, skipping hidden files and folders."""
+    if not folder.is_dir():
+        return []
+    found = folder.rglob("*") if recursive else folder.glob("*")
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in found
+        if is_image(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def count_records(path: Path, size: int) -> int:
+    """Count the images of a file that holds one after the other, `size` bytes each; a missing file holds none.
+
+    Raises:
+        DataError: the last one is cut short.
+    """
+    count, rest = divmod(path.stat().st_size if path.is_file() else 0, size)
+    if rest:
+        raise DataError(f"{path}: its size is no multiple of an image's: cut short. Unpack the release again.", "H201")
+    return count
+
+
+def list_stems(path: Path) -> tuple[str, ...]:
+    """Read an image set of VOC form: one stem per line, perhaps followed by a flag."""
+    lines = read_text(path, "H211").splitlines()
+    return tuple(line.split()[0] for line in lines if line.strip())
+
+
+def require_folder(root: Path, expected: tuple[str, ...], dataset: str) -> None:
+    """Check that a root exists and holds at least one of the expected folders.
+
+    Raises:
+        DataError: missing, empty, or of another layout.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Give the dataset's root with --data DIR (data.root).", "H208")
+    if not any((root / name).is_dir() for name in expected):
+        inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        raise DataError(
+            f"{root}: not the layout of {dataset}: expected {' or '.join(f'{name}/' for name in expected)}, found "
+            f"{inside}. Check data.root, or use data.dataset=folder for your own layout.",
+            "H208",
+        )

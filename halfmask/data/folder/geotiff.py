@@ -1,0 +1,167 @@
+"""GeoTIFF by rasterio (extra `geo`): rows on demand, where there is data, and masks that keep their place on Earth."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, Shaped
+from PIL import Image
+
+from halfmask.data.folder.images import open_geotiff
+from halfmask.errors import DataError
+from halfmask.palette import Color
+
+SUFFIXES = frozenset({".tif", ".tiff"})
+_GEO_TAGS = frozenset({33550, 33922, 34264, 34735})  # pixel scale, tie points, transformation, keys
+_BLOCK = 256
+_WGS84 = "EPSG:4326"
+_BYTE = 256  # ids that a color table has room for
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a TIFF that says where it lies; a broken one is not.
+
+    Raises:
+        MissingExtraError: it is, or Pillow cannot open it, and rasterio is not installed.
+    """
+    if path.suffix.lower() not in SUFFIXES or not path.stat().st_size:
+        return False
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
+            tags = set(getattr(image, "tag_v2", ()))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass  # of many bands, or large
+    else:
+        if not tags & _GEO_TAGS:
+            return False
+    try:
+        with open_geotiff(path) as source:
+            return source.crs is not None or not source.transform.is_identity or bool(source.gcps[0])
+    except DataError:
+        return False
+
+
+class Ground:
+    """Where the pixels of a GeoTIFF lie: longitude and latitude (WGS 84), the coordinates of GeoJSON (RFC 7946).
+
+    A file without a reference system keeps the coordinates of its transform; control points count as the affine map
+    that fits them best.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        DataError: a broken file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from rasterio.transform import from_gcps
+
+        with open_geotiff(path) as source:
+            points, points_crs = source.gcps
+            self._affine = from_gcps(points) if points else source.transform
+            self._system = points_crs if points else source.crs
+
+    def of_pixels(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
+        """Give the coordinates of corners of pixels (column, row)."""
+        return self._warped(_moved(points, self._affine), back=False)
+
+    def to_pixels(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
+        """Give columns and rows of coordinates."""
+        return _moved(self._warped(points, back=True), ~self._affine)
+
+    def _warped(self, points: Float[np.ndarray, "N 2"], *, back: bool) -> Float[np.ndarray, "N 2"]:
+        if self._system is None:
+            return points
+        from rasterio.warp import transform
+
+        systems = (_WGS84, self._system) if back else (self._system, _WGS84)
+        return np.stack([np.asarray(axis) for axis in transform(*systems, *points.T)], axis=1)
+
+
+class GeoRows:
+    """Rows of an open raster, read when they are asked for.
+
+    Args:
+        source: opened by `open_geotiff`.
+        masked: ask it where there is no data.
+    """
+
+    def __init__(self, source: Any, *, masked: bool = True) -> None:
+        self._source = source
+        self.size: tuple[int, int] = source.shape
+        self._whole = not masked or all(
+            [flag.name for flag in flags] == ["all_valid"] for flags in source.mask_flag_enums
+        )
+        self._colors = _color_table(source)
+
+    def read(self, top: int, bottom: int) -> tuple[Shaped[np.ndarray, "H W C"], Bool[np.ndarray, "H W"] | None]:
+        """Give the stored values of some rows, and where the file says that there is no data (`None`: nowhere)."""
+        window = ((top, bottom), (0, self.size[1]))
+        values = np.moveaxis(np.asarray(self._source.read(window=window)), 0, 2)
+        empty = None if self._whole else self._source.dataset_mask(window=window) == 0
+        return (values if self._colors is None else self._colors[values[:, :, 0]]), empty
+
+
+def empty_pixels(path: Path) -> Bool[np.ndarray, "H W"] | None:
+    """Where a file says that there is no data: its nodata value in all bands, its alpha, its own mask.
+
+    Raises:
+        DataError: a broken file.
+    """
+    with open_geotiff(path) as source:
+        rows = GeoRows(source)
+        return rows.read(0, rows.size[0])[1]
+
+
+def write_mask(
+    path: Path, mask: Integer[np.ndarray, "H W"], like: Path, colors: tuple[Color, ...], ignore_index: int
+) -> None:
+    """Write class ids as a GeoTIFF with the place of an image: reference system, transform or control points.
+
+    Args:
+        path: of the mask.
+        mask: class ids; may lie on the disk, it is read block by block.
+        like: the image.
+        colors: of the classes; written where a color table has room for them.
+        ignore_index: value of pixels without a class, declared as nodata.
+    """
+    import rasterio
+    from rasterio.enums import ColorInterp
+
+    small = len(colors) < _BYTE
+    with open_geotiff(like) as source:  # it stays open: with it the bound on GDAL's cache ends
+        points, points_crs = source.gcps
+        place = {"gcps": points, "crs": points_crs} if points else {"transform": source.transform, "crs": source.crs}
+        profile = {
+            "driver": "GTiff", "count": 1, "height": mask.shape[0], "width": mask.shape[1], "compress": "deflate",
+            "dtype": "uint8" if small else "uint16", "nodata": ignore_index, "tiled": True, "blockxsize": _BLOCK,
+            "blockysize": _BLOCK, "bigtiff": "if_safer", **place,
+        }  # fmt: skip
+        with rasterio.open(path, "w", **profile) as out:
+            if small:
+                table = {id: (*color, 255) for id, color in enumerate(colors)} | {ignore_index: (0, 0, 0, 0)}
+                out.colorinterp = [ColorInterp.palette]
+                out.write_colormap(1, table)
+            for top in range(0, mask.shape[0], _BLOCK):
+                rows = np.asarray(mask[top : top + _BLOCK]).astype(profile["dtype"])
+                out.write(rows, 1, window=((top, top + len(rows)), (0, mask.shape[1])))
+
+
+def _moved(points: Float[np.ndarray, "N 2"], affine: Any) -> Float[np.ndarray, "N 2"]:
+    a, b, c, d, e, f = affine[:6]
+    return np.asarray(points @ np.array([[a, d], [b, e]]) + (c, f))
+
+
+def _color_table(source: Any) -> np.ndarray | None:
+    """RGB by value, of an image that is stored as indices of colors."""
+    if source.count != 1 or source.colorinterp[0].name != "palette" or source.dtypes[0] != "uint8":
+        return None
+    table = np.zeros((_BYTE, 3), dtype=np.uint8)
+    for value, color in source.colormap(1).items():
+        table[value] = color[:3]
+    return table

@@ -1,0 +1,354 @@
+"""Recognize how a folder is laid out: the first layout that fits, and why.
+
+    VOC           JPEGImages/ + SegmentationClass[Aug]/ [+ ImageSets/Segmentation/*.txt]
+    Cityscapes    leftImg8bit/ + gtFine/
+    ADE20K        images/{training,validation}/ + annotations/{training,validation}/
+    parts inside  images/{train,val,test}/ + masks/{train,val,test}/   (other sub-folders of images/ are unlabeled)
+    images+masks  images/ + masks/ [+ unlabeled/]
+    parts         {train,val,test}/{images,masks}/ [+ unlabeled/]; any other pair SUBFOLDER/{images,masks} is training
+    outlines      NAME.json (labelme) or NAME.geojson beside NAME.jpg, or in masks/ and the like beside images/
+    COCO json     a json with images, annotations, categories
+    Label Studio  its json export: a list of tasks
+    side by side  NAME.jpg + NAME_mask.png in one folder
+    plain         images only: all unlabeled
+
+Images and masks pair by stem, after `_mask`, `_label`, `_gt`, `_L`, `_labelIds` and the like are removed.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from halfmask.data.folder.files import list_images, list_stems
+from halfmask.errors import DataError, bullet_list
+
+LayoutName = Literal[
+    "voc", "cityscapes", "ade20k", "images+masks", "parts", "parts inside", "labelme", "geojson", "coco json",
+    "label studio", "side by side", "plain",
+]  # fmt: skip
+
+# How folders and files name the parts of a dataset.
+PART_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled",
+}  # fmt: skip
+MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "gt")
+_MASK_SUFFIX = re.compile(
+    r"[_-](gtFine_labelIds|gtFine_labelTrainIds|labelTrainIds|labelIds|masks?|labels?|gt|groundtruth|seg(mentation)?|L)$",
+    re.IGNORECASE,
+)
+_IMAGE_SUFFIX = re.compile(r"[_-](leftImg8bit|image|img|rgb)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was found.
+
+    Args:
+        name: which layout.
+        reason: the folders or files that decided it.
+        root: folder that ids are relative to.
+        parts: ids per part, sorted.
+        masks: mask path (relative to `root`) per id that has one.
+        annotations: json files, for COCO json and Label Studio.
+        orphans: masks without an image.
+    """
+
+    name: LayoutName
+    reason: str
+    root: Path
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    masks: dict[str, str] = field(default_factory=dict)
+    annotations: tuple[Path, ...] = ()
+    orphans: tuple[str, ...] = ()
+
+
+def detect(root: Path) -> Layout:
+    """Find the layout of a folder.
+
+    Raises:
+        DataError: missing or empty folder, two images of one stem, or images and masks that do not pair at all.
+    """
+    if root.is_file():
+        raise DataError(f"{root}: a file, not a folder. Unpack archives first; then give the folder.", "H208")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
+    attempts = (
+        _voc, _cityscapes, _ade20k, _parts_inside, _images_masks, _parts, _outlined, _json_exports, _side_by_side,
+    )  # fmt: skip
+    for attempt in attempts:
+        if (found := attempt(root)) is not None:
+            return found
+    raise DataError(
+        f"{root}: no images found. Put them (PNG, JPEG, TIFF) into images/ and the masks of some of them into masks/.",
+        "H208",
+    )
+
+
+def unused_images(layout: Layout) -> list[str]:
+    """List images below the root that no part and no mask is made of; those of run folders do not count.
+
+    Only for layouts of named folders: the others take every image, or follow a public dataset.
+    """
+    if layout.name not in {"images+masks", "parts", "parts inside"}:
+        return []
+    used = {*(id for ids in layout.parts.values() for id in ids), *layout.masks.values(), *layout.orphans}
+    runs = {path.parent.relative_to(layout.root).as_posix() for path in layout.root.glob("**/model.json")}
+    runs |= {path.parent.relative_to(layout.root).as_posix() for path in layout.root.glob("**/recipe.yaml")}
+    return [
+        id
+        for id in list_images(layout.root, layout.root)
+        if id not in used and not any(id.startswith(f"{run}/") for run in runs)
+    ]
+
+
+def pair(images: Iterable[str], masks: Iterable[str], image_base: str = "", mask_base: str = "") -> dict[str, str]:
+    """Pair ids with mask paths by folder and stem.
+
+    >>> pair(["images/a.jpg", "images/b.jpg"], ["masks/a_mask.png"], "images", "masks")
+    {'images/a.jpg': 'masks/a_mask.png'}
+
+    Raises:
+        DataError: two images of one stem, or two masks for one image.
+    """
+    problems: list[str] = []
+    by_key: dict[str, str] = {}
+    for id in images:
+        key = _key(id, image_base)
+        if key in by_key:
+            problems.append(f"{by_key[key]} and {id} have the same stem; a mask could belong to either")
+        by_key[key] = id
+    by_short_key = {_IMAGE_SUFFIX.sub("", key): id for key, id in by_key.items()}
+    pairs: dict[str, str] = {}
+    for mask in masks:
+        key = _key(mask, mask_base)
+        id_found = by_key.get(key) or by_short_key.get(_MASK_SUFFIX.sub("", key))
+        if id_found is not None and id_found in pairs:
+            problems.append(f"{pairs[id_found]} and {mask} both fit {id_found}")
+        elif id_found is not None:
+            pairs[id_found] = mask
+    if problems:
+        raise DataError(f"ambiguous names, rename or remove one of each:\n{bullet_list(problems)}", "H208")
+    return pairs
+
+
+def _key(path: str, base: str) -> str:
+    relative = path.removeprefix(f"{base}/") if base else path
+    return Path(relative).with_suffix("").as_posix()
+
+
+def _voc(root: Path) -> Layout | None:
+    inner = next((root / n for n in (".", "VOCdevkit/VOC2012", "VOC2012") if (root / n / "JPEGImages").is_dir()), None)
+    folders = ("SegmentationClass", "SegmentationClassAug", "SegmentationClassPNG")
+    if inner is None or not any((inner / name).is_dir() for name in folders):
+        return None
+    images = list_images(inner / "JPEGImages", inner)
+    masks: dict[str, str] = {}
+    orphans: list[str] = []
+    for name in folders:
+        found = list_images(inner / name, inner)
+        pairs = pair(images, found, "JPEGImages", name)
+        orphans += sorted(set(found) - set(pairs.values()))
+        masks = pairs | masks
+    parts = {"train": images}
+    sets = inner / "ImageSets" / "Segmentation"
+    by_stem = {_key(id, "JPEGImages"): id for id in images}
+    for part in ("val", "test"):
+        if (sets / f"{part}.txt").is_file():
+            parts[part] = sorted(by_stem[stem] for stem in list_stems(sets / f"{part}.txt") if stem in by_stem)
+    held_out = {id for part in ("val", "test") for id in parts.get(part, [])}
+    parts["train"] = [id for id in images if id not in held_out]
+    return Layout("voc", "JPEGImages/ and SegmentationClass/", inner, parts, masks, (), tuple(orphans))
+
+
+def _cityscapes(root: Path) -> Layout | None:
+    return Layout("cityscapes", "leftImg8bit/", root) if (root / "leftImg8bit").is_dir() else None
+
+
+def _ade20k(root: Path) -> Layout | None:
+    inner = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
+    if (inner / "images/training").is_dir() and (inner / "annotations/training").is_dir():
+        return Layout("ade20k", "images/training/ and annotations/training/", inner)
+    return None
+
+
+def _parts_inside(root: Path) -> Layout | None:
+    mask_folder = next((name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+    inside = [path.name for path in _folders(root / "images")]
+    if mask_folder is None or not any(PART_NAMES.get(name.lower()) in {"train", "val", "test"} for name in inside):
+        return None
+    if not list_images(root / mask_folder, root) and any((root / mask_folder).rglob("*.*json")):
+        return None
+    parts: dict[str, list[str]] = {}
+    masks: dict[str, str] = {}
+    orphans: list[str] = []
+    for name in inside:
+        images = list_images(root / "images" / name, root)
+        found = list_images(root / mask_folder / name, root)
+        pairs = pair(images, found, f"images/{name}", f"{mask_folder}/{name}")
+        orphans += sorted(set(found) - set(pairs.values()))
+        part = PART_NAMES.get(name.lower(), "train" if pairs else "unlabeled")
+        parts[part] = sorted(parts.get(part, []) + images)
+        masks |= pairs
+    loose = list_images(root / "images", root, recursive=False) + list_images(root / "unlabeled", root)
+    parts["unlabeled"] = sorted(parts.get("unlabeled", []) + loose)
+    _require_pairs(root, [id for part in parts.values() for id in part], masks, orphans)
+    return Layout(
+        "parts inside", f"images/{{{','.join(inside)}}}/ and {mask_folder}/", root, parts, masks, (), tuple(orphans)
+    )
+
+
+def _images_masks(root: Path) -> Layout | None:
+    for name in MASK_FOLDERS:
+        if (root / "images").is_dir() and (found := list_images(root / name, root)):
+            images = list_images(root / "images", root)
+            masks = pair(images, found, "images", name)
+            orphans = tuple(sorted(set(found) - set(masks.values())))
+            _require_pairs(root, images, masks, orphans)
+            parts = {"train": images, "unlabeled": list_images(root / "unlabeled", root)}
+            return Layout("images+masks", f"images/ and {name}/", root, parts, masks, (), orphans)
+    return None
+
+
+def _parts(root: Path) -> Layout | None:
+    parts: dict[str, list[str]] = {}
+    masks: dict[str, str] = {}
+    used: list[str] = []
+    orphans: list[str] = []
+    for folder in _folders(root):
+        mask_folder = next((name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
+        if not (folder / "images").is_dir() or mask_folder is None:
+            continue
+        images, found = list_images(folder / "images", root), list_images(folder / mask_folder, root)
+        if not found and any((folder / mask_folder).glob("*.*json")):
+            continue
+        pairs = pair(images, found, f"{folder.name}/images", f"{folder.name}/{mask_folder}")
+        orphans += sorted(set(found) - set(pairs.values()))
+        part = PART_NAMES.get(folder.name.lower(), "train")
+        parts[part] = sorted(parts.get(part, []) + images)
+        masks |= pairs
+        used.append(folder.name)
+    if not used:
+        return None
+    parts["unlabeled"] = sorted(parts.get("unlabeled", []) + list_images(root / "unlabeled", root))
+    _require_pairs(root, [id for part in parts.values() for id in part], masks, orphans)
+    shown = ", ".join(used[:4]) + (", ..." if len(used) > 4 else "")
+    return Layout("parts", f"images/ and masks/ inside {shown}", root, parts, masks, (), tuple(orphans))
+
+
+def _outlined(root: Path) -> Layout | None:
+    """Pair images with labelme json or GeoJSON of the same stem."""
+    files = sorted(path for path in root.rglob("*.*json") if not path.name.startswith("."))
+    if not files:
+        return None
+    images = list_images(root, root)
+    by_key = {_key(id, ""): id for id in images}
+    masks: dict[str, str] = {}
+    for path in files:
+        name = path.relative_to(root).as_posix()
+        key = _key(name, "")
+        folders = ["images" if part in MASK_FOLDERS else part for part in key.split("/")[:-1]]
+        id = by_key.get(key) or by_key.get("/".join([*folders, key.rpartition("/")[2]]))
+        if id is not None:
+            masks[id] = name
+    first = next((root / name for name in masks.values()), None)
+    head = head_of(first) if first is not None else ""
+    kind: LayoutName | None = "labelme" if '"shapes"' in head else "geojson" if '"FeatureCollection"' in head else None
+    if first is None or kind is None:
+        return None
+    parts: dict[str, list[str]] = {"train": []}
+    for id in images:
+        parts.setdefault(part_of_folders(id), []).append(id)
+    return Layout(kind, f"{first.relative_to(root).as_posix()} for its image", root, parts, masks)
+
+
+def part_of_folders(id: str) -> str:
+    """Tell the part of an image by the first of its folders that names one.
+
+    >>> part_of_folders("images/val/a.png"), part_of_folders("images/a.png")
+    ('val', 'train')
+    """
+    return next((PART_NAMES[folder] for folder in id.split("/")[:-1] if folder in PART_NAMES), "train")
+
+
+def _json_exports(root: Path) -> Layout | None:
+    """Find json files that annotate many images each.
+
+    Raises:
+        DataError: files of two kinds, or no images.
+    """
+    patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json", "*/annotations/*.json")
+    kinds = {path: kind for pattern in patterns for path in root.glob(pattern) if (kind := _export_kind(path))}
+    if not kinds:
+        return None
+    files = sorted(kinds)
+    kind = kinds[files[0]]
+    if other := next((path for path in files if kinds[path] != kind), None):
+        raise DataError(
+            f"{root}: annotations of two tools, {files[0].relative_to(root).as_posix()} ({kind}) and "
+            f"{other.relative_to(root).as_posix()} ({kinds[other]}). Which counts? Move the other out of the folder.",
+            "H208",
+        )
+    images = list_images(root, root)
+    if not images:
+        raise DataError(f"{files[0]}: annotations, but no images below {root}. Copy the images there.", "H208")
+    reason = ", ".join(path.relative_to(root).as_posix() for path in files)
+    return Layout(kind, reason, root, {"train": images}, {}, tuple(files))
+
+
+def _side_by_side(root: Path) -> Layout | None:
+    """Pair masks with images in the same folder; without any pair, every file is an unlabeled image."""
+    images = list_images(root, root)
+    if not images:
+        return None
+    stems = {_key(id, "") for id in images}
+    masks = [id for id in images if (short := _MASK_SUFFIX.sub("", _key(id, ""))) != _key(id, "") and short in stems]
+    if masks:
+        rest = [id for id in images if id not in set(masks)]
+        reason = f"{Path(masks[0]).name} beside its image"
+        return Layout("side by side", reason, root, {"train": rest}, pair(rest, masks))
+    suspicious = sorted({part for id in images for part in Path(id).parts[:-1] if part.lower() in MASK_FOLDERS})
+    if suspicious:
+        raise DataError(
+            f"{root}: the folder {suspicious[0]}/ looks like masks, but no layout fits, and masks must not be used as "
+            "images. Arrange them as images/ and masks/, or give the folder of the images alone; image pairs in A/ and "
+            "B/ are read with data.dataset=change_folder.",
+            "H208",
+        )
+    return Layout("plain", "images without masks", root, {"unlabeled": images})
+
+
+def _export_kind(path: Path) -> LayoutName | None:
+    head = head_of(path)
+    if path.name.startswith("."):
+        return None
+    if head.startswith("["):
+        tasks = any(f'"{key}"' in head for key in ("annotations", "predictions", "polygonlabels", "brushlabels"))
+        return "label studio" if tasks else None
+    return "coco json" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
+
+
+def head_of(path: Path) -> str:
+    """Read the beginning of a json file, where the first key stands: lists may be far apart in a large one."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.read(4096).lstrip()
+
+
+def _require_pairs(root: Path, images: list[str], masks: dict[str, str], orphans: Iterable[str]) -> None:
+    first = next(iter(orphans), None)
+    if images and not masks and first is not None:
+        raise DataError(
+            f"{root}: no mask has the stem of an image: {Path(images[0]).name} against {Path(first).name}. "
+            "Name each mask like its image (endings such as _mask or _gt are allowed).",
+            "H208",
+        )
+
+
+def _folders(root: Path) -> list[Path]:
+    return (
+        sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if root.is_dir()
+        else []
+    )

@@ -1,0 +1,1 @@
+"""Which images are labeled, unlabeled and for validation: `split`, `lists`, `drawing`, `verify`, `stamps`."""

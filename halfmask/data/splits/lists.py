@@ -1,0 +1,183 @@
+"""Read split lists in every form in use, and find the images they name.
+
+One sample per line: `image`, `image mask` or `before after mask`; separated by spaces, tabs, or (`.csv`) commas;
+with or without a leading `/`; `None` where there is no mask; UNIX or Windows line ends; perhaps no final line end.
+Paths with spaces work where every column ends in a file suffix, else with tabs or CSV.
+"""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from halfmask.data.contract import Dataset
+from halfmask.data.folder.text import read_text
+from halfmask.errors import DataError
+
+_SUFFIXES = tuple(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .npy .npz .h5 .mat".split())
+# A column ends where a file suffix is followed by white space or the end.
+_COLUMN = re.compile(rf"\s*(.+?(?:{'|'.join(map(re.escape, _SUFFIXES))})|None)(?=\s|$)", re.IGNORECASE)
+_HEADERS = {"image", "img", "path", "file", "image_path", "filename", "a"}
+
+
+class Entry(NamedTuple):
+    """One line: an image, its mask if the line names one, and the later image of a pair."""
+
+    image: str
+    mask: str | None = None
+    after: str | None = None
+
+
+def read_list(path: Path) -> list[Entry]:
+    """Read a split list.
+
+    Raises:
+        DataError: missing, not text, empty, or lines with more columns than three.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such list. Give the path of a text file with one image per line.", "H211")
+    text = read_text(Path(path), "H211")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    is_csv = Path(path).suffix.lower() == ".csv"
+    rows = list(csv.reader(lines)) if is_csv else [_split_line(line) for line in lines]
+    if is_csv and rows and rows[0][0].strip().lower() in _HEADERS:
+        rows = rows[1:]
+    if not rows:
+        raise DataError(f"{path}: the list is empty. Write one image per line, relative to the dataset's root.", "H211")
+    for number, row in enumerate(rows, 1):
+        if len(row) > 3:
+            raise DataError(
+                f"{path}: entry {number} has {len(row)} columns ({' | '.join(row)}); expected `image`, `image mask` or "
+                "`before after mask`. Separate paths that contain spaces by tabs.",
+                "H211",
+            )
+    return [_entry([_clean(column) for column in row]) for row in rows]
+
+
+def write_list(path: Path, ids: Sequence[str]) -> None:
+    """Write ids as a list of one column that `read_list` reads back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{id}\n" for id in ids), encoding="utf-8")
+
+
+class Finder:
+    """Find the ids that lists mean: exact paths, paths of another machine's root, bare names and bare stems.
+
+    For image pairs a line may also be the name both dates share, whatever its suffix; `before after`; or
+    `before after mask`.
+
+    Args:
+        dataset: whose ids are searched.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self.root = dataset, dataset.root
+        self.known = {id for part in ("train", "val", "test", "unlabeled") for id in dataset.ids(part)}
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for id in sorted(self.known):
+            name = id.rpartition("/")[2]
+            self._by_name[name].append(id)
+            self._by_name[name.rpartition(".")[0]].append(id)
+        self._dropped = 0  # leading folders of the last re-rooted path: the same for a whole list
+
+    def take_list(self, path: Path, *, masks: bool = False) -> tuple[list[str], list[str]]:
+        """Give the ids of a list file, and the names of images that are not there; arguments as in `take`."""
+        ids: list[str] = []
+        absent: list[str] = []
+        for entry in read_list(path):
+            id = self.take(entry, masks=masks)
+            if id is None:
+                absent.append(entry.after or entry.image)
+            else:
+                ids.append(id)
+        return ids, absent
+
+    def take(self, entry: Entry, *, masks: bool = False) -> str | None:
+        """Give the id of a line, or `None` if there is no such image, and tell the dataset what else the line names.
+
+        Args:
+            entry: one line.
+            masks: take over the mask.
+        """
+        if self.dataset.dates > 1:
+            return self._take_pair(entry, masks=masks)
+        id = self.id_of(entry.image)
+        self._take_mask(id, entry.mask if masks else None)
+        return id
+
+    def _take_pair(self, entry: Entry, *, masks: bool) -> str | None:
+        before, after, mask = entry.image, entry.after, entry.mask
+        if after is None and mask is not None and self._later(mask) is not None:
+            after, mask = mask, None  # two columns: both dates
+        if after is None:
+            id = self._later(before)
+        else:
+            id = self._later(after) or self.id_of(after)
+            if id is not None and (earlier := self.mask_of(before)) is not None:
+                self.dataset.before_overrides[id] = earlier
+        self._take_mask(id, mask if masks else None)
+        return id
+
+    def _take_mask(self, id: str | None, name: str | None) -> None:
+        if id is not None and name is not None and (mask := self.mask_of(name)) is not None:
+            self.dataset.mask_overrides[id] = mask
+
+    def _later(self, name: str) -> str | None:
+        """Give the pair whose later image has this path, name or stem."""
+        if name in self.known:
+            return name
+        if (rerooted := self.reroot(name)) in self.known:
+            return rerooted
+        last = name.rpartition("/")[2]
+        found = self._by_name.get(last) or self._by_name.get(last.rpartition(".")[0], [])
+        return found[0] if len(found) == 1 else None
+
+    def id_of(self, name: str) -> str | None:
+        """Give the id of an image as named in a list, or `None` if there is no such image."""
+        if name in self.known or (self.root / name).is_file():
+            return name
+        if (rerooted := self.reroot(name)) is not None:
+            return rerooted
+        found = self._by_name.get(name, []) if "/" not in name else []
+        return found[0] if len(found) == 1 else None
+
+    def reroot(self, name: str) -> str | None:
+        """Drop leading folders until the path exists below the root: lists may carry the paths of another machine."""
+        parts = name.split("/")
+        for dropped in (self._dropped, *range(1, len(parts) - 1)):
+            tail = "/".join(parts[dropped:])
+            if dropped and tail and (tail in self.known or (self.root / tail).is_file()):
+                self._dropped = dropped
+                return tail
+        return None
+
+    def mask_of(self, name: str) -> str | None:
+        """Give the path of a mask as named in a list, relative to the root, or `None` if there is no such file."""
+        return name if (self.root / name).is_file() else self.reroot(name)
+
+
+def _split_line(line: str) -> list[str]:
+    if "\t" in line:
+        return [column for column in line.split("\t") if column.strip()]
+    words = line.split()
+    if all(word == "None" or word.lower().endswith(_SUFFIXES) for word in words):  # the usual case, ten times faster
+        return words
+    columns, position = [], 0
+    while match := _COLUMN.match(line, position):
+        columns.append(match[1])
+        position = match.end()
+    # Bare ids have no suffix to go by: white space separates.
+    return columns if columns and not line[position:].strip() else words
+
+
+def _clean(column: str) -> str:
+    path = column.strip().replace("\\", "/").removeprefix("./")
+    return path.lstrip("/")
+
+
+def _entry(columns: list[str]) -> Entry:
+    image, *rest = columns
+    mask = rest[-1] if rest and rest[-1] not in {"None", ""} else None
+    return Entry(image, mask, rest[0] if len(rest) == 2 else None)

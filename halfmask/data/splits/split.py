@@ -1,0 +1,325 @@
+"""Which images are labeled, unlabeled and for validation: from published lists, own lists, or a seeded draw.
+
+The lists are not shipped: `data.splits` names the folder that holds them, laid out `<dataset>/<split>/labeled.txt`
+(and `unlabeled.txt`), with `val.txt` beside them or one folder up. All problems are reported in one error.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from halfmask.data.contract import Dataset
+from halfmask.data.splits.drawing import NewSplit, draw, hold_out, make_split, number_of
+from halfmask.data.splits.lists import Entry, Finder, read_list, write_list
+from halfmask.data.splits.verify import Findings, inspect, verify
+from halfmask.errors import DataError, RecipeError, bullet_list, nearest
+from halfmask.plugins import params_model, resolve
+from halfmask.recipe.read import DataRecipe, UnlabeledRecipe
+
+__all__ = [
+    "Entry", "Findings", "NewSplit", "Split", "inspect", "make_split", "open_dataset", "part_ids", "read_list",
+    "resolve_split", "unlabeled_dataset", "verify", "write_list",
+]  # fmt: skip
+
+_PARTS = ("train", "val", "test", "unlabeled")
+_MIN_FOR_HOLD_OUT = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ids in the order of their lists.
+
+    Args:
+        labeled: images whose masks train.
+        unlabeled: images used without masks, relative to the root of `unlabeled_dataset`.
+        val: images with masks for validation.
+        remarks: what was decided for the user, with the key that decides otherwise.
+    """
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    val: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def open_dataset(recipe: DataRecipe, root: Path | str | None = None) -> Dataset:
+    """Open the dataset a recipe names, without opening the masks that lists declare unlabeled.
+
+    Args:
+        recipe: the `data` section.
+        root: instead of `recipe.root`.
+
+    Raises:
+        RecipeError: unknown dataset or parameter.
+        DataError: no root, or a folder that the dataset cannot read.
+    """
+    where = root if root is not None else recipe.root
+    if where is None:
+        raise DataError("no data: give the folder with --data DIR (data.root).", "H208")
+    dataset = _open(recipe.dataset.name, recipe.dataset.params, Path(where))
+    if recipe.split is not None or isinstance(recipe.labeled, str):
+        lists = _Lists(recipe, dataset)
+        used = {*lists.labeled_pool(), *(lists.val_listed() or ())}
+        dataset.sealed = frozenset({*dataset.ids("train"), *dataset.ids("unlabeled")} - used)
+    return dataset
+
+
+def unlabeled_dataset(recipe: DataRecipe, dataset: Dataset) -> Dataset:
+    """Open the dataset that unlabeled ids belong to: another place if the recipe names one, else the same."""
+    if not isinstance(recipe.unlabeled, UnlabeledRecipe):
+        return dataset
+    there = _open(recipe.unlabeled.dataset.name, recipe.unlabeled.dataset.params, Path(recipe.unlabeled.root))
+    if there.dates != dataset.dates:
+        pairs, single = ("labeled", "unlabeled") if dataset.dates > 1 else ("unlabeled", "labeled")
+        raise RecipeError(
+            f"data.unlabeled: the {pairs} images are pairs of dates, the {single} ones are not. Read both alike, for "
+            "example data.dataset=change_folder data.unlabeled.dataset=change_folder."
+        )
+    return there
+
+
+def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
+    """Work out which ids are labeled, unlabeled and for validation, and check that they fit together.
+
+    Raises:
+        DataError: all problems together: absent images or masks, duplicates, overlaps, no labeled image.
+    """
+    lists = _Lists(recipe, dataset)
+    val = lists.val_listed()
+    labeled, spare = _choose_labeled(recipe, dataset, lists, set(val or ()))
+    if val is None:
+        val = ()
+        # Whoever lists the labeled images means these, all of them.
+        if not lists.names_labeled and len(labeled) >= _MIN_FOR_HOLD_OUT and not lists.problems:
+            val = hold_out(dataset, labeled, len(labeled) // 5, recipe.labeled_seed)
+            lists.remarks.append(
+                f"no validation part: {len(val)} of the {len(labeled)} masks {'is' if len(val) == 1 else 'are'} held "
+                f"out for validation, {len(labeled) - len(val)} train. Train on all with data.val=none, or name "
+                "validation images with data.val=LIST."
+            )
+            labeled = tuple(id for id in labeled if id not in set(val))
+    other = unlabeled_dataset(recipe, dataset)
+    unlabeled = lists.unlabeled(other, labeled, spare, val)
+    split = Split(labeled, unlabeled, tuple(val), tuple(lists.remarks))
+    problems = lists.problems + _contradictions(split, dataset, other)
+    if problems:
+        raise DataError(
+            f"{dataset.root}: the split cannot be used (one role per image):\n{bullet_list(problems, limit=30)}",
+            "H211" if split.labeled or lists.problems else "H210",
+        )
+    if other is dataset:
+        dataset.sealed = frozenset(unlabeled)
+    return split
+
+
+class _Lists:
+    """The lists that a recipe names, as ids; problems are collected, not raised."""
+
+    def __init__(self, recipe: DataRecipe, dataset: Dataset) -> None:
+        self.recipe, self.dataset = recipe, dataset
+        self.problems: list[str] = []
+        self.remarks: list[str] = []
+        self.names_labeled = isinstance(recipe.labeled, str) or recipe.split is not None
+        self._finder = Finder(dataset)
+        self._folder = find_split(recipe, dataset) if recipe.split is not None else None
+
+    def labeled_pool(self) -> tuple[str, ...]:
+        """Images whose masks may be used."""
+        if isinstance(self.recipe.labeled, str):
+            return self._ids(_find_list(self.recipe.labeled, self.dataset, "data.labeled"), "labeled", masks=True)
+        if self._folder is not None:
+            return self._ids(self._folder / "labeled.txt", "labeled", masks=True)
+        return tuple(id for id in self.dataset.ids("train") if self.dataset.mask_path(id) is not None)
+
+    def val_listed(self) -> tuple[str, ...] | None:
+        """Validation images by list or part; `None` if some have to be held out."""
+        asked = self.recipe.val
+        if asked == "none":
+            return ()
+        if asked == "auto":
+            return self.part("val") or None
+        if asked in _PARTS:
+            found = self.part(asked)
+            if not found:
+                self.problems.append(f"data.val={asked}: that part has no image with a mask. Use auto, none, or a list")
+            return found
+        return self._ids(
+            _find_list(asked, self.dataset, "data.val", extra=("auto", "none", *_PARTS)), "val", masks=True
+        )
+
+    def unlabeled(
+        self, other: Dataset, labeled: Sequence[str], spare: Sequence[str], val: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Unlabeled ids; by default whatever is for training and not in use, else exactly as listed."""
+        asked = self.recipe.unlabeled
+        used = {*labeled, *val}
+        if isinstance(asked, str):
+            return self._ids(_find_list(asked, self.dataset, "data.unlabeled"), "unlabeled")
+        if isinstance(asked, UnlabeledRecipe):
+            if asked.list is not None:
+                path = _find_list(asked.list, other, "data.unlabeled.list")
+                return self._ids(path, "unlabeled", finder=Finder(other))
+            return self._all_of(other, used)
+        if self._folder is not None and (self._folder / "unlabeled.txt").is_file():
+            return (*self._ids(self._folder / "unlabeled.txt", "unlabeled"), *spare)
+        # A published split is labeled + the rest of its training list; extra images would change the protocol.
+        parts = ("train",) if self._folder is not None else ("train", "unlabeled")
+        return tuple(sorted({id for part in parts for id in self.dataset.ids(part)} - used))
+
+    def _all_of(self, other: Dataset, used: set[str]) -> tuple[str, ...]:
+        """Every image of another place, but none that trains with its mask, validates or tests."""
+        kept_out = used | {id for part in ("val", "test") for id in self.dataset.ids(part)}
+        taken = {_identity(self.dataset, id) for id in kept_out}
+        found = sorted({id for part in _PARTS for id in other.ids(part)})
+        kept = tuple(id for id in found if _identity(other, id) not in taken)
+        if left_out := [id for id in found if id not in set(kept)]:
+            self.remarks.append(
+                f"{other.root} and {self.dataset.root} share images: {len(left_out)} that are labeled, or of the "
+                f"validation or test part, are left out of the unlabeled ones ({_examples(left_out)}). To choose them "
+                "yourself, name a list: data.unlabeled.list."
+            )
+        return kept
+
+    def part(self, part: str) -> tuple[str, ...]:
+        """Ids with masks of a part: as the list beside the split says, else as the dataset does."""
+        if self._folder is not None and part in {"val", "test"}:
+            for path in (self._folder / f"{part}.txt", self._folder.parent / f"{part}.txt"):
+                if path.is_file():
+                    return self._ids(path, part, masks=True)
+        return tuple(id for id in self.dataset.ids(part) if self.dataset.mask_path(id) is not None)
+
+    def _ids(self, path: Path, what: str, masks: bool = False, finder: Finder | None = None) -> tuple[str, ...]:
+        finder = finder or self._finder
+        ids, absent = finder.take_list(path, masks=masks)
+        if absent:
+            self._note(f"{path}: not below {finder.root} ({len(absent)} of {len(absent) + len(ids)})", absent)
+        if masks and (bare := [id for id in ids if self.dataset.mask_path(id) is None]):
+            self._note(f"{path}: {what}, but without a mask ({len(bare)})", bare)
+        if twice := _repeated(ids):
+            self._note(f"{path}: listed more than once ({len(twice)})", twice)
+        return tuple(ids)
+
+    def _note(self, problem: str, examples: Sequence[str]) -> None:
+        self.problems.append(f"{problem}: {_examples(examples)}")
+
+
+def part_ids(recipe: DataRecipe, dataset: Dataset, part: str) -> tuple[str, ...]:
+    """Give the ids with masks of the part `val` or `test`: by the list beside the recipe's split, else the dataset's.
+
+    Raises:
+        DataError: the list names images that are not there.
+    """
+    lists = _Lists(recipe, dataset)
+    ids = lists.part(part)
+    if lists.problems:
+        raise DataError(f"{dataset.root}: the part {part} cannot be used:\n{bullet_list(lists.problems)}", "H211")
+    return ids
+
+
+def find_split(recipe: DataRecipe, dataset: Dataset) -> Path:
+    """Find the folder of a named split.
+
+    Raises:
+        DataError: there is none; the message lists those there are.
+    """
+    name = recipe.split or ""
+    base = Path(recipe.splits) if recipe.splits is not None else dataset.root / "splits"
+    bases = [base / folder for folder in (dataset.splits_name, recipe.dataset.name) if folder]
+    bases += [base, dataset.root / "splits"]
+    # Published folders of change detection are named 5%, which some file systems and tools do not take.
+    spellings = dict.fromkeys((name, name.replace("%", "pct"), name.replace("pct", "%")))
+    for folder in bases:
+        for spelling in spellings:
+            if (folder / spelling / "labeled.txt").is_file():
+                return folder / spelling
+    known = sorted({path.parent.name for folder in bases for path in folder.glob("*/labeled.txt")})
+    listed = f"Known splits: {', '.join(known)}." if known else f"No split is there (looked in {base})."
+    raise DataError(
+        f"split {name!r} of {recipe.dataset.name} not found.{nearest(name, known)} {listed} Say where the lists "
+        "are with data.splits=DIR, or draw one: data.split=null data.labeled=COUNT.",
+        "H211",
+    )
+
+
+def _choose_labeled(
+    recipe: DataRecipe, dataset: Dataset, lists: _Lists, val: set[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the labeled ids, and the rest of the split's own labeled list."""
+    pool = lists.labeled_pool()
+    if not lists.names_labeled:
+        pool = tuple(id for id in pool if id not in val)
+    if recipe.labeled is None or isinstance(recipe.labeled, str) or lists.problems:
+        return pool, ()
+    count = recipe.labeled if isinstance(recipe.labeled, int) else number_of(recipe.labeled, len(pool))
+    drawn = draw(dataset, pool, count, recipe.labeled_seed)
+    if drawn.missing:
+        lists.remarks.append(
+            f"no labeled image shows {', '.join(drawn.missing)}: these classes cannot be learned. Label more images, "
+            "or choose them by hand (data.labeled=LIST)."
+        )
+    chosen = set(drawn.ids)
+    return drawn.ids, tuple(id for id in pool if id not in chosen)
+
+
+def _contradictions(split: Split, dataset: Dataset, other: Dataset) -> list[str]:
+    problems: list[str] = []
+    if not split.labeled:
+        problems.append(
+            "no labeled image: put masks named like their images into masks/, or name a list with data.labeled"
+        )
+    labeled, val = set(split.labeled), set(split.val)
+    if both := sorted(labeled & val):
+        problems.append(f"both labeled and for validation ({len(both)}): {_examples(both)}")
+    place = {_identity(dataset, id): id for id in (*split.labeled, *split.val)}
+    overlap = [place[file] for id in split.unlabeled if (file := _identity(other, id)) in place]
+    if both := [id for id in overlap if id in labeled]:
+        problems.append(f"both labeled and unlabeled ({len(both)}): {_examples(both)}")
+    if both := [id for id in overlap if id in val]:
+        problems.append(f"both unlabeled and for validation ({len(both)}): {_examples(both)}")
+    return problems
+
+
+def _open(name: str, params: dict[str, Any], root: Path) -> Dataset:
+    cls = resolve("datasets", name)
+    try:
+        checked = params_model(cls).model_validate(params)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise RecipeError(f"data.dataset {name}:\n{bullet_list(lines)}", "H303") from None
+    dataset: Dataset = cls(root, **{key: getattr(checked, key) for key in type(checked).model_fields})
+    return dataset
+
+
+def _find_list(name: str, dataset: Dataset, key: str, extra: Sequence[str] = ()) -> Path:
+    for path in (Path(name), dataset.root / name, dataset.root / "splits" / name):
+        if path.is_file():
+            return path
+    allowed = f"{nearest(name, extra)} Allowed: {', '.join(extra)}, or a list file." if extra else ""
+    raise DataError(
+        f"{key}={name}: no such list, neither here nor in {dataset.root} or its splits/.{allowed} A list is a text "
+        "file with one image per line, relative to the dataset's root.",
+        "H211",
+    )
+
+
+def _identity(dataset: Dataset, id: str) -> tuple[int, int] | str:
+    """Give what two names of one file have in common, be they relative, linked, or below different roots."""
+    path = os.path.join(dataset.root, id)
+    try:
+        state = os.stat(path)
+    except OSError:
+        return os.path.abspath(path)
+    return (state.st_dev, state.st_ino) if state.st_ino else os.path.realpath(path)
+
+
+def _repeated(ids: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    return list(dict.fromkeys(id for id in ids if id in seen or seen.add(id)))  # type: ignore[func-returns-value]
+
+
+def _examples(ids: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(ids[:limit]) + (f" and {len(ids) - limit} more" if len(ids) > limit else "")

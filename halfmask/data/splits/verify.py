@@ -1,0 +1,243 @@
+"""Look at the files of a split before training starts, and give every problem in one error.
+
+Labeled images and their masks are decoded, validation masks too: they decide what is learned and measured. Other
+images are opened, and decoded only where their first and last bytes do not vouch for them. What was good is remembered
+(`halfmask.data.splits.stamps`), so the next start costs a look at sizes and times.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from halfmask import __version__
+from halfmask.data.contract import Dataset
+from halfmask.data.folder.files import FileDataset, date_sizes_differ
+from halfmask.data.folder.headers import is_plain
+from halfmask.data.folder.images import missing, read_header
+from halfmask.data.folder.layouts import Layout, unused_images
+from halfmask.data.loading.weak import PseudoMasks
+from halfmask.data.splits.stamps import Stamps, State, state_of
+from halfmask.errors import DataError, gathered
+from halfmask.task import Task
+
+if TYPE_CHECKING:
+    from halfmask.data.splits.split import Split
+
+OnFile = Callable[[int, int], None]  # files done, files in all
+Counts = dict[str, int]  # class id -> pixels
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found.
+
+    Args:
+        errors: problems that would stop training, each with its code.
+        warnings: what is legal but suspicious.
+        pixels: number of pixels per class in the labeled and validation masks.
+    """
+
+    errors: tuple[DataError, ...]
+    warnings: tuple[str, ...]
+    pixels: tuple[int, ...]
+
+
+def verify(
+    dataset: Dataset,
+    split: "Split",
+    unlabeled: Dataset | None = None,
+    *,
+    pseudo: PseudoMasks | None = None,
+    stamps: Path | None = None,
+    on_file: OnFile | None = None,
+) -> tuple[str, ...]:
+    """Check the files of a split and give the warnings; arguments as in `inspect`.
+
+    Raises:
+        DataError: all problems together.
+    """
+    findings = inspect(dataset, split, unlabeled, pseudo=pseudo, stamps=stamps, on_file=on_file)
+    if findings.errors:
+        count = f"{len(findings.errors)} problem{'s' if len(findings.errors) > 1 else ''}"
+        raise gathered(f"{dataset.root}: {count} in images and masks:", findings.errors)
+    return findings.warnings
+
+
+def inspect(
+    dataset: Dataset,
+    split: "Split",
+    unlabeled: Dataset | None = None,
+    *,
+    pseudo: PseudoMasks | None = None,
+    stamps: Path | None = None,
+    on_file: OnFile | None = None,
+) -> Findings:
+    """Check that files can be read, that masks have the size of their images, and that their values are classes.
+
+    Masks of unlabeled images are not touched; pseudo-masks of them, which lie elsewhere, are.
+
+    Args:
+        dataset: of labeled and validation images.
+        split: their ids.
+        unlabeled: dataset of the unlabeled ids; without it those images are not looked at (`resolve_split` found
+            each of them).
+        pseudo: pseudo-masks of the unlabeled ids.
+        stamps: folder that remembers good files; `None` looks at all.
+        on_file: called with the number of files done, and of all, from several threads.
+    """
+    try:
+        task = dataset.task
+    except DataError as error:  # classes that cannot be found out: nothing else can be judged
+        return Findings((error,), (), ())
+    looks = [_Look(dataset, id, masks=True, decode=True) for id in split.labeled]
+    looks += [_Look(dataset, id, masks=True) for id in split.val]
+    looks += [] if unlabeled is None else [_Look(unlabeled, id, pseudo=pseudo) for id in split.unlabeled]
+    memories = {id(dataset): Stamps(stamps, f"{_reader(dataset)} {_meaning(dataset)}")}
+    if unlabeled is not None and unlabeled is not dataset:
+        memories[id(unlabeled)] = Stamps(stamps, _reader(unlabeled))
+    try:
+        found = _in_threads(lambda look: look.take(memories[id(look.dataset)]), looks, on_file)
+    finally:
+        for memory in memories.values():
+            memory.save()
+    errors = {str(one): one for one in found if isinstance(one, DataError)}  # one broken json concerns many images
+    pixels = [0] * task.n_classes
+    shown = 0
+    for look, one in zip(looks, found, strict=True):
+        for label, count in one.items() if look.masks and not isinstance(one, DataError) else ():
+            pixels[int(label)] += count
+            shown += count if look.decode else 0
+    if not errors and split.labeled and not shown:
+        text = (
+            f"{dataset.root}: every pixel of the {len(split.labeled)} labeled masks is ignored, so nothing is labeled."
+        )
+        errors[text] = DataError(f"{text} Draw the classes, or name the values that mean them (halfmask.yaml).", "H210")
+    notes = () if errors else dataset.notes  # masks that cannot be read say nothing about their meaning
+    warnings = (*notes, *_loose_ends(dataset), *_unseen_classes(task, pixels, len(split.labeled)))
+    return Findings(tuple(errors.values()), warnings, tuple(pixels))
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One image, perhaps with its mask, to be looked at.
+
+    Args:
+        dataset: it belongs to.
+        id: of the image.
+        masks: look at its mask.
+        decode: decode the image whatever its header says.
+        pseudo: look at its pseudo-mask, if it has one there.
+    """
+
+    dataset: Dataset
+    id: str
+    masks: bool = False
+    decode: bool = False
+    pseudo: PseudoMasks | None = None
+
+    def take(self, memory: Stamps) -> Counts | DataError:
+        """Give the pixels per class, or what is wrong."""
+        try:
+            files = self._files()
+            state = state_of(files)
+            if state is None:
+                return next(missing(path) for path in files if not path.is_file())
+            key = f"{self.id} {files[-1] if self.masks and files else ''}"
+            if self.pseudo is not None:
+                key += f"{self.pseudo.folder.resolve()} {self.pseudo.labels}"
+            known = memory.recall(key, state) if files else None
+            return known if known is not None else self._read(memory, key, state)
+        except DataError as error:
+            return error
+
+    def _files(self) -> list[Path]:
+        if not isinstance(self.dataset, FileDataset):
+            return []
+        mask = self.dataset.mask_path(self.id) if self.masks else None
+        if self.pseudo is not None:
+            mask = self.pseudo.path(self.id)
+        return [*self.dataset.image_files(self.id), *([mask] if mask is not None else [])]
+
+    def _read(self, memory: Stamps, key: str, state: State) -> Counts:
+        dataset, counts = self.dataset, {}
+        images = dataset.image_files(self.id) if isinstance(dataset, FileDataset) else ()
+        vouched = bool(images) and all(is_plain(path, dataset.channels) for path in images)
+        if self.decode or not vouched:
+            dataset.read_image(self.id)
+        elif dataset.dates > 1:
+            sizes = [read_header(path).upright for path in images]
+            if len(set(sizes)) > 1:
+                raise date_sizes_differ(images, sizes)
+        if self.pseudo is not None:
+            self.pseudo.check(self.id)
+        if self.masks:
+            found = np.bincount(np.ravel(dataset.read_target(self.id)), minlength=1)[: dataset.task.n_classes]
+            counts = {str(label): int(found[label]) for label in np.flatnonzero(found)}
+        if state:
+            memory.remember(key, state, counts)
+        return counts
+
+
+def _reader(dataset: Dataset) -> str:
+    """Name what decides if an image can be read."""
+    return f"{__version__} {type(dataset)} {dataset.root.resolve()} {dataset.channels} {dataset.value_range}"
+
+
+def _meaning(dataset: Dataset) -> str:
+    """Name what decides if a mask can be read: other classes or values may judge otherwise."""
+    if not isinstance(dataset, FileDataset):
+        return repr(dataset.task)
+    first = next((path for id in dataset.ids("train") if (path := dataset.mask_path(id)) is not None), None)
+    return f"{dataset.task} {dataset.labels_of(first) if first is not None else ''}"
+
+
+def _unseen_classes(task: Task, pixels: Sequence[int], labeled: int) -> list[str]:
+    unseen = [name for name, count in zip(task.classes, pixels, strict=True) if not count]
+    what = "labels" if task.kind == "classification" else "labeled masks"
+    return [f"{', '.join(unseen)}: not in any of the {labeled} {what}, nor in validation"] if unseen else []
+
+
+def _loose_ends(dataset: Dataset) -> Iterator[str]:
+    """Files that lie there for nothing: often a name that does not fit its partner's."""
+    layout = getattr(dataset, "layout", None)
+    if not isinstance(layout, Layout):
+        return
+    if layout.orphans:
+        yield (
+            f"{_count(layout.orphans, 'mask')} without an image, for example {layout.orphans[0]}: not used. Name each "
+            "mask like its image, or remove it."
+        )
+    if bare := [id for id in dataset.ids("val") if dataset.mask_path(id) is None]:
+        yield (
+            f"{_count(bare, 'image')} of the validation part without a mask, for example {bare[0]}: not used. Add the "
+            "masks, or move the images to unlabeled/."
+        )
+    if unused := unused_images(layout):
+        yield (
+            f"{_count(unused, 'image')} in no folder that the layout knows, for example {unused[0]}: not used. Move "
+            "them to images/ or unlabeled/ to train on them."
+        )
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
+
+
+def _in_threads(
+    check: Callable[[_Look], Counts | DataError], looks: Sequence[_Look], on_file: OnFile | None
+) -> list[Counts | DataError]:
+    done: list[Counts | DataError] = []
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoders release the interpreter lock
+    try:
+        for one in pool.map(check, looks):
+            done.append(one)
+            if on_file is not None:
+                on_file(len(done), len(looks))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for thousands of files
+    return done

@@ -1,1 +1,0 @@
-"""Training, evaluation, prediction and the files of a run."""

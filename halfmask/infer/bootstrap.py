@@ -1,0 +1,139 @@
+"""How far a score can be trusted: bootstrap intervals over the images it was computed on.
+
+B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13: draw N of the N images with
+replacement, compute the score from the sum of their counts, repeat; the interval reaches from the 2.5th to the 97.5th
+percentile. A difference of two models is drawn on the same images for both. The interval says what other images of the
+same kind would change; not what another seed of training would.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from halfmask.infer.metrics import Absent
+from halfmask.task import Kind
+
+DRAWS = 2000
+_LEVEL = 0.95
+_AT_ONCE = 200
+FEWEST = 2  # images that an interval needs
+
+
+class Interval(NamedTuple):
+    """A score and its 95 % interval; nan where there is no number."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+class Scored(NamedTuple):
+    """The main score and the score of each class."""
+
+    main: Interval
+    by_class: tuple[Interval, ...]
+
+
+def scored(counts: Int[np.ndarray, "N K1 K"], kind: Kind, absent: Absent = "skip", seed: int = 0) -> Scored:
+    """Compute scores with intervals.
+
+    Args:
+        counts: of each image, as `halfmask.infer.evaluate.count_each` gives them.
+        kind: IoU of dense tasks (changed IoU of two-class change detection), accuracy of classification.
+        absent: whether a class that occurs nowhere is left out of the mean, or counts 0.
+        seed: of the draws.
+    """
+    parts = _parts(counts, kind)
+    main, classes = _scores(parts.sum(0), kind, absent)
+    if len(counts) < FEWEST:
+        return Scored(Interval(float(main)), tuple(Interval(float(value)) for value in classes))
+    drawn = [_scores(_resampled(parts, weights), kind, absent) for weights in _weights(len(counts), seed)]
+    mains = np.concatenate([values for values, _ in drawn])
+    by_class = np.concatenate([values for _, values in drawn])
+    pairs = [_interval(float(value), by_class[:, k]) for k, value in enumerate(classes)]
+    return Scored(_interval(float(main), mains), tuple(pairs))
+
+
+def difference(
+    first: Int[np.ndarray, "N K1 K"],
+    second: Int[np.ndarray, "N K1 K"],
+    kind: Kind,
+    absent: Absent = "skip",
+    seed: int = 0,
+) -> Scored:
+    """Compute how much better the first model is than the second on the same images, with intervals.
+
+    Args:
+        first: counts of each image.
+        second: counts of the same images, in the same order.
+        kind: as in `scored`.
+        absent: as in `scored`.
+        seed: of the draws.
+    """
+    a, b = _parts(first, kind), _parts(second, kind)
+    (main_a, classes_a), (main_b, classes_b) = (_scores(parts.sum(0), kind, absent) for parts in (a, b))
+    main, classes = float(main_a - main_b), classes_a - classes_b
+    if len(first) < FEWEST:
+        return Scored(Interval(main), tuple(Interval(float(value)) for value in classes))
+    mains, by_class = [], []
+    for weights in _weights(len(first), seed):
+        (one, one_class), (two, two_class) = (_scores(_resampled(parts, weights), kind, absent) for parts in (a, b))
+        mains.append(one - two)
+        by_class.append(one_class - two_class)
+    drawn = np.concatenate(by_class)
+    pairs = [_interval(float(value), drawn[:, k]) for k, value in enumerate(classes)]
+    return Scored(_interval(main, np.concatenate(mains)), tuple(pairs))
+
+
+def image_scores(counts: Int[np.ndarray, "N K1 K"], kind: Kind) -> Float[np.ndarray, " N"]:
+    """Score every image on its own: mean IoU of the classes that it shows or was said to show; 0 or 1 for a label."""
+    parts = _parts(counts, kind)
+    if kind == "classification":
+        return np.asarray(parts[:, 0].sum(-1) / parts[:, 1].sum(-1).clip(1))
+    with np.errstate(invalid="ignore"):
+        iou = parts[:, 0] / parts[:, 1]
+    shown = ~np.isnan(iou)
+    return np.asarray(np.where(shown, iou, 0).sum(-1) / shown.sum(-1).clip(1))
+
+
+def _parts(counts: Int[np.ndarray, "N K1 K"], kind: Kind) -> Float[np.ndarray, "N 2 K"]:
+    """Numerators and denominators: what is summed over images before it is divided."""
+    hits = counts[:, :-1].diagonal(axis1=1, axis2=2)  # (N, K)
+    target, predicted = counts[:, :-1].sum(2), counts.sum(1)
+    below = target if kind == "classification" else target + predicted - hits
+    return np.stack((hits, below), 1).astype(np.float64)
+
+
+def _scores(
+    sums: Float[np.ndarray, "*B 2 K"], kind: Kind, absent: Absent
+) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B K"]]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_class = sums[..., 0, :] / sums[..., 1, :]
+        if kind == "classification":
+            return np.asarray(sums[..., 0, :].sum(-1) / sums[..., 1, :].sum(-1)), by_class
+        if kind == "change" and by_class.shape[-1] == 2:
+            return np.asarray(by_class[..., 1]), by_class
+        shown = ~np.isnan(by_class)
+        known = np.where(shown, by_class, 0).sum(-1)
+        return np.asarray(known / (shown.sum(-1) if absent == "skip" else by_class.shape[-1])), by_class
+
+
+def _weights(images: int, seed: int) -> list[Int[np.ndarray, "B N"]]:
+    rng = np.random.default_rng(seed)
+    even = np.full(images, 1 / images)
+    return [rng.multinomial(images, even, size=_AT_ONCE) for _ in range(DRAWS // _AT_ONCE)]
+
+
+def _resampled(parts: Float[np.ndarray, "N 2 K"], weights: Int[np.ndarray, "B N"]) -> Float[np.ndarray, "B 2 K"]:
+    return np.asarray((weights.astype(np.float64) @ parts.reshape(len(parts), -1)).reshape(-1, *parts.shape[1:]))
+
+
+def _interval(value: float, drawn: Float[np.ndarray, " B"]) -> Interval:
+    """A class that most draws do not show has no interval worth the name."""
+    drawn = drawn[~np.isnan(drawn)]
+    if math.isnan(value) or len(drawn) < DRAWS // 2:
+        return Interval(value)
+    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,235 @@
+"""From an image to class probabilities or a class map, by the evaluation protocol of a recipe.
+
+    whole   one forward of the whole image (`eval.fit` brings it to a size the network takes)
+    slide   overlapping windows, softmax probabilities summed where windows overlap
+    center_crop   one forward; an evaluation cuts the middle window out of image and target before (`center`)
+    scales, flip   softmax probabilities of every view averaged
+
+Windows as published: UniMatch V2 (Yang et al. 2025) moves the last window back to the border (`shift`); AllSpark
+(Wang et al. 2024) and UniMatch (Yang et al. 2023) start one at every multiple of the stride and truncate it
+(`clip`), even where the window before already reached the border. With `shift`, an image smaller than the window
+is one window of the image's own size; the published code fails there.
+
+Images are RGB (or any bands) in [0, 1] and never normalized here: the model does that. `fit: resize`
+interpolates them before normalization, which is the same as after, because both are linear and the weights of
+an interpolation sum to one.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from halfmask.errors import RecipeError, ShapeError
+from halfmask.infer.class_map import upsampled_argmax
+from halfmask.models.model import ChangeSegmenter, Model, Segmenter
+from halfmask.recipe.read import EvalRecipe
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+@torch.inference_mode()
+def class_map(
+    model: Model, image: Float[Tensor, "B *T C H W"], protocol: EvalRecipe, crop: int | None = None
+) -> Integer[Tensor, "B *S"]:
+    """Predict the class of every pixel (or image).
+
+    Args:
+        model: in eval mode.
+        image: in [0, 1], images of one size.
+        protocol: how to evaluate.
+        crop: training crop side; the window of `slide` unless the protocol names one.
+
+    Returns:
+        Class ids of the images' own size, uint8 if K <= 255, else int64.
+
+    Raises:
+        RecipeError: windows without a size.
+        ShapeError: a stride larger than the window would leave pixels without prediction.
+    """
+    one_forward = protocol.mode != "slide" and protocol.scales == (1.0,) and not protocol.flip
+    if one_forward and isinstance(model, Segmenter | ChangeSegmenter):
+        return _whole_class_map(model, image, protocol)
+    scores = _fitted_logits(model, image, protocol) if one_forward else probabilities(model, image, protocol, crop)
+    best = scores.max(1).indices
+    return best.to(torch.uint8) if scores.shape[1] <= 255 else best
+
+
+@torch.inference_mode()
+def probabilities(
+    model: Model, image: Float[Tensor, "B *T C H W"], protocol: EvalRecipe, crop: int | None = None
+) -> Float[Tensor, "B K *S"]:
+    """Predict class probabilities, averaged over scales, flips and overlapping windows.
+
+    Arguments and errors are those of `class_map`; the result is float32 (float64 for a float64 model) of the
+    images' own size.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    total: Tensor | None = None
+    for scale in protocol.scales:
+        scaled = image if scale == 1 else _resize(image, (_round(size[0] * scale), _round(size[1] * scale)))
+        for flip in (False, True) if protocol.flip else (False,):
+            view = scaled.flip(-1) if flip else scaled
+            found = _slide(model, view, protocol, crop) if protocol.mode == "slide" else _whole(model, view, protocol)
+            if found.ndim == 4:
+                found = found.flip(-1) if flip else found
+                found = found if found.shape[-2:] == size else _interpolate(found, size)
+            total = found if total is None else total.add_(found)
+    assert total is not None  # a recipe has at least one scale
+    return total.div_(len(protocol.scales) * (2 if protocol.flip else 1))
+
+
+def center(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None) -> Box:
+    """Give the middle window of the `center_crop` protocol; a shorter image side is taken whole.
+
+    Args:
+        size: rows and columns of the image.
+        protocol: names the window.
+        crop: the window's side unless the protocol names one.
+
+    >>> center((64, 71), EvalRecipe(mode="center_crop", window=33))
+    (15, 19, 33, 33)
+    """
+    side = _side(protocol, crop)
+    height, width = (min(side, length) for length in size)
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
+
+
+def windows(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None) -> list[Box]:
+    """List the windows of the sliding protocol, row by row.
+
+    Args:
+        size: rows and columns of the image.
+        protocol: window, stride and border.
+        crop: the window's side unless the protocol names one.
+
+    >>> windows((28, 64), EvalRecipe(mode="slide", window=28))
+    [(0, 0, 28, 28), (0, 18, 28, 28), (0, 36, 28, 28)]
+    >>> windows((28, 64), EvalRecipe(mode="slide", window=28, stride=20, border="clip"))[-1]
+    (20, 60, 8, 4)
+    """
+    side = _side(protocol, crop)
+    stride = protocol.stride or max(side * 2 // 3, 1)
+    if stride > side:
+        raise ShapeError(
+            f"eval.stride={stride} is larger than the window of {side}: pixels between the windows would get no "
+            f"prediction. Use a stride of at most {side} (default {max(side * 2 // 3, 1)})."
+        )
+    rows, columns = (_spans(length, side, stride, protocol.border) for length in size)
+    return [(top, left, height, width) for top, height in rows for left, width in columns]
+
+
+def _side(protocol: EvalRecipe, crop: int | None) -> int:
+    side = protocol.window or crop
+    if side is None:
+        raise RecipeError(
+            f"eval.mode={protocol.mode} needs the side of the window, and the model names no training crop. "
+            "Set it, for example eval.window=512."
+        )
+    return side
+
+
+def _spans(length: int, side: int, stride: int, border: str) -> list[tuple[int, int]]:
+    """Start and length of each window along one axis."""
+    if border == "clip":
+        return [(start, min(side, length - start)) for start in range(0, length, stride)]
+    last = max(length - side, 0)
+    starts = [*range(0, last, stride), last]
+    return [(start, min(side, length)) for start in starts]
+
+
+def _slide(model: Model, image: Tensor, protocol: EvalRecipe, crop: int | None) -> Tensor:
+    """Mean softmax over all windows that cover a pixel, (B, K, H, W)."""
+    height, width = image.shape[-2:]
+    boxes = windows((height, width), protocol, crop)
+    images_at_once = image.shape[0]
+    total: Tensor | None = None
+    for group in _equal_size(boxes, max(protocol.batch // images_at_once, 1)):
+        stack = torch.cat([image[..., top : top + h, left : left + w] for top, left, h, w in group])
+        found = _whole(model, stack, protocol)
+        if found.ndim != 4:
+            raise ShapeError("eval.mode=slide needs a dense prediction; use eval.mode=whole for classification.")
+        if total is None:
+            total = found.new_zeros(images_at_once, found.shape[1], height, width)
+        for (top, left, h, w), part in zip(group, found.split(images_at_once), strict=True):
+            total[:, :, top : top + h, left : left + w] += part
+    assert total is not None  # an image has at least one window
+    return total.div_(_coverage(boxes, (height, width)).to(total))
+
+
+def _equal_size(boxes: list[Box], at_once: int) -> Iterator[list[Box]]:
+    """Group windows of the same height and width, at most so many at once."""
+    by_size: dict[tuple[int, int], list[Box]] = {}
+    for box in boxes:
+        by_size.setdefault(box[2:], []).append(box)
+    for group in by_size.values():
+        for start in range(0, len(group), at_once):
+            yield group[start : start + at_once]
+
+
+def _coverage(boxes: list[Box], size: tuple[int, int]) -> Integer[Tensor, "H W"]:
+    """How many windows cover each pixel."""
+    count = torch.zeros(size, dtype=torch.int64)
+    for top, left, height, width in boxes:
+        count[top : top + height, left : left + width] += 1
+    return count
+
+
+def _whole(model: Model, image: Tensor, protocol: EvalRecipe) -> Tensor:
+    """Softmax probabilities of one forward, (B, K, H, W), or (B, K) of a classifier."""
+    return _fitted_logits(model, image, protocol).softmax(1)
+
+
+def _fitted_logits(model: Model, image: Tensor, protocol: EvalRecipe) -> Tensor:
+    size = (image.shape[-2], image.shape[-1])
+    logits = _full_precision(model(_fit(image, model.size_multiple, protocol)))
+    if logits.ndim != 4 or logits.shape[-2:] == size:
+        return logits
+    if protocol.fit == "resize":
+        return _interpolate(logits, size)
+    return logits[:, :, : size[0], : size[1]]
+
+
+def _whole_class_map(model: Segmenter | ChangeSegmenter, image: Tensor, protocol: EvalRecipe) -> Tensor:
+    """One forward; the logits are upsampled band by band and never held whole."""
+    size = (image.shape[-2], image.shape[-1])
+    fitted = _fit(image, model.size_multiple, protocol)
+    fitted_size = (fitted.shape[-2], fitted.shape[-1])
+    embedding = model.embed(model.encode(fitted))
+    if protocol.fit == "resize" and fitted_size != size:
+        return upsampled_argmax(model.classify(embedding, fitted_size), size, align_corners=True)
+    return upsampled_argmax(model.classifier(embedding), fitted_size, model.decoder.align_corners, keep=size)
+
+
+def _fit(image: Tensor, multiple: int, protocol: EvalRecipe) -> Tensor:
+    """Bring an image to sides that are multiples of `multiple`."""
+    height, width = image.shape[-2:]
+    if protocol.fit == "resize":
+        # int(x + 0.5), not round(): 3.5 goes up to 4, as in the published code
+        target = tuple(max(int(side / multiple + 0.5), 1) * multiple for side in (height, width))
+        return image if target == (height, width) else _resize(image, (target[0], target[1]))
+    bottom, right = -height % multiple, -width % multiple
+    if not bottom and not right:
+        return image
+    # An image cannot be mirrored by more than its own size; its border pixels are repeated instead.
+    mode = "reflect" if bottom < height and right < width else "replicate"
+    padded = F.pad(image.flatten(0, -4), (0, right, 0, bottom), mode=mode)
+    return padded.reshape(*image.shape[:-2], height + bottom, width + right)
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return _interpolate(image.flatten(0, -4), size).reshape(*image.shape[:-2], *size)
+
+
+def _interpolate(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=True)
+
+
+def _round(value: float) -> int:
+    return max(int(value + 0.5), 1)
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,351 @@
+"""Predict masks for a folder, a pattern or one file; for change detection, for a folder with A/ and B/.
+
+    <out>/<path below the input>.png                palette mask: pixel value = class id (of a pair: path below B/)
+    <out>/overlays/<path below the input>.jpg       the image with the mask over it
+    <out>/probabilities/<path below the input>.npy  float16 (K, H, W)
+    <out>/labelme/..., label_studio/..., ...        outlines, see `halfmask.data.convert.convert`
+    <out>/predict.json                              which model wrote them
+
+Masks have the size of the upright image (EXIF orientation applied). Each file appears only when it is complete,
+and the mask last: an interrupted call continues where it stopped, and a broken image costs nothing but itself.
+
+Pixels without data (`nodata` of the data or the file) have the ignored id. The mask of a TIFF with coordinates is a
+GeoTIFF, `.tif`, at the same place. Images of more than 30 million pixels are predicted in overlapping tiles, see
+`halfmask.infer.tiles`; the order of frames is that of the numbers in their names.
+
+Models of classification write tables of labels instead, see `halfmask.infer.predict_labels`.
+"""
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from glob import glob, has_magic
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from halfmask.atomic import atomic_path
+from halfmask.data.convert.convert import require_outlines, write_outlines
+from halfmask.data.convert.mask_source import OVERLAYS, PROBABILITIES
+from halfmask.data.folder.files import date_sizes_differ
+from halfmask.data.folder.geotiff import is_georeferenced
+from halfmask.data.folder.images import is_image
+from halfmask.data.folder.pairs import find_pairs
+from halfmask.data.folder.rasters import Picture, Reading, image_size, read_picture
+from halfmask.errors import DataError, RecipeError, bullet_list, gathered
+from halfmask.infer.inference import class_map, probabilities
+from halfmask.infer.mask_files import Job, record_model, write_mask, write_overlay
+from halfmask.infer.predict_labels import predict_labels, reading_of
+from halfmask.infer.predict_tiled import Predictor, predict_tiled, without_data
+from halfmask.infer.read_ahead import read_ahead
+from halfmask.infer.runs import memory_cure, open_run
+from halfmask.infer.tiles import choose_tiling
+from halfmask.places import require_writable
+from halfmask.run.bundle import bundle_folder, load_bundle, read_meta
+from halfmask.run.ranks import joined_ranks
+from halfmask.task import Kind
+
+# Images of more pixels are predicted in tiles, unless the user decides.
+LARGE = 30_000_000
+
+
+def predict(
+    run: str | Path,
+    input: str | Path,
+    out: str | Path,
+    *,
+    overlay: bool = False,
+    probabilities: bool = False,
+    outlines: str | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    overwrite: bool = False,
+    limit: int | None = None,
+    workers: int = 2,
+    tile: int | None = None,
+    overlap: int | None = None,
+    nodata: float | None = None,
+    quiet: bool = False,
+    on_found: Callable[[int], object] | None = None,
+) -> int:
+    """Write a mask (or label) for every image; images that already have theirs are skipped.
+
+    The processes of torchrun share the images (labels are all written by the first one).
+
+    Args:
+        run: run folder, bundle folder or model.json.
+        input: folder (searched with its sub-folders), pattern such as `photos/*.jpg`, or one file; for change
+            detection a folder with A/ and B/.
+        out: folder for the results; created if missing.
+        overlay: also write each image with its mask over it.
+        probabilities: also write class probabilities; 2 * K * H * W bytes per image.
+        outlines: also write the masks as outlines, for correction in annotation tools: `labelme`,
+            `label_studio`, `geojson` or `coco`.
+        overrides: dotted `eval.*` keys, for example `["eval.flip=true"]`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        overwrite: predict images again that have their files.
+        limit: take only the first so many images.
+        workers: threads that read images ahead.
+        tile: predict every image in overlapping tiles of this side; 0: none. By default those of more than 30 million
+            pixels, in tiles of two training crops, but at least 512 pixels (with `eval.mode=slide`: the window).
+        overlap: of neighboring tiles; by default a quarter of the tile.
+        nodata: value of pixels without data, instead of the one of the training data.
+        quiet: show no progress.
+        on_found: called with the number of images of the input.
+
+    Returns:
+        Number of images predicted by this call, in all processes.
+
+    Raises:
+        CheckpointError: no bundle, or a damaged one.
+        DataError: no image, two images for one mask, results of another model in `out` without `overwrite`, a full
+            disk; or, after all others are done, images that could not be read.
+        RecipeError: an override is wrong, or `out` is where the images are.
+    """
+    opened = open_run(run, overrides, sections=("eval",))
+    require_writable(Path(out))
+    kind = predicted_kind(opened.folder)
+    require_outlines(outlines, kind)
+    jobs = plan(input, out, overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
+    if on_found is not None:
+        on_found(len(jobs))
+    with joined_ranks(device) as ranks:
+        quiet = quiet or not ranks.first
+        bundle = load_bundle(opened.folder, ranks.device)
+        if kind == "classification" and overlay:
+            raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
+        record_model(Path(out), bundle, jobs, overwrite=overwrite)
+        if kind == "classification":
+            if not ranks.first:  # one table, one writer
+                return 0
+            return predict_labels(
+                bundle, [(job.row, job.image) for job in jobs], Path(out), opened.protocol, ranks.device,
+                probabilities=probabilities, overwrite=overwrite, workers=workers, quiet=quiet,
+            )  # fmt: skip
+        reading = reading_of(bundle) if nodata is None else replace(reading_of(bundle), nodata=nodata)
+        tiling = choose_tiling(bundle.model, opened.protocol, bundle.crop, tile or None, overlap)
+        predictor = Predictor(bundle, opened.protocol, ranks.device, reading, tiling)
+        # Shared out before anything is skipped: what another process has finished by now must not move the shares.
+        mine = jobs[ranks.rank :: ranks.world]
+        open_jobs = [job for job in mine if overwrite or not job.done]
+        failed = _predict_all(mine, open_jobs, predictor, workers, _limit_of_whole(tile), quiet)
+        failed, count = ranks.lists(failed), sum(ranks.lists([len(open_jobs)]))
+    if outlines is not None and ranks.first:
+        done = [(job.row, job.image, job.mask) for job in jobs if job.mask.exists()]
+        write_outlines(done, Path(out), outlines, bundle.task)
+    if failed:
+        raise gathered(
+            f"{len(failed)} of {len(jobs)} images could not be read; the masks of the others are in {out}. Mend or "
+            "remove these and call again, finished images are skipped:",
+            failed,
+        )
+    return count
+
+
+def _predict_all(
+    jobs: list[Job], open_jobs: list[Job], predictor: Predictor, workers: int, whole: int, quiet: bool
+) -> list[DataError]:
+    """Predict images; gives what is wrong with those that could not be read."""
+    failed: list[DataError] = []
+    with _bar(quiet) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are what tiles are for
+        task = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(open_jobs))
+        for job, read in read_ahead(partial(_read, reading=predictor.reading, whole=whole), open_jobs, workers):
+            if isinstance(read, DataError):
+                failed.append(read)
+            else:
+                with memory_cure(predictor.protocol):
+                    if read is None:
+                        failed += _predict_large(job, predictor, progress)
+                    else:
+                        _predict_one(job, read, predictor)
+            progress.advance(task)
+    return failed
+
+
+def predicted_kind(run: str | Path) -> Kind:
+    """Give the kind of task a run or bundle predicts, without loading its weights."""
+    kind: Kind = read_meta(bundle_folder(run) / "model.json")["task"]["kind"]
+    return kind
+
+
+def plan(
+    input: str | Path,
+    out: str | Path,
+    *,
+    overlay: bool = False,
+    probabilities: bool = False,
+    kind: Kind = "segmentation",
+) -> list[Job]:
+    """List the images of an input and where their results go.
+
+    Raises:
+        DataError: no image (or no pair), or two images would share a mask.
+        RecipeError: `out` is where the images are.
+    """
+    out = Path(out)
+    found = _pairs(Path(input), out) if kind == "change" else _singles(Path(input), out)
+    geo = [kind != "classification" and is_georeferenced(image) for _, image, _ in found]
+    jobs = [
+        Job(
+            image,
+            _with_suffix(out / name, ".tif" if tied else ".png"),
+            _with_suffix(out / OVERLAYS / name, ".jpg") if overlay else None,
+            _with_suffix(out / PROBABILITIES / name, ".npy") if probabilities else None,
+            before,
+            _with_suffix(name, image.suffix).as_posix(),
+            tied,
+        )
+        for (name, image, before), tied in zip(found, geo, strict=True)
+    ]
+    if kind == "classification":
+        return jobs  # rows of a table, not files
+    by_name: dict[Path, Path] = {}
+    clashes = [f"{by_name[name]} and {image}" for name, image, _ in found if by_name.setdefault(name, image) != image]
+    if clashes:
+        raise DataError(
+            "these images would share a mask, because only their suffix differs; rename them, or predict them into "
+            f"different folders:\n{bullet_list(clashes)}",
+            "H208",
+        )
+    return jobs
+
+
+def _singles(source: Path, out: Path) -> list[tuple[Path, Path, None]]:
+    base, images = _find(source, out)
+    return [(image.relative_to(base).with_suffix(""), image, None) for image in images]
+
+
+def _pairs(source: Path, out: Path) -> list[tuple[Path, Path, Path]]:
+    if not source.is_dir():
+        raise DataError(f"{source}: change detection compares two dates. Give a folder that holds A/ and B/.", "H208")
+    pairs = find_pairs(source)
+    found = [(Path(pairs.names[id]), *reversed(pairs.files(id, None))) for id in sorted(pairs.names)]
+    if found[0][1].resolve().is_relative_to(out.resolve()):
+        raise RecipeError(f"--out {out} holds the images themselves: masks would mix with them. Choose another folder.")
+    return [(name, after, before) for name, after, before in found]
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    # Path.with_suffix would cut names that hold dots.
+    return path.with_name(path.name + suffix)
+
+
+def _find(source: Path, out: Path) -> tuple[Path, list[Path]]:
+    """Give the folder that result paths are relative to, and the images in order."""
+    if source.is_file():
+        return source.parent, [source]
+    if source.is_dir():
+        # Results of an earlier call below the input are no images to predict.
+        inside, target = source.resolve(), out.resolve()
+        images = [
+            path
+            for path in sorted(source.rglob("*"), key=_in_order)
+            if path.is_file() and is_image(path) and not _hidden(path.relative_to(source))
+        ]
+        if target != inside and target.is_relative_to(inside):
+            images = [path for path in images if not path.resolve().is_relative_to(target)]
+        if target == inside:
+            raise RecipeError(f"--out {out} is the input folder itself: masks would mix with images. Choose another.")
+        if not images:
+            raise DataError(
+                f"{source}: no image in this folder or below. Give a folder with JPEG, PNG, TIFF, ...", "H210"
+            )
+        return source, images
+    if has_magic(str(source)):
+        images = [Path(name) for name in glob(str(source), recursive=True)]
+        images.sort(key=_in_order)
+        images = [path for path in images if path.is_file() and is_image(path)]
+        if not images:
+            raise DataError(f"{source}: no image matches this pattern. Put it in quotes, and check it with ls.", "H201")
+        return _fixed_part(source), images
+    raise DataError(
+        f"{source} does not exist. Give a folder, an image file or a pattern such as 'photos/*.jpg'.", "H201"
+    )
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folders in front of the first wildcard."""
+    for parent in pattern.parents:
+        if not has_magic(str(parent)):
+            return parent
+    return Path()
+
+
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    """Sort key in which frame_9 comes before frame_10."""
+    pieces = re.split(r"(\d+)", path.as_posix())
+    return [(int(piece), piece) if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _read(job: Job, reading: Reading, whole: int) -> tuple[Job, tuple[Picture, ...] | DataError | None]:
+    """Decode an image or a pair, `None` for one to be read in bands; an unreadable one comes as its error."""
+    try:
+        sizes = [image_size(path) for path in job.dates]
+        if len(set(sizes)) > 1:
+            return job, date_sizes_differ(job.dates, sizes)
+        if sizes[0][0] * sizes[0][1] > whole:
+            return job, None
+        return job, tuple(read_picture(path, reading, georeferenced=job.georeferenced) for path in job.dates)
+    except DataError as error:
+        return job, error
+
+
+def _predict_large(job: Job, predictor: Predictor, progress: Progress) -> list[DataError]:
+    rows = progress.add_task(f"rows of {job.image.name}", total=None)
+    try:
+        predict_tiled(job, predictor, lambda done, of: progress.update(rows, completed=done, total=of))
+    except DataError as error:
+        if error.code == "H502":  # of the place that is written to, not of the image
+            raise
+        return [error]
+    finally:
+        progress.remove_task(rows)
+    return []
+
+
+def _predict_one(job: Job, dates: tuple[Picture, ...], predictor: Predictor) -> None:
+    bundle, protocol = predictor.bundle, predictor.protocol
+    image = dates[0].pixels if len(dates) == 1 else np.stack([date.pixels for date in dates])
+    empty = without_data(dates)
+    pixels = predictor.pixels(image[None])
+    if job.probabilities is None:
+        classes = class_map(bundle.model, pixels, protocol, bundle.crop)
+    else:
+        shares = probabilities(bundle.model, pixels, protocol, bundle.crop)
+        classes = shares.max(1).indices
+        kept = shares[0].half().cpu().numpy()
+        with atomic_path(job.probabilities, error=DataError) as part, part.open("wb") as file:
+            np.save(file, kept if empty is None else np.where(empty, np.float16(0), kept))
+    mask = _to_numpy(classes[0])
+    if empty is not None:
+        mask = np.where(empty, np.asarray(bundle.task.ignore_index, mask.dtype), mask)
+    if job.overlay is not None:
+        write_overlay(job.overlay, dates[-1].pixels, mask, bundle.task)
+    write_mask(job, mask, bundle.task)
+
+
+def _to_numpy(classes: Tensor) -> Integer[np.ndarray, "H W"]:
+    return np.asarray(classes.cpu().numpy())
+
+
+def _limit_of_whole(tile: int | None) -> int:
+    """Most pixels of an image that is predicted at once."""
+    return LARGE if tile is None else sys.maxsize if tile == 0 else 0
+
+
+def _bar(quiet: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)

@@ -1,0 +1,148 @@
+"""Predict the labels of images: two tables with the same rows.
+
+    <out>/labels.csv     image, label, confidence                       for people and spreadsheets
+    <out>/labels.json    {"classes": [...], "images": {image: {...}}}   for programs; with all probabilities, if asked
+
+An image is named by its path below the input. Rows of an earlier call are kept, so an interrupted call continues where
+it stopped.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import Progress
+
+from halfmask.atomic import write_json, write_text
+from halfmask.data.folder.rasters import Reading, read_picture
+from halfmask.errors import DataError, gathered
+from halfmask.infer.inference import probabilities as predict_probabilities
+from halfmask.infer.read_ahead import read_ahead
+from halfmask.infer.runs import memory_cure
+from halfmask.recipe.read import EvalRecipe
+from halfmask.run.bundle import Bundle
+
+Row = dict[str, Any]
+
+
+def predict_labels(
+    bundle: Bundle,
+    images: Sequence[tuple[str, Path]],
+    out: Path,
+    protocol: EvalRecipe,
+    device: torch.device,
+    *,
+    probabilities: bool,
+    overwrite: bool,
+    workers: int,
+    quiet: bool,
+) -> int:
+    """Label every image that has no row yet; gives the number of images labeled by this call.
+
+    Args:
+        bundle: a model of classification, on `device`.
+        images: name of the row, and file.
+        out: folder of the tables.
+        protocol: how to evaluate.
+        device: where the model is.
+        probabilities: also keep the probability of every class.
+        overwrite: label images again that have a row.
+        workers: threads that read images ahead.
+        quiet: show no progress.
+
+    Raises:
+        DataError: a table of other classes is there; or, after all others are done, images that could not be read.
+    """
+    rows = {} if overwrite else _known_rows(out, bundle)
+    wanted = [
+        (name, path)
+        for name, path in images
+        if name not in rows or (probabilities and "probabilities" not in rows[name])
+    ]
+    failed: list[DataError] = []
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        bar = progress.add_task("predict", total=len(images), completed=len(images) - len(wanted))
+        try:
+            for name, image in read_ahead(partial(_read, bundle=bundle), wanted, workers):
+                if isinstance(image, DataError):
+                    failed.append(image)
+                else:
+                    with memory_cure(protocol):
+                        rows[name] = _row(image, bundle, protocol, device, probabilities=probabilities)
+                progress.advance(bar)
+        finally:
+            _write(out, bundle, rows)
+    if failed:
+        raise gathered(
+            f"{len(failed)} of {len(images)} images could not be read; the labels of the others are in {out}. Mend or "
+            "remove these and call again, finished images are skipped:",
+            failed,
+        )
+    return len(wanted)
+
+
+def reading_of(bundle: Bundle) -> Reading:
+    """Give the bands, the range of values and the value without data that a model was trained with."""
+    limits, nodata = bundle.meta.get("range"), bundle.meta.get("nodata")
+    return Reading(
+        channels=bundle.model.mean.numel(),
+        value_range=None if limits is None else (float(limits[0]), float(limits[1])),
+        nodata=None if nodata is None else float(nodata),
+    )
+
+
+def _read(wanted: tuple[str, Path], bundle: Bundle) -> tuple[str, UInt8[np.ndarray, "H W C"] | DataError]:
+    name, path = wanted
+    try:
+        return name, read_picture(path, reading_of(bundle)).pixels
+    except DataError as error:
+        return name, error
+
+
+def _row(
+    image: UInt8[np.ndarray, "H W C"],
+    bundle: Bundle,
+    protocol: EvalRecipe,
+    device: torch.device,
+    *,
+    probabilities: bool,
+) -> Row:
+    pixels = torch.from_numpy(np.moveaxis(image, -1, -3).copy())[None].to(device).to(bundle.model.mean.dtype) / 255
+    shares = predict_probabilities(bundle.model, pixels, protocol, bundle.crop)[0].tolist()
+    best = max(range(len(shares)), key=shares.__getitem__)
+    row: Row = {"label": bundle.task.classes[best], "confidence": round(shares[best], 6)}
+    return row | ({"probabilities": [round(share, 6) for share in shares]} if probabilities else {})
+
+
+def _known_rows(out: Path, bundle: Bundle) -> dict[str, Row]:
+    path = out / "labels.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        classes, rows = content["classes"], dict(content["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: cannot be continued ({error!r}). Use --overwrite, or another --out.", "H408"
+        ) from error
+    if classes != list(bundle.task.classes):
+        raise DataError(f"{path} holds labels of other classes. Use --overwrite, or another --out.", "H408")
+    return rows
+
+
+def _write(out: Path, bundle: Bundle, rows: dict[str, Row]) -> None:
+    ordered = {name: rows[name] for name in sorted(rows)}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("image", "label", "confidence"))
+    table.writerows((name, row["label"], row["confidence"]) for name, row in ordered.items())
+    write_text(out / "labels.csv", text.getvalue(), error=DataError)
+    write_json(out / "labels.json", {"classes": list(bundle.task.classes), "images": ordered}, error=DataError)

@@ -1,0 +1,141 @@
+"""Choose method, network, crop, batch, steps and validation from the data and the machine, each with its reason.
+
+    plan = make_plan({"data.root": "field"}, seconds=1800.0)
+    halfmask.train(plan.recipe, "runs/field")
+
+Rules decide what they can (`halfmask.plan.table` holds what is chosen from); trial steps on the data of the run decide
+what memory and time allow. What the user set stays as it is, and is taken into account.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from halfmask.plan.budget import Budget, Fit, duration, fit, predicted
+from halfmask.plan.choices import Choice, Draft, draft, is_set
+from halfmask.plan.facts import DataFacts, Machine, look_at_data, look_at_machine
+from halfmask.recipe.read import Recipe, load
+from halfmask.recipe.shipped import find_recipe
+from halfmask.run.prepare import prepare
+
+__all__ = ["Choice", "Plan", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, and how it came about.
+
+    Args:
+        recipe: ready to train; the origin of each chosen value is its reason.
+        data: facts it was made from.
+        machine: likewise.
+        choices: in the order of their making.
+        memory: bytes it will take, as predicted.
+        seconds: of all steps, as predicted.
+        validation_seconds: of all validations.
+    """
+
+    recipe: Recipe
+    data: DataFacts
+    machine: Machine
+    choices: tuple[Choice, ...]
+    memory: int
+    seconds: float
+    validation_seconds: float
+
+    def describe(self) -> str:
+        """Write every choice with its reason, then memory and time."""
+        data, machine = self.data, self.machine
+        where = machine.gpu or f"CPU, {machine.cores} core{'s' if machine.cores > 1 else ''}, no GPU"
+        lines = [
+            f"plan     {data.labeled} labeled, {data.unlabeled} unlabeled, {data.val} validation "
+            f"image{'s' * (data.val != 1)}, {data.task.n_classes} classes; {where}, "
+            f"{machine.memory / 2**30:.1f} GiB free"
+        ]
+        lines += [f"  {choice.topic:<10} {choice.value}" + (f"  ({choice.reason})" if choice.reason else "") for choice
+                  in self.choices]  # fmt: skip
+        lines.append(f"  {'memory':<10} about {self.memory / 2**30:.2f} GiB, by trial steps")
+        total = duration(self.seconds + self.validation_seconds)
+        lines.append(f"  {'time':<10} about {total}, {duration(self.validation_seconds)} of it for validation")
+        return "\n".join(lines)
+
+
+def make_plan(
+    given: Mapping[str, Any],
+    *,
+    seconds: float | None = None,
+    memory: int | None = None,
+    pretrained: bool = False,
+    began: float | None = None,
+    quiet: bool = True,
+) -> Plan:
+    """Make a plan.
+
+    Args:
+        given: dotted keys that are set already, `data.root` among them.
+        seconds: budget of time, of the whole command.
+        memory: budget of memory in bytes.
+        pretrained: weights may be downloaded; those on this machine are used in any case.
+        began: `time.monotonic()` at the start of the command; `None`: now.
+        quiet: show no progress of looking at the files.
+
+    Raises:
+        RecipeError: a key is wrong, or the budget too small: the smallest possible is named.
+        DataError: the data cannot be used.
+    """
+    budget = Budget(seconds, memory, time.monotonic() if began is None else began)
+    asked = load(None, dict(given))
+    data = look_at_data(asked.data, unlabeled=asked.method.name != "supervised", quiet=quiet)
+    machine = look_at_machine(asked.run.accelerator)
+    rules = draft(data, machine, given, pretrained=pretrained)
+    settings: dict[str, Any] = {}
+    for choice in rules.choices:
+        settings |= choice.settings
+
+    def build(more: Mapping[str, Any]) -> Recipe:
+        return _recipe(rules.base, {**settings, **more}, given)
+
+    own_length = is_set("run.steps", given) or is_set("run.epochs", given)
+    network = rules.network
+    usual = None if own_length else network.steps if network else build({}).run.steps or 1000
+    fitted = fit(build, usual, network.multiple if network else 32, budget, machine)
+    choices = _merged(rules, fitted, given)
+    recipe = _with_reasons(build(fitted.settings), choices, given)
+    measured = fitted.measured
+    prepared = prepare(recipe, look=False)
+    training, validation = predicted(prepared, measured)
+    return Plan(recipe, data, machine, choices, measured.memory, training, validation)
+
+
+def _recipe(base: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
+    """The base recipe with the plan's settings, and the user's on top."""
+    kept = {key: value for key, value in settings.items() if not is_set(key, given)}
+    return load(find_recipe(base), {**kept, **given})
+
+
+def _merged(rules: Draft, fitted: Fit, given: Mapping[str, Any]) -> tuple[Choice, ...]:
+    """Choices in one list: what memory and time changed replaces what the rules said; what the user set says so."""
+    later = {choice.topic: choice for choice in fitted.choices}
+    merged: list[Choice] = []
+    for choice in (*rules.choices, *(c for c in fitted.choices if c.topic not in {r.topic for r in rules.choices})):
+        changed = later.get(choice.topic)
+        if changed is not None and changed is not choice:
+            settings = {key: fitted.settings.get(key, value) for key, value in choice.settings.items()}
+            choice = Choice(choice.topic, changed.value, changed.reason, settings)
+        if choice.settings and all(is_set(key, given) for key in choice.settings):
+            value = " ".join(str(given[key]) for key in choice.settings if key in given) or choice.value
+            choice = Choice(choice.topic, value, "as you set")
+        merged.append(choice)
+    return tuple(merged)
+
+
+def _with_reasons(recipe: Recipe, choices: tuple[Choice, ...], given: Mapping[str, Any]) -> Recipe:
+    """Write the reason of each choice as the origin of the values it set."""
+    origins = dict(recipe.origins)
+    for choice in choices:
+        for key in choice.settings:
+            for known in origins:
+                if (known == key or known.startswith(f"{key}.")) and not is_set(known, given):
+                    origins[known] = f"plan: {choice.reason}"
+    return recipe.model_copy(update={"origins": origins})

@@ -1,0 +1,16 @@
+"""Recipes: one YAML file holds one run.
+
+Reading order: `sections` (the keys and their defaults), `read` (files, overrides, errors), `shipped` (the recipes that
+come with the package).
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: names of shipped recipes must cost no import of pydantic.
+    from halfmask.recipe import read
+
+    if name.startswith("__") or not hasattr(read, name):
+        raise AttributeError(f"module 'halfmask.recipe' has no attribute {name!r}")
+    return getattr(read, name)

@@ -1,0 +1,324 @@
+"""Recipes: one YAML file holds one run, every value is checked before any heavy work.
+
+    load("recipes/fixmatch/pascal.yaml", ["data.split=183", "model.encoder.size=base"]) -> Recipe
+
+There is no inheritance between files; variation is by dotted overrides. The entries `method`,
+`model.encoder`, `model.decoder`, `model.bottleneck` and `data.dataset` are `{name, **params}`, and the named
+class's constructor signature is the schema of the params. All problems are reported in one error.
+"""
+
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from halfmask.errors import RecipeError, bullet_list
+from halfmask.plugins import Kind, params_model, resolve
+from halfmask.recipe.sections import (
+    BatchRecipe,
+    DataRecipe,
+    DomainRecipe,
+    Entry,
+    EvalRecipe,
+    ExpectedRecipe,
+    ModelRecipe,
+    Named,
+    OptimRecipe,
+    RunRecipe,
+    Section,
+    UnlabeledRecipe,
+    WeakRecipe,
+    named,
+)
+from halfmask.recipe.shipped import find_recipe
+from halfmask.schema import explain_all
+
+__all__ = [
+    "BatchRecipe",
+    "DataRecipe",
+    "DomainRecipe",
+    "Entry",
+    "EvalRecipe",
+    "ExpectedRecipe",
+    "ModelRecipe",
+    "OptimRecipe",
+    "Recipe",
+    "RunRecipe",
+    "UnlabeledRecipe",
+    "WeakRecipe",
+    "load",
+]
+
+
+class Recipe(Section):
+    """Everything that defines a run."""
+
+    method: Named = Entry(name="fixmatch")
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    optim: OptimRecipe = OptimRecipe()
+    eval: EvalRecipe = EvalRecipe()
+    run: RunRecipe = RunRecipe()
+    expected: ExpectedRecipe | None = None
+    origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+
+    def to_yaml(self, origins: bool = False) -> str:
+        """Write the recipe with every default filled in; with `origins`, each value's source as a comment."""
+        return _dump(self.model_dump(mode="json"), self.origins if origins else None)
+
+
+def load(
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+) -> Recipe:
+    """Read a recipe, apply dotted overrides, and check everything at once.
+
+    Args:
+        source: a YAML file, the name of a shipped recipe (`fixmatch/folder`), a mapping, or `None` for the defaults.
+        overrides: `["data.split=183", ...]` or `{"data.split": "183"}`; they win over the file.
+
+    Raises:
+        RecipeError: all problems together: unknown keys with the nearest name, wrong types, values out of range.
+    """
+    where = str(source) if isinstance(source, str | Path) else "recipe"
+    raw = _read(source) if isinstance(source, str | Path) else _plain(source or {})
+    origins = {key: f"file {where}" if isinstance(source, str | Path) else "argument" for key in _flatten(raw)}
+    problems: list[str] = []
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [parse_override(item) for item in overrides]
+    for key, value in pairs:
+        _set(raw, key, value, problems)
+        origins = {known: origin for known, origin in origins.items() if not f"{known}.".startswith(f"{key}.")}
+        origins |= {known: "override" for known in (_flatten({key: value}) if isinstance(value, dict) else [key])}
+    _name_entries(raw)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems += explain_all(error.errors(), Recipe, raw)
+    filled = _check_entries(raw, problems)
+    if problems:
+        raise RecipeError(
+            f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n{bullet_list(problems, limit=30)}",
+            "H303",
+        )
+    assert recipe is not None
+    for dotted, params in filled.items():
+        recipe = _replace_entry(recipe, dotted, params)
+    keys = _flatten(recipe.model_dump(mode="json"))
+    return recipe.model_copy(update={"origins": {key: _origin(key, origins) for key in keys}})
+
+
+def entry_kinds(raw: Any = None) -> dict[str, Kind]:
+    """Give the dotted keys that name a class, and the kind of class; with a recipe's content also those of domains."""
+    domains = _get(raw, "data.domains")
+    return {
+        **{f"data.domains.{name}.dataset": "datasets" for name in (domains if isinstance(domains, dict) else ())},
+        **{
+            f"data.domains.{name}.unlabeled.dataset": "datasets"
+            for name in (domains if isinstance(domains, dict) else ())
+            if isinstance(_get(domains, f"{name}.unlabeled"), dict)
+        },
+        "method": "methods",
+        "model.encoder": "encoders",
+        "model.decoder": "decoders",
+        "model.bottleneck": "bottlenecks",
+        "data.dataset": "datasets",
+        "data.unlabeled.dataset": "datasets",
+    }
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        text = find_recipe(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as a text file ({error}).", "H304") from None
+    try:
+        raw = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}", "H304") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(_sections())}.", "H304")
+    return raw
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) != len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), "?")
+            text = f"the key {twice} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+        return mapping
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key=value` and read the value as YAML.
+
+    >>> parse_override("optim.lr=1e-4"), parse_override("data.split=1_16")
+    (('optim.lr', 0.0001), ('data.split', '1_16'))
+
+    Raises:
+        RecipeError: no `=`, or a value that is not YAML.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"override {text!r} is not of the form key=value, for example data.split=183.", "H303")
+    try:
+        parsed = yaml.safe_load(value)
+        if "_" in value and isinstance(parsed, int | float):
+            parsed = value  # YAML 1.1 reads the split name 1_16 as 116
+        # YAML 1.1 reads 1e-4 as a string.
+        return key, float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {text!r}: the value is not valid YAML ({error}).", "H303") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.lower() not in {"nan", "inf", "-inf", "infinity", "-infinity"} and "_" not in text
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> None:
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    for depth, part in enumerate(parents):
+        if isinstance(node.get(part), str) and ".".join(parents[: depth + 1]) in entry_kinds(raw):
+            node[part] = {"name": node[part]}
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            problems.append(f"{dotted}: {'.'.join(parents[: depth + 1])} is a value, not a section.")
+            return
+    entry = dotted.removesuffix(".name")
+    if last == "name" and entry in entry_kinds(raw) and node.get("name") != value:
+        node.clear()
+    old = node.get(last)
+    if dotted in entry_kinds(raw) and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:
+        return  # the same class named again: its params stay
+    node[last] = value
+
+
+def _name_entries(raw: dict[str, Any]) -> None:
+    """Give the default name to entries of which only params are set."""
+    for dotted in entry_kinds(raw):
+        entry, default = _get(raw, dotted), _default_entry(dotted)
+        if isinstance(entry, dict) and "name" not in entry and default is not None:
+            entry["name"] = default["name"]
+
+
+def _check_entries(raw: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Check each `{name, **params}` against its class; give the params with defaults filled in."""
+    filled: dict[str, dict[str, Any]] = {}
+    for dotted, kind in entry_kinds(raw).items():
+        value = _get(raw, dotted)
+        if value is None and (dotted == "model.bottleneck" or dotted.endswith("unlabeled.dataset")):
+            continue
+        if _get(raw, "model.name") == "smp" and dotted in {"model.encoder", "model.decoder"}:
+            continue  # names of the smp library
+        entry = _default_entry(dotted) if value is None else named(value)
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            continue  # reported by the section's schema
+        try:
+            cls = resolve(kind, entry["name"])
+        except RecipeError as error:
+            problems.append(f"{dotted}: {error}")
+            continue
+        schema = params_model(cls)
+        params = {key: item for key, item in entry.items() if key != "name"}
+        try:
+            checked = schema.model_validate(params)
+        except ValidationError as error:
+            owner = f"{kind} {entry['name']}"
+            problems += explain_all(error.errors(), schema, params, prefix=dotted, owner=owner)
+            continue
+        filled[dotted] = {"name": entry["name"], **checked.model_dump(mode="json")}
+    return filled
+
+
+def _default_entry(dotted: str) -> dict[str, Any] | None:
+    if dotted == "data.unlabeled.dataset" or dotted.startswith("data.domains."):
+        return {"name": "folder"}
+    value: Any = Recipe()
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value.model_dump() if isinstance(value, Entry) else None
+
+
+def _replace_entry(recipe: Recipe, dotted: str, params: dict[str, Any]) -> Recipe:
+    def replace(section: Any, parts: list[str]) -> Any:
+        if isinstance(section, dict):
+            return section | {parts[0]: replace(section[parts[0]], parts[1:])}
+        if len(parts) == 1:
+            return section.model_copy(update={parts[0]: Entry.model_validate(params)})
+        child = getattr(section, parts[0])
+        return section.model_copy(update={parts[0]: replace(child, parts[1:])})
+
+    return typing.cast(Recipe, replace(recipe, dotted.split(".")))
+
+
+def _get(raw: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        if not isinstance(raw, dict) or part not in raw:
+            return None
+        raw = raw[part]
+    return raw
+
+
+def _flatten(raw: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in raw.items():
+        dotted = f"{prefix}{key}"
+        keys += _flatten(value, f"{dotted}.") if isinstance(value, dict) and value else [dotted]
+    return keys
+
+
+def _origin(key: str, origins: dict[str, str]) -> str:
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        if prefix in origins:
+            return origins[prefix]
+    # `method: fixmatch` in a file is `method.name` when resolved.
+    return "default"
+
+
+def _sections() -> list[str]:
+    return [name for name in Recipe.model_fields if name != "origins"]
+
+
+def _dump(value: dict[str, Any], origins: dict[str, str] | None) -> str:
+    if origins is None:
+        return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    lines: list[str] = []
+
+    def write(node: dict[str, Any], prefix: str, indent: str) -> None:
+        for key, item in node.items():
+            dotted = f"{prefix}{key}"
+            if isinstance(item, dict) and item:
+                lines.append(f"{indent}{key}:")
+                write(item, f"{dotted}.", f"{indent}  ")
+            else:
+                text = yaml.safe_dump(item, default_flow_style=True, allow_unicode=True, width=10_000)
+                text = text.removesuffix("...\n").strip()
+                lines.append(f"{indent}{key}: {text}  # {origins.get(dotted, 'default')}")
+
+    write(value, "", "")
+    return "\n".join(lines) + "\n"

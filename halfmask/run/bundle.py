@@ -1,0 +1,275 @@
+"""A bundle: one predictor's weights and everything needed to use them, without any code in the files.
+
+model.safetensors   the state dict
+model.json          format version, task, `Model.spec`, classes, mean/std, bands, crop, license, protocol,
+                    SHA-256 of the weights
+
+bundle = load_bundle("runs/field")
+logits = bundle.model(image)          # image (B, C, H, W), RGB in [0, 1]: the model normalizes
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from halfmask import __version__
+from halfmask.atomic import atomic_path, flush, json_text
+from halfmask.errors import CheckpointError, RecipeError, bullet_list
+from halfmask.models.build import build_model
+from halfmask.models.fitting import misfits
+from halfmask.models.model import Model
+from halfmask.recipe.read import EvalRecipe
+from halfmask.task import Task
+
+FORMAT = "halfmask-bundle"
+FORMAT_VERSION = 1
+
+STAGES = "stages.json"  # in the folder of a staged run: the names of its stages, in order
+DOMAINS = "domains.json"  # in the folder of a run over several domains: their names; each has a folder with a bundle
+_WEIGHTS, _META = "model.safetensors", "model.json"
+_NEEDED = ("task", "model", "sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle.
+
+    Args:
+        model: in eval mode; takes images in [0, 1].
+        task: classes, ignore index, palette.
+        meta: content of model.json.
+        folder: where it was read from.
+    """
+
+    model: Model
+    task: Task
+    meta: dict[str, Any]
+    folder: Path
+
+    @property
+    def protocol(self) -> EvalRecipe:
+        """The evaluation protocol it was chosen by; the default one where none was recorded."""
+        return EvalRecipe.model_validate(self.meta.get("eval") or {})
+
+    @property
+    def crop(self) -> int | None:
+        """Side of the training crop, the default window of sliding inference."""
+        crop = self.meta.get("crop")
+        return None if crop is None else int(crop)
+
+
+def save_bundle(folder: str | Path, model: Model, task: Task, *, extra: Mapping[str, Any] | None = None) -> Path:
+    """Write model.safetensors and model.json; each replaces an earlier file only when complete.
+
+    Args:
+        folder: created if missing.
+        model: its `spec` must describe it, as models made by a `Builder` do.
+        task: what it predicts.
+        extra: further plain data for model.json, for example `{"step": 4000, "eval": {...}}`.
+
+    Returns:
+        The path of model.json.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; earlier files stay intact. Or the model
+            has no spec.
+    """
+    folder = Path(folder)
+    if not model.spec:
+        raise CheckpointError(
+            f"{folder / _META}: the model has no spec, so it could not be built again. "
+            "Make it with halfmask.models.build.Builder, or set Model.spec."
+        )
+    # Both are on the disk before either replaces its predecessor: one new and one old file would be no bundle.
+    with atomic_path(folder / _META) as meta_part, atomic_path(folder / _WEIGHTS) as weights_part:
+        save_file(_plain_state(model), weights_part)
+        meta = _describe(model, task) | {"sha256": _sha256(weights_part)}
+        meta_part.write_text(json_text({**dict(extra or {}), **meta}), encoding="utf-8", newline="\n")
+        flush(meta_part)
+    return folder / _META
+
+
+def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Open a run folder, a bundle folder, its model.json or its model.safetensors.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another version, or does not fit the model.
+    """
+    folder = bundle_folder(path)
+    meta = read_meta(folder / _META)
+    weights = folder / _WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{weights} is missing. A bundle is model.json and model.safetensors: copy both.", "H407")
+    try:
+        state = load_file(weights, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{weights}: damaged or cut short ({error}). Copy it again, or save it anew.", "H402"
+        ) from error
+    if _sha256(weights) != meta["sha256"]:
+        raise CheckpointError(
+            f"{weights} is not the file that {_META} describes (SHA-256 differs). Copy both files of the bundle again.",
+            "H406",
+        )
+    try:
+        model = build_model(meta["model"]).to(device)
+        task = _task(meta["task"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(
+            f"{folder / _META}: the model or task entry is incomplete ({error!r}).", "H402"
+        ) from error
+    except RecipeError as error:
+        raise CheckpointError(f"{folder / _META}: the model cannot be built here. {error}", error.code) from error
+    _load_state(model, state, weights)
+    return Bundle(model.eval(), task, meta, folder)
+
+
+def _describe(model: Model, task: Task) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "halfmask": __version__,
+        "task": asdict(task),
+        "model": model.spec,
+        "classes": list(task.classes),
+        "bands": model.mean.numel(),
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "crop": model.spec.get("crop"),
+        "license": _license(model),
+    }
+
+
+def bundle_folder(path: str | Path) -> Path:
+    """Give the folder of a bundle, named by the folder itself or by one of its files; of a staged run, the last one.
+
+    Raises:
+        CheckpointError: there is none, or there are several below.
+    """
+    path = Path(path)
+    if path.name in {_META, _WEIGHTS}:
+        path = path.parent
+    if (path / _META).is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist. Give a run folder, a bundle folder or a model.json.", "H407")
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} is not a bundle. Give the folder that holds model.json and model.safetensors.", "H407"
+        )
+    if (last := _last_stage(path)) is not None:
+        return last
+    if domains := domain_names(path):
+        raise CheckpointError(
+            f"{path} was trained on several domains, and each has a model of its own: {', '.join(domains)}. Name the "
+            f"one whose classes are wanted, for example {path / domains[0]}",
+            "H407",
+        )
+    stages = sorted(entry.parent.name for entry in path.glob(f"*/{_META}"))
+    if stages:
+        raise CheckpointError(
+            f"{path} holds several bundles: {', '.join(stages)}. Name one: {path / stages[-1]}", "H407"
+        )
+    raise CheckpointError(
+        f"{path} holds no {_META}. A run writes it with its first validation (or at its end); "
+        "continue the run with halfmask train --resume, or give another folder.",
+        "H407",
+    )
+
+
+def domain_names(path: str | Path) -> tuple[str, ...]:
+    """Give the domains of a run, in their order; none where the folder is of anything else."""
+    try:
+        names = json.loads((Path(path) / DOMAINS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return tuple(str(name) for name in names)
+
+
+def _last_stage(path: Path) -> Path | None:
+    try:
+        names = json.loads((path / STAGES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    folders = [path / str(name) for name in names]
+    return next((folder for folder in reversed(folders) if (folder / _META).is_file()), None)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Read a model.json and check its format.
+
+    Raises:
+        CheckpointError: damaged, of another kind or version, or incomplete.
+    """
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Copy it again.", "H402") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a halfmask bundle (its `format` is not {FORMAT!r}).", "H403")
+    version = meta.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: bundle format {version}, this version reads {FORMAT_VERSION}. It was written by halfmask "
+            f"{meta.get('halfmask', '?')}; install that version, or save the bundle anew.",
+            "H404",
+        )
+    absent = [key for key in _NEEDED if key not in meta]
+    if absent:
+        raise CheckpointError(f"{path}: the entries {', '.join(absent)} are missing. Save the bundle anew.", "H402")
+    return meta
+
+
+def _task(plain: Mapping[str, Any]) -> Task:
+    foreground, palette = plain.get("foreground"), plain.get("palette")
+    return Task(
+        kind=plain["kind"],
+        classes=tuple(plain["classes"]),
+        ignore_index=plain["ignore_index"],
+        foreground=None if foreground is None else tuple(foreground),
+        palette=None if palette is None else tuple((r, g, b) for r, g, b in palette),
+    )
+
+
+def _load_state(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
+    if problems := misfits(state, model.state_dict()):
+        raise CheckpointError(
+            f"{path} does not fit the model that {_META} describes; use the halfmask version named there, "
+            f"or save the bundle anew.\n{bullet_list(problems, limit=20)}",
+            "H405",
+        )
+    # `assign` keeps the dtype of the file. Copies, because tensors mapped from the file are not aligned: other
+    # kernels run on them, and the logits would differ from the saved model's in the last digit.
+    model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+
+
+def _plain_state(model: Model) -> dict[str, Tensor]:
+    """State dict on the CPU; tensors that share memory are copied, because safetensors refuses them."""
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in model.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        address = value.untyped_storage().data_ptr()
+        state[key] = value.clone() if address in seen else value
+        seen.add(address)
+    return state
+
+
+def _license(model: Model) -> str | None:
+    """License of the encoder's published weights, if training started from them."""
+    started = (model.spec.get("model", {}).get("encoder") or {}).get("weights")
+    return (model.encoder.weights_license or "see the source of the weights") if started else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

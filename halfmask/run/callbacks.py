@@ -1,0 +1,221 @@
+"""What happens around the steps: metrics, validation, checkpoints, signals and progress."""
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+
+from halfmask.batch import Batch
+from halfmask.errors import DataError
+from halfmask.run.folder import RunDir
+from halfmask.run.module import LitMethod
+from halfmask.run.progress import ProgressLine
+from halfmask.run.stopping import StopRequest
+from halfmask.run.validation import Examiner
+from halfmask.task import Task
+from halfmask.teaching.pseudo_label import confidence_range
+
+_SAVE_SECONDS = 300.0
+_COLLAPSE_SHARE, _COLLAPSE_LOGS = 0.98, 5
+_SILENT_STEPS = 500  # without a single pseudo-label above the threshold, before a warning
+
+
+class MetricsLog(L.Callback):
+    """Reads the device-side sums every `every` steps; writes metrics.jsonl, loggers and the progress line."""
+
+    def __init__(self, run: RunDir, task: Task, progress: ProgressLine, every: int) -> None:
+        self.run, self.task, self.line, self.every = run, task, progress, every
+        self._images, self._since, self._one_class = 0, time.monotonic(), 0
+        self._logged, self._silent, self._warned = 0, 0, False
+
+    def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Start the clock and the progress line."""
+        self._images, self._since, self._logged = 0, time.monotonic(), module.step
+        if trainer.is_global_zero:
+            self.line.start(module.step, module.total_steps)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count images; write a record at the logging cadence."""
+        streams = [batch.labeled, batch.unlabeled, batch.partner]
+        self._images += sum(len(samples.image) for samples in streams if samples is not None) * trainer.world_size
+        if module.step % self.every and module.step != module.total_steps:
+            if trainer.is_global_zero:
+                self.line.advance(module.step)
+            return
+        values = self._values(trainer, module)
+        if not trainer.is_global_zero:
+            return
+        seconds = time.monotonic() - self._since
+        values |= {"train/img_per_s": self._images / max(seconds, 1e-9), "train/lr": _rate(module)}
+        if module.device.type == "cuda":
+            values["sys/mem_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        self._images, self._since = 0, time.monotonic()
+        self.record(trainer, module, values)
+        self.line.show(module.step, values)
+        self._watch_collapse(values)
+        self._watch_coverage(values, module.step)
+
+    def on_train_end(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Close the progress line."""
+        if trainer.is_global_zero:
+            self.line.stop()
+
+    def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
+        """Give the terminal back before an error is printed."""
+        self.line.stop()
+
+    def record(self, trainer: L.Trainer, module: LitMethod, values: dict[str, float]) -> None:
+        """Write one record to metrics.jsonl and the loggers; a class that occurs nowhere has no value."""
+        finite = {name: value for name, value in values.items() if value == value}
+        self.run.append_metrics({"step": module.step, "epoch": round(module.progress.epoch, 4), **finite})
+        for logger in trainer.loggers:
+            logger.log_metrics(finite, step=module.step)
+
+    def pause_clock(self) -> Callable[[], None]:
+        """Leave the time until the returned function is called out of images/s."""
+        before = time.monotonic()
+
+        def resume() -> None:
+            self._since += time.monotonic() - before
+
+        return resume
+
+    def _values(self, trainer: L.Trainer, module: LitMethod) -> dict[str, float]:
+        values: dict[str, float] = {}
+        reduce = partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
+        for name, numbers in module.log_sums.read(reduce).items():
+            full = name if "/" in name else f"train/{name}"
+            # A step cannot log a number and a vector under one key; in the record they are one family.
+            family = full.removesuffix("_by_class")
+            names = [full] if len(numbers) == 1 else [f"{family}/{label}" for label in self.task.classes]
+            values |= dict(zip(names, numbers, strict=True))
+        return values
+
+    def _watch_collapse(self, values: dict[str, float]) -> None:
+        shares = {name: value for name, value in values.items() if name.startswith("pseudo/share/")}
+        top = max(shares, key=lambda name: shares[name], default="")
+        self._one_class = self._one_class + 1 if top and shares[top] > _COLLAPSE_SHARE else 0
+        if self._one_class == _COLLAPSE_LOGS:
+            self.line.say(
+                f"warning: {shares[top]:.0%} of the pseudo-labels are now {top.rpartition('/')[2]!r}; training may "
+                "have collapsed to one class. A higher method.threshold or a lower method.unlabeled_weight may help."
+            )
+
+    def _watch_coverage(self, values: dict[str, float], step: int) -> None:
+        """Warn once where no pseudo-label has passed for long: the unlabeled images teach nothing."""
+        passed = values.get("pseudo/coverage", 1.0) > 0
+        self._silent = 0 if passed else self._silent + step - self._logged
+        self._logged = step
+        if self._silent < _SILENT_STEPS or self._warned:
+            return
+        self._warned = True
+        ranges = [(confidence_range(name), share) for name, share in values.items()]
+        shares = ", ".join(f"{inside}: {share:.1%}" for inside, share in ranges if inside)
+        self.line.say(
+            f"warning: no pseudo-label has passed method.threshold for {self._silent} steps, so the unlabeled images "
+            f"teach nothing. {f'Pixels by confidence: {shares}. ' if shares else ''}Use a lower method.threshold, a "
+            "pretrained encoder (model.encoder.weights), or more masks."
+        )
+
+
+class Validation(L.Callback):
+    """Has every predictor examined at a cadence and keeps the best of each."""
+
+    def __init__(self, run: RunDir, metrics: MetricsLog, examiner: Examiner, every: int) -> None:
+        self.run, self.metrics, self.examiner, self.every = run, metrics, examiner, every
+        self.last: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Evaluate, record, save best checkpoints and the bundle."""
+        if module.step % self.every == 0 or module.step == module.total_steps:
+            self._validate(trainer, module)
+
+    def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Make up for a validation that the run stopped in."""
+        if module.step % self.every == 0 and module.validated < module.step:
+            self._validate(trainer, module)
+
+    def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
+        if not self.examiner.has_images:
+            module.validated = module.step
+            if module.step == module.total_steps:
+                self._ship(trainer, module, {})
+            return
+        resume_clock = self.metrics.pause_clock()
+        values, main = self.examiner.examine(module, trainer.global_rank, trainer.world_size)
+        for position, (name, score) in enumerate(main.items()):
+            self._keep_best(trainer, module, name, score, shipped=position == 0)
+        module.method.after_evaluation(values, module.progress)
+        module.validated = module.step
+        self.last = values
+        if trainer.is_global_zero:
+            self.metrics.record(trainer, module, values)
+            self.metrics.line.validated(module.step, values, self.examiner.main_metric)
+        resume_clock()
+
+    def _keep_best(self, trainer: L.Trainer, module: LitMethod, name: str, score: float, *, shipped: bool) -> None:
+        if name in module.best and score <= module.best[name]:
+            return
+        module.best[name] = score
+        trainer.save_checkpoint(self.run.best(name))
+        if shipped:
+            self._ship(trainer, module, {f"val_{self.examiner.main_metric}": score})
+
+    def _ship(self, trainer: L.Trainer, module: LitMethod, score: dict[str, float]) -> None:
+        if trainer.is_global_zero:
+            self.examiner.ship(module, self.run.path, score)
+
+
+class Checkpoints(L.Callback):
+    """Saves `last.ckpt` at the validation cadence, every few minutes, at the end, when asked to stop or out of data."""
+
+    def __init__(self, run: RunDir, every: int, stop: StopRequest) -> None:
+        self.run, self.every, self.stop = run, every, stop
+        self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Start the clock; take back the signals that Lightning took over."""
+        self._saved = time.monotonic()
+        self.stop.hold()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save when due."""
+        asked = self._asked(trainer, module)
+        timed = trainer.world_size == 1 and time.monotonic() - self._saved > _SAVE_SECONDS
+        if asked or timed or module.step % self.every == 0 or module.step == module.total_steps:
+            trainer.save_checkpoint(self.run.last)
+            self._saved = time.monotonic()
+        if asked:
+            trainer.should_stop = True
+
+    def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
+        """Save where a file cannot be read: the steps before are whole, and a resumed run validates what is missing."""
+        unfinished = module.step < module.total_steps
+        if isinstance(exception, DataError) and trainer.world_size == 1 and unfinished:
+            trainer.save_checkpoint(self.run.last)
+
+    def _asked(self, trainer: L.Trainer, module: LitMethod) -> bool:
+        if trainer.world_size == 1:
+            return self.stop.signal is not None
+        # All ranks must stop at the same step; asking each step would cost a synchronization.
+        if module.step % 10:
+            return False
+        stop = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
+        if stop and self.stop.signal is None:
+            self.stop.signal = signal.SIGTERM
+        return bool(stop)
+
+
+def _rate(module: LitMethod) -> float:
+    optimizers: Iterable[Any] = module.optimizer_by_key.values()
+    return float(next(iter(optimizers)).param_groups[0]["lr"])

@@ -1,0 +1,364 @@
+"""`train`: from a recipe to a run folder. Every check that needs no training comes first."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import distributed as dist
+
+from halfmask.data.contract import Dataset
+from halfmask.data.splits.split import Split, part_ids
+from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
+from halfmask.forms import plain_forms
+from halfmask.infer.evaluate import DatasetItems, evaluate_model
+from halfmask.infer.metrics import Scores
+from halfmask.method import Stage
+from halfmask.models.model import Model
+from halfmask.plugins import resolve
+from halfmask.recipe.read import Recipe, load
+from halfmask.run.bundle import load_bundle
+from halfmask.run.callbacks import Checkpoints, MetricsLog, Validation
+from halfmask.run.checkpoint import check_matches, read_checkpoint
+from halfmask.run.cost import Cost, predict_cost
+from halfmask.run.domain_validation import DomainExaminer
+from halfmask.run.folder import PSEUDO_MASKS, RunDir, describe_split, describe_splits
+from halfmask.run.hardware import make_trainer, prepare_networks, with_precision
+from halfmask.run.module import LitMethod
+from halfmask.run.optim import base_rate
+from halfmask.run.prepare import Prepared, describe, prepare
+from halfmask.run.prepare_domains import domain_recipe
+from halfmask.run.progress import ProgressLine
+from halfmask.run.ranks import is_first_rank
+from halfmask.run.stages import write_pseudo_masks
+from halfmask.run.step_loader import loader_maker
+from halfmask.run.stopping import StopNow, StopRequest
+from halfmask.run.twin import TwinResult
+from halfmask.run.validation import Evaluate, Examiner, TaskExaminer
+
+# A resumed run may change how it is computed, not what is computed.
+_FREE_ON_RESUME = (
+    "data.workers",
+    "data.root",
+    "data.cache",
+    "run.devices",
+    "run.nodes",
+    "run.accelerator",
+    "run.logger",
+    "run.reference",
+    "run.twin",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run reports.
+
+    Args:
+        out: run folder.
+        steps: optimizer steps done.
+        seconds: time of this call.
+        best: best validation score per predictor (empty without a validation set).
+        last: validation values of the last evaluation, as in metrics.jsonl.
+        metric: which score `best` is: `miou`, `changed_iou` or `acc`.
+        cost: what a dry run predicts.
+        twin: the comparison with the supervised twin, where there is one.
+    """
+
+    out: Path
+    steps: int
+    seconds: float
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    metric: str = "miou"
+    cost: Cost | None = None
+    twin: TwinResult | None = None
+
+
+def train(
+    recipe: Recipe | str | Path | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+    limit: int | None = None,
+    overrides: tuple[str, ...] = (),
+    root: Path | None = None,
+    initialize: Callable[[Prepared], str] | None = None,
+) -> TrainResult:
+    """Train by a recipe into a run folder; `halfmask.run.train.train` also trains the twin that `run.twin` asks for.
+
+    Args:
+        recipe: a recipe, a file, or `None` with `resume`.
+        out: run folder; must be empty or new, unless `resume` or `overwrite`.
+        resume: continue the run in `out` from its last checkpoint, to the same result as an unbroken run.
+        overwrite: remove the files of an earlier run in `out`.
+        dry_run: check recipe, data and model, predict memory and time by a few trial steps, and stop.
+        quiet: no progress.
+        limit: stop after so many steps (the schedule is shortened too).
+        overrides: dotted overrides; with `resume` only those that do not change the result.
+        root: folder that the user names to go on, where this run is a part of another.
+        initialize: gives the networks of a new run their weights, and says which (`halfmask.run.resume_from`).
+
+    Raises:
+        RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
+        Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
+    """
+    run = RunDir(out, root=root)
+    if resume:
+        if limit is not None:
+            raise RecipeError("a resumed run keeps its length: --limit and --resume exclude each other.")
+        _check_resume_overrides(overrides)
+        recipe = run.load_recipe(overrides)
+        _check_same_pixels(run.load_recipe().data.cache, recipe.data.cache)
+    elif recipe is None or not isinstance(recipe, Recipe):
+        recipe = load(recipe, overrides)
+    elif overrides:
+        recipe = load(recipe.model_dump(mode="json"), overrides)
+    stages: list[Stage] = resolve("methods", recipe.method.name).plan(recipe)
+    options: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
+    with plain_forms(recipe.run.reference):
+        if len(stages) > 1:
+            return _train_stages(recipe, run, stages, resume=resume, **options)
+        return _train_stage(recipe, run, resume=resume, initialize=None if resume else initialize, **options)
+
+
+def _train_stages(
+    recipe: Recipe, run: RunDir, stages: list[Stage], *, resume: bool, overwrite: bool, dry_run: bool, **options: Any
+) -> TrainResult:
+    """Train one stage after the other; a resumed run skips those that are finished."""
+    first = is_first_rank()
+    if first and not resume:
+        run.check_free(overwrite=overwrite)
+
+    def begin() -> None:
+        if first:
+            run.write_stages(recipe, [stage.name for stage in stages])
+
+    result = None
+    made: dict[str, Any] = {}  # what later stages read
+    for stage in stages:
+        changed = {**made, **stage.overrides}
+        stage_recipe = load(recipe.model_dump(mode="json"), changed) if changed else recipe
+        part = RunDir(run.path / stage.name, root=run.path)
+        begun = resume and part.last.exists()
+        result = _train_stage(
+            stage_recipe, part, resume=begun, overwrite=overwrite or resume, dry_run=dry_run, begin=begin, **options
+        )
+        if dry_run and (stage.after is not None or stage.label is not None):
+            break  # what the next stage needs is written by this one
+        if stage.label is not None:
+            made["data.weak.masks"] = str(part.path / PSEUDO_MASKS)
+            if first:
+                write_pseudo_masks(part, stage.label, quiet=options["quiet"])
+        if stage.after is not None and first:
+            stage.after(part.path, load_bundle(part.path).model)
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # the other ranks wait for its files
+    assert result is not None
+    return TrainResult(run.path, result.steps, result.seconds, result.best, result.last, result.metric, result.cost)
+
+
+def _train_stage(
+    recipe: Recipe,
+    run: RunDir,
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    quiet: bool,
+    limit: int | None,
+    initialize: Callable[[Prepared], str] | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> TrainResult:
+    """Train one stage; `begin` is called once everything has been checked, before the first file is written."""
+    began = time.monotonic()
+    if not resume and is_first_rank():
+        run.check_free(overwrite=overwrite)  # before minutes of preparation
+    recipe = with_precision(recipe)
+    prepared = prepare(recipe, limit, look=is_first_rank(), quiet=quiet)
+    if limit is not None:
+        # Written down, so that a resumed run follows the same, shorter schedule.
+        shorter = recipe.run.model_copy(update={"steps": prepared.total_steps})
+        origins = recipe.origins | {"run.steps": "--limit"}
+        recipe = recipe.model_copy(update={"run": shorter, "origins": origins})
+    dataset, method = prepared.dataset, prepared.method
+    metric = dataset.task.main_metric
+    line = ProgressLine(quiet)
+    summary = describe(prepared) if initialize is None else f"{initialize(prepared)}\n{describe(prepared)}"
+    if not quiet and is_first_rank():
+        line.say(summary)
+        for warning in prepared.warnings:
+            line.say(f"warning: {warning}")
+    if dry_run:
+        cost = predict_cost(prepared)
+        if not quiet and is_first_rank():
+            line.say(cost.describe())
+        return TrainResult(run.path, 0, time.monotonic() - began, cost=cost)
+
+    meta = _meta(recipe, prepared)
+    begin()
+    start = _open_run(run, recipe, prepared, meta, resume=resume, overwrite=overwrite)
+    if is_first_rank():
+        line.log = run.log
+        line.keep(summary)
+    module = LitMethod(
+        method,
+        recipe.optim,
+        lr=base_rate(recipe.optim, recipe.data.batch.labeled),
+        total_steps=prepared.total_steps,
+        steps_per_epoch=prepared.steps_per_epoch,
+        seed=recipe.run.seed,
+        make_loader=loader_maker(prepared, run.path),
+        meta=meta,
+    )
+    log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
+    checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not is_first_rank()))
+    examiner: Examiner = (
+        DomainExaminer(prepared, _domain_evaluator(prepared))
+        if prepared.domains
+        else TaskExaminer(dataset.task, _evaluator(prepared))
+    )
+    validation = Validation(run, log, examiner, prepared.eval_every)
+    prepare_networks(method, recipe.run)
+    trainer = make_trainer(recipe.run, run.path, method, [log, validation, checkpoints])
+    if start is not None and start["step"] >= prepared.total_steps:
+        line.say(f"{run.path} is finished: {start['step']} of {prepared.total_steps} steps are done.")
+        return TrainResult(run.path, start["step"], time.monotonic() - began, start["best"], {}, metric)
+    _fit(trainer, module, checkpoints, resume=start is not None)
+    best, last = dict(module.best), dict(validation.last)
+    return TrainResult(run.path, module.step, time.monotonic() - began, best, last, metric)
+
+
+def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, *, resume: bool) -> None:
+    """Train; whatever ends it early says what is saved and how to go on.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM.
+        DataError: a file could not be read any more.
+    """
+    run, stop = checkpoints.run, checkpoints.stop
+
+    def saved() -> str:
+        if not run.last.exists():
+            return f"There is no checkpoint yet: start anew with --overwrite (or --out other than {run.root})."
+        step = read_checkpoint(run.last)["halfmask"]["step"]
+        return f"The checkpoint of step {step} is saved. Continue with: halfmask train --resume {run.root}"
+
+    with stop:
+        try:
+            trainer.fit(module, ckpt_path=str(run.last) if resume else None, weights_only=True)
+        except StopNow:
+            text = f"stopped at once in step {module.step + 1} of {module.total_steps}. {saved()}"
+            raise Interrupted(text, stop.exit_code) from None
+        except SystemExit:
+            # How Lightning passes on a SIGTERM that came before the first step.
+            if stop.signal is None:
+                raise
+        except DataError as error:
+            # A run goes on with the same lists only: what another start advises would end it.
+            text = re.sub(r", or remove [^.]*", "", str(error))
+            once = "an intact copy is in its place" if error.code == "H201" else "it is mended"
+            raise DataError(f"{text}\n  Once {once}: {saved()}", error.code) from error
+    if stop.signal is not None and module.step < module.total_steps:
+        text = f"stopped at step {module.step} of {module.total_steps} ({stop.signal.name}). {saved()}"
+        raise Interrupted(text, stop.exit_code)
+
+
+def _meta(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What every checkpoint says about the run it is of; of several domains, under their names."""
+    dataset = prepared.dataset
+    classes = list(dataset.task.classes)
+    if prepared.domains:
+        tasks = {name: source.dataset.task for name, source in prepared.domains.items()}
+        classes = [f"{name}/{label}" for name, task in tasks.items() for label in task.classes]
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "classes": classes,
+        "split": {name: entry["sha256"] for name, entry in _lists(prepared).items()},
+        "range": dataset.value_range,
+        "nodata": dataset.nodata,
+    }
+
+
+def _lists(prepared: Prepared) -> dict[str, Any]:
+    """The lists as split.json has them."""
+    if prepared.domains:
+        return describe_splits({name: source.split for name, source in prepared.domains.items()})
+    return describe_split(prepared.split)
+
+
+def _open_run(
+    run: RunDir, recipe: Recipe, prepared: Prepared, meta: dict[str, Any], *, resume: bool, overwrite: bool
+) -> dict[str, Any] | None:
+    """Create the folder, or give the saved state's header of a run to continue."""
+    if resume:
+        if not run.last.exists():
+            raise CheckpointError(
+                f"{run.path}: nothing to resume, {run.last} is missing: the run stopped before its first checkpoint. "
+                "Start it anew with --overwrite.",
+                "H407",
+            )
+        checkpoint = read_checkpoint(run.last)
+        now = {name: entry["ids"] for name, entry in _lists(prepared).items()}
+        check_matches(run.last, checkpoint, meta, run.recorded_lists(), now)
+        header: dict[str, Any] = checkpoint["halfmask"]
+        if is_first_rank():
+            run.forget_after(header["step"])
+        return header
+    if is_first_rank():
+        run.create(overwrite=overwrite)
+        run.write_start(recipe, prepared.split)
+        if prepared.domains:
+            recipes = {name: domain_recipe(recipe, name) for name in prepared.domains}
+            run.write_domains(recipes, {name: source.split for name, source in prepared.domains.items()})
+    return None
+
+
+def _evaluator(prepared: Prepared) -> Evaluate | None:
+    return _evaluator_of(prepared.recipe, prepared.dataset, prepared.split)
+
+
+def _domain_evaluator(prepared: Prepared) -> dict[str, Evaluate]:
+    """Evaluators of the domains that have images to validate on."""
+    found = {
+        name: _evaluator_of(domain_recipe(prepared.recipe, name), source.dataset, source.split)
+        for name, source in prepared.domains.items()
+    }
+    return {name: evaluate for name, evaluate in found.items() if evaluate is not None}
+
+
+def _evaluator_of(recipe: Recipe, dataset: Dataset, split: Split) -> Evaluate | None:
+    part = recipe.eval.select_on
+    ids = split.val if part == "val" else part_ids(recipe.data, dataset, part)
+    if not ids:
+        return None
+    items, task = DatasetItems(dataset, ids), dataset.task
+
+    def evaluate(model: Model, rank: int, world: int) -> Scores:
+        device = next(model.parameters()).device
+        return evaluate_model(model, items, task, recipe.eval, device, crop=recipe.data.crop, rank=rank, world=world)
+
+    return evaluate
+
+
+def _check_resume_overrides(overrides: tuple[str, ...]) -> None:
+    fixed = [item for item in overrides if item.partition("=")[0] not in _FREE_ON_RESUME]
+    if fixed:
+        raise RecipeError(
+            f"a resumed run keeps its recipe; {', '.join(fixed)} would change its result. Allowed with --resume: "
+            f"{', '.join(_FREE_ON_RESUME)}. For other values start a new run with another --out."
+        )
+
+
+def _check_same_pixels(before: str, now: str) -> None:
+    if before != now and "jpeg95" in (before, now):
+        raise RecipeError(
+            f"data.cache={before} and {now} give different pixels, so the resumed run would not be the same one. Keep "
+            f"data.cache={before}, or start a new run with another --out."
+        )

@@ -1,0 +1,193 @@
+"""What a prepared run consists of, and whether its parts fit together: method, task, batches, network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from halfmask.data.class_counts import count_classes
+from halfmask.data.contract import Dataset
+from halfmask.data.loading.loader import Source
+from halfmask.data.loading.sampler import ClassBalance, StepSampler
+from halfmask.data.loading.weak import NOTHING_KNOWN, Weak, load_weak
+from halfmask.data.splits.split import Split
+from halfmask.errors import RecipeError, ShapeError
+from halfmask.losses.class_weights import class_weights
+from halfmask.method import Method
+from halfmask.models.model import Model
+from halfmask.recipe.read import Recipe
+
+_FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can be checked without training.
+
+    Args:
+        recipe: what was checked.
+        dataset: of the labeled and validation images; of several domains, the first's, like the next ones.
+        unlabeled: of the unlabeled images.
+        split: which ids have masks, and which have none.
+        method: built.
+        steps_per_epoch: passes are counted by it.
+        total_steps: of the run.
+        eval_every: steps between validations.
+        warnings: to be shown before training.
+        balance: draws the labeled samples by class.
+        domains: all of them by name, where there are several; else empty.
+        weak: what is known of the unlabeled images.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    unlabeled: Dataset | None
+    split: Split
+    method: Method
+    steps_per_epoch: int
+    total_steps: int
+    eval_every: int
+    warnings: tuple[str, ...] = ()
+    balance: ClassBalance | None = None
+    domains: Mapping[str, Source] = field(default_factory=dict)
+    weak: Weak = NOTHING_KNOWN
+
+
+def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int]:
+    """Give the steps of the run, and those between validations.
+
+    Raises:
+        RecipeError: the recipe does not say how long to train.
+    """
+    run = recipe.run
+    if run.steps is None and run.epochs is None:
+        raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")
+    total = run.steps or (run.epochs or 1) * per_epoch
+    total = min(total, limit or total)
+    every = run.eval_every or max(1, min(max(per_epoch, total // _MOST_VALIDATIONS), total // _FEWEST_VALIDATIONS))
+    return total, every
+
+
+def attend_to_rare_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> ClassBalance | None:
+    """Weight the classes in the method's loss, and draw labeled crops by class, where the recipe says so."""
+    data, rule = recipe.data, recipe.optim.class_weights
+    if data.balance == "none" and rule == "none":
+        return None
+    if data.balance != "none" and (data.labeled_cut or not data.independent_shuffle):
+        raise RecipeError(
+            "data.balance=classes draws labeled images by class; data.labeled_cut and data.independent_shuffle=false "
+            "tie them to the unlabeled ones. Use data.labeled_cut=false data.independent_shuffle=true."
+        )
+    counts = count_classes(dataset, split.labeled)
+    if rule != "none":
+        method.weigh_classes(class_weights(counts.sum(0).tolist(), rule))
+    return ClassBalance(counts, recipe.run.seed) if data.balance == "classes" else None
+
+
+def weak_of(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> Weak:
+    """Read what the recipe says of the unlabeled images, if the method uses it.
+
+    Raises:
+        RecipeError: the method does not.
+        DataError: tags or pseudo-masks cannot be used.
+    """
+    asked = recipe.data.weak
+    if asked is None:
+        return NOTHING_KNOWN
+    named = {name for name in ("tags", "masks") if getattr(asked, name) is not None}
+    if not named:
+        raise RecipeError("data.weak names neither tags nor masks: give data.weak.tags=FILE or data.weak.masks=DIR.")
+    if not named & method.weak_labels:
+        uses = f"only data.weak.{' and '.join(sorted(method.weak_labels))}" if method.weak_labels else "no weak labels"
+        raise RecipeError(
+            f"data.weak names {' and '.join(sorted(named))}, but method {recipe.method.name} uses {uses}. "
+            "Leave data.weak out, or use method.name=cct, which learns from both."
+        )
+    if "masks" in named and "masks" in method.weak_labels:
+        asked = asked.model_copy(update={"tags": None})  # the masks were made of them
+    return load_weak(asked, dataset, method.task, split.unlabeled)
+
+
+def check_batches(recipe: Recipe, world: int) -> None:
+    """Refuse batches that cannot be dealt to the processes."""
+    for name in ("labeled", "unlabeled"):
+        size = getattr(recipe.data.batch, name)
+        if size % world:
+            raise RecipeError(
+                f"data.batch.{name}={size} is the total over all devices and cannot be divided by {world}. "
+                f"Use {max(size // world, 1) * world} or {(size // world + 1) * world}."
+            )
+
+
+def check_pairing(cls: type[Method], recipe: Recipe) -> None:
+    """Refuse unequal batches where the method needs equal ones."""
+    batch = recipe.data.batch
+    if cls.equal_batches and not (batch.labeled == batch.unlabeled and recipe.data.drop_last):
+        raise RecipeError(
+            f"method {recipe.method.name} splits each batch into a labeled and an unlabeled half of equal size, but "
+            f"data.batch is {batch.labeled} labeled and {batch.unlabeled} unlabeled, data.drop_last is "
+            f"{str(recipe.data.drop_last).lower()}. Use data.batch={{labeled: {batch.labeled}, unlabeled: "
+            f"{batch.labeled}}} and data.drop_last=true."
+        )
+
+
+def check_task(cls: type[Method], recipe: Recipe, kind: str) -> None:
+    """Refuse a kind of task that the method or the protocol cannot do."""
+    if kind not in cls.tasks:
+        allowed = ", ".join(sorted(cls.tasks))
+        raise RecipeError(f"method {recipe.method.name} does not work for {kind} data, only for: {allowed}.")
+    if kind == "classification" and recipe.eval.mode != "whole":
+        raise RecipeError(
+            f"eval.mode={recipe.eval.mode} cuts windows, but a label is of the whole image: eval.mode=whole."
+        )
+
+
+def check_model(model: Model, recipe: Recipe) -> None:
+    """Refuse a crop that the network cannot take."""
+    crop, multiple = recipe.data.crop, model.size_multiple
+    if crop % multiple:
+        raise ShapeError(
+            f"data.crop={crop}, but encoder {recipe.model.encoder.name} needs multiples of {multiple}. Use "
+            f"data.crop={max(crop // multiple, 1) * multiple} or {(crop // multiple + 1) * multiple}; evaluation fits "
+            "the size by itself (eval.fit)."
+        )
+
+
+def check_shares(method: Method, recipe: Recipe, split: Split, world: int) -> None:
+    """Refuse passes of fewer images than batch normalization or the method can use, on any device, in any step."""
+    data, problems = recipe.data, []
+    sampler = StepSampler(len(split.labeled), len(split.unlabeled), data, draws=method.draws, world=world)
+    for stream, name in enumerate(("labeled", "unlabeled")[: 1 + bool(method.draws)]):
+        images = sampler.smallest_batch(stream) // world
+        size = getattr(data.batch, name)
+        paired = method.smallest_batch if name == "unlabeled" else 1
+        fewest = max(2 if method.student.has_batch_stats else 1, paired)
+        if images >= fewest:
+            continue
+        if size // world >= fewest:  # only the last batch of a pass is too small
+            length = len(getattr(split, name))
+            problems.append(
+                f"data.drop_last=false ends each pass over the {length} {name} images with a batch of "
+                f"{sampler.smallest_batch(stream)}: {_reason(method, recipe, paired)} Use data.drop_last=true, or a "
+                f"data.batch.{name} that divides {length}."
+            )
+            continue
+        more = f"Raise data.batch.{name} to {fewest * world} or more"
+        other = ", or use a model without batch norm (model.encoder.name=dinov2, model.decoder.name=dpt)"
+        other = other if method.smallest_batch == 1 else ""
+        problems.append(
+            f"data.batch.{name}={size} gives {images} {name} image{'s' if images > 1 else ''} per device: "
+            f"{_reason(method, recipe, paired)} {more}{other}."
+        )
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+
+def _reason(method: Method, recipe: Recipe, paired: int) -> str:
+    reasons = []
+    if method.student.has_batch_stats:
+        reasons.append("this model has batch normalization, which needs at least two images on each device")
+    if paired > 1:
+        reasons.append(
+            f"method {recipe.method.name} pairs the images of a batch (mixing partners, complementary dropout) and "
+            f"needs at least {paired} on each device"
+        )
+    return f"{'; '.join(reasons)}."

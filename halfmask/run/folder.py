@@ -1,0 +1,211 @@
+"""The folder of a run: what lies in it, how it is created, and how a resumed run finds its place.
+
+recipe.yaml (resolved, with the origin of each value), environment.json, split.json, metrics.jsonl, log.txt,
+tb/, checkpoints/{last,best-<predictor>}.ckpt, model.safetensors + model.json (the bundle), metrics.json
+(last `evaluate`), predictions/, twin/ + twin.json (the supervised twin and the comparison with it)
+
+A run over several domains has domains.json (their names), and recipe.yaml, split.json and bundle of each in a folder
+of its name.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from halfmask.atomic import write_text
+from halfmask.data.splits.split import Split
+from halfmask.errors import CheckpointError, DataError
+from halfmask.places import require_writable
+from halfmask.recipe.read import Recipe, load
+from halfmask.run.bundle import DOMAINS, STAGES, domain_names
+
+PSEUDO_MASKS = "pseudo_masks"  # folder of a stage that labels images for the next one
+_PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
+
+
+class RunDir:
+    """Paths and small files of one run.
+
+    Args:
+        path: the folder; nothing is created until `create`.
+        root: folder of the whole run, where this is one stage of it.
+    """
+
+    def __init__(self, path: str | Path, root: Path | None = None) -> None:
+        self.path = Path(path)
+        self.root = root or self.path  # what the user names to go on
+
+    recipe = property(lambda self: self.path / "recipe.yaml")
+    environment = property(lambda self: self.path / "environment.json")
+    split = property(lambda self: self.path / "split.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    log = property(lambda self: self.path / "log.txt")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    last = property(lambda self: self.path / "checkpoints" / "last.ckpt")
+
+    def best(self, predictor: str) -> Path:
+        """Checkpoint of the best validation score of a predictor."""
+        return self.path / "checkpoints" / f"best-{predictor}.ckpt"
+
+    def check_free(self, *, overwrite: bool = False) -> None:
+        """Refuse a place where a new run cannot begin.
+
+        Raises:
+            DataError: the folder holds files and `overwrite` is false, it is a file, or it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path} is a file. Choose another folder with --out.", "H502")
+        require_writable(self.path)
+        if overwrite or not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        go_on = f"Continue it: halfmask train --resume {self.root}; start" if self.last.exists() else "Start"
+        raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.", "H408")
+
+    def create(self, *, overwrite: bool = False) -> None:
+        """Make an empty run folder.
+
+        Raises:
+            DataError: the folder holds files and `overwrite` is false, or cannot be written.
+        """
+        self.check_free(overwrite=overwrite)
+        try:
+            if self.path.is_dir():
+                self._clear()
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror}). Choose another folder with --out.", "H502"
+            ) from None
+
+    def _clear(self) -> None:
+        """Remove the files a run writes, and nothing else: a mistyped --out must not cost anyone's data."""
+        for domain in domain_names(self.path):
+            part = RunDir(self.path / domain)
+            if part.path.is_dir():
+                part._clear()
+                if not any(part.path.iterdir()):
+                    part.path.rmdir()
+        (self.path / DOMAINS).unlink(missing_ok=True)
+        for name in ("recipe.yaml", "environment.json", "split.json", "metrics.jsonl", "log.txt", "metrics.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("model.safetensors", "model.json", "report.html", "twin.json"):
+            (self.path / name).unlink(missing_ok=True)
+        if (self.path / "twin" / "recipe.yaml").is_file():
+            shutil.rmtree(self.path / "twin", ignore_errors=True)
+        for name in ("tb", "checkpoints", "predictions", "cache", "report", PSEUDO_MASKS, f"{PSEUDO_MASKS}.part"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def write_start(self, recipe: Recipe, split: Split) -> None:
+        """Write recipe, environment and split of a new run."""
+        write_text(self.recipe, recipe.to_yaml(origins=True))
+        write_text(self.environment, json.dumps(environment(), indent=2) + "\n")
+        write_text(self.split, json.dumps(describe_split(split), indent=1) + "\n")
+
+    def write_domains(self, recipes: Mapping[str, Recipe], splits: Mapping[str, Split]) -> None:
+        """Write what the folder of each domain holds beside its bundle: data and protocol, and its lists."""
+        write_text(self.path / DOMAINS, json.dumps(list(recipes)) + "\n")
+        write_text(self.split, json.dumps(describe_splits(splits), indent=1) + "\n")
+        for name, recipe in recipes.items():
+            part = RunDir(self.path / name)
+            part.path.mkdir(parents=True, exist_ok=True)
+            write_text(part.recipe, recipe.to_yaml())
+            write_text(part.split, json.dumps(describe_split(splits[name]), indent=1) + "\n")
+
+    def recorded_lists(self) -> dict[str, list[str]]:
+        """Give the ids of each list of a run that has begun; nothing where they cannot be read."""
+        try:
+            told = json.loads(self.split.read_text(encoding="utf-8"))
+            return {name: [str(id) for id in entry["ids"]] for name, entry in told.items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}
+
+    def write_stages(self, recipe: Recipe, stages: Sequence[str]) -> None:
+        """Write what the folder of a staged run holds beside its stages: the recipe, and their order."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.recipe, recipe.to_yaml(origins=True))
+        write_text(self.path / STAGES, json.dumps(list(stages)) + "\n")
+
+    def load_recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
+        """Read the run's resolved recipe.
+
+        Raises:
+            CheckpointError: the folder is no run.
+        """
+        if not self.recipe.exists():
+            raise CheckpointError(f"{self.path} is not a run folder: {self.recipe.name} is missing.", "H407")
+        return load(self.recipe, overrides)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics that a killed run wrote after its last checkpoint; they will be written again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue  # the line that the kill cut short
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def describe_split(split: Split) -> dict[str, Any]:
+    """Give the lists of a split with counts and one hash per list."""
+    lists = {"labeled": split.labeled, "unlabeled": split.unlabeled, "val": split.val}
+    return {
+        name: {
+            "count": len(ids),
+            "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+            "ids": list(ids),
+        }
+        for name, ids in lists.items()
+    }
+
+
+def describe_splits(splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Give the lists of several domains likewise, under their names."""
+    return {f"{name}/{part}": entry for name in splits for part, entry in describe_split(splits[name]).items()}
+
+
+def environment() -> dict[str, Any]:
+    """Record versions, hardware and the state of a git checkout in the working folder."""
+    import torch
+
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "packages": versions,
+        "git": _git_state(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _git_state() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

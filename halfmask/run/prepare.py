@@ -1,0 +1,120 @@
+"""Everything about a run that can be checked before it trains: most of it in seconds, then every file once."""
+
+import torch
+
+from halfmask.data.loading.sampler import steps_per_epoch
+from halfmask.data.splits import split as splits
+from halfmask.data.splits.stamps import default_folder
+from halfmask.errors import DataError
+from halfmask.method import Method
+from halfmask.models.build import Builder
+from halfmask.plugins import resolve
+from halfmask.recipe.read import Recipe
+from halfmask.run import loggers
+from halfmask.run.fit_checks import (
+    Prepared,
+    attend_to_rare_classes,
+    check_batches,
+    check_model,
+    check_pairing,
+    check_shares,
+    check_task,
+    lengths,
+    weak_of,
+)
+from halfmask.run.optim import base_rate
+from halfmask.run.prepare_domains import describe_domains, prepare_domains, refuse_one_domain
+from halfmask.run.progress import LookingLine
+
+__all__ = ["Prepared", "describe", "prepare"]
+
+
+def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quiet: bool = True) -> Prepared:
+    """Open data, build the method, and check that they fit.
+
+    What takes longest comes last: every file is looked at, once for as long as it does not change.
+
+    Args:
+        recipe: what to check.
+        limit: of the steps.
+        look: look at the files; of several processes one is enough.
+        quiet: show no progress of that.
+
+    Raises:
+        RecipeError, ShapeError, DataError: with all problems of their kind.
+        MissingExtraError: the logger's package is not installed.
+    """
+    run, data = recipe.run, recipe.data
+    world = run.devices * run.nodes
+    loggers.require(run.logger)
+    check_batches(recipe, world)
+    if data.domains is not None:
+        return prepare_domains(recipe, limit, look=look, quiet=quiet)
+    dataset = splits.open_dataset(data)
+    split = splits.resolve_split(data, dataset)
+    torch.manual_seed(run.seed)
+    builder = Builder(
+        recipe.model, dataset.task, crop=data.crop, channels=dataset.channels, mean=dataset.mean, std=dataset.std
+    )
+    cls = resolve("methods", recipe.method.name)
+    refuse_one_domain(cls, recipe)
+    check_task(cls, recipe, dataset.task.kind)
+    check_pairing(cls, recipe)
+    method: Method = cls(dataset.task, builder, **recipe.method.params)
+    check_model(method.student, recipe)
+    unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
+    warnings = split.remarks
+    if not split.val and recipe.eval.select_on == "val" and data.val != "none":
+        warnings = (
+            *warnings,
+            "no validation images (a list of labeled images is used as it is, and fewer than five masks are not "
+            "divided): no best checkpoint is chosen, the last weights are kept. Name a list or part with data.val, "
+            "draw lists with halfmask split --val N, or evaluate another part: halfmask evaluate RUN --part test.",
+        )
+    if method.draws and not split.unlabeled:
+        raise DataError(
+            f"method {recipe.method.name} learns from unlabeled images and there are none: every image of "
+            f"{data.root} has a mask in use. Name others with data.unlabeled, use fewer masks with data.labeled, or "
+            "choose method.name=supervised.",
+            "H210",
+        )
+    check_shares(method, recipe, split, world)
+    balance = attend_to_rare_classes(method, recipe, dataset, split)
+    weak = weak_of(method, recipe, unlabeled or dataset, split)
+    warnings = (*warnings, *weak.remarks)
+    length, batch = (
+        (len(split.unlabeled), data.batch.unlabeled) if method.draws else (len(split.labeled), data.batch.labeled)
+    )
+    per_epoch = steps_per_epoch(length, batch, drop_last=data.drop_last)
+    total, every = lengths(recipe, per_epoch, limit)
+    if look:
+        with LookingLine(quiet) as on_file:
+            found = splits.verify(
+                dataset, split, unlabeled, pseudo=weak.masks, stamps=default_folder(), on_file=on_file
+            )
+        warnings = (*warnings, *found)
+    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings, balance, weak=weak)
+
+
+def describe(prepared: Prepared) -> str:
+    """Say in a few lines what will be trained."""
+    split, recipe = prepared.split, prepared.recipe
+    images = "image pairs" if prepared.dataset.dates > 1 else "images"
+    parameters = sum(parameter.numel() for parameter in prepared.method.student.parameters()) / 1e6
+    epochs = prepared.total_steps / prepared.steps_per_epoch
+    data = (
+        describe_domains(prepared)
+        if prepared.domains
+        else (
+            f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} validation "
+            f"{images}, {prepared.dataset.task.n_classes} classes"
+        )
+    )
+    return (
+        f"data     {data}\n"
+        f"method   {recipe.method.name}; network {parameters:.2f} M parameters\n"
+        f"training {prepared.total_steps} steps ({epochs:.1f} epochs), crop {recipe.data.crop}, batch "
+        f"{recipe.data.batch.labeled} labeled"
+        + (f" + {recipe.data.batch.unlabeled} unlabeled" if prepared.method.draws else "")
+        + f", learning rate {base_rate(recipe.optim, recipe.data.batch.labeled):g}"
+    )

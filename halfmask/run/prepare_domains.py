@@ -1,0 +1,273 @@
+"""Prepare a run over several domains: each is opened and checked like a run of its own, then all share a method."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from halfmask.data.folder.description import named_in_file
+from halfmask.data.loading.loader import Source
+from halfmask.data.loading.sampler import steps_per_epoch
+from halfmask.data.splits import split as splits
+from halfmask.data.splits.stamps import default_folder
+from halfmask.errors import DataError, RecipeError, ShapeError, bullet_list
+from halfmask.method import Method
+from halfmask.methods.multi_domain import MultiDomain
+from halfmask.models.build import Builder
+from halfmask.plugins import resolve
+from halfmask.recipe.read import DataRecipe, Entry, Recipe
+from halfmask.run.fit_checks import (
+    Prepared,
+    attend_to_rare_classes,
+    check_model,
+    check_pairing,
+    check_shares,
+    check_task,
+    lengths,
+)
+from halfmask.run.progress import LookingLine
+
+_Made = TypeVar("_Made")
+
+# Keys of `data` that each domain has for itself.
+_OWN = ("root", "dataset", "split", "splits", "labeled", "labeled_seed", "unlabeled", "val")
+# What a run writes, and what metrics are named after, beside the domains.
+_TAKEN = frozenset(
+    {"tb", "checkpoints", "cache", "predictions", "report", "twin", "miou", "iou", "acc", "val", "test", "mean"}
+)
+
+
+def refuse_one_domain(cls: type[Method], recipe: Recipe) -> None:
+    """Refuse a method of several domains where there is one dataset."""
+    if issubclass(cls, MultiDomain):
+        wrapped = recipe.method.params.get("method") or {}
+        name = wrapped.get("name", "cct") if isinstance(wrapped, dict) else wrapped
+        raise RecipeError(
+            f"method multi_domain learns from several datasets, but data.domains names none. Name them: data.domains="
+            f"{{NAME: {{root: DIR}}, OTHER: {{root: DIR}}}}; or train on one: method.name={name}."
+        )
+
+
+def domain_recipe(recipe: Recipe, name: str) -> Recipe:
+    """Give the recipe of one domain: its own data, the wrapped method, what is published of it."""
+    domains = recipe.data.domains or {}
+    own = domains[name]
+    section = {key: getattr(own, key) for key in _OWN} | {"domains": None}
+    section |= {key: value for key in ("crop", "scale") if (value := getattr(own, key)) is not None}
+    wrapped = recipe.method.params.get("method", "cct")
+    method = Entry(name=wrapped) if isinstance(wrapped, str) else Entry.model_validate(wrapped)
+    expected = recipe.expected.of_domain(name) if recipe.expected else None
+    return recipe.model_copy(
+        update={"data": recipe.data.model_copy(update=section), "method": method, "expected": expected}
+    )
+
+
+def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: bool) -> Prepared:
+    """Open every domain, build one method for all, and check that they fit; arguments and errors as of `prepare`."""
+    _check_names(recipe)
+    cls = resolve("methods", recipe.method.name)
+    if not issubclass(cls, MultiDomain):
+        raise RecipeError(
+            f"method {recipe.method.name} learns from one dataset, but data.domains names "
+            f"{len(recipe.data.domains or {})}. Wrap it: method={{name: multi_domain, method: {recipe.method.name}}}."
+        )
+    recipes = {name: domain_recipe(recipe, name) for name in recipe.data.domains or {}}
+    opened = _for_each(recipes, lambda _, own: _open(own.data))
+    method = _build(cls, recipe, recipes, opened)
+    world = recipe.run.devices * recipe.run.nodes
+
+    def check(name: str, own: Recipe) -> Source:
+        return _checked(method.of(name), own, opened[name], world)
+
+    domains = _for_each(recipes, check)
+    per_epoch = len(domains) * max(_passes(source, method.draws) for source in domains.values())
+    total, every = lengths(recipe, per_epoch, limit)
+    warnings = [
+        f"{name}: {_of_domain(name, remark)}" for name, source in domains.items() for remark in source.split.remarks
+    ]
+    if recipe.eval.select_on == "val":
+        warnings += [
+            f"{name}: no validation images, so this domain does not count where the best checkpoint is chosen. Name "
+            f"some with data.domains.{name}.val."
+            for name, source in domains.items()
+            if not source.split.val and source.recipe.val != "none"
+        ]
+    if look:
+
+        def look_at(name: str, own: Recipe) -> tuple[str, ...]:
+            source = domains[name]
+            with LookingLine(quiet) as on_file:
+                return splits.verify(
+                    source.dataset, source.split, source.unlabeled, stamps=default_folder(), on_file=on_file
+                )
+
+        found = _for_each(recipes, look_at)
+        warnings += [f"{name}: {_of_domain(name, warning)}" for name, some in found.items() for warning in some]
+    first = next(iter(domains.values()))
+    return Prepared(
+        recipe, first.dataset, first.unlabeled, first.split, method, per_epoch, total, every, tuple(warnings),
+        first.balance, domains,
+    )  # fmt: skip
+
+
+def describe_domains(prepared: Prepared) -> str:
+    """Say what each domain brings."""
+    wide = max(map(len, prepared.domains))
+    lines = []
+    for name, source in prepared.domains.items():
+        split = source.split
+        lines.append(
+            f"{name:{wide}}  {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} "
+            f"validation image{'s' * (len(split.val) != 1)}, {source.dataset.task.n_classes} classes"
+        )
+    return "\n         ".join(lines)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse domains that cannot be told apart, and keys that belong to a single dataset."""
+    domains = recipe.data.domains or {}
+    problems = []
+    given = [f"data.{key}" for key in _OWN if getattr(recipe.data, key) != getattr(DataRecipe(), key)]
+    given = [key for key in given if key != "data.dataset" or recipe.data.dataset.name != "folder"]
+    if given:
+        first = next(iter(domains))
+        problems.append(
+            f"{', '.join(given)} would be of a single dataset; with data.domains each domain has its own: "
+            f"{given[0].replace('data.', f'data.domains.{first}.')}"
+        )
+    if recipe.data.weak is not None:
+        problems.append("data.weak is of a single dataset: leave it out, or train that dataset alone with method cct")
+    names: dict[str, str] = {}
+    roots: dict[str, str] = {}
+    for name, own in domains.items():
+        if (other := names.setdefault(name.lower(), name)) != name:
+            problems.append(f"domains {other} and {name} have the same name on some file systems: rename one")
+        if name.lower() in _TAKEN:
+            problems.append(f"domain {name} is named like a part of the run's files or metrics: rename it")
+        if own.root is None:
+            problems.append(f"domain {name} has no data: give its folder with data.domains.{name}.root=DIR")
+        elif (other := roots.setdefault(os.path.realpath(own.root), name)) != name:
+            problems.append(
+                f"domains {other} and {name} have the same root {own.root}: two domains are two datasets. Leave one "
+                "out, or correct its root"
+            )
+    if problems:
+        raise RecipeError(f"data.domains cannot be used:\n{bullet_list(problems)}")
+
+
+def _for_each(recipes: Mapping[str, Recipe], make: Callable[[str, Recipe], _Made]) -> dict[str, _Made]:
+    """Do the same for each domain; problems of all of them come in one error that names the domains.
+
+    Raises:
+        RecipeError, ShapeError, DataError: of the kind of the first problem.
+    """
+    made: dict[str, _Made] = {}
+    problems: dict[str, Any] = {}
+    for name, own in recipes.items():
+        try:
+            made[name] = make(name, own)
+        except (RecipeError, ShapeError, DataError) as error:
+            problems[name] = error
+    if not problems:
+        return made
+    first = next(iter(problems.values()))
+    text = "\n".join(f"domain {name}: {_of_domain(name, str(error))}" for name, error in problems.items())
+    raise type(first)(text, first.code)
+
+
+def _of_domain(name: str, text: str) -> str:
+    """Name the keys of a single dataset as keys of a domain.
+
+    >>> _of_domain("a", "use data.val=none or data.crop=32")
+    'use data.domains.a.val=none or data.crop=32'
+    """
+    return re.sub(rf"\bdata\.({'|'.join(_OWN)})\b", rf"data.domains.{name}.\1", text)
+
+
+def _open(data: DataRecipe) -> Source:
+    dataset = splits.open_dataset(data)
+    split = splits.resolve_split(data, dataset)
+    _check_label_space(data, Source(data, dataset, None, split))
+    return Source(data, dataset, splits.unlabeled_dataset(data, dataset), split)
+
+
+def _check_label_space(data: DataRecipe, source: Source) -> None:
+    """Refuse classes that are not those of the class file beside the images: the heads would mean something else."""
+    said = named_in_file(source.dataset.root)
+    mapped = data.dataset.params.get("map") or data.dataset.params.get("binary")
+    if said is None or mapped:
+        return
+    path, theirs = said
+    ours = source.dataset.task.classes
+    if [name.lower() for name in ours] == [name.lower() for name in theirs]:
+        return
+    odd = next((pair for pair in zip(ours, theirs, strict=False) if pair[0].lower() != pair[1].lower()), None)
+    where = f"the first that differs: {odd[0]} against {odd[1]}" if odd else "the rest is missing on one side"
+    raise DataError(
+        f"the label space contradicts {path}: {len(ours)} classes by data.domains and dataset {data.dataset.name}, "
+        f"{len(theirs)} in the file; {where}. Correct the file or the classes, or say how they belong together with "
+        "`map`.",
+        "H209",
+    )
+
+
+def _build(
+    cls: type[MultiDomain], recipe: Recipe, recipes: Mapping[str, Recipe], opened: Mapping[str, Source]
+) -> MultiDomain:
+    """Build the method of all domains, the networks seeded like those of a run of one domain."""
+    datasets = {name: source.dataset for name, source in opened.items()}
+    for what, values in (
+        ("kinds of task", {name: dataset.task.kind for name, dataset in datasets.items()}),
+        ("numbers of bands", {name: dataset.channels for name, dataset in datasets.items()}),
+        ("main scores", {name: dataset.task.main_metric for name, dataset in datasets.items()}),
+    ):
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{name}: {value}" for name, value in values.items())
+            raise RecipeError(
+                f"domains share one encoder and one main score, but differ in their {what} ({listed}). "
+                "Bring them to the same, or train them apart."
+            )
+    for name, own in recipes.items():
+        wrapped = resolve("methods", own.method.name)
+        if len(wrapped.plan(own)) > 1:
+            raise RecipeError(f"method {own.method.name} trains in stages; several domains need a method of one stage.")
+        check_task(wrapped, own, datasets[name].task.kind)
+        check_pairing(wrapped, own)
+    torch.manual_seed(recipe.run.seed)
+    builders = {
+        name: Builder(
+            own.model,
+            datasets[name].task,
+            crop=own.data.crop,
+            channels=datasets[name].channels,
+            mean=datasets[name].mean,
+            std=datasets[name].std,
+        )
+        for name, own in recipes.items()
+    }
+    tasks = {name: dataset.task for name, dataset in datasets.items()}
+    return cls(tasks, builders, **recipe.method.params)
+
+
+def _checked(method: Method, recipe: Recipe, source: Source, world: int) -> Source:
+    """Check one domain against its method, and attend to its rare classes."""
+    check_model(method.student, recipe)
+    if method.draws and not source.split.unlabeled:
+        raise DataError(
+            f"method {recipe.method.name} learns from unlabeled images and there are none: every image has a mask in "
+            "use. Use fewer masks (labeled), name others (unlabeled), or wrap method supervised.",
+            "H210",
+        )
+    check_shares(method, recipe, source.split, world)
+    balance = attend_to_rare_classes(method, recipe, source.dataset, source.split)
+    unlabeled = source.unlabeled if method.draws else None
+    return Source(source.recipe, source.dataset, unlabeled, source.split, balance)
+
+
+def _passes(source: Source, draws: int) -> int:
+    """Steps of one pass over a domain."""
+    data, split = source.recipe, source.split
+    length, batch = (split.unlabeled, data.batch.unlabeled) if draws else (split.labeled, data.batch.labeled)
+    return steps_per_epoch(len(length), batch, drop_last=data.drop_last)

@@ -1,0 +1,83 @@
+"""Who validates a run: scores every predictor of its method, and writes the bundle of the shipped one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from halfmask.infer.metrics import Scores
+from halfmask.models.model import Model
+from halfmask.run.bundle import save_bundle
+from halfmask.run.module import LitMethod
+from halfmask.task import Task
+
+Evaluate = Callable[[Model, int, int], Scores]  # model, rank, world
+
+
+class Examination(NamedTuple):
+    """Result of one validation.
+
+    Args:
+        values: all scores, under the names of metrics.jsonl.
+        main: the score that chooses the checkpoint, of each predictor, the shipped one first.
+    """
+
+    values: dict[str, float]
+    main: dict[str, float]
+
+
+@runtime_checkable
+class Examiner(Protocol):
+    """Scores the networks of a run."""
+
+    main_metric: str
+    has_images: bool
+
+    def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
+        """Score every predictor; each process takes its share of the images."""
+        ...
+
+    def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
+        """Write what `predict` needs."""
+        ...
+
+
+class TaskExaminer:
+    """Examines a run over one dataset.
+
+    Args:
+        task: what is predicted.
+        evaluate: gives the scores of a model; `None` without validation images.
+    """
+
+    def __init__(self, task: Task, evaluate: Evaluate | None) -> None:
+        self.task, self.evaluate = task, evaluate
+        self.main_metric, self.has_images = task.main_metric, evaluate is not None
+
+    def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
+        """Scores are `<predictor>/val/<score>`, of the shipped one also `val/<score>`."""
+        assert self.evaluate is not None
+        values: dict[str, float] = {}
+        main: dict[str, float] = {}
+        for name, model in module.method.predictors().items():
+            found = self.evaluate(model, rank, world)
+            scores = found.to_dict()
+            values |= {f"{name}/val/{key}": value for key, value in scores.items()}
+            values |= {} if main else {f"val/{key}": value for key, value in scores.items()}
+            main[name] = found.main[1]
+        return Examination(values, main)
+
+    def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
+        """Write the bundle of the first predictor."""
+        name, model = next(iter(module.method.predictors().items()))
+        kept = {"range": module.meta["range"], "nodata": module.meta["nodata"]}
+        save_bundle(folder, model, self.task, extra={**origin_of(module, name), **kept, **score})
+
+
+def origin_of(module: LitMethod, predictor: str) -> dict[str, Any]:
+    """What a bundle says about the training it is from."""
+    return {
+        "method": module.meta["recipe"]["method"]["name"],
+        "predictor": predictor,
+        "step": module.step,
+        "eval": module.meta["recipe"]["eval"],
+    }

@@ -1,0 +1,157 @@
+"""The files of a suggestion: lists, drafts of masks, and a page to look at."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image
+
+from halfmask.atomic import atomic_path, write_text
+from halfmask.data.convert.convert import OUTLINES, mask_name, outline_files, write_outlines
+from halfmask.errors import DataError
+from halfmask.infer.mask_files import mask_image
+from halfmask.palette import overlay, palette_of
+from halfmask.task import Task
+
+FORMATS = ("png", *OUTLINES)
+_THUMBNAIL = 320
+
+
+class Draft(NamedTuple):
+    """A chosen image with the mask to begin with.
+
+    Args:
+        id: of the image.
+        file: that it is read from; of a pair the later one.
+        image: its pixels.
+        mask: predicted class ids.
+    """
+
+    id: str
+    file: Path
+    image: UInt8[np.ndarray, "H W C"]
+    mask: Integer[np.ndarray, "H W"]
+
+
+class Row(NamedTuple):
+    """What the page tells of a chosen image: its score, and its rank by each criterion."""
+
+    score: float
+    ranks: Mapping[str, float]
+
+
+def earlier_files(out: Path, task: Task) -> list[Path]:
+    """Find the drafts and lists that an earlier suggestion for this task has written, to be removed before the next.
+
+    Raises:
+        DataError: it cannot be read; or somebody has worked on its drafts since, or saved an export among them.
+    """
+    told = out / "suggest.json"
+    if not told.exists():
+        return []
+    try:
+        chosen = [str(id) for id in json.loads(told.read_text(encoding="utf-8"))["chosen"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{told}: cannot be read ({error}). Choose another --out.", "H201") from error
+    written = told.stat().st_mtime_ns  # after all others
+    since = [path for folder in FORMATS for path in (out / folder).rglob("*") if path.is_file()]
+    since = [path for path in since if path.stat().st_mtime_ns > written]
+    if since:
+        raise DataError(
+            f"{min(since)} is newer than the suggestion there, as are {len(since)} of its files in all: work that "
+            "--overwrite would lose. Move them, or choose another --out.",
+            "H408",
+        )
+    return sorted(path for path in _written(out, chosen, task) if path.is_file())
+
+
+def _written(out: Path, chosen: Sequence[str], task: Task) -> set[Path]:
+    drafts = {out / "png" / f"{mask_name(id)}.png" for id in chosen}
+    return {out / "labeled.txt"}.union(drafts, *(outline_files(chosen, out, format, task) for format in OUTLINES))
+
+
+def write_lists(out: Path, chosen: Sequence[str], labeled: Sequence[str] | None) -> None:
+    """Write the chosen images; and, with the labeled ones, a list to train with once the masks are there."""
+    write_text(out / "suggested.txt", "".join(f"{id}\n" for id in chosen), error=DataError)
+    if labeled is not None:
+        write_text(out / "labeled.txt", "".join(f"{id}\n" for id in (*labeled, *chosen)), error=DataError)
+
+
+def write_table(path: Path, chosen: Sequence[str], scores: Sequence[float]) -> None:
+    """Write the chosen images as a table: rank, image, score."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("rank", "image", "score"))
+    table.writerows((rank, id, f"{score:.6f}") for rank, (id, score) in enumerate(zip(chosen, scores, strict=True), 1))
+    write_text(path, text.getvalue(), error=DataError)
+
+
+def write_files(out: Path, drafts: Iterable[Draft], rows: Sequence[Row], formats: Sequence[str], task: Task) -> None:
+    """Write drafts in each format, and the page.
+
+    Args:
+        out: folder.
+        drafts: chosen images, best first; one at a time is kept.
+        rows: what the page says of each.
+        formats: of `FORMATS`.
+        task: classes and colors.
+    """
+    done: list[tuple[str, Path, Path]] = []
+    figures: list[str] = []
+    for draft, row in zip(drafts, rows, strict=True):
+        # Outlines are made from the written masks.
+        path = out / "png" / f"{mask_name(draft.id)}.png"
+        with atomic_path(path, error=DataError) as part:
+            mask_image(draft.mask, palette_of(task)).save(part)
+        done.append((draft.id, draft.file, path))
+        figures.append(_figure(len(done), draft, row, task))
+    for format in formats:
+        if format != "png":
+            write_outlines(done, out, format, task)
+    write_text(out / "index.html", _page(figures, task), error=DataError)
+
+
+def _figure(number: int, draft: Draft, row: Row, task: Task) -> str:
+    shown = overlay(draft.image, draft.mask, palette_of(task), opacity=0.0)
+    blended = overlay(draft.image, draft.mask, palette_of(task))
+    ranks = ", ".join(f"{escape(name)} {value:.2f}" for name, value in row.ranks.items())
+    name = escape(draft.id)
+    return (
+        f'<figure><img src="{_thumbnail(shown)}" alt="{name}"><img src="{_thumbnail(blended)}" alt="draft of the mask '
+        f'of {name}"><figcaption><b>{number}. {name}</b><br>score {row.score:.3f} ({ranks})</figcaption></figure>'
+    )
+
+
+def _thumbnail(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _page(figures: Sequence[str], task: Task) -> str:
+    colors = palette_of(task)
+    legend = " ".join(
+        f'<span><i style="background:rgb{color}"></i>{escape(name)}</span>'
+        for name, color in zip(task.classes, colors, strict=True)
+    )
+    style = (
+        "body{font:15px/1.4 system-ui,sans-serif;margin:1.5rem;color:#1b1b1b;background:#fff}"
+        "figure{display:inline-block;margin:0 1.2rem 1.4rem 0;max-width:100%;vertical-align:top}"
+        "img{max-width:48vw;margin-right:4px}figcaption{font-size:.85rem;overflow-wrap:anywhere}"
+        "i{display:inline-block;width:.9em;height:.9em;border:1px solid #555;margin:0 .3em -.1em .8em}"
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Label next</title><style>{style}</style><h1>Label next</h1>"
+        f"<p>{len(figures)} images, the most to gain first; beside each the draft of its mask. Numbers in brackets are "
+        f"ranks among all candidates: 1 is the highest.</p><p>{legend}</p>{''.join(figures)}</html>\n"
+    )

@@ -1,0 +1,109 @@
+"""Distribution alignment: pseudo-labels that occur as often as they should, for classification.
+
+Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring", ICLR
+2020, arXiv:1911.09785, section 3.2.1. With q the prediction of the weak view of an unlabeled image,
+
+    q' = normalize(q * p / p~)        p~ = mean prediction of unlabeled images, over the last 128 batches
+
+The target p is the share of each class among the labels of the last 128 labeled batches (`labeled`, as in the paper),
+or the same for all classes (`uniform`, which is that of labels drawn evenly per class, without its noise). Where the
+paper sharpens q' to a soft label, methods here take its maximum and its class.
+
+Before the first batch both windows are filled with uniform rows, so that alignment sets in slowly; the batch at hand
+counts. In AdaMatch (Berthelot et al., ICLR 2022, arXiv:2106.04732), by contrast, p is the mean prediction of labeled
+images.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from halfmask.errors import RecipeError
+from halfmask.teaching.dist import all_sum
+
+AlignmentName = Literal["none", "uniform", "labeled"]
+_WINDOW = 128  # batches
+_SMALLEST = 1e-6  # added to both shares: a class that was never predicted has a finite ratio
+
+
+class DistributionAlignment(nn.Module):
+    """What was predicted and what was labeled lately, saved with the method's state and equal on all ranks.
+
+    Args:
+        classes: K.
+        target: see the equation above.
+        ignore_index: label of unknown class.
+        window: batches that the means are taken over.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        target: Literal["uniform", "labeled"] = "uniform",
+        *,
+        ignore_index: int = -1,
+        window: int = _WINDOW,
+    ) -> None:
+        super().__init__()
+        self.target, self.ignore_index = target, ignore_index
+        self.register_buffer("predicted", torch.full((window, classes), 1 / classes))
+        self.register_buffer("labeled", torch.full((window if target == "labeled" else 1, classes), 1 / classes))
+        self.predicted: Float[Tensor, "W K"]  # oldest batch first
+        self.labeled: Float[Tensor, "V K"]
+
+    @torch.no_grad()
+    def forward(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " L"]) -> Float[Tensor, "B K"]:
+        """Take in one batch and give logits whose softmax is q', without gradient and in float32 at least.
+
+        Args:
+            logits: of the weak views of unlabeled images.
+            labels: of the labeled images of the same step.
+
+        >>> align = DistributionAlignment(2, window=1)
+        >>> logits = torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log()
+        >>> align(logits, torch.tensor([0])).softmax(1)[1].round(decimals=3)  # 0.7 / 0.8 : 0.3 / 0.2
+        tensor([0.3680, 0.6320])
+        """
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        share = logits.softmax(1).sum(0)
+        _push(self.predicted, _share(share))
+        if self.target == "labeled":
+            _push(self.labeled, _share(self._counts(labels)))
+        ratio = (self.labeled.mean(0) + _SMALLEST) / (self.predicted.mean(0) + _SMALLEST)
+        return logits + ratio.log()  # a factor on each probability, up to the sum that softmax divides by
+
+    def _counts(self, labels: Int[Tensor, " L"]) -> Float[Tensor, " K"]:
+        classes = self.labeled.shape[1]
+        bins = labels.masked_fill(labels == self.ignore_index, classes)
+        counts = torch.zeros(classes + 1, device=labels.device)
+        return counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=counts.dtype))[:classes]
+
+
+def alignment_of(kind: str, classes: int, name: AlignmentName, ignore_index: int) -> DistributionAlignment | None:
+    """Make the alignment that a method asks for.
+
+    Raises:
+        RecipeError: the task is not classification. The pixels of a few images follow no target: one batch shows some
+            of the classes, and background as much as it likes.
+    """
+    if name == "none":
+        return None
+    if kind != "classification":
+        raise RecipeError(
+            f"method.distribution_alignment={name} aligns labels of whole images, but the task is {kind}: the classes "
+            "of pixels are not equally frequent, and a batch shows only some. Use method.distribution_alignment=none."
+        )
+    return DistributionAlignment(classes, name, ignore_index=ignore_index)
+
+
+def _share(amount: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """Part of each class in what all ranks have; all alike where they have nothing."""
+    amount = all_sum(amount)
+    total = amount.sum()
+    return torch.where(total > 0, amount / total.clamp_min(_SMALLEST), 1 / len(amount))
+
+
+def _push(rows: Float[Tensor, "W K"], row: Float[Tensor, " K"]) -> None:
+    rows.copy_(torch.cat((rows[1:], row[None].to(rows.dtype))))

@@ -1,0 +1,157 @@
+"""Mixing two images by a rectangle.
+
+French et al., "Semi-supervised semantic segmentation needs strong, varied perturbations", BMVC 2020,
+arXiv:1906.01916 (CutMix for segmentation); rectangle rule of Yang et al., UniMatch, CVPR 2023, arXiv:2208.09910:
+
+    with probability 1 - p: empty
+    a ~ U(0.02, 0.4) * H * W                                       once
+    repeat  r ~ U(0.3, 1 / 0.3),  h = int(sqrt(a r)),  w = int(sqrt(a / r)),  corner ~ uniform pixel
+    until   the rectangle lies inside the image
+
+As r = h / w is uniform (not log-uniform), most rectangles are taller than wide; as the corner is drawn until the
+rectangle fits, rectangles gather in the center.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from halfmask.errors import ShapeError
+from halfmask.forms import has_plain_form
+from halfmask.reference import mixing as reference
+
+_TRIES = 16  # rectangles drawn at once per image; more than 99 % of the images need no second round
+_MAX_ROUNDS = 1000
+
+
+def box_mask(
+    shape: tuple[int, ...],
+    *,
+    p: float = 0.5,
+    device: torch.device | str | None = None,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: float = 0.3,
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "B *S"]:
+    """Draw one rectangle per image, True inside.
+
+    The draws are made on the CPU, whatever the device: rejection would need the device's answer, and so the
+    rectangles are the same on every kind of device. Four integers per image are copied, asynchronously.
+
+    Args:
+        shape: (B, H, W); or (B,), where there are no spatial axes (classification) and so nothing to mix: all False.
+        p: probability of a rectangle; otherwise the mask of that image is empty.
+        device: of the mask.
+        area: range of the share of the image.
+        aspect: h / w is drawn from [aspect, 1 / aspect].
+        generator: a CPU generator; default is torch's.
+
+    Raises:
+        ShapeError: no rectangle of this area and aspect fits into the image.
+
+    >>> box_mask((2, 32, 32), p=0.0).any().item()
+    False
+    >>> 0.01 < box_mask((1, 32, 32), p=1.0).float().mean().item() < 0.4
+    True
+    """
+    if len(shape) == 1:
+        return torch.zeros(shape, dtype=torch.bool, device=device)
+    batch, height, width = shape
+    on, share = _uniform(2, batch, generator=generator)
+    corners = _draw_corners(share * (area[1] - area[0]) + area[0], height, width, aspect, generator)
+    corners[on >= p] = 0
+    bounds = torch.from_numpy(corners)
+    if device is not None and torch.device(device).type == "cuda":
+        bounds = bounds.pin_memory()
+    return _inside(bounds.to(device, non_blocking=True), height, width)
+
+
+@has_plain_form(reference.paste)
+def paste(box: Bool[Tensor, "B *S"], *tensors: Tensor, partner: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+    """Replace the inside of each image's box by the partner image; whatever belongs to it travels along.
+
+    Args:
+        box: True where the partner shows; (B, H, W), or (B,) for whole images.
+        *tensors: (B, ..., H, W) each, or (B, ...): image, label, confidence, validity.
+        partner: the partner's tensors, in the same order; default: the batch in reverse order, so that image j
+            meets image B - 1 - j (and the middle one of an odd batch itself).
+
+    Returns:
+        New tensors; gradients flow to both sources.
+
+    Raises:
+        ShapeError: `partner` has not one tensor for each of `tensors`.
+
+    >>> box = torch.tensor([[[True, False]], [[False, False]]])
+    >>> paste(box, torch.tensor([[[1, 2]], [[3, 4]]]))[0].tolist()
+    [[[3, 2]], [[3, 4]]]
+    """
+    if partner is None:
+        return tuple(_mixed_with_mirror(box, own) for own in tensors)
+    if len(partner) != len(tensors):
+        raise ShapeError(f"paste got {len(tensors)} tensors but {len(partner)} of the partner. Give one for each.")
+    return tuple(_mixed(box, own, other) for own, other in zip(tensors, partner, strict=True))
+
+
+def _mixed(box: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    between = (1,) * (own.dim() - box.dim())  # channel and time axes; for whole images also rows and columns
+    return torch.where(box.reshape(box.shape[0], *between, *box.shape[1:]), other, own)
+
+
+def _mixed_with_mirror(box: Tensor, own: Tensor) -> Tensor:
+    if own.device.type != "cpu" or own.requires_grad:
+        return _mixed(box, own, own.flip(0))
+    # Image by image, straight into the result: no mirrored copy of the batch, whose fresh pages cost as much again.
+    result = torch.empty_like(own)
+    for place, inside, mine, other in zip(result, box, own, reversed(own.unbind(0)), strict=True):
+        torch.where(inside, other, mine, out=place)
+    return result
+
+
+def _draw_corners(
+    share: np.ndarray, height: int, width: int, aspect: float, generator: torch.Generator | None
+) -> Int[np.ndarray, "B 4"]:
+    """Draw (top, left, bottom, right) of one rectangle per image, by rejection."""
+    corners = np.zeros((len(share), 4), dtype=np.int64)
+    pixels = (share * height * width)[:, None]
+    missing = np.arange(len(share))
+    for _ in range(_MAX_ROUNDS):
+        u_ratio, u_top, u_left = _uniform(3, len(missing), _TRIES, generator=generator)
+        ratio = aspect + u_ratio * (1 / aspect - aspect)
+        tall = np.sqrt(pixels[missing] * ratio).astype(np.int64)
+        wide = np.sqrt(pixels[missing] / ratio).astype(np.int64)
+        top, left = (u_top * height).astype(np.int64), (u_left * width).astype(np.int64)
+        fits = (top + tall <= height) & (left + wide <= width)
+        found, first = fits.any(1), fits.argmax(1)
+        candidates = np.stack((top, left, top + tall, left + wide), axis=2)  # (B, tries, 4)
+        corners[missing[found]] = candidates[np.arange(len(missing)), first][found]
+        missing = missing[~found]
+        if not len(missing):
+            return corners
+    raise ShapeError(
+        f"no rectangle with {share[missing[0]]:.0%} of the area and an aspect between {aspect:g} and {1 / aspect:g} "
+        f"fits into {width}x{height} pixels. Use a crop closer to a square."
+    )
+
+
+def _uniform(*shape: int, generator: torch.Generator | None) -> np.ndarray:
+    # From torch's generator, which the engine seeds at each step; float64, so that u * n never rounds up to n.
+    return torch.rand(shape, dtype=torch.float64, device="cpu", generator=generator).numpy()
+
+
+def _drawn(corners: Int[Tensor, "B 4"], height: int, width: int) -> Bool[Tensor, "B H W"]:
+    boxes = [(top, left, bottom, right) for top, left, bottom, right in corners.tolist()]
+    return reference.boxes_to_mask(boxes, height, width).to(corners.device)
+
+
+@has_plain_form(_drawn)
+def _inside(corners: Int[Tensor, "B 4"], height: int, width: int) -> Bool[Tensor, "B H W"]:
+    top, left, bottom, right = corners[:, :, None].unbind(1)  # (B, 1) each
+    rows = torch.arange(height, device=corners.device)
+    columns = torch.arange(width, device=corners.device)
+    down = (rows >= top) & (rows < bottom)
+    across = (columns >= left) & (columns < right)
+    return down[:, :, None] & across[:, None, :]

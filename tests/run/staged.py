@@ -1,0 +1,30 @@
+"""A method of two stages, for tests: the first one writes a file that the second one needs."""
+
+from pathlib import Path
+from typing import Any
+
+from halfmask.method import Method, Stage, StepOutput
+from halfmask.methods.supervised import Supervised
+from halfmask.models.model import Model
+
+
+def write_note(folder: Path, predictor: Model) -> None:
+    (folder.parent / "note.txt").write_text(f"{folder.name}: {type(predictor).__name__}")
+
+
+class Staged(Method):
+    """Supervised training, twice."""
+
+    draws = 0
+
+    def __init__(self, task: Any, build: Any) -> None:
+        super().__init__(task)
+        self.inner = Supervised(task, build)
+        self.student = self.inner.student
+
+    def step(self, batch: Any, progress: Any) -> StepOutput:
+        return self.inner.step(batch, progress)
+
+    @classmethod
+    def plan(cls, recipe: Any) -> list[Stage]:
+        return [Stage("second", {"run.steps": 2}, after=write_note), Stage("first", {"run.steps": 3})]

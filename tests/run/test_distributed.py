@@ -1,0 +1,119 @@
+"""Two processes on one CPU compute what one process computes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from halfmask.run.checkpoint import read_checkpoint
+from tests.run.tiny import recipe, write_dataset
+
+pytestmark = pytest.mark.slow
+
+NETWORK = (
+    "model.encoder={name: timm, model: test_convnext}",
+    "model.decoder={name: 'plain_decoder:PlainDecoder'}",
+)
+RUN = """
+import os
+import sys
+from halfmask.run.fit import train
+from halfmask.methods.fixmatch import FixMatch
+
+after_update = FixMatch.after_update
+
+def killed(self, progress):
+    after_update(self, progress)
+    if progress.step + 1 == int(os.environ["KILL_AT"]):
+        os._exit(9)
+
+if __name__ == "__main__":
+    recipe, out, *overrides = sys.argv[1:]
+    if "KILL_AT" in os.environ:
+        FixMatch.after_update = killed
+    resume = recipe == "--resume"
+    train(None if resume else recipe, out, resume=resume, overrides=tuple(overrides), quiet=True)
+"""
+
+
+def start(
+    folder: Path, source: str, out: Path, *overrides: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    script = folder / "run.py"
+    script.write_text(RUN)
+    everything = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, str(script), source, str(out), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=everything, check=False)
+
+
+def run(folder: Path, name: str, *overrides: str) -> Path:
+    done = start(folder, str(folder / "recipe.yaml"), folder / name, *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / name
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        # Crops never reach over the image, so every rank counts the same number of pixels.
+        made = recipe(
+            write_dataset(folder / "data"),
+            *NETWORK,
+            "optim.name=sgd",
+            "data.batch={labeled: 4, unlabeled: 4}",
+            "data.scale=[1.0, 1.0]",
+            "run.steps=4",
+            "run.eval_every=4",
+        )
+    finally:
+        sys.path.pop(0)
+    (folder / "recipe.yaml").write_text(made.to_yaml())
+    return folder
+
+
+def test_two_processes_train_the_weights_of_one(folder: Path) -> None:
+    settings = ("method={name: supervised}", "run.log_every=1")
+    one = run(folder, "one", *settings)
+    two = run(folder, "two", *settings, "run.devices=2")
+    # Gradients are summed in another order; 4 steps of float32 stay far below this.
+    torch.testing.assert_close(losses(two), losses(one), rtol=1e-5, atol=1e-6)
+    weights, others = (read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"] for out in (one, two))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-6)
+    scores = [json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["val/miou"] for out in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_killed_and_resumed_in_two_processes_equals_unbroken_in_two(folder: Path) -> None:
+    settings = ("run.devices=2", "run.eval_every=2", "optim.name=adamw")
+    whole = run(folder, "whole", *settings)
+    killed = start(folder, str(folder / "recipe.yaml"), folder / "killed", *settings, KILL_AT="3")
+    assert killed.returncode != 0
+    last = folder / "killed" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["halfmask"]["step"] == 2
+    resumed = start(folder, "--resume", folder / "killed")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    saved = read_checkpoint(whole / "checkpoints" / "last.ckpt")
+    assert set(saved["halfmask"]["best"]) == {"teacher", "student"}
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
+    one, two = saved, read_checkpoint(last)
+    assert one["halfmask"]["step"] == two["halfmask"]["step"] == 4
+    assert [
+        name for name, tensor in one["state_dict"].items() if not torch.equal(tensor, two["state_dict"][name])
+    ] == []
+    for left, right in zip(one["optimizer_states"], two["optimizer_states"], strict=True):
+        for index, entry in left["state"].items():
+            assert all(
+                torch.equal(torch.as_tensor(entry[key]), torch.as_tensor(right["state"][index][key])) for key in entry
+            )

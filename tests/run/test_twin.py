@@ -1,0 +1,173 @@
+"""The supervised twin: what it shares with its run, the comparison, resuming, and runs that have none."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import halfmask
+from halfmask.errors import Interrupted, RecipeError
+from halfmask.methods.fixmatch import FixMatch
+from halfmask.methods.supervised import Supervised
+from halfmask.recipe.read import load
+from halfmask.run.checkpoint import read_checkpoint
+from halfmask.run.fit import train as train_alone
+from halfmask.run.twin import Estimate, TwinResult, check_comparable, twin_recipe
+from tests.run.tiny import recipe, write_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Twelve masks: two of them validate.
+    return write_dataset(tmp_path_factory.mktemp("data") / "shapes", images=16, masks=12)
+
+
+@pytest.fixture(scope="module")
+def pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TwinResult]:
+    out = tmp_path_factory.mktemp("runs") / "both"
+    result = halfmask.train(recipe(data, "run.twin=true", loss="ohem", ohem_min_kept=50), out, quiet=True)
+    assert result.twin is not None
+    return out, result.twin
+
+
+def state(out: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]  # type: ignore[no-any-return]
+
+
+def result(low: float | None, high: float | None, images: int = 40) -> TwinResult:
+    one = Estimate(0.7, 0.6, 0.8)
+    return TwinResult("miou", "val", images, 100, "fixmatch", one, one, Estimate(0.01, low, high), {}, Path("r/twin"))
+
+
+def test_the_twin_shares_everything_but_the_method(pair: tuple[Path, TwinResult]) -> None:
+    run, twin = (yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (pair[0], pair[0] / "twin"))
+    loss = {"loss": "ohem", "ohem_threshold": 0.7, "ohem_min_kept": 50}
+    assert twin["method"] == {"name": "supervised", "labeled_color": False, **loss}
+    assert (twin["run"]["steps"], twin["run"]["eval_every"]) == (6, 3)
+    for section in ("model", "data", "optim", "eval"):
+        assert twin[section] == run[section]
+    for key in ("seed", "precision", "accelerator"):
+        assert twin["run"][key] == run["run"][key]
+    assert "steps: 6  # twin" in (pair[0] / "twin" / "recipe.yaml").read_text()
+    lists = [json.loads((folder / "split.json").read_text()) for folder in (pair[0], pair[0] / "twin")]
+    assert lists[0]["labeled"] == lists[1]["labeled"]
+    assert lists[0]["val"] == lists[1]["val"]
+
+
+def test_an_epoch_of_the_run_is_not_an_epoch_of_the_twin(data: Path) -> None:
+    # 6 labeled images in the twin's pass, 10 unlabeled in the run's.
+    prepared = check_comparable(recipe(data, "run.steps=null", "run.epochs=3", "run.eval_every=null", "data.labeled=6"))
+    twin = twin_recipe(prepared)
+    assert prepared.total_steps == 3 * 5
+    assert (twin.run.steps, twin.run.epochs, twin.run.eval_every) == (15, None, prepared.eval_every)
+
+
+def test_the_comparison_is_that_of_the_two_best_models_on_the_same_images(pair: tuple[Path, TwinResult]) -> None:
+    out, twin = pair
+    for folder, estimate in ((out, twin.run), (out / "twin", twin.twin)):
+        scores = halfmask.evaluate(folder, device="cpu", write=False, quiet=True)
+        assert estimate.value == pytest.approx(scores.miou)
+    assert twin.difference.value == pytest.approx(twin.run.value - twin.twin.value)
+    assert twin.difference.low <= twin.difference.value <= twin.difference.high
+    assert (twin.images, twin.part, twin.metric, twin.steps) == (2, "val", "miou", 6)
+    assert set(twin.by_class) == {"background", "disc", "bar"}
+
+
+def test_the_file_holds_what_the_result_says(pair: tuple[Path, TwinResult]) -> None:
+    stored = json.loads((pair[0] / "twin.json").read_text())
+    assert stored == json.loads(json.dumps(pair[1].to_dict(), default=str))
+    assert stored["verdict"] in {"helps", "hurts", "unclear"}
+    assert stored["difference"].keys() == {"value", "low", "high"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "words"),
+    [
+        (0.002, 0.03, "helps", "help here"),
+        (-0.03, -0.001, "hurts", "the supervised model in r/twin is the better one"),
+        (-0.01, 0.03, "unclear", "do not help measurably"),
+        (None, None, "unclear", "no interval"),
+    ],
+)
+def test_the_verdict_is_the_interval_in_plain_words(low: Any, high: Any, verdict: str, words: str) -> None:
+    assert result(low, high).verdict == verdict
+    assert words in result(low, high).describe()
+    assert "rough" not in result(low, high).describe()
+    assert "With 4 val images the interval itself is rough" in result(low, high, images=4).describe()
+
+
+@pytest.mark.parametrize("where", ["run", "twin"])
+def test_stopped_in_the_run_or_in_the_twin_both_are_continued(
+    data: Path, pair: tuple[Path, TwinResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    cls: Any = FixMatch if where == "run" else Supervised
+    after_update = cls.after_update
+
+    def stop(self: Any, progress: Any) -> None:
+        after_update(self, progress)
+        if progress.step + 1 == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cls, "after_update", stop, raising=False)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match=rf"halfmask train --resume {out}$"):
+        halfmask.train(recipe(data, "run.twin=true", loss="ohem", ohem_min_kept=50), out, quiet=True)
+    monkeypatch.setattr(cls, "after_update", after_update)
+    assert not (out / "twin.json").exists()
+    again = halfmask.train(None, out, resume=True, quiet=True)
+    for folder in ("", "twin"):
+        unbroken, continued = state(pair[0] / folder), state(out / folder)
+        assert all(torch.equal(tensor, continued[name]) for name, tensor in unbroken.items())
+    assert again.twin is not None
+    assert again.twin.difference == pair[1].difference
+
+
+def test_a_finished_run_gets_its_twin_later_and_a_new_run_removes_it(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train_alone(recipe(data), out, quiet=True)
+    later = halfmask.train(None, out, resume=True, quiet=True, overrides=["run.twin=true"])
+    assert later.twin is not None
+    assert (out / "twin" / "model.safetensors").exists()
+    train_alone(recipe(data, "run.steps=2"), out, overwrite=True, quiet=True)
+    assert not (out / "twin.json").exists()
+    assert not (out / "twin").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "method", "advice"),
+    [
+        ((), "supervised", "its own twin"),
+        (("data.val=none",), "fixmatch", r"data\.val=LIST"),
+        (("run.devices=2",), "fixmatch", r"--resume RUN --twin run\.devices=1"),
+    ],
+)
+def test_a_run_without_a_twin_says_so_before_it_trains(
+    data: Path, tmp_path: Path, overrides: tuple[str, ...], method: str, advice: str
+) -> None:
+    with pytest.raises(RecipeError, match=advice):
+        halfmask.train(recipe(data, "run.twin=true", *overrides, method=method), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_supervised_does_not_know_is_left_out(data: Path) -> None:
+    plain = recipe(data, method="cct", heads={"f_noise": 1}, loss="ab_ce").model_dump(mode="json")
+    twin = twin_recipe(check_comparable(load(plain)))
+    assert twin.method.params["loss"] == "ce"
+
+
+@pytest.mark.slow
+def test_the_command_line_prints_the_difference(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(recipe(data).to_yaml())
+    command = [sys.executable, "-m", "halfmask", "train", "r.yaml", "--out", "run", "--twin", "--limit", "2", "-q"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "twin     miou" in done.stdout
+    assert "2 steps each" in done.stdout
+    assert "points, 95 % interval" in done.stdout
