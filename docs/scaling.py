@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfmask.models.build import Builder
-from halfmask.recipe import Recipe, load
+from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.sections import Entry, ModelRecipe
 from halfmask.recipe.shipped import recipe_names, recipes_folder
 from halfmask.task import Task

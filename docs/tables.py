@@ -19,9 +19,9 @@ from halfmask.cli.listing import describe_entry
 from halfmask.codes import CODES
 from halfmask.docstrings import argument_docs, cited
 from halfmask.plugins import Kind, names, resolve
+from halfmask.recipe.explain import describe_field
 from halfmask.recipe.read import Recipe, entry_kinds
 from halfmask.recipe.sections import Entry, Section
-from halfmask.schema import describe_field
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

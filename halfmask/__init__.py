@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from halfmask.data.splits.split import make_split as split
     from halfmask.errors import HalfmaskError
     from halfmask.importers import import_checkpoint
+    from halfmask.infer.bundle import load_bundle
     from halfmask.infer.evaluate import evaluate
     from halfmask.infer.export import export
     from halfmask.infer.predict import predict
     from halfmask.method import Method
     from halfmask.plan import make_plan
+    from halfmask.plan.machine import examine as doctor
     from halfmask.plugins import names as list_plugins
     from halfmask.recipe.read import Recipe
     from halfmask.recipe.read import load as load_recipe
     from halfmask.report.make import report
-    from halfmask.run.bundle import load_bundle
-    from halfmask.run.machine import examine as doctor
     from halfmask.run.train import train
     from halfmask.suggest.suggest import suggest
     from halfmask.task import Task
@@ -63,12 +63,12 @@ _HOMES = {
     "app": ("halfmask.app", "app"),
     "check": ("halfmask.data.check.check", "check"),
     "convert": ("halfmask.data.convert.convert", "convert"),
-    "doctor": ("halfmask.run.machine", "examine"),
+    "doctor": ("halfmask.plan.machine", "examine"),
     "evaluate": ("halfmask.infer.evaluate", "evaluate"),
     "export": ("halfmask.infer.export", "export"),
     "import_checkpoint": ("halfmask.importers", "import_checkpoint"),
     "list_plugins": ("halfmask.plugins", "names"),
-    "load_bundle": ("halfmask.run.bundle", "load_bundle"),
+    "load_bundle": ("halfmask.infer.bundle", "load_bundle"),
     "load_recipe": ("halfmask.recipe.read", "load"),
     "make_plan": ("halfmask.plan", "make_plan"),
     "predict": ("halfmask.infer.predict", "predict"),

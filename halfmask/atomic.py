@@ -2,17 +2,20 @@
 
 The new content goes to a temporary file in the same folder, is flushed to the disk, and replaces the old file
 in one operation of the file system. When writing fails, the earlier file is untouched.
+
+Find out whether something can be written at a place, before the work whose result goes there.
 """
 
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from halfmask.errors import CheckpointError, HalfmaskError
+from halfmask.errors import CheckpointError, DataError, HalfmaskError
 
 # torch.save hides the operating system's error: these are what a full disk looks like from above.
 _FULL_DISK_SIGNS = ("no space left", "os error 28", "unexpected pos", "pytorchstreamwriter failed", "iostream error")
@@ -111,3 +114,33 @@ def _explain(cause: Exception, path: Path) -> str | None:
             "Make the folder writable, or choose another one with --out."
         )
     return None
+
+
+def require_writable(folder: Path, flag: str = "--out") -> None:
+    """Check that a folder can be written, or be made; nothing is left behind.
+
+    Args:
+        folder: where results will go.
+        flag: that chooses it.
+
+    Raises:
+        DataError: it is a file or lies below one, or the system refuses.
+    """
+    folder = Path(folder)
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise DataError(
+            f"{nearest} is a file, so there can be no folder {folder}. Choose another folder with {flag}.", "H502"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(
+            f"{folder}: cannot be written: {nearest} refuses new files ({reason}). Make it writable, or choose another "
+            f"folder with {flag}.",
+            "H502",
+        ) from None

@@ -18,13 +18,14 @@ SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "codes", "atomic", "places", "verbs"}),
     frozenset({"reference"}),
-    frozenset({"task", "batch", "schema", "plugins", "recipe", "palette", "docstrings", "forms"}),
+    frozenset({"task", "batch", "plugins", "recipe", "palette", "docstrings", "forms"}),
     frozenset({"losses", "views", "teaching", "models"}),
     frozenset({"method"}),
     frozenset({"methods"}),
     frozenset({"data"}),
-    frozenset({"run", "infer", "bench"}),
-    frozenset({"importers", "report", "plan", "suggest", "app", "testing"}),
+    frozenset({"infer"}),
+    frozenset({"run"}),
+    frozenset({"importers", "report", "plan", "suggest", "app", "testing", "bench"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
     frozenset({"__main__", "__init__"}),
@@ -151,6 +152,62 @@ def test_every_module_imports_only_what_stands_lower():
         if LEVEL[module.split(".")[1]] > LEVEL[home(path)]
     ]
     assert wrong == []
+
+
+def module_of(path: Path) -> str:
+    """Full name of the module in a file; a package is its `__init__`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Which module of ours imports which, inside functions too."""
+    modules = {module_of(path) for path in SOURCES}
+    graph: dict[str, set[str]] = {}
+    for path, tree in SOURCES.items():
+        names = {f"{module}.{name}" for module, name in imported_names(tree)} | set(imports(tree))
+        graph[module_of(path)] = names & modules - {module_of(path)}
+    return graph
+
+
+def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", name.name) for name in node.names)
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Find nodes that lead back to themselves: what is left when leaves are taken away again and again."""
+    left = dict(graph)
+    while leaves := [node for node, targets in left.items() if not targets & left.keys()]:
+        for leaf in leaves:
+            del left[leaf]
+    while roots := [node for node in left if not any(node in targets for targets in left.values())]:
+        for root in roots:
+            del left[root]
+    return sorted(left)
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    assert circle({"a": {"b"}, "b": {"a"}, "c": {"a"}, "d": set()}) == ["a", "b"]
+    assert circle(import_graph()) == []
+
+
+def test_no_packages_import_one_another_in_a_circle():
+    """Between neighbors; a package may hold what its own sub-packages share."""
+    graph: dict[str, set[str]] = {}
+    for module, targets in import_graph().items():
+        package = module.rpartition(".")[0]
+        graph.setdefault(package, set()).update(target.rpartition(".")[0] for target in targets)
+    apart = {
+        package: {
+            target
+            for target in targets
+            if not target.startswith(package) and not package.startswith(target) and target != "halfmask"
+        }
+        for package, targets in graph.items()
+        if package != "halfmask"
+    }
+    assert circle(apart) == []
 
 
 def test_methods_and_their_parts_know_no_trainer():

@@ -24,14 +24,13 @@ from halfmask.data.folder.geotiff import is_georeferenced
 from halfmask.data.folder.images import IMAGE_SUFFIXES
 from halfmask.data.folder.rasters import Picture, image_size, read_picture
 from halfmask.errors import DataError, RecipeError
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.devices import pick_device
 from halfmask.infer.inference import class_map, probabilities
-from halfmask.infer.mask_files import mask_image
-from halfmask.infer.predict_labels import reading_of
+from halfmask.infer.outputs import mask_image, reading_of
 from halfmask.infer.predict_tiled import without_data
 from halfmask.infer.runs import memory_cure, open_run
 from halfmask.palette import Color, colorize, palette_of
-from halfmask.run.bundle import load_bundle
-from halfmask.run.device import pick_device
 
 LARGEST = 30_000_000  # pixels: `halfmask predict` takes larger ones in tiles
 _SHOWN_SIDE = 1600

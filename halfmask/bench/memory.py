@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from halfmask.bench.row import Compute, Pair, Row, Setting
-from halfmask.run.memory import watch_peak
+from halfmask.run.cost import watch_peak
 
 # A block of 64 KiB or more gets pages of its own, which go back when it is freed.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from halfmask.bench.ceilings import GOOD_SHARE
 from halfmask.bench.row import Measure, Setting
 from halfmask.bench.run import Outcome
-from halfmask.run.ceilings import GOOD_SHARE
 from halfmask.run.folder import environment
 
 FORMAT = 1

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from halfmask.bench.ceilings import copy_rate, count_flops, matmul_rate
 from halfmask.bench.memory import in_own_process
 from halfmask.bench.row import Compute, Disagreement, Measure, Pair, Row, Setting
 from halfmask.bench.timing import interleave, measure
-from halfmask.run.ceilings import copy_rate, count_flops, matmul_rate
 
 _ABSOLUTE = {"s", "images/s"}  # units that say more about the machine than about the code
 _MEASURED_PEAK = 2**20  # smaller differences of the resident set are noise

@@ -10,8 +10,8 @@ from halfmask.cli import flags
 from halfmask.errors import RecipeError
 
 if TYPE_CHECKING:
+    from halfmask.bench.profile import Profile
     from halfmask.bench.row import Row
-    from halfmask.run.profile_step import Profile
 
 
 def bench(
@@ -66,7 +66,7 @@ def bench(
     from halfmask.bench import report
     from halfmask.bench.row import Setting
     from halfmask.bench.run import run_rows
-    from halfmask.run.device import pick_device
+    from halfmask.infer.devices import pick_device
 
     torch.set_num_threads(threads)
     rounds, seconds = (2, 0.0) if quick else (rounds, 0.2)
@@ -110,6 +110,6 @@ def _profile(source: str, overrides: list[str], steps: int, data: str | None) ->
     recipe = flags.load_recipe(source, {"data.root": data}, overrides)
     if not recipe.data.root:
         raise RecipeError("profile a recipe on which data? Add --data DIR.")
-    from halfmask.run.profile_step import profile_recipe
+    from halfmask.bench.profile import profile_recipe
 
     return profile_recipe(recipe, steps)

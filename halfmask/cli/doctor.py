@@ -18,7 +18,7 @@ def doctor(
     Versions, devices, decoding speed, folders, free disk, shared memory, optional packages. Exit code 1 if
     something will hurt.
     """
-    from halfmask.run.machine import examine
+    from halfmask.plan.machine import examine
 
     found = examine(out)
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)

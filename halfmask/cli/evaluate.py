@@ -31,10 +31,10 @@ def evaluate(
     scored on each; name RUN/DOMAIN for one.
     """
     flags.check_overrides(overrides or ())
+    from halfmask.infer.bundle import domain_names
+    from halfmask.infer.devices import is_first_rank
     from halfmask.infer.evaluate import evaluate as score
     from halfmask.infer.runs import published
-    from halfmask.run.bundle import domain_names
-    from halfmask.run.ranks import is_first_rank
 
     if domain_names(run):
         _evaluate_domains(run, data, part, overrides or (), device, workers, limit, as_json, quiet)
@@ -73,10 +73,10 @@ def _evaluate_domains(
     quiet: bool,
 ) -> None:
     from halfmask.errors import RecipeError
-    from halfmask.infer.evaluate_domains import combined, evaluate_domains
+    from halfmask.infer.bundle import domain_names
+    from halfmask.infer.devices import is_first_rank
+    from halfmask.infer.evaluate import combined, evaluate_domains
     from halfmask.infer.runs import published
-    from halfmask.run.bundle import domain_names
-    from halfmask.run.ranks import is_first_rank
 
     if data is not None:
         names = ", ".join(str(Path(run) / name) for name in domain_names(run))

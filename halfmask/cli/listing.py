@@ -64,7 +64,7 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
         RecipeError: there is no such thing.
     """
     from halfmask.plugins import Kind, params_model, resolve
-    from halfmask.schema import describe_field
+    from halfmask.recipe.explain import describe_field
 
     cls = resolve(cast(Kind, kind), name)
     meanings = argument_docs(inspect.getdoc(cls) or "")

@@ -52,9 +52,9 @@ def predict(
     writes labels.csv and labels.json.
     """
     flags.check_overrides(overrides or (), folder="--input")
+    from halfmask.infer.devices import is_first_rank
     from halfmask.infer.predict import predict as write
     from halfmask.infer.predict import predicted_kind
-    from halfmask.run.ranks import is_first_rank
 
     found: list[int] = []
     count = write(

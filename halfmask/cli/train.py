@@ -143,7 +143,7 @@ def train(
             given = {**sugar, **seed_key}
             recipe = flags.load_recipe(source, given, overrides) if source else _with_seed(planned, seed_key)
             results.append(_train(recipe, folder, **options))
-    from halfmask.run.ranks import is_first_rank
+    from halfmask.infer.devices import is_first_rank
 
     if dry_run and not as_json and is_first_rank():  # one process of torchrun speaks for all
         _report_dry_run(results, bytes_limit)
@@ -164,7 +164,7 @@ def _memory_limit(text: str | None, usable: bool) -> int | None:
             "--memory is a budget of the plan: leave out the recipe; or use it with --dry-run, which says what batch "
             "fits, then set data.batch."
         )
-    from halfmask.run.memory import parse_bytes
+    from halfmask.run.cost import parse_bytes
 
     try:
         size = parse_bytes(text)
@@ -218,8 +218,8 @@ def _folders(out: Path, seeds: str | None, seed: int | None) -> list[tuple[Path,
 
 def _check_free(folders: list[Path], overwrite: bool) -> None:
     """Refuse places that are taken before the plan, or an earlier seed, has cost its time."""
+    from halfmask.infer.devices import is_first_rank
     from halfmask.run.folder import RunDir
-    from halfmask.run.ranks import is_first_rank
 
     for folder in folders if is_first_rank() else ():
         RunDir(folder).check_free(overwrite=overwrite)

@@ -2,14 +2,19 @@
 
 Images and masks are read by two different calls. The unlabeled stream holds only `read_image`, so an unlabeled
 item cannot carry a mask, and deleting the masks of unlabeled images changes nothing.
+
+How often each class occurs in each mask.
 """
 
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int, Integer, UInt8
 
 from halfmask.task import Task
 
@@ -91,3 +96,20 @@ class Dataset(ABC):
             DataError: the dataset knows no such pair.
         """
         return (self.root / id,)
+
+
+def count_classes(dataset: Dataset, ids: Sequence[str]) -> Int[np.ndarray, "N K"]:
+    """Read masks and count the pixels of each class (for classification: the image); ignored ones are left out.
+
+    Raises:
+        DataError: a mask is missing or broken.
+    """
+    classes = dataset.task.n_classes
+
+    def count(id: str) -> np.ndarray:
+        values = np.asarray(dataset.read_target(id)).ravel()
+        return np.bincount(values[values < classes], minlength=classes)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders release the interpreter lock
+        counts = list(pool.map(count, ids))
+    return np.stack(counts) if counts else np.zeros((0, classes), dtype=np.int64)

@@ -9,9 +9,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from halfmask.demo.scene import CLASSES, PALETTE
+from halfmask.infer.bundle import load_bundle
 from halfmask.infer.inference import class_map
 from halfmask.palette import colorize
-from halfmask.run.bundle import load_bundle
 
 _TILE, _GAP, _MARGIN, _LEGEND = 192, 6, 150, 40
 _INK, _PAPER = (40, 42, 54), (255, 255, 255)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halfmask.atomic import require_writable
 from halfmask.demo.dataset import Size, write_dataset
 from halfmask.errors import DataError
-from halfmask.places import require_writable
 
 if TYPE_CHECKING:
     from halfmask.infer.metrics import Scores

@@ -18,11 +18,11 @@ from halfmask.errors import CheckpointError, RecipeError, nearest
 from halfmask.importers._classes import known_dataset, make_task
 from halfmask.importers._importer import Importer
 from halfmask.importers._rules import check_fit, rename
+from halfmask.infer.bundle import save_bundle
 from halfmask.models.build import Builder
 from halfmask.models.weights import read_content, tensors_of
 from halfmask.plugins import names, params_model, resolve
 from halfmask.recipe.read import Recipe, load
-from halfmask.run.bundle import save_bundle
 from halfmask.run.folder import RunDir
 from halfmask.task import Kind, Task
 

@@ -31,12 +31,12 @@ from halfmask.atomic import atomic_path, write_json
 from halfmask.data.folder.images import read_image
 from halfmask.data.splits.split import open_dataset
 from halfmask.errors import CheckpointError, DataError, MissingExtraError, ParityError, RecipeError, nearest
+from halfmask.infer.bundle import Bundle, load_bundle
 from halfmask.infer.predict import plan
 from halfmask.infer.runs import open_run
 from halfmask.models.model import Model
 from halfmask.palette import palette_of
 from halfmask.recipe.read import DataRecipe
-from halfmask.run.bundle import Bundle, load_bundle
 
 Format = Literal["onnx", "torch"]
 Shapes = Literal["batch and size", "batch", "fixed"]

@@ -13,7 +13,7 @@ Pixels without data (`nodata` of the data or the file) have the ignored id. The 
 GeoTIFF, `.tif`, at the same place. Images of more than 30 million pixels are predicted in overlapping tiles, see
 `halfmask.infer.tiles`; the order of frames is that of the numbers in their names.
 
-Models of classification write tables of labels instead, see `halfmask.infer.predict_labels`.
+Models of classification write tables of labels instead, see `halfmask.infer.outputs`.
 """
 
 import re
@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from halfmask.atomic import atomic_path
+from halfmask.atomic import atomic_path, require_writable
 from halfmask.data.convert.convert import require_outlines, write_outlines
 from halfmask.data.convert.mask_source import OVERLAYS, PROBABILITIES
 from halfmask.data.folder.files import date_sizes_differ
@@ -41,16 +41,13 @@ from halfmask.data.folder.images import is_image
 from halfmask.data.folder.pairs import find_pairs
 from halfmask.data.folder.rasters import Picture, Reading, image_size, read_picture
 from halfmask.errors import DataError, RecipeError, bullet_list, gathered
-from halfmask.infer.inference import class_map, probabilities
-from halfmask.infer.mask_files import Job, record_model, write_mask, write_overlay
-from halfmask.infer.predict_labels import predict_labels, reading_of
+from halfmask.infer.bundle import bundle_folder, load_bundle, read_meta
+from halfmask.infer.devices import joined_ranks
+from halfmask.infer.inference import class_map, probabilities, read_ahead
+from halfmask.infer.outputs import Job, predict_labels, reading_of, record_model, write_mask, write_overlay
 from halfmask.infer.predict_tiled import Predictor, predict_tiled, without_data
-from halfmask.infer.read_ahead import read_ahead
 from halfmask.infer.runs import memory_cure, open_run
 from halfmask.infer.tiles import choose_tiling
-from halfmask.places import require_writable
-from halfmask.run.bundle import bundle_folder, load_bundle, read_meta
-from halfmask.run.ranks import joined_ranks
 from halfmask.task import Kind
 
 # Images of more pixels are predicted in tiles, unless the user decides.

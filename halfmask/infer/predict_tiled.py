@@ -22,12 +22,11 @@ from halfmask.atomic import atomic_path
 from halfmask.data.folder.files import date_sizes_differ
 from halfmask.data.folder.rasters import Picture, Raster, Reading, open_raster
 from halfmask.errors import DataError
-from halfmask.infer.inference import probabilities
-from halfmask.infer.mask_files import Job, write_mask, write_overlay
-from halfmask.infer.read_ahead import read_ahead
+from halfmask.infer.bundle import Bundle
+from halfmask.infer.inference import probabilities, read_ahead
+from halfmask.infer.outputs import Job, write_mask, write_overlay
 from halfmask.infer.tiles import Block, Span, Sweep, Tiling
 from halfmask.recipe.read import EvalRecipe
-from halfmask.run.bundle import Bundle
 
 _OVERLAY_SIDE = 2048
 

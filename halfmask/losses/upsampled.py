@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmask.models.row_bands import row_mix
+from halfmask.models.coarse_logits import row_mix
 from halfmask.reference import losses as reference
 
 # Below this size of the upsampled logits the plain form is faster on a CPU; on a GPU the number is an estimate.

@@ -37,8 +37,8 @@ from halfmask.errors import ShapeError
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.bottlenecks.allspark import AllSpark as Bottleneck
+from halfmask.models.model import eval_mode
 from halfmask.task import Task
-from halfmask.teaching.ema import eval_mode
 from halfmask.teaching.grouping import Grouping, channel_classes
 from halfmask.teaching.memory import ClassMemory, MemorySync
 from halfmask.teaching.pseudo_label import pseudo_label, pseudo_logs

@@ -32,7 +32,7 @@ from halfmask.errors import DataError, RecipeError
 from halfmask.method import Method, ModelBuilder, ParamGroup, StepOutput, Update
 from halfmask.models.model import Model
 from halfmask.plugins import params_model, resolve
-from halfmask.schema import explain_all
+from halfmask.recipe.explain import explain_all
 from halfmask.task import Task
 
 NormRule = Literal["shared", "own"]

@@ -25,8 +25,8 @@ from pydantic import Field
 from halfmask.batch import Batch, Progress
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
+from halfmask.models.model import eval_mode
 from halfmask.task import Task
-from halfmask.teaching.ema import eval_mode
 from halfmask.teaching.pseudo_label import pseudo_label, pseudo_logs
 from halfmask.views.strong import StrongAugment
 

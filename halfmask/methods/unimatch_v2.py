@@ -44,10 +44,10 @@ from halfmask.batch import Batch, Progress, Samples
 from halfmask.forms import plain_forms_wanted
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
-from halfmask.models.model import Logits, Model
+from halfmask.models.model import Logits, Model, eval_mode
 from halfmask.task import Task
 from halfmask.teaching.alignment import AlignmentName, alignment_of
-from halfmask.teaching.ema import Teacher, ema_copy, eval_mode
+from halfmask.teaching.ema import Teacher, ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.teaching.ramps import ema_ramp
 from halfmask.views.channel_dropout import channel_masks, scale_channels

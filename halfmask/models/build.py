@@ -17,8 +17,8 @@ from halfmask.forms import use_plain_layers
 from halfmask.models.bottlenecks._bottleneck import require_map
 from halfmask.models.model import ChangeSegmenter, Classifier, Model, Segmenter
 from halfmask.plugins import Kind, params_model, resolve
+from halfmask.recipe.explain import explain
 from halfmask.recipe.sections import Entry, ModelRecipe
-from halfmask.schema import explain
 from halfmask.task import Task
 
 _ENTRIES: dict[str, Kind] = {"encoder": "encoders", "decoder": "decoders", "bottleneck": "bottlenecks"}

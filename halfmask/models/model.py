@@ -7,6 +7,7 @@ fed wrongly.
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -172,3 +173,23 @@ def date_differences(
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether anything in a network takes statistics over the batch."""
     return any(isinstance(part, _BATCH_NORMS) for part in module.modules())
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Switch a network to evaluation mode and give every part its former mode back.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout().eval())
+    >>> with eval_mode(net):
+    ...     net[0].training
+    False
+    >>> net[0].training, net[1].training
+    (True, False)
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -3,6 +3,8 @@
 A release comes from the Hugging Face hub and is cached there (`HF_HOME`, `HF_HUB_OFFLINE` are honored). A local
 file (`.safetensors`, `.pth`) may be in the layout of its authors: each encoder brings a function that turns
 those names into its own. Missing or unexpected keys are an error that lists them; nothing is skipped silently.
+
+Does a table of tensors fill a network exactly? The question of every file of weights.
 """
 
 import logging
@@ -23,7 +25,6 @@ from timm.models import adapt_input_conv, get_pretrained_cfg
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError, bullet_list, nearest
-from halfmask.models.fitting import misfits
 
 State = dict[str, Tensor]
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
@@ -232,3 +233,24 @@ def _check_fit(name: str, state: State, own: State, origin: str | Path) -> None:
             "  Check that model.encoder (name, size or depth, stem) is what the file was made for.",
             "H405",
         )
+
+
+def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """List what keeps tensors from filling a network: missing and unexpected names, other shapes.
+
+    Args:
+        state: tensors of a file, by name.
+        own: those of the network.
+
+    >>> import torch
+    >>> misfits({"a": torch.ones(2), "c": torch.ones(1)}, {"a": torch.ones(3), "b": torch.ones(1)})
+    ['missing: b', 'unexpected: c', 'shape of a: (2,) in the file, (3,) in the network']
+    """
+    problems = [f"missing: {key}" for key in own if key not in state]
+    problems += [f"unexpected: {key}" for key in state if key not in own]
+    problems += [
+        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    return problems

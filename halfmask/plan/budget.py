@@ -12,7 +12,7 @@ from halfmask.plan.facts import Machine
 from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import Measured, measure
 from halfmask.recipe.read import Recipe
-from halfmask.run.prepare import Prepared
+from halfmask.run.prepared import Prepared
 
 Build = Callable[[dict[str, Any]], Recipe]  # settings -> recipe, with the user's keys on top
 _WINDOW = 256  # side of the windows that large images are validated in

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from halfmask.data.check import take_fingerprint
-from halfmask.data.class_counts import count_classes
-from halfmask.data.contract import Dataset
+from halfmask.data.contract import Dataset, count_classes
 from halfmask.data.splits.split import resolve_split, unlabeled_dataset, verify
-from halfmask.data.splits.stamps import default_folder
+from halfmask.data.splits.verify import default_folder
 from halfmask.errors import DataError
+from halfmask.infer.devices import is_first_rank
 from halfmask.recipe.sections import DataRecipe
 from halfmask.run.progress import LookingLine
-from halfmask.run.ranks import is_first_rank
 from halfmask.task import Kind, Task
 from halfmask.views.components import cell_boxes
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from halfmask.errors import RecipeError, bullet_list
 from halfmask.plugins import Kind, params_model, resolve
+from halfmask.recipe.explain import explain_all
 from halfmask.recipe.sections import (
     BatchRecipe,
     DataRecipe,
@@ -34,7 +35,6 @@ from halfmask.recipe.sections import (
     named,
 )
 from halfmask.recipe.shipped import find_recipe
-from halfmask.schema import explain_all
 
 __all__ = [
     "BatchRecipe",

@@ -21,16 +21,15 @@ from halfmask.atomic import atomic_path, write_json
 from halfmask.batch import Progress as Steps
 from halfmask.data.contract import Dataset
 from halfmask.errors import CheckpointError
+from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import DatasetItems, count_each
-from halfmask.infer.parts import check_classes, open_part
-from halfmask.infer.runs import memory_cure, open_run
+from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
 from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import params_model, resolve
 from halfmask.recipe.read import EvalRecipe
 from halfmask.recipe.sections import ModelRecipe
 from halfmask.report.records import Run
-from halfmask.run.bundle import load_bundle
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.folder import RunDir
 from halfmask.task import Task

@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from halfmask.infer.inference import class_map, probabilities
-from halfmask.infer.read_ahead import read_ahead
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.inference import class_map, probabilities, read_ahead
 from halfmask.infer.runs import memory_cure
 from halfmask.report.evidence import Images, cached_json, digest, load_method
 from halfmask.report.records import Run
-from halfmask.run.bundle import load_bundle
 
 _EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995)
 

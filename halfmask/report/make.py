@@ -9,6 +9,7 @@ from rich.progress import Progress
 
 from halfmask.atomic import write_json, write_text
 from halfmask.errors import DataError, RecipeError
+from halfmask.infer.devices import pick_device
 from halfmask.report.chapters.summary import headline
 from halfmask.report.comparison import Row, compare, to_dict, to_json, to_latex, to_markdown
 from halfmask.report.comparison_page import comparison_page
@@ -16,7 +17,6 @@ from halfmask.report.evidence import Tick
 from halfmask.report.material import Material, Wishes, gather
 from halfmask.report.page import run_page
 from halfmask.report.records import members
-from halfmask.run.device import pick_device
 from halfmask.task import METRIC_NAMES
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Int, Integer, UInt8
 from halfmask.data.check import judge, take_fingerprint
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
 from halfmask.infer.bootstrap import Scored, difference, image_scores, scored
+from halfmask.infer.bundle import domain_names, load_bundle
 from halfmask.infer.inference import class_map
 from halfmask.infer.runs import Published, open_run, published
 from halfmask.report.channels import Figures, allspark_figures, is_allspark
@@ -23,7 +24,6 @@ from halfmask.report.evidence import Images, Tally, Tick, cached_json, digest, o
 from halfmask.report.labels import held_out_agreement, label_quality
 from halfmask.report.pictures import three_bands
 from halfmask.report.records import Run, read_run
-from halfmask.run.bundle import domain_names, load_bundle
 
 _SAMPLES = 4
 _CHECKED = 400  # images per part that the data chapter looks at

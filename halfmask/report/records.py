@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from halfmask.errors import CheckpointError
-from halfmask.run.bundle import STAGES, read_meta
+from halfmask.infer.bundle import STAGES, read_meta
 from halfmask.run.folder import RunDir
 from halfmask.task import Task
 

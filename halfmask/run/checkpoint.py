@@ -1,6 +1,18 @@
-"""Checkpoints: written atomically, opened without running code, checked before they are used."""
+"""Checkpoints: read and written, all networks of a run, and a new run that starts from the weights of another.
 
+Checkpoints: written atomically, opened without running code, checked before they are used.
+
+All networks of a trained run, from its checkpoint: what a bundle, which holds one of them, cannot give.
+
+Begin a new run with the weights of an earlier one: after more masks were drawn.
+
+The recipe is the earlier run's, with what the user changes. Images that it validated on stay validation images, and
+where it had none, none are held out: the weights have seen the masks it trained on.
+"""
+
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +20,18 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from halfmask.atomic import atomic_path
-from halfmask.errors import CheckpointError
+from halfmask.data.splits.split import write_list
+from halfmask.errors import CheckpointError, RecipeError, bullet_list
+from halfmask.infer.bundle import STAGES, Bundle, load_bundle
+from halfmask.method import Method
+from halfmask.models.build import Builder
+from halfmask.models.model import Model
+from halfmask.models.weights import misfits
+from halfmask.plugins import resolve
+from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
+from halfmask.run.folder import RunDir
 from halfmask.run.module import CHECKPOINT_FORMAT
+from halfmask.run.prepared import Prepared
 
 Lists = Mapping[str, Sequence[str]]  # ids of labeled, unlabeled and validation images
 
@@ -120,3 +142,156 @@ def _difference(name: str, then: Lists, now: Lists) -> str:
 
 def _examples(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def weights_of(run: str | Path) -> Path | None:
+    """Give the checkpoint at the best validation of the shipped predictor, else the last one; `None`: there is none."""
+    folder = RunDir(run)
+    candidates = sorted(folder.checkpoints.glob("best-*.ckpt"))
+    if candidates and (folder.path / "model.json").is_file():
+        shipped = load_bundle(folder.path).meta.get("predictor")
+        candidates = [path for path in candidates if path == folder.best(str(shipped))]
+    return next(iter(candidates), folder.last if folder.last.is_file() else None)
+
+
+def load_networks(method: Method, checkpoint: Path) -> int:
+    """Fill a method with the weights and buffers of a checkpoint, and give the checkpoint's step.
+
+    Raises:
+        CheckpointError: it is damaged, or of another method, network or number of classes.
+    """
+    content = read_checkpoint(checkpoint)
+    saved = content["state_dict"]
+    state = {name.removeprefix("method."): value for name, value in saved.items() if name.startswith("method.")}
+    if problems := misfits(state, method.state_dict()):
+        raise CheckpointError(
+            f"{checkpoint} does not fit: the method, its networks or the classes differ (it was trained for "
+            f"{', '.join(content['halfmask']['classes'])}). Keep these, or train a new run from its start:\n"
+            f"{bullet_list(problems)}",
+            "H405",
+        )
+    method.load_state_dict(state)
+    return int(content["halfmask"]["step"])
+
+
+def open_predictors(bundle: Bundle, device: torch.device) -> dict[str, Model]:
+    """Give every predictor of the run that a bundle belongs to, the shipped one first; of a bare bundle just that.
+
+    Args:
+        bundle: of the run.
+        device: where they go.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the run's recipe.
+    """
+    run = RunDir(bundle.folder)
+    checkpoint = weights_of(run.path) if run.recipe.is_file() else None
+    if checkpoint is None:
+        return {str(bundle.meta.get("predictor", "model")): bundle.model}
+    recipe = load(run.recipe)
+    builder = Builder(
+        _without_weights(recipe.model), bundle.task, crop=recipe.data.crop, channels=bundle.model.mean.numel(),
+        mean=tuple(bundle.model.mean.flatten().tolist()), std=tuple(bundle.model.std.flatten().tolist()),
+    )  # fmt: skip
+    method: Method = resolve("methods", recipe.method.name)(bundle.task, builder, **recipe.method.params)
+    load_networks(method, checkpoint)
+    return {name: model.to(device).eval() for name, model in method.predictors().items()}
+
+
+def _without_weights(model: ModelRecipe) -> ModelRecipe:
+    """The checkpoint brings the weights: nothing has to be downloaded."""
+    params = {key: value for key, value in model.encoder.params.items() if key != "weights"}
+    return model.model_copy(update={"encoder": Entry(name=model.encoder.name, **params)})
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a new run begins.
+
+    Args:
+        run: the earlier run.
+        checkpoint: of its networks.
+        recipe: of the new run.
+        labeled: what the earlier run learned from.
+    """
+
+    run: Path
+    checkpoint: Path
+    recipe: Recipe
+    labeled: frozenset[str]
+
+    def load_into(self, prepared: Prepared) -> str:
+        """Give the networks of a new run the weights, and say what changed.
+
+        Raises:
+            CheckpointError: other networks or classes.
+        """
+        step = load_networks(prepared.method, self.checkpoint)
+        now = prepared.split.labeled
+        new = len(set(now) - self.labeled)
+        left = len(self.labeled - set(now))
+        gone = f", {left} no longer used" if left else ""
+        return (
+            f"from     {self.run} at step {step}, the weights of all its networks; labeled images: {len(self.labeled)} "
+            f"then, {len(now)} now ({new} new{gone})"
+        )
+
+
+def begin_from(run: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Beginning:
+    """Prepare a run that begins with the weights of another.
+
+    Args:
+        run: the earlier run.
+        overrides: what changes in its recipe.
+
+    Raises:
+        CheckpointError: it has no checkpoint, or several stages.
+        RecipeError: its recipe says how many masks to draw, and no list says which now; or a twin is asked for.
+    """
+    folder = RunDir(run)
+    changed = dict(overrides) if isinstance(overrides, Mapping) else dict(map(parse_override, overrides))
+    if (folder.path / STAGES).is_file():
+        raise CheckpointError(f"{run} was trained in stages: a new run cannot begin with its weights. Train it anew.")
+    before = folder.load_recipe()
+    if before.data.domains:
+        raise RecipeError(
+            f"{run} learned from several domains: a new run cannot begin with its weights. Train it anew."
+        )
+    checkpoint = weights_of(folder.path)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{run}: no checkpoint. A bundle alone holds one network; give the folder of the run.", "H407"
+        )
+    if changed.get("run.twin"):
+        raise RecipeError(
+            "--twin trains both from their start; a run that begins with weights would win. Leave it out."
+        )
+    lists = _lists(folder)
+    new: dict[str, Any] = {"run.twin": False}
+    fixed = (
+        f"data.split={before.data.split}" if before.data.split is not None else f"data.labeled={before.data.labeled}"
+    )
+    listed = isinstance(before.data.labeled, str) or "data.labeled" in changed
+    if not listed and (before.data.split is not None or before.data.labeled is not None):
+        written = folder.path / "suggest" / "labeled.txt"
+        raise RecipeError(
+            f"{run} used only some masks ({fixed}): say which to use now, --labeled LIST"
+            + (f", for example {written}." if written.is_file() else " (halfmask suggest writes one: labeled.txt).")
+        )
+    if before.data.val == "auto" and "data.val" not in changed:
+        new["data.val"] = "none"
+        if lists["val"]:
+            new["data.val"] = str(folder.path / "val.txt")
+            write_list(folder.path / "val.txt", lists["val"])
+    recipe = load(folder.recipe, {**new, **changed})
+    return Beginning(folder.path, checkpoint, recipe, frozenset(lists["labeled"]))
+
+
+def _lists(folder: RunDir) -> dict[str, list[str]]:
+    try:
+        content = json.loads(folder.split.read_text(encoding="utf-8"))
+        return {name: [str(id) for id in content[name]["ids"]] for name in ("labeled", "val")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder.split}: cannot be read ({error!r}). Restore it from the run.", "H402"
+        ) from error

@@ -1,4 +1,6 @@
-"""What a run will take: memory, seconds per step, all steps. `halfmask train --dry-run` prints it.
+"""Predict what a run takes: memory, seconds per step, all steps.
+
+What a run will take: memory, seconds per step, all steps. `halfmask train --dry-run` prints it.
 
 Two trial steps at each of two small batches, on the device and with the data of the run:
 
@@ -8,9 +10,14 @@ Two trial steps at each of two small batches, on the device and with the data of
 The fixed part holds weights, moving averages, gradients, the state of the optimizers and, on a CPU, the libraries. On a
 CPU the memory is the resident set of the training process (loader workers come on top), on a GPU that of torch's
 allocator (the driver takes about half a GiB more). Compilation is left out, and so is validation.
+
+How much memory a piece of work takes: of the allocator on a GPU, of the resident set on a CPU.
 """
 
+import contextlib
 import math
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,11 +31,9 @@ from torch.optim import Optimizer
 from halfmask.batch import Progress
 from halfmask.data.loading.loader import to_batch, worker_count
 from halfmask.recipe.read import BatchRecipe, Recipe
-from halfmask.run.hardware import uses_gpu
-from halfmask.run.memory import watch_peak
 from halfmask.run.optim import base_rate, make_optimizers
-from halfmask.run.prepare import Prepared
-from halfmask.run.step_loader import loader_maker
+from halfmask.run.prepared import Prepared, loader_maker
+from halfmask.run.trainer import uses_gpu
 
 
 @dataclass(frozen=True)
@@ -210,3 +215,83 @@ def _duration(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+_STATUS = Path("/proc/self/status")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Peak:
+    """The most memory that was taken while it watched.
+
+    Args:
+        before: bytes taken at its start.
+        most: bytes taken at the most; on a CPU of the whole process.
+    """
+
+    def __init__(self, before: int) -> None:
+        self.before = self.most = before
+
+    @property
+    def added(self) -> int:
+        """Bytes above what was taken before."""
+        return max(self.most - self.before, 0)
+
+
+@contextlib.contextmanager
+def watch_peak(device: torch.device) -> Iterator[Peak]:
+    """Watch the memory of a block.
+
+    >>> with watch_peak(torch.device("cpu")) as peak:
+    ...     _ = torch.ones(2**22)
+    >>> peak.most > 2**24
+    True
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        peak = Peak(torch.cuda.memory_allocated(device))
+        yield peak
+        torch.cuda.synchronize(device)
+        peak.most = torch.cuda.max_memory_allocated(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+    peak = Peak(_status("VmRSS") or _ever())
+    yield peak
+    peak.most = _status("VmHWM") or _ever()
+
+
+def parse_bytes(text: str) -> int:
+    """Read `8GB`, `8GiB`, `500M`; units are powers of 1024, as tools that show memory use them.
+
+    >>> parse_bytes("8GB") == parse_bytes("8 GiB") == 8 * 2**30
+    True
+
+    Raises:
+        ValueError: something else.
+    """
+    compact = text.strip().upper().replace(" ", "").removesuffix("B").removesuffix("I")
+    number, unit = (compact[:-1], compact[-1]) if compact[-1:] in {*"KMGT"} else (compact, "")
+    size = float(number) * _UNITS[unit]
+    if not 1 <= size < math.inf:
+        raise ValueError(text)
+    return int(size)
+
+
+def _status(key: str) -> int | None:
+    if not _STATUS.exists():
+        return None
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def max_resident_unit() -> int:
+    """Bytes in a unit of `ru_maxrss`, which differs between systems."""
+    return 1 if sys.platform == "darwin" else 1024
+
+
+def _ever() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * max_resident_unit()

@@ -14,28 +14,26 @@ from halfmask.data.contract import Dataset
 from halfmask.data.splits.split import Split, part_ids
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.forms import plain_forms
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.devices import is_first_rank
 from halfmask.infer.evaluate import DatasetItems, evaluate_model
 from halfmask.infer.metrics import Scores
 from halfmask.method import Stage
 from halfmask.models.model import Model
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
-from halfmask.run.bundle import load_bundle
-from halfmask.run.callbacks import Checkpoints, MetricsLog, Validation
+from halfmask.run.callbacks import Checkpoints, MetricsLog, StopNow, StopRequest, Validation
 from halfmask.run.checkpoint import check_matches, read_checkpoint
 from halfmask.run.cost import Cost, predict_cost
-from halfmask.run.domain_validation import DomainExaminer
+from halfmask.run.domains import DomainExaminer, domain_recipe
 from halfmask.run.folder import PSEUDO_MASKS, RunDir, describe_split, describe_splits
-from halfmask.run.hardware import make_trainer, prepare_networks, with_precision
 from halfmask.run.module import LitMethod
 from halfmask.run.optim import base_rate
-from halfmask.run.prepare import Prepared, describe, prepare
-from halfmask.run.prepare_domains import domain_recipe
+from halfmask.run.prepare import describe, prepare
+from halfmask.run.prepared import Prepared, loader_maker
 from halfmask.run.progress import ProgressLine
-from halfmask.run.ranks import is_first_rank
 from halfmask.run.stages import write_pseudo_masks
-from halfmask.run.step_loader import loader_maker
-from halfmask.run.stopping import StopNow, StopRequest
+from halfmask.run.trainer import make_trainer, prepare_networks, with_precision
 from halfmask.run.twin import TwinResult
 from halfmask.run.validation import Evaluate, Examiner, TaskExaminer
 
@@ -103,7 +101,7 @@ def train(
         limit: stop after so many steps (the schedule is shortened too).
         overrides: dotted overrides; with `resume` only those that do not change the result.
         root: folder that the user names to go on, where this run is a part of another.
-        initialize: gives the networks of a new run their weights, and says which (`halfmask.run.resume_from`).
+        initialize: gives the networks of a new run their weights, and says which (`halfmask.run.checkpoint`).
 
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.

@@ -20,12 +20,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from halfmask.atomic import write_text
+from halfmask.atomic import require_writable, write_text
 from halfmask.data.splits.split import Split
 from halfmask.errors import CheckpointError, DataError
-from halfmask.places import require_writable
+from halfmask.infer.bundle import DOMAINS, STAGES, domain_names
 from halfmask.recipe.read import Recipe, load
-from halfmask.run.bundle import DOMAINS, STAGES, domain_names
 
 PSEUDO_MASKS = "pseudo_masks"  # folder of a stage that labels images for the next one
 _PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")

@@ -4,14 +4,15 @@ import torch
 
 from halfmask.data.loading.sampler import steps_per_epoch
 from halfmask.data.splits import split as splits
-from halfmask.data.splits.stamps import default_folder
+from halfmask.data.splits.verify import default_folder
 from halfmask.errors import DataError
 from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe
-from halfmask.run import loggers
-from halfmask.run.fit_checks import (
+from halfmask.run.domains import describe_domains, prepare_domains, refuse_one_domain
+from halfmask.run.optim import base_rate
+from halfmask.run.prepared import (
     Prepared,
     attend_to_rare_classes,
     check_batches,
@@ -22,9 +23,7 @@ from halfmask.run.fit_checks import (
     lengths,
     weak_of,
 )
-from halfmask.run.optim import base_rate
-from halfmask.run.prepare_domains import describe_domains, prepare_domains, refuse_one_domain
-from halfmask.run.progress import LookingLine
+from halfmask.run.progress import LookingLine, require_logger
 
 __all__ = ["Prepared", "describe", "prepare"]
 
@@ -46,7 +45,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     """
     run, data = recipe.run, recipe.data
     world = run.devices * run.nodes
-    loggers.require(run.logger)
+    require_logger(run.logger)
     check_batches(recipe, world)
     if data.domains is not None:
         return prepare_domains(recipe, limit, look=look, quiet=quiet)

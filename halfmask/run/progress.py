@@ -1,15 +1,22 @@
-"""The progress line of a training run: a live bar in a terminal, plain lines elsewhere, nothing with `quiet`."""
+"""What a training run shows: the progress line, and loggers beside metrics.jsonl.
 
+The progress line of a training run: a live bar in a terminal, plain lines elsewhere, nothing with `quiet`.
+
+Loggers beside metrics.jsonl, by name.
+"""
+
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from halfmask.errors import MissingExtraError
 from halfmask.task import METRIC_NAMES
 
 
@@ -156,3 +163,61 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def require_logger(name: str) -> None:
+    """Check that a logger's package is there, before anything else of a run.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise _not_installed(name)
+
+
+def make_logger(name: str, out: Path) -> Any:
+    """Make a Lightning logger: tensorboard in `<run>/tb`, or wandb, mlflow, trackio where installed.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    if name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(out, name="", version="tb")
+    try:
+        if name == "wandb":
+            from lightning.pytorch.loggers import WandbLogger
+
+            return WandbLogger(project="halfmask", name=out.name, save_dir=out)
+        if name == "mlflow":
+            from lightning.pytorch.loggers import MLFlowLogger
+
+            return MLFlowLogger(experiment_name="halfmask", run_name=out.name)
+        return _trackio(out)
+    except ModuleNotFoundError as error:
+        raise _not_installed(name) from error
+
+
+def _trackio(out: Path) -> Any:
+    import trackio  # type: ignore[import-not-found,unused-ignore]
+    from lightning.pytorch.loggers.logger import DummyLogger
+
+    class TrackioLogger(DummyLogger):
+        """Sends metrics to trackio; it keeps them on this machine."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            trackio.init(project="halfmask", name=out.name)
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            trackio.log(metrics, step=step)
+
+        def finalize(self, status: str) -> None:
+            trackio.finish()
+
+    return TrackioLogger()
+
+
+def _not_installed(name: str) -> MissingExtraError:
+    return MissingExtraError(f"run.logger={name}", "", f"pip install {name}; or choose run.logger=none")

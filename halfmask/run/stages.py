@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from halfmask.errors import DataError
-from halfmask.infer.mask_files import mask_image
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.devices import pick_device
+from halfmask.infer.outputs import mask_image
 from halfmask.method import Method
 from halfmask.models.model import Model
 from halfmask.palette import palette_of
-from halfmask.run.bundle import load_bundle
-from halfmask.run.device import pick_device
 from halfmask.run.folder import PSEUDO_MASKS, RunDir
 from halfmask.run.prepare import prepare
 from halfmask.run.progress import LookingLine

@@ -9,18 +9,17 @@ from typing import Any
 from halfmask.atomic import write_json
 from halfmask.errors import RecipeError
 from halfmask.infer.bootstrap import Interval, difference, scored
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import DatasetItems, count_each
-from halfmask.infer.parts import open_part
-from halfmask.infer.runs import memory_cure, open_run
+from halfmask.infer.runs import memory_cure, open_part, open_run
 from halfmask.recipe.read import Recipe, load
 from halfmask.run import fit as engine
-from halfmask.run.bundle import load_bundle
-from halfmask.run.device import pick_device
+from halfmask.run.checkpoint import begin_from
 from halfmask.run.fit import TrainResult
 from halfmask.run.folder import RunDir
-from halfmask.run.prepare import Prepared
+from halfmask.run.prepared import Prepared
 from halfmask.run.progress import ProgressLine
-from halfmask.run.resume_from import begin_from
 from halfmask.run.twin import FOLDER, RESULT, Estimate, TwinResult, check_comparable, twin_recipe
 
 

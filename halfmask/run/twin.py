@@ -13,7 +13,8 @@ from halfmask.data.splits.split import part_ids
 from halfmask.errors import RecipeError
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
-from halfmask.run.prepare import Prepared, prepare
+from halfmask.run.prepare import prepare
+from halfmask.run.prepared import Prepared
 
 FOLDER, RESULT = "twin", "twin.json"
 _FEW_IMAGES = 10

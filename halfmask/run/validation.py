@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from halfmask.infer.bundle import save_bundle
 from halfmask.infer.metrics import Scores
 from halfmask.models.model import Model
-from halfmask.run.bundle import save_bundle
 from halfmask.run.module import LitMethod
 from halfmask.task import Task
 

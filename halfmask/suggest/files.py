@@ -16,7 +16,7 @@ from PIL import Image
 from halfmask.atomic import atomic_path, write_text
 from halfmask.data.convert.convert import OUTLINES, mask_name, outline_files, write_outlines
 from halfmask.errors import DataError
-from halfmask.infer.mask_files import mask_image
+from halfmask.infer.outputs import mask_image
 from halfmask.palette import overlay, palette_of
 from halfmask.task import Task
 

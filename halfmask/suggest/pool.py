@@ -17,12 +17,11 @@ from torch import Tensor
 from halfmask.data.contract import Dataset
 from halfmask.data.splits.split import open_dataset, unlabeled_dataset
 from halfmask.errors import CheckpointError, DataError, RecipeError
-from halfmask.infer.inference import class_map, probabilities
-from halfmask.infer.read_ahead import read_ahead
+from halfmask.infer.bundle import Bundle
+from halfmask.infer.inference import class_map, probabilities, read_ahead
 from halfmask.infer.runs import memory_cure
 from halfmask.models.model import Model
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load
-from halfmask.run.bundle import Bundle
 from halfmask.suggest.scores import Measure, disagreement, uncertainty
 
 _MOST_PIXELS = 30_000_000  # of an image that is looked at in full

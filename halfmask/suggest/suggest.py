@@ -19,14 +19,13 @@ from typing import Any, cast, get_args
 import numpy as np
 from jaxtyping import Float
 
-from halfmask.atomic import write_json
-from halfmask.data.class_counts import count_classes
+from halfmask.atomic import require_writable, write_json
+from halfmask.data.contract import count_classes
 from halfmask.errors import DataError, RecipeError, nearest
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.devices import pick_device
 from halfmask.infer.runs import open_run
-from halfmask.places import require_writable
-from halfmask.run.bundle import load_bundle
-from halfmask.run.device import pick_device
-from halfmask.run.networks import open_predictors
+from halfmask.run.checkpoint import open_predictors
 from halfmask.suggest.files import FORMATS, Draft, Row, earlier_files, write_files, write_lists, write_table
 from halfmask.suggest.pool import Looker, Measured, Pool, look_at_all, open_pool
 from halfmask.suggest.scores import Measure, Weights, combine, k_center, ranks, rare_classes

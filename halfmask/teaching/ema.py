@@ -11,7 +11,6 @@ multiplication and truncation destroys it. The plain version is `halfmask.refere
 import copy
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -125,26 +124,6 @@ def lerp_(average: list[Tensor], target: list[Tensor], weight: float) -> None:
         return
     for old, new in zip(average, target, strict=True):
         old.lerp_(new, weight)
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch a network to evaluation mode and give every part its former mode back.
-
-    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout().eval())
-    >>> with eval_mode(net):
-    ...     net[0].training
-    False
-    >>> net[0].training, net[1].training
-    (True, False)
-    """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _slots(module: nn.Module) -> Iterator[tuple[str, _Slot]]:

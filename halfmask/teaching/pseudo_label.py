@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmask.forms import has_plain_form
-from halfmask.models.coarse_logits import CoarseLogits
-from halfmask.models.confidence import top_class
+from halfmask.models.coarse_logits import CoarseLogits, top_class
 from halfmask.reference import pseudo as reference
 
 _RANGES = "pseudo/confidence_range/"  # logs of one family: a histogram, one number per range
@@ -19,7 +18,7 @@ _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 def pseudo_label(logits: Float[Tensor, "B K *S"] | CoarseLogits) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
     """Give the most probable class and its probability, without gradient.
 
-    The full softmax map is never made (`halfmask.models.confidence`). The probability is float32 even under bfloat16
+    The full softmax map is never made (`halfmask.models.coarse_logits`). The probability is float32 even under bfloat16
     autocast, whose spacing of 0.004 near 1 is too coarse for a threshold of 0.95. (float64 stays float64.)
 
     >>> label, confidence = pseudo_label(torch.tensor([[0.0, 0.0, 2.0]]))

@@ -21,10 +21,10 @@ from PIL import Image
 from halfmask.app.app import Server, answer, page
 from halfmask.app.look import LARGEST, Looker
 from halfmask.errors import DataError, RecipeError
+from halfmask.infer.bundle import save_bundle
 from halfmask.infer.predict import predict
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe
-from halfmask.run.bundle import save_bundle
 from halfmask.task import Task
 from tests.cli.processes import run as call
 from tests.report.test_screenshots import content_width, needs_browser, take

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from halfmask.cli.app import app
-from halfmask.run import machine as doctor
+from halfmask.plan import machine as doctor
 from tests.test_repository import ROOT
 
 Usage = namedtuple("Usage", "total used free")

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from halfmask.data.annotations import fill, geojson, labelme, polygons
-from halfmask.data.annotations.coco import CocoWriter, pack_counts, run_lengths
-from halfmask.data.annotations.coco_json import CocoFile, decode_runs, unpack_counts
-from halfmask.data.annotations.label_studio_tasks import image_name
+from halfmask.data.annotations.coco import CocoFile, CocoWriter, decode_runs, pack_counts, run_lengths, unpack_counts
+from halfmask.data.annotations.label_studio import image_name
 from halfmask.data.check import take_fingerprint
 from halfmask.data.convert.convert import FORMATS, convert, write_outlines
 from halfmask.data.datasets.folder import Folder
@@ -219,8 +218,8 @@ def test_geojson_of_a_geotiff_is_on_earth_and_reads_back_exactly(place, tmp_path
 
 def test_predictions_of_a_geotiff_come_as_geojson_of_its_place(tmp_path):
     rasterio = pytest.importorskip("rasterio")
+    from halfmask.infer.bundle import save_bundle
     from halfmask.infer.predict import predict
-    from halfmask.run.bundle import save_bundle
     from tests.run.toy import THREE, small_model
 
     model = small_model()
@@ -464,8 +463,8 @@ def test_coco_names_predicted_images_by_as_little_as_tells_them_apart(other, tmp
 
 @pytest.mark.parametrize("to", ["labelme", "geojson", "coco"])
 def test_predictions_come_as_outlines_that_fill_to_the_masks(to, tmp_path):
+    from halfmask.infer.bundle import save_bundle
     from halfmask.infer.predict import predict
-    from halfmask.run.bundle import save_bundle
     from tests.run.toy import THREE, small_model
 
     model = small_model()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmask.data.class_counts import count_classes
+from halfmask.data.contract import count_classes
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.loading.loader import HostBatch, TrainLoader, train_loader
 from halfmask.data.loading.sampler import ClassBalance, StepSampler

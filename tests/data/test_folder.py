@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.data.annotations.coco_json import part_of
+from halfmask.data.annotations.coco import part_of
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder import masks
 from halfmask.data.folder.layouts import pair
-from halfmask.data.splits.lists import read_list
+from halfmask.data.folder.lists import read_list
 from halfmask.errors import DataError
 from tests.data import trees
 from tests.data.trees import image, mask

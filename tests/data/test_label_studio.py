@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from halfmask.data.annotations import label_studio
-from halfmask.data.annotations.label_studio import LabelStudioWriter
-from halfmask.data.annotations.label_studio_tasks import image_name
+from halfmask.data.annotations.label_studio import LabelStudioWriter, image_name
 from halfmask.data.convert.convert import convert
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.masks import read_stored

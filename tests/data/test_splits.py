@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfmask.data.annotations.coco_json import decode_region, unpack_counts
+from halfmask.data.annotations.coco import decode_region, unpack_counts
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.camvid import CamVid
 from halfmask.data.datasets.folder import Folder

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from halfmask.data.datasets.folder import Folder
-from halfmask.data.folder.headers import is_plain
 from halfmask.data.splits.split import Split
-from halfmask.data.splits.verify import inspect, verify
+from halfmask.data.splits.verify import inspect, is_plain, verify
 from halfmask.errors import DataError
 from tests.data import trees
 from tests.data.trees import image, mask

@@ -12,14 +12,13 @@ from typer.testing import CliRunner
 
 from halfmask.cli.app import app
 from halfmask.errors import CheckpointError, DataError, RecipeError
+from halfmask.infer.bundle import save_bundle
+from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import count, count_each, evaluate, evaluate_model
-from halfmask.infer.inference import class_map
+from halfmask.infer.inference import class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix
-from halfmask.infer.read_ahead import read_ahead
 from halfmask.infer.runs import published
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load
-from halfmask.run.bundle import save_bundle
-from halfmask.run.device import pick_device
 from halfmask.task import Task
 from tests.run.tiny import write_dataset
 from tests.run.toy import THREE, random_window_model, small_model

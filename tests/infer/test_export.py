@@ -12,10 +12,10 @@ from PIL import Image
 
 from halfmask.errors import DataError, ParityError, RecipeError
 from halfmask.infer import export as export_module
+from halfmask.infer.bundle import load_bundle, save_bundle
 from halfmask.infer.export import export
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe
-from halfmask.run.bundle import load_bundle, save_bundle
 from halfmask.task import Task
 
 FACADE = Task("segmentation", ("Door", "Shop", "Balcony", "Window", "Wall", "Sky", "Roof"))

@@ -13,8 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from halfmask.errors import RecipeError, ShapeError
-from halfmask.infer.class_map import upsampled_argmax
-from halfmask.infer.inference import class_map, probabilities, windows
+from halfmask.infer.inference import class_map, probabilities, upsampled_argmax, windows
 from halfmask.infer.metrics import ConfusionMatrix
 from halfmask.models.model import ChangeSegmenter
 from halfmask.recipe.read import EvalRecipe

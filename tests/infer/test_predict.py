@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from halfmask.errors import DataError, RecipeError
-from halfmask.infer import mask_files as files_module
+from halfmask.infer import outputs as files_module
+from halfmask.infer.bundle import load_bundle, save_bundle
 from halfmask.infer.inference import class_map
 from halfmask.infer.predict import plan, predict
 from halfmask.palette import colorize, default_palette, legend, overlay, palette_of
 from halfmask.recipe.read import EvalRecipe
-from halfmask.run.bundle import load_bundle, save_bundle
 from halfmask.task import Task
 from tests.run.toy import THREE, small_model
 

@@ -12,11 +12,11 @@ from PIL import Image
 from halfmask.data.folder.rasters import Reading, image_size, open_raster, read_picture
 from halfmask.errors import DataError, MissingExtraError
 from halfmask.infer import predict as predict_module
+from halfmask.infer.bundle import save_bundle
 from halfmask.infer.predict import plan, predict
 from halfmask.models.build import Builder
 from halfmask.palette import default_palette
 from halfmask.recipe.read import ModelRecipe
-from halfmask.run.bundle import save_bundle
 from halfmask.task import Task
 from tests.run.toy import THREE, small_model
 

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from halfmask.losses import upsampled as upsampled_loss
 from halfmask.losses.upsampled import upsampled_cross_entropy
-from halfmask.models.row_bands import row_mix
+from halfmask.models.coarse_logits import row_mix
 from halfmask.reference.losses import upsampled_cross_entropy as plain
 from halfmask.testing import no_host_sync
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfmask.errors import RecipeError
+from halfmask.infer.bundle import load_bundle, save_bundle
 from halfmask.models import channel_attention
 from halfmask.models.bottlenecks._bottleneck import Bottleneck
 from halfmask.models.bottlenecks.allspark import AllSpark
 from halfmask.models.build import Builder, build_model
 from halfmask.models.encoders._encoder import Encoder
 from halfmask.recipe.read import ModelRecipe
-from halfmask.run.bundle import load_bundle, save_bundle
 from halfmask.task import Task
 from halfmask.testing import tiny_builder, tiny_task
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from halfmask.models.confidence import top_class
+from halfmask.models.coarse_logits import top_class
 from halfmask.reference.pseudo import pseudo_label as plain
 
 

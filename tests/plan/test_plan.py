@@ -23,7 +23,7 @@ from halfmask.plan.trials import Measured
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.sections import DataRecipe
 from halfmask.run.cost import Cost
-from halfmask.run.prepare import Prepared
+from halfmask.run.prepared import Prepared
 from tests.run.tiny import write_dataset
 
 MACHINE = Machine(None, 2**34, 2)

@@ -14,15 +14,14 @@ from typer.testing import CliRunner
 import halfmask
 from halfmask.cli.app import app
 from halfmask.errors import CheckpointError, DataError, RecipeError
+from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import DatasetItems, evaluate
 from halfmask.infer.inference import probabilities
-from halfmask.infer.parts import open_part
-from halfmask.infer.runs import open_run
+from halfmask.infer.runs import open_part, open_run
 from halfmask.report import evidence
 from halfmask.report.make import report
 from halfmask.report.markup import percent
 from halfmask.report.records import read_run
-from halfmask.run.bundle import load_bundle
 from halfmask.run.fit import train
 from tests.report.conftest import QUICK
 from tests.report.pages import Page, assert_offline, read

@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from halfmask.bench import report
 from halfmask.bench.cases import all_rows, find
+from halfmask.bench.ceilings import count_flops
 from halfmask.bench.memory import in_own_process, saved_bytes
 from halfmask.bench.row import Disagreement, Measure, Pair, Row, Setting, Target, at_least, close, equal_but
 from halfmask.bench.run import Outcome, run_row, run_rows
 from halfmask.bench.timing import Duration, Timing, interleave
 from halfmask.cli.app import app
 from halfmask.errors import RecipeError
-from halfmask.run.ceilings import count_flops
 
 QUICK = Setting(torch.device("cpu"), quick=True, rounds=2, seconds=0.0, memory=False)
 IN_PROCESS = [

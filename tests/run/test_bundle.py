@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from halfmask import atomic
 from halfmask.atomic import atomic_path, write_json
 from halfmask.errors import CheckpointError, DataError
+from halfmask.infer.bundle import load_bundle, save_bundle
 from halfmask.recipe.read import EvalRecipe
-from halfmask.run.bundle import load_bundle, save_bundle
 from halfmask.task import Task
 from tests.run.toy import THREE, random_window_model, small_model
 
@@ -142,7 +142,7 @@ def test_all_keys_that_do_not_fit_are_listed(saved: Path, monkeypatch: pytest.Mo
     state["stranger"] = state.pop("classifier.bias")
     save_file(state, saved / "model.safetensors")
     monkeypatch.setattr(
-        "halfmask.run.bundle._sha256", lambda path: json.loads((saved / "model.json").read_text())["sha256"]
+        "halfmask.infer.bundle._sha256", lambda path: json.loads((saved / "model.json").read_text())["sha256"]
     )
     with pytest.raises(CheckpointError) as caught:
         load_bundle(saved)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from halfmask.run.cost import Cost, predict_cost
-from halfmask.run.memory import parse_bytes, watch_peak
+from halfmask.run.cost import Cost, parse_bytes, predict_cost, watch_peak
 from halfmask.run.prepare import prepare
 from tests.run.tiny import recipe, write_dataset
 

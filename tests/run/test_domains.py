@@ -13,18 +13,17 @@ from typer.testing import CliRunner
 
 from halfmask.cli.app import app
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
-from halfmask.infer.evaluate import evaluate
-from halfmask.infer.evaluate_domains import evaluate_domains
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.evaluate import evaluate, evaluate_domains
 from halfmask.infer.predict import predict
 from halfmask.infer.runs import published
 from halfmask.methods.multi_domain import MultiDomain
 from halfmask.recipe.read import Recipe, load
 from halfmask.report.make import report
 from halfmask.run import fit as train_module
-from halfmask.run.bundle import load_bundle
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import train
-from halfmask.run.step_loader import loader_maker
+from halfmask.run.prepared import loader_maker
 from halfmask.run.train import train as train_with_twin
 from tests.run.tiny import recipe, write_dataset
 

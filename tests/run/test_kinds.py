@@ -14,12 +14,12 @@ from PIL import Image
 
 from halfmask.data.datasets.change_folder import ChangeFolder
 from halfmask.errors import CheckpointError, DataError, RecipeError
+from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.inference import probabilities
 from halfmask.infer.predict import predict
 from halfmask.models.model import ChangeSegmenter, Classifier
 from halfmask.recipe.read import Recipe
-from halfmask.run.bundle import load_bundle
 from halfmask.run.fit import train
 from tests.data import trees
 from tests.run import tiny

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from halfmask.bench.profile import PHASES, PhaseClock, profile_recipe
 from halfmask.errors import RecipeError
-from halfmask.run.profile_step import PHASES, PhaseClock, profile_recipe
 from tests.run.tiny import recipe, write_dataset
 
 

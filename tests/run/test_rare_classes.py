@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from halfmask.batch import Progress
-from halfmask.data.class_counts import count_classes
+from halfmask.data.contract import count_classes
 from halfmask.errors import Interrupted, RecipeError
 from halfmask.losses.class_weights import ClassWeighted, class_weights
 from halfmask.losses.cross_entropy import cross_entropy
@@ -21,7 +21,7 @@ from halfmask.plugins import names, resolve
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import train
 from halfmask.run.prepare import prepare
-from halfmask.run.step_loader import loader_maker
+from halfmask.run.prepared import loader_maker
 from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
 from tests.run.tiny import recipe, write_dataset
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from halfmask.errors import DataError, Interrupted
+from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.predict import predict
 from halfmask.recipe.read import Recipe
-from halfmask.run.bundle import load_bundle
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import train
 from tests.run.staged import Staged

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, Interrupted, RecipeError, ShapeError
+from halfmask.infer.bundle import load_bundle
 from halfmask.methods.fixmatch import FixMatch
 from halfmask.run import checkpoint as checkpoint_module
-from halfmask.run.bundle import load_bundle
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import train
 from tests.run.tiny import failing_at, recipe, write_dataset

@@ -12,15 +12,15 @@ from PIL import Image
 
 from halfmask.data.loading.loader import to_batch
 from halfmask.data.loading.streams import ImageStream, PseudoStream
-from halfmask.data.loading.weak import read_tags
+from halfmask.data.splits.weak import read_tags
 from halfmask.errors import DataError, HalfmaskError, RecipeError
+from halfmask.infer.bundle import load_bundle
 from halfmask.methods.cct import CCT
 from halfmask.recipe.read import Recipe, load
-from halfmask.run.bundle import load_bundle
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import train
 from halfmask.run.prepare import prepare
-from halfmask.run.step_loader import loader_maker
+from halfmask.run.prepared import loader_maker
 from halfmask.task import Task
 from tests.run.tiny import failing_at, recipe, write_dataset
 

@@ -10,13 +10,11 @@ import torch
 from PIL import Image
 
 from halfmask.data.annotations import label_studio, labelme
-from halfmask.data.splits.lists import read_list
+from halfmask.data.folder.lists import read_list
 from halfmask.errors import CheckpointError, DataError, RecipeError
-from halfmask.run.bundle import load_bundle
-from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.networks import open_predictors, weights_of
+from halfmask.infer.bundle import load_bundle
+from halfmask.run.checkpoint import begin_from, open_predictors, read_checkpoint, weights_of
 from halfmask.run.prepare import prepare
-from halfmask.run.resume_from import begin_from
 from halfmask.run.train import train
 from halfmask.suggest.scores import Weights, combine, disagreement, k_center, ranks, rare_classes, uncertainty
 from halfmask.suggest.suggest import suggest

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError
+from halfmask.models.model import eval_mode
 from halfmask.reference.ema import ema_update
 from halfmask.teaching import ema
-from halfmask.teaching.ema import ema_copy, eval_mode
+from halfmask.teaching.ema import ema_copy
 
 
 class Net(nn.Module):

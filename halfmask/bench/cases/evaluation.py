@@ -7,8 +7,7 @@ import torch
 
 from halfmask.bench.networks import resnet_deeplab
 from halfmask.bench.row import Pair, Row, Setting, at_least, close, equal_but
-from halfmask.infer.class_map import upsampled_argmax
-from halfmask.infer.inference import probabilities
+from halfmask.infer.inference import probabilities, upsampled_argmax
 from halfmask.infer.metrics import ConfusionMatrix
 from halfmask.recipe.read import EvalRecipe
 from halfmask.reference.confusion import areas_by_histogram

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from halfmask.bench.row import Disagreement, Measure, Row, Setting, Target
-from halfmask.run.memory import max_resident_unit
+from halfmask.run.cost import max_resident_unit
 
 _WARM_UP = 2  # steps in which libraries set themselves up
 _SAME_LOSS = 1e-5  # relative; both sum the same float32 numbers in another order

@@ -17,7 +17,7 @@ from halfmask.data.contract import Dataset
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.images import IMAGE_SUFFIXES
 from halfmask.data.folder.layouts import Layout
-from halfmask.data.splits.lists import Finder, read_list
+from halfmask.data.folder.lists import Finder, read_list
 from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset
 from halfmask.errors import DataError, HalfmaskError
 from halfmask.recipe.read import DataRecipe

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Integer
 
-from halfmask.data.annotations.coco_json import CocoFolder, load
+from halfmask.data.annotations.coco import CocoFolder, load
 from halfmask.data.annotations.exports import Exports, ImageNames
-from halfmask.data.annotations.label_studio_tasks import LabelStudioFolder, read_annotations
+from halfmask.data.annotations.label_studio import LabelStudioFolder, read_annotations
 from halfmask.data.annotations.outlines import Outlines
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.folder import Folder

@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from halfmask.data.folder.files import FileDataset, class_table, list_images, require_folder
+from halfmask.data.folder.files import FileDataset, class_table, list_images, read_text, require_folder
 from halfmask.data.folder.masks import IGNORE, Color, LabelMap
-from halfmask.data.folder.text import read_text
 from halfmask.errors import DataError
 from halfmask.task import Task
 

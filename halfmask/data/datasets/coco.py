@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from halfmask.data.annotations.coco_json import CocoFile
+from halfmask.data.annotations.coco import CocoFile
 from halfmask.data.folder.files import FileDataset, class_table, list_images, require_folder
 from halfmask.data.folder.masks import LabelMap, fit_to_image
 from halfmask.task import Task

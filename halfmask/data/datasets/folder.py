@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from halfmask.data.annotations.coco_json import CocoFolder
+from halfmask.data.annotations.coco import CocoFolder
 from halfmask.data.annotations.exports import Exports
-from halfmask.data.annotations.label_studio_tasks import LabelStudioFolder
+from halfmask.data.annotations.label_studio import LabelStudioFolder
 from halfmask.data.annotations.outlines import Outlines
 from halfmask.data.datasets.ade20k import ADE20K
 from halfmask.data.datasets.cityscapes import Cityscapes

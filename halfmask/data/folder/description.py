@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from halfmask.data.folder.files import read_text
 from halfmask.data.folder.masks import IGNORE, Color
-from halfmask.data.folder.text import read_text
 from halfmask.errors import DataError, bullet_list, nearest
 
 FILE_NAME = "halfmask.yaml"

@@ -1,4 +1,9 @@
-"""What datasets made of image and mask files share, and the compact form of class tables."""
+"""What datasets made of image and mask files share.
+
+What datasets made of image and mask files share, and the compact form of class tables.
+
+Read the small text files beside a dataset: lists, class names, descriptions.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,7 +15,6 @@ from jaxtyping import UInt8
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.images import is_image, read_image
 from halfmask.data.folder.masks import LabelMap, read_mask
-from halfmask.data.folder.text import read_text
 from halfmask.errors import DataError
 
 
@@ -135,3 +139,31 @@ def require_folder(root: Path, expected: tuple[str, ...], dataset: str) -> None:
             f"{inside}. Check data.root, or use data.dataset=folder for your own layout.",
             "H208",
         )
+
+
+def read_text(path: Path, code: str) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark; other encodings are not guessed.
+
+    Args:
+        path: the file.
+        code: of the error, if it cannot be read.
+
+    Raises:
+        DataError: missing, unreadable, or of another encoding: the line, and the command that mends it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DataError(f"{path}: {reason}. Give the path of a text file that you may read.", code) from error
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        line = data.count(b"\n", 0, error.start) + 1
+        found = "UTF-16 text" if wide else f"not UTF-8 text (byte 0x{data[error.start]:02x} in line {line})"
+        raise DataError(
+            f"{path}: {found}. Save it as UTF-8 in your editor, or: "
+            f"iconv -f {'utf-16' if wide else 'latin1'} -t utf-8 {path.name} > utf8.txt && mv utf8.txt {path.name}",
+            code,
+        ) from None

@@ -25,8 +25,8 @@ from halfmask.data.contract import Dataset
 from halfmask.data.loading.cache import cached
 from halfmask.data.loading.sampler import LABELED, ClassBalance, SampleKey, StepKeys, StepSampler, Turns
 from halfmask.data.loading.streams import Cutter, ImageStream, LabeledStream, PseudoStream
-from halfmask.data.loading.weak import NOTHING_KNOWN, Weak
 from halfmask.data.splits.split import Split
+from halfmask.data.splits.weak import NOTHING_KNOWN, Weak
 from halfmask.errors import DataError, HalfmaskError
 from halfmask.forms import plain_forms_wanted
 from halfmask.recipe.sections import DataRecipe

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from halfmask.atomic import require_writable
 from halfmask.data.contract import Dataset
-from halfmask.data.splits.lists import write_list
+from halfmask.data.folder.lists import write_list
 from halfmask.errors import DataError, gathered
-from halfmask.places import require_writable
 
 _CHUNK = 64
 # Masks looked at before choosing, as a multiple of the number wanted, once every class has been seen.

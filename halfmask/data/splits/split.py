@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from halfmask.data.contract import Dataset
+from halfmask.data.folder.lists import Entry, Finder, read_list, write_list
 from halfmask.data.splits.drawing import NewSplit, draw, hold_out, make_split, number_of
-from halfmask.data.splits.lists import Entry, Finder, read_list, write_list
 from halfmask.data.splits.verify import Findings, inspect, verify
 from halfmask.errors import DataError, RecipeError, bullet_list, nearest
 from halfmask.plugins import params_model, resolve

@@ -1,32 +1,47 @@
-"""Look at the files of a split before training starts, and give every problem in one error.
+"""Look at the files of a split before training starts, and report every problem in one error.
+
+Look at the files of a split before training starts, and give every problem in one error.
 
 Labeled images and their masks are decoded, validation masks too: they decide what is learned and measured. Other
 images are opened, and decoded only where their first and last bytes do not vouch for them. What was good is remembered
 (`halfmask.data.splits.stamps`), so the next start costs a look at sizes and times.
+
+Tell from its first and last bytes whether an image file is whole and plain, without decoding it.
+
+Most images of a large unlabeled list are. Only files that this cannot vouch for need to be decoded.
+
+Remember which files were found to be good, so that the next start of a run need not read them again.
+
+A stamp belongs to one state of its files (size, time of change) and one meaning of the masks; an edited file, or other
+classes, are looked at anew. Broken files are never remembered.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from halfmask import __version__
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset, date_sizes_differ
-from halfmask.data.folder.headers import is_plain
-from halfmask.data.folder.images import missing, read_header
+from halfmask.data.folder.images import missing, png_depth, read_header
 from halfmask.data.folder.layouts import Layout, unused_images
-from halfmask.data.loading.weak import PseudoMasks
-from halfmask.data.splits.stamps import Stamps, State, state_of
+from halfmask.data.splits.weak import PseudoMasks
 from halfmask.errors import DataError, gathered
 from halfmask.task import Task
 
 if TYPE_CHECKING:
     from halfmask.data.splits.split import Split
+
 
 OnFile = Callable[[int, int], None]  # files done, files in all
 Counts = dict[str, int]  # class id -> pixels
@@ -241,3 +256,96 @@ def _in_threads(
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for thousands of files
     return done
+
+
+_JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
+_TAIL = 64  # some cameras pad the end of a JPEG
+# Modes of 8 bits that the readers turn into three bands.
+_PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+
+
+def is_plain(path: Path, channels: int = 3) -> bool:
+    """Tell whether a file surely decodes to 8-bit pixels of three bands: known mode, and nothing cut off its end.
+
+    `False` does not mean that anything is wrong: decode the file to find out.
+    """
+    if channels != 3:
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+            file.seek(0, 2)
+            size = file.tell()
+            file.seek(max(0, size - _TAIL))
+            tail = file.read(_TAIL)
+            if not _is_whole(head, tail, size):
+                return False
+            file.seek(0)
+            with Image.open(file) as image:
+                return image.mode in _PLAIN_MODES and min(image.size) > 0
+    except Exception:  # Pillow raises many kinds; whoever decodes the file gets the exact one
+        return False
+
+
+def _is_whole(head: bytes, tail: bytes, size: int) -> bool:
+    if head.startswith(b"\xff\xd8"):
+        return _JPEG_END in tail
+    if head.startswith(b"\x89PNG"):
+        return tail.endswith(_PNG_END) and png_depth(head)[0] <= 8
+    if head.startswith(b"RIFF"):  # WebP: its length stands in the header
+        return size >= int.from_bytes(head[4:8], "little") + 8
+    return False
+
+
+State = list[list[int]]  # size and time of change of each file of an entry
+
+
+def default_folder() -> Path:
+    """Give `$HALFMASK_CACHE/verified`, by default below the user's cache folder."""
+    base = os.environ.get("HALFMASK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "halfmask"
+    return Path(base).expanduser() / "verified"
+
+
+def state_of(paths: Iterable[Path]) -> State | None:
+    """Give the state of some files, `None` if one of them is missing."""
+    try:
+        return [[state.st_size, state.st_mtime_ns] for state in map(os.stat, paths)]
+    except OSError:
+        return None
+
+
+class Stamps:
+    """What is known of the files of one dataset.
+
+    Args:
+        folder: where the stamps of all datasets lie; `None` remembers nothing.
+        owner: dataset, classes, meaning of masks: whatever decides if a file is good.
+    """
+
+    def __init__(self, folder: Path | None, owner: str) -> None:
+        self._path = folder and folder / f"{hashlib.sha256(owner.encode()).hexdigest()[:32]}.json"
+        self._known: dict[str, tuple[State, dict[str, int]]] = {}
+        self._changed = False
+        if self._path is not None:
+            with suppress(OSError, ValueError, TypeError, AttributeError):  # a damaged memory is no memory
+                loaded = json.loads(self._path.read_text(encoding="utf-8"))
+                self._known = {str(id): (state, counts) for id, (state, counts) in loaded.items()}
+
+    def recall(self, id: str, state: State) -> dict[str, int] | None:
+        """Give what was found in the files of an id, if they are as they were then."""
+        known = self._known.get(id)
+        return known[1] if known is not None and known[0] == state else None
+
+    def remember(self, id: str, state: State, counts: dict[str, int]) -> None:
+        """Note that the files of an id are good, with the pixels of each class (empty: looked at without mask)."""
+        self._known[id], self._changed = (state, counts), True
+
+    def save(self) -> None:
+        """Write the stamps; a place that cannot be written only costs time at the next start."""
+        if self._path is None or not self._changed:
+            return
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
+                json.dump(self._known, file)
+            os.replace(file.name, self._path)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from halfmask.errors import RecipeError
 from halfmask.models.encoders._encoder import Encoder
-from halfmask.teaching.ema import eval_mode
+from halfmask.models.model import eval_mode
 
 _PROBE_SIDE = 64
 

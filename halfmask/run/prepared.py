@@ -1,19 +1,24 @@
 """What a prepared run consists of, and whether its parts fit together: method, task, batches, network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from halfmask.data.class_counts import count_classes
-from halfmask.data.contract import Dataset
-from halfmask.data.loading.loader import Source
+import torch
+from torch.utils.data import DataLoader
+
+from halfmask.data.contract import Dataset, count_classes
+from halfmask.data.loading.loader import HostBatch, Source, train_loader, turn_loader
 from halfmask.data.loading.sampler import ClassBalance, StepSampler
-from halfmask.data.loading.weak import NOTHING_KNOWN, Weak, load_weak
 from halfmask.data.splits.split import Split
+from halfmask.data.splits.weak import NOTHING_KNOWN, Weak, load_weak
 from halfmask.errors import RecipeError, ShapeError
 from halfmask.losses.class_weights import class_weights
 from halfmask.method import Method
 from halfmask.models.model import Model
 from halfmask.recipe.read import Recipe
+from halfmask.run.module import MakeLoader
 
 _FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20
 
@@ -191,3 +196,40 @@ def _reason(method: Method, recipe: Recipe, paired: int) -> str:
             f"needs at least {paired} on each device"
         )
     return f"{'; '.join(reasons)}."
+
+
+def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
+    """Give what makes the loader of a range of steps; decoded images are cached in `out` where the recipe asks."""
+    recipe, method = prepared.recipe, prepared.method
+
+    def make(start: int, stop: int, rank: int, world: int) -> DataLoader[HostBatch]:
+        settings: dict[str, Any] = {
+            "seed": recipe.run.seed,
+            "draws": method.draws,
+            "draws_share_images": method.draws_share_images,
+            "rank": rank,
+            "world": world,
+            "pin": torch.cuda.is_available() and recipe.run.accelerator != "cpu",
+            "cache": out / "cache",
+        }
+        if prepared.domains:
+            shared = {"batch": recipe.data.batch, "workers": recipe.data.workers}  # trials change them
+            sources = {
+                name: replace(source, recipe=source.recipe.model_copy(update=shared))
+                for name, source in prepared.domains.items()
+            }
+            loader = turn_loader(sources, **settings)
+        else:
+            loader = train_loader(
+                prepared.dataset,
+                prepared.unlabeled,
+                prepared.split,
+                recipe.data,
+                balance=prepared.balance,
+                weak=prepared.weak,
+                **settings,
+            )
+        loader.steps.start, loader.steps.stop = start, stop
+        return loader
+
+    return make

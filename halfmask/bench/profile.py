@@ -27,16 +27,16 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfmask.batch import Batch
+from halfmask.bench.ceilings import GOOD_SHARE, matmul_rate
 from halfmask.data.loading.loader import HostBatch, TrainLoader
 from halfmask.errors import RecipeError
 from halfmask.forms import plain_forms
 from halfmask.recipe.read import Recipe
-from halfmask.run.ceilings import GOOD_SHARE, matmul_rate
-from halfmask.run.hardware import make_trainer, prepare_networks, with_precision
 from halfmask.run.module import LitMethod
 from halfmask.run.optim import base_rate
 from halfmask.run.prepare import prepare
-from halfmask.run.step_loader import loader_maker
+from halfmask.run.prepared import loader_maker
+from halfmask.run.trainer import make_trainer, prepare_networks, with_precision
 
 PHASES = ("load wait", "host to device", "forward", "backward", "optimizer", "EMA", "metrics")
 _WARM_UP = 2  # steps that are not counted: libraries set themselves up, workers start

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from halfmask.data.contract import Dataset
-from halfmask.data.folder.text import read_text
+from halfmask.data.folder.files import read_text
 from halfmask.errors import DataError
 
 _SUFFIXES = tuple(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .npy .npz .h5 .mat".split())

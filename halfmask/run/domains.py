@@ -1,8 +1,15 @@
-"""Prepare a run over several domains: each is opened and checked like a run of its own, then all share a method."""
+"""Runs over several domains: prepared, validated and shipped here; all other code sees one method.
+
+Prepare a run over several domains: each is opened and checked like a run of its own, then all share a method.
+
+Validation of a run over several domains: each by its own network on its own images, and the mean of all.
+"""
 
 import os
 import re
+import statistics
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,14 +18,16 @@ from halfmask.data.folder.description import named_in_file
 from halfmask.data.loading.loader import Source
 from halfmask.data.loading.sampler import steps_per_epoch
 from halfmask.data.splits import split as splits
-from halfmask.data.splits.stamps import default_folder
+from halfmask.data.splits.verify import default_folder
 from halfmask.errors import DataError, RecipeError, ShapeError, bullet_list
+from halfmask.infer.bundle import save_bundle
 from halfmask.method import Method
 from halfmask.methods.multi_domain import MultiDomain
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
 from halfmask.recipe.read import DataRecipe, Entry, Recipe
-from halfmask.run.fit_checks import (
+from halfmask.run.module import LitMethod
+from halfmask.run.prepared import (
     Prepared,
     attend_to_rare_classes,
     check_model,
@@ -28,6 +37,7 @@ from halfmask.run.fit_checks import (
     lengths,
 )
 from halfmask.run.progress import LookingLine
+from halfmask.run.validation import Evaluate, Examination, origin_of
 
 _Made = TypeVar("_Made")
 
@@ -271,3 +281,45 @@ def _passes(source: Source, draws: int) -> int:
     data, split = source.recipe, source.split
     length, batch = (split.unlabeled, data.batch.unlabeled) if draws else (split.labeled, data.batch.labeled)
     return steps_per_epoch(len(length), batch, drop_last=data.drop_last)
+
+
+class DomainExaminer:
+    """Examines every domain.
+
+    Args:
+        prepared: what is trained.
+        evaluators: of each domain that has images to validate on.
+    """
+
+    def __init__(self, prepared: Prepared, evaluators: Mapping[str, Evaluate]) -> None:
+        self.domains, self.evaluators = prepared.domains, dict(evaluators)
+        self.main_metric, self.has_images = prepared.dataset.task.main_metric, bool(self.evaluators)
+
+    def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
+        """Scores are `val/<domain>/<score>`; `val/<main score>` is the mean over the domains and chooses the best."""
+        method = module.method
+        assert isinstance(method, MultiDomain)
+        values: dict[str, float] = {}
+        main: dict[str, float] = {}
+        for name in method.of(method.names[0]).predictors():
+            of_domains: list[float] = []
+            for domain, evaluate in self.evaluators.items():
+                found = evaluate(method.of(domain).predictors()[name], rank, world)
+                scores = found.to_dict()
+                values |= {f"{name}/val/{domain}/{key}": value for key, value in scores.items()}
+                values |= {} if main else {f"val/{domain}/{key}": value for key, value in scores.items()}
+                of_domains.append(found.main[1])
+            mean = statistics.mean(of_domains)
+            values |= {f"{name}/val/{self.main_metric}": mean} | ({} if main else {f"val/{self.main_metric}": mean})
+            main[name] = mean
+        return Examination(values, main)
+
+    def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
+        """Write a bundle of each domain into the folder of its name."""
+        method = module.method
+        assert isinstance(method, MultiDomain)
+        for domain, source in self.domains.items():
+            name, model = next(iter(method.of(domain).predictors().items()))
+            kept = {"domain": domain, "range": source.dataset.value_range, "nodata": source.dataset.nodata}
+            extra = origin_of(module, name) | kept | {f"mean_{key}": value for key, value in score.items()}
+            save_bundle(folder / domain, model, source.dataset.task, extra=extra)

@@ -25,8 +25,8 @@ from halfmask import __version__
 from halfmask.atomic import atomic_path, flush, json_text
 from halfmask.errors import CheckpointError, RecipeError, bullet_list
 from halfmask.models.build import build_model
-from halfmask.models.fitting import misfits
 from halfmask.models.model import Model
+from halfmask.models.weights import misfits
 from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
 

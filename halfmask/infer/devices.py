@@ -1,7 +1,11 @@
-"""The processes of one command, as torchrun starts them: `torchrun --nproc-per-node 4 -m halfmask evaluate RUN`.
+"""The device that evaluation and prediction run on, and the processes of one command.
+
+The processes of one command, as torchrun starts them: `torchrun --nproc-per-node 4 -m halfmask evaluate RUN`.
 
 Training has them from its trainer; evaluation and prediction join them here, share the images and add up what they
 found. Without torchrun there is one process.
+
+The device that evaluation and prediction run on.
 """
 
 import os
@@ -13,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import distributed as dist
 
-from halfmask.run.device import pick_device
+from halfmask.errors import RecipeError
 
 T = TypeVar("T")
 _JOINED: "ContextVar[Ranks | None]" = ContextVar("joined_ranks", default=None)
@@ -81,3 +85,31 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
 def is_first_rank() -> bool:
     """Tell by the environment of torchrun, SLURM or Lightning whether this process speaks for all."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "RANK"))
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Give the device for a name; `auto` takes an accelerator when there is one.
+
+    Raises:
+        RecipeError: the name is unknown or this machine has no such device.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        device = torch.device("cuda" if name == "gpu" else name)
+    except RuntimeError:
+        raise RecipeError(f"device {name!r} is unknown. Use auto, cpu, cuda, cuda:1, ... or mps.", "H303") from None
+    if device.type == "cpu":
+        return device
+    module = torch.get_device_module(device) if device.type in {"cuda", "mps", "xpu"} else None
+    if module is None or not module.is_available():
+        raise RecipeError(
+            f"device {name!r}: this machine has none, or torch was built without it. Use --device cpu.", "H503"
+        )
+    if device.index is not None and device.index >= module.device_count():
+        raise RecipeError(f"device {name!r}: this machine has {module.device_count()}, numbered from 0.", "H503")
+    return device
