@@ -6,7 +6,7 @@ lives inside the model, so that augmentation never works on normalized pixels an
 fed wrongly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 

@@ -183,58 +183,7 @@ class Validation(L.Callback):
             self.examiner.ship(module, self.run.path, score)
 
 
-class Checkpoints(L.Callback):
-    """Saves `last.ckpt` at the validation cadence, every few minutes, at the end, when asked to stop or out of data."""
-
-    def __init__(self, run: RunDir, every: int, stop: StopRequest) -> None:
-        self.run, self.every, self.stop = run, every, stop
-        self._saved = time.monotonic()
-
-    def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
-        """Start the clock; take back the signals that Lightning took over."""
-        self._saved = time.monotonic()
-        self.stop.hold()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Save when due."""
-        asked = self._asked(trainer, module)
-        timed = trainer.world_size == 1 and time.monotonic() - self._saved > _SAVE_SECONDS
-        if asked or timed or module.step % self.every == 0 or module.step == module.total_steps:
-            trainer.save_checkpoint(self.run.last)
-            self._saved = time.monotonic()
-        if asked:
-            trainer.should_stop = True
-
-    def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
-        """Save where a file cannot be read: the steps before are whole, and a resumed run validates what is missing."""
-        unfinished = module.step < module.total_steps
-        if isinstance(exception, DataError) and trainer.world_size == 1 and unfinished:
-            trainer.save_checkpoint(self.run.last)
-
-    def _asked(self, trainer: L.Trainer, module: LitMethod) -> bool:
-        if trainer.world_size == 1:
-            return self.stop.signal is not None
-        # All ranks must stop at the same step; asking each step would cost a synchronization.
-        if module.step % 10:
-            return False
-        stop = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
-        if stop and self.stop.signal is None:
-            self.stop.signal = signal.SIGTERM
-        return bool(stop)
-
-
-def _rate(module: LitMethod) -> float:
-    optimizers: Iterable[Any] = module.optimizer_by_key.values()
-    return float(next(iter(optimizers)).param_groups[0]["lr"])
-
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class StopNow(BaseException):
-    """A second Ctrl-C: nothing is finished, nothing is saved."""
 
 
 class StopRequest:
@@ -286,3 +235,54 @@ class StopRequest:
         if not self.quiet and not again:
             cure = " Press Ctrl-C again to stop at once." if number == signal.SIGINT else ""
             print(f"stopping after this step, then saving.{cure}", file=sys.stderr, flush=True)
+
+
+class Checkpoints(L.Callback):
+    """Saves `last.ckpt` at the validation cadence, every few minutes, at the end, when asked to stop or out of data."""
+
+    def __init__(self, run: RunDir, every: int, stop: StopRequest) -> None:
+        self.run, self.every, self.stop = run, every, stop
+        self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
+        """Start the clock; take back the signals that Lightning took over."""
+        self._saved = time.monotonic()
+        self.stop.hold()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save when due."""
+        asked = self._asked(trainer, module)
+        timed = trainer.world_size == 1 and time.monotonic() - self._saved > _SAVE_SECONDS
+        if asked or timed or module.step % self.every == 0 or module.step == module.total_steps:
+            trainer.save_checkpoint(self.run.last)
+            self._saved = time.monotonic()
+        if asked:
+            trainer.should_stop = True
+
+    def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
+        """Save where a file cannot be read: the steps before are whole, and a resumed run validates what is missing."""
+        unfinished = module.step < module.total_steps
+        if isinstance(exception, DataError) and trainer.world_size == 1 and unfinished:
+            trainer.save_checkpoint(self.run.last)
+
+    def _asked(self, trainer: L.Trainer, module: LitMethod) -> bool:
+        if trainer.world_size == 1:
+            return self.stop.signal is not None
+        # All ranks must stop at the same step; asking each step would cost a synchronization.
+        if module.step % 10:
+            return False
+        stop = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
+        if stop and self.stop.signal is None:
+            self.stop.signal = signal.SIGTERM
+        return bool(stop)
+
+
+def _rate(module: LitMethod) -> float:
+    optimizers: Iterable[Any] = module.optimizer_by_key.values()
+    return float(next(iter(optimizers)).param_groups[0]["lr"])
+
+
+class StopNow(BaseException):
+    """A second Ctrl-C: nothing is finished, nothing is saved."""
