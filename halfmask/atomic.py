@@ -23,7 +23,7 @@ _FULL_DISK_SIGNS = ("no space left", "os error 28", "unexpected pos", "pytorchst
 
 @contextmanager
 def atomic_path(path: str | Path, *, error: type[HalfmaskError] = CheckpointError) -> Iterator[Path]:
-    """Give a temporary path to write to; it becomes `path` when the block ends without an exception.
+    """Return a temporary path to write to; it becomes `path` when the block ends without an exception.
 
     Args:
         path: the file to create or replace; missing parent folders are made.
@@ -100,7 +100,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _explain(cause: Exception, path: Path) -> str | None:
-    """Give the message for a file-system failure, or `None` for an error of another kind."""
+    """Return the message for a file-system failure, or `None` for an error of another kind."""
     number = cause.errno if isinstance(cause, OSError) else None
     text = str(cause).lower()
     if number in {errno.ENOSPC, errno.EDQUOT} or any(sign in text for sign in _FULL_DISK_SIGNS):

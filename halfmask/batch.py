@@ -61,7 +61,7 @@ class Batch:
     domain: str = ""
 
     def draw(self, number: int) -> Samples:
-        """Give the unlabeled samples of draw 0 (`unlabeled`) or 1 (`partner`).
+        """Return the unlabeled samples of draw 0 (`unlabeled`) or 1 (`partner`).
 
         Raises:
             DataError: the batch was made without that draw.

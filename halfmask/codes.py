@@ -114,7 +114,7 @@ CODES: dict[str, Code] = {
 
 
 def describe(code: str) -> Code:
-    """Give the meaning and the cure of a code.
+    """Return the meaning and the cure of a code.
 
     >>> describe("H202").meaning
     'a mask has another size than its image'

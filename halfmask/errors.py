@@ -103,7 +103,7 @@ class Interrupted(HalfmaskError, RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Give " Did you mean `x`?" for the known name closest to `name`, or an empty string.
+    """Return " Did you mean `x`?" for the known name closest to `name`, or an empty string.
 
     >>> nearest("treshold", ["threshold", "cutmix"])
     ' Did you mean `threshold`?'

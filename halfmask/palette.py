@@ -10,7 +10,7 @@ Color = tuple[int, int, int]
 
 
 def default_palette(classes: int) -> tuple[Color, ...]:
-    """Give distinct colors, class 0 black: the color map of the Pascal VOC development kit.
+    """Return distinct colors, class 0 black: the color map of the Pascal VOC development kit.
 
     Bit b of a color channel's eight bits, counted from the highest, is bit 3 b (red), 3 b + 1 (green) or
     3 b + 2 (blue) of the class id: neighboring ids get colors that are far apart.
@@ -22,7 +22,7 @@ def default_palette(classes: int) -> tuple[Color, ...]:
 
 
 def palette_of(task: Task) -> tuple[Color, ...]:
-    """Give the task's own colors, or the default ones."""
+    """Return the task's own colors, or the default ones."""
     return task.palette or default_palette(task.n_classes)
 
 

@@ -36,7 +36,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def documentation(kind: Kind, name: str) -> str:
-    """Give a file's docstring, without importing it; its first line is the summary."""
+    """Return a file's docstring, without importing it; its first line is the summary."""
     path = _folder(kind) / f"{name}.py"
     if not path.exists():
         return "(installed plugin)"
@@ -44,7 +44,7 @@ def documentation(kind: Kind, name: str) -> str:
 
 
 def resolve(kind: Kind, name: str) -> type[Any]:
-    """Give the class a recipe names.
+    """Return the class a recipe names.
 
     Raises:
         RecipeError: nothing of that name exists, or the module holds no such class.

@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def answer(look: Look, name: str, task: Task) -> dict[str, Any]:
-    """Give what the page needs of a look, as plain data.
+    """Return what the page needs of a look, as plain data.
 
     Returns:
         `name`, `width`, `height`, `seconds`; `classes`: name, color and share, the largest first; `picture` and, of

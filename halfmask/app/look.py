@@ -154,7 +154,7 @@ class Looker:
 
 
 def _reduced(pixels: UInt8[np.ndarray, "H W C"]) -> tuple[bytes, int]:
-    """Give a JPEG of the image, and by which whole number its sides were divided."""
+    """Return a JPEG of the image, and by which whole number its sides were divided."""
     bands = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
     ratio = -(-max(pixels.shape[:2]) // _SHOWN_SIDE)
     image = Image.fromarray(np.ascontiguousarray(bands))

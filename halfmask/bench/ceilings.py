@@ -25,7 +25,7 @@ def count_flops(compute: Compute) -> int:
 
 @functools.cache
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Give the operations per second of a large matrix product."""
+    """Return the operations per second of a large matrix product."""
     side = 4096 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))  # not zeros: they multiply faster
     return 2 * side**3 / _best_seconds(lambda: a @ b, device)
@@ -33,7 +33,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
 
 @functools.cache
 def copy_rate(device: torch.device) -> float:
-    """Give bytes per second of a large copy, read and written bytes counted."""
+    """Return bytes per second of a large copy, read and written bytes counted."""
     source = torch.rand(2**28 if device.type == "cuda" else 2**25).to(device)  # beyond every cache
     target = torch.empty_like(source)
     return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device)

@@ -26,7 +26,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def in_own_process(row: Row, form: str, setting: Setting) -> dict[str, int]:
-    """Give `{"peak": bytes, "saved": bytes}` of one form (`reference` or `fast`) of a row.
+    """Return `{"peak": bytes, "saved": bytes}` of one form (`reference` or `fast`) of a row.
 
     Raises:
         RuntimeError: the process failed; its last words are in the message.
@@ -95,7 +95,7 @@ class _Saved:
 
 
 def saved_bytes(compute: Compute) -> int:
-    """Give the most bytes that graphs hold at one time during a call.
+    """Return the most bytes that graphs hold at one time during a call.
 
     >>> x = torch.ones(1000, requires_grad=True)
     >>> saved_bytes(lambda: x.exp().sum().backward())

@@ -66,7 +66,7 @@ class PhaseClock:
         self.host[name] += time.perf_counter() - began
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Give a function that is timed whenever it is called."""
+        """Return a function that is timed whenever it is called."""
 
         @functools.wraps(function)
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -76,7 +76,7 @@ class PhaseClock:
         return timed
 
     def items(self, name: str, source: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
-        """Give an iterator maker whose waiting for the next item is timed."""
+        """Return an iterator maker whose waiting for the next item is timed."""
 
         def timed(*arguments: Any, **options: Any) -> Iterator[Any]:
             items = iter(source(*arguments, **options))
@@ -90,7 +90,7 @@ class PhaseClock:
         return timed
 
     def on_device(self) -> dict[str, float] | None:
-        """Give seconds per phase on the GPU; waits for it."""
+        """Return seconds per phase on the GPU; waits for it."""
         if not self.gpu:
             return None
         torch.cuda.synchronize()
@@ -135,7 +135,7 @@ class Profile:
     matmul: float | None = field(default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain data for `--json`."""
+        """Return plain data for `--json`."""
         return asdict(self)
 
     def table(self) -> str:
@@ -285,7 +285,7 @@ class _Watch(L.Callback):
 
 
 def _loader_alone(loader: DataLoader[HostBatch]) -> float:
-    """Give seconds per batch when nothing else is done, after the warm-up."""
+    """Return seconds per batch when nothing else is done, after the warm-up."""
     batches, began = 0, time.perf_counter()
     for number, _ in enumerate(loader, start=1):
         if number == _WARM_UP:

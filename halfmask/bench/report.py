@@ -21,7 +21,7 @@ _ROW_WIDTH = 34
 
 
 def to_dict(outcomes: list[Outcome], setting: Setting) -> dict[str, Any]:
-    """Give plain data: device, versions, settings, and every measure of every row."""
+    """Return plain data: device, versions, settings, and every measure of every row."""
     state = environment()
     # Results are made to be shared: of files and folders only their names.
     state["command"] = [_without_folder(word) for word in state["command"]]
@@ -47,7 +47,7 @@ def _without_folder(word: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Give the GPU's name, or the CPU's."""
+    """Return the GPU's name, or the CPU's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return str(torch.backends.cpu.get_cpu_capability()) + f" CPU, {os.cpu_count()} cores"

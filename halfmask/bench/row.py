@@ -42,7 +42,7 @@ class Setting:
         return quick if self.quick else full
 
     def generator(self) -> torch.Generator:
-        """Give a CPU generator, so that inputs are the same on every device."""
+        """Return a CPU generator, so that inputs are the same on every device."""
         return torch.Generator().manual_seed(self.seed)
 
     def normal(self, *shape: int, generator: torch.Generator | None = None) -> Tensor:

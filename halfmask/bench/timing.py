@@ -32,13 +32,13 @@ class Timing:
     fast: list[Duration]
 
     def ratios(self, clock: Callable[[Duration], float]) -> list[float]:
-        """Give one ratio reference / fast per round."""
+        """Return one ratio reference / fast per round."""
         both = zip(_by_round(self.reference, clock), _by_round(self.fast, clock), strict=True)
         return [reference / max(fast, 1e-12) for reference, fast in both]
 
     @staticmethod
     def median(durations: list[Duration]) -> float:
-        """Give the median seconds of one call."""
+        """Return the median seconds of one call."""
         return statistics.median(duration.own for duration in durations)
 
 

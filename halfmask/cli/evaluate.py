@@ -111,7 +111,7 @@ def _evaluate_domains(
 def _comparable(
     number: "Published | None", ours: dict[str, float], part: str, overrides: Sequence[str], limit: int | None
 ) -> "Published | None":
-    """Give the published number if it is of the same score on the same images."""
+    """Return the published number if it is of the same score on the same images."""
     same_images = limit is None and not any(text.startswith("data.") for text in overrides)
     return number if number and same_images and number.part == part and number.metric in ours else None
 

@@ -59,7 +59,7 @@ def reporting_errors(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def describe_failure(error: BaseException) -> tuple[str, int]:
-    """Give the message and the exit code for an exception.
+    """Return the message and the exit code for an exception.
 
     >>> from halfmask.errors import DataError
     >>> describe_failure(DataError("no images in field/"))

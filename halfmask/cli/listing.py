@@ -54,7 +54,7 @@ def list_(
 
 
 def describe_entry(kind: str, name: str) -> dict[str, Any]:
-    """Give a class's summary and parameters as plain data.
+    """Return a class's summary and parameters as plain data.
 
     Args:
         kind: "methods", "encoders", "decoders", "bottlenecks", "datasets" or "importers".

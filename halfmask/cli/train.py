@@ -152,7 +152,7 @@ def train(
 
 
 def _nowhere() -> Path:
-    """Give a folder that a dry run without --out may name: it writes nothing."""
+    """Return a folder that a dry run without --out may name: it writes nothing."""
     return Path(tempfile.gettempdir()) / f"halfmask-dry-run-{os.getpid()}"
 
 

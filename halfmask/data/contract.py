@@ -90,7 +90,7 @@ class Dataset(ABC):
         """Where the mask of an id lies, or what names its class; `None` if nothing does: the image is unlabeled."""
 
     def image_files(self, id: str) -> tuple[Path, ...]:
-        """Give the files an image is read from: one per date.
+        """Return the files an image is read from: one per date.
 
         Raises:
             DataError: the dataset knows no such pair.

@@ -17,7 +17,7 @@ def float32(values: ArrayLike) -> Array:
 
 
 def lattice(*index: Int64[np.ndarray, " N"], salt: int = 0) -> Float32[np.ndarray, " N"]:
-    """Give a random number in [0, 1) for every point of an integer lattice of up to three axes."""
+    """Return a random number in [0, 1) for every point of an integer lattice of up to three axes."""
     mixed = np.full_like(index[0], salt * 2654435761 & 0xFFFF)
     for axis, prime in zip(index, _PRIMES, strict=False):
         mixed = mixed ^ (axis * prime)

@@ -124,7 +124,7 @@ def _gradient(thing: Placed, local: Array) -> Array:
 
 
 def _shadows(scene: Scene, points: Array, normal: Array) -> Array:
-    """Give the share of the lamp each point sees; a ray that passes close to a thing is half in shade."""
+    """Return the share of the lamp each point sees; a ray that passes close to a thing is half in shade."""
     light = scene.light
     start = points + normal * np.float32(0.02)
     lit = np.ones(len(points), np.float32)
@@ -147,7 +147,7 @@ def _shadows(scene: Scene, points: Array, normal: Array) -> Array:
 
 
 def _openness(scene: Scene, points: Array, normal: Array) -> Array:
-    """Give the share of the sky each point sees, with things taken as balls."""
+    """Return the share of the sky each point sees, with things taken as balls."""
     share = np.ones(len(points), np.float32)
     for thing in scene.things:
         away = thing.center - points

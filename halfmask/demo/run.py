@@ -49,7 +49,7 @@ class DemoResult:
         return self.scores[METHODS[1]].miou - self.scores[METHODS[0]].miou
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain data for `--json`."""
+        """Return plain data for `--json`."""
         return {
             "page": str(self.page),
             "figure": str(self.out / "predictions.png"),
@@ -139,7 +139,7 @@ def run_demo(
 
 
 def recipe_of(method: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
-    """Give the recipe of one run; all but the method is the same.
+    """Return the recipe of one run; all but the method is the same.
 
     A ResNet-18 at a quarter of its width, from random weights: a CPU trains it in a minute or two, and nothing is
     downloaded.

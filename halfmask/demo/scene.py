@@ -44,7 +44,7 @@ class Placed:
         return ((points - self.origin) @ self.rotation / np.float32(self.scale)).astype(np.float32)
 
     def distance(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, " N"]:
-        """Give a lower bound of the distance of world points to the surface."""
+        """Return a lower bound of the distance of world points to the surface."""
         return self.shape.distance(self.to_local(points)) * np.float32(self.scale * self.shape.stride)
 
 
@@ -126,7 +126,7 @@ def _draw_light(rng: np.random.Generator) -> Light:
 
 
 def _look(eye: Array, target: Array) -> Array:
-    """Give the camera's right, up and forward axes as rows."""
+    """Return the camera's right, up and forward axes as rows."""
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(np.array([0, 1, 0]), forward)
     right /= np.linalg.norm(right)

@@ -38,11 +38,11 @@ class Shape(ABC):
 
     @abstractmethod
     def distance(self, p: Points) -> Numbers:
-        """Give a lower bound of the distance to the surface, negative inside."""
+        """Return a lower bound of the distance to the surface, negative inside."""
 
     @abstractmethod
     def color(self, p: Points, normal: Points) -> Points:
-        """Give the linear RGB albedo of points on the surface."""
+        """Return the linear RGB albedo of points on the surface."""
 
     def pose(self, rng: np.random.Generator) -> tuple[Array, float]:
         """Draw a rotation matrix (local to world) and how far it lifts the thing."""
@@ -331,7 +331,7 @@ LYING: Array = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float32)
 
 
 def turn(angle: float) -> Array:
-    """Give the rotation about the vertical axis."""
+    """Return the rotation about the vertical axis."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]], np.float32)
 
@@ -342,7 +342,7 @@ def box2(a: Numbers, b: Numbers) -> Numbers:
 
 
 def capsule(p: Points, start: tuple[float, float, float], end: tuple[float, float, float], radius: float) -> Numbers:
-    """Give the distance to a line with round ends."""
+    """Return the distance to a line with round ends."""
     a, line = np.array(start, np.float32), np.array(end, np.float32) - np.array(start, np.float32)
     t = np.clip((p - a) @ line / (line @ line), 0, 1)
     x, y, z = (p[:, axis] - a[axis] - t * line[axis] for axis in range(3))

@@ -20,7 +20,7 @@ _NAME_THEM = "Name them: --classes crack,seam or --classes FILE, --data DIR, or 
 
 
 def known_dataset(kind: Kind, count: int) -> str:
-    """Give the published dataset with so many classes, or an empty string."""
+    """Return the published dataset with so many classes, or an empty string."""
     return _BY_NUMBER[kind].get(count, "")
 
 

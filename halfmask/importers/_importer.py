@@ -35,7 +35,7 @@ class Importer:
         return bool(self.signs) and all(any(re.match(sign, key) for key in state) for sign in self.signs)
 
     def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Give K, the number of classes the network was trained for.
+        """Return K, the number of classes the network was trained for.
 
         Raises:
             CheckpointError: the tensor that tells it is missing.
@@ -43,7 +43,7 @@ class Importer:
         raise NotImplementedError(f"{type(self).__name__} must define classes()")
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-        """Give the `model` section of a recipe that builds the network, read from the shapes of the tensors.
+        """Return the `model` section of a recipe that builds the network, read from the shapes of the tensors.
 
         Raises:
             CheckpointError: a tensor that tells a size is missing, or the network is one that cannot be built here.
@@ -63,7 +63,7 @@ class Importer:
 
 
 def shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
-    """Give the shape of a tensor that tells a size of the network.
+    """Return the shape of a tensor that tells a size of the network.
 
     Raises:
         CheckpointError: it is missing.

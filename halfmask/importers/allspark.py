@@ -50,7 +50,7 @@ class AllSparkCheckpoint(Importer):
     }
 
     def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Give K."""
+        """Return K."""
         return shape(state, "decoder.decoder.linear_pred.weight")[0]
 
     def refuse(self, state: Mapping[str, Tensor], partial: bool) -> None:
@@ -65,7 +65,7 @@ class AllSparkCheckpoint(Importer):
             )
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-        """Give the sizes of encoder, bottleneck and decoder."""
+        """Return the sizes of encoder, bottleneck and decoder."""
         embedding = shape(state, "decoder.decoder.linear_fuse.conv.weight")[0]
         bottleneck: dict[str, Any] | None = None
         if not _is_old(state):

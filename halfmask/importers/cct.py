@@ -40,11 +40,11 @@ class CCTCheckpoint(Importer):
     )
 
     def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Give K."""
+        """Return K."""
         return shape(state, "main_decoder.upsample.0.weight")[0]
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-        """Give the sizes of encoder and decoder."""
+        """Return the sizes of encoder and decoder."""
         embedding = shape(state, "encoder.psp.bottleneck.0.weight")[0]
         return {
             "encoder": resnet_entry(state, "encoder.base.", stem="deep", output_stride=8),

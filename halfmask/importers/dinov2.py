@@ -28,7 +28,7 @@ class DINOv2Weights(Importer):
     rules: ClassVar[Rules] = ((r"mask_token$", None),)
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-        """Give the encoder's size."""
+        """Return the encoder's size."""
         return {"encoder": vit_entry(state, "")}
 
 

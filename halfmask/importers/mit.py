@@ -27,7 +27,7 @@ class MiTWeights(Importer):
     rules: ClassVar[Rules] = ((r"head\.", None),)
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-        """Give the encoder's size."""
+        """Return the encoder's size."""
         return {"encoder": mit_entry(state, "")}
 
 

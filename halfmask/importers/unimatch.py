@@ -44,11 +44,11 @@ class UniMatchCheckpoint(Importer):
     }
 
     def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Give K."""
+        """Return K."""
         return shape(state, "classifier.weight")[0]
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-        """Give the sizes of encoder and decoder."""
+        """Return the sizes of encoder and decoder."""
         decoder = {
             "name": "deeplabv3plus",
             "rates": [6, 12, 18],

@@ -57,11 +57,11 @@ class UniMatchV2Checkpoint(Importer):
     }
 
     def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Give K."""
+        """Return K."""
         return shape(state, "head.scratch.output_conv.2.weight")[0]
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-        """Give the sizes of encoder and decoder."""
+        """Return the sizes of encoder and decoder."""
         projections = [shape(state, f"head.projects.{level}.weight")[0] for level in range(4)]
         features = shape(state, "head.scratch.output_conv.0.weight")[0]
         return {

@@ -150,7 +150,7 @@ def _describe(model: Model, task: Task) -> dict[str, Any]:
 
 
 def bundle_folder(path: str | Path) -> Path:
-    """Give the folder of a bundle, named by the folder itself or by one of its files; of a staged run, the last one.
+    """Return the folder of a bundle, named by the folder itself or by one of its files; of a staged run, the last one.
 
     Raises:
         CheckpointError: there is none, or there are several below.
@@ -187,7 +187,7 @@ def bundle_folder(path: str | Path) -> Path:
 
 
 def domain_names(path: str | Path) -> tuple[str, ...]:
-    """Give the domains of a run, in their order; none where the folder is of anything else."""
+    """Return the domains of a run, in their order; none where the folder is of anything else."""
     try:
         names = json.loads((Path(path) / DOMAINS).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -42,7 +42,7 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
     def lists(self, mine: list[T]) -> list[T]:
-        """Give the lists of all processes as one, in every process; a barrier, too."""
+        """Return the lists of all processes as one, in every process; a barrier, too."""
         if self.world == 1:
             return mine
         parts: list[list[T]] = [[] for _ in range(self.world)]
@@ -88,7 +88,7 @@ def is_first_rank() -> bool:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Give the device for a name; `auto` takes an accelerator when there is one.
+    """Return the device for a name; `auto` takes an accelerator when there is one.
 
     Raises:
         RecipeError: the name is unknown or this machine has no such device.

@@ -42,11 +42,11 @@ class Items(Protocol):
     """Images with targets, read on demand; reading must be safe from several threads."""
 
     def __len__(self) -> int:
-        """Give the number of images."""
+        """Return the number of images."""
         ...
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "*T C H W"], Integer[Tensor, "*S"]]:
-        """Give one image and its target."""
+        """Return one image and its target."""
         ...
 
 
@@ -58,7 +58,7 @@ class DatasetItems:
     ids: Sequence[str]
 
     def __len__(self) -> int:
-        """Give the number of images."""
+        """Return the number of images."""
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "*T C H W"], Integer[Tensor, "*S"]]:
@@ -167,7 +167,7 @@ def _predictions(
     workers: int = 2,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Give numbers, class maps (B, *S) and targets (B, *S) of batches of images of equal size."""
+    """Return numbers, class maps (B, *S) and targets (B, *S) of batches of images of equal size."""
     crop = crop or model.spec.get("crop")
     shown = read_ahead(lambda number: (number, *items[number]), share, workers)
     with eval_mode(model):
@@ -340,7 +340,7 @@ def evaluate_domains(
 
 
 def combined(scores: dict[str, Scores], part: str) -> dict[str, float]:
-    """Give the scores of all domains by `<part>/<domain>/<score>`, and the mean main score as `<part>/<score>`.
+    """Return the scores of all domains by `<part>/<domain>/<score>`, and the mean main score as `<part>/<score>`.
 
     Args:
         scores: by domain.

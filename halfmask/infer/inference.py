@@ -95,7 +95,7 @@ def probabilities(
 
 
 def center(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None) -> Box:
-    """Give the middle window of the `center_crop` protocol; a shorter image side is taken whole.
+    """Return the middle window of the `center_crop` protocol; a shorter image side is taken whole.
 
     Args:
         size: rows and columns of the image.
@@ -305,7 +305,7 @@ Value = TypeVar("Value")
 
 
 def read_ahead(read: Callable[[Key], Value], keys: Iterable[Key], workers: int) -> Iterator[Value]:
-    """Give `read(key)` for each key in order, read by threads while the caller works.
+    """Return `read(key)` for each key in order, read by threads while the caller works.
 
     Image decoders release the interpreter lock, so threads are enough, and unlike processes they start at once,
     share everything, and work the same on every platform. At most 2 * workers results wait.

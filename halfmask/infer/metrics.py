@@ -147,7 +147,7 @@ class Scores:
         return name, 0.0 if math.isnan(value) else value
 
     def to_dict(self, part: str = "") -> dict[str, float]:
-        """Give flat metric names and fractions: `miou`, `iou/<class>`, `dice`, `acc`, ...
+        """Return flat metric names and fractions: `miou`, `iou/<class>`, `dice`, `acc`, ...
 
         Change detection with two classes adds `changed_iou` and `f1`; classification has `acc`, `acc/<class>`,
         `class_acc`, `f1` (mean over the classes), `f1/<class>` and `precision/<class>`, and no IoU.

@@ -197,7 +197,7 @@ def predict_labels(
 
 
 def reading_of(bundle: Bundle) -> Reading:
-    """Give the bands, the range of values and the value without data that a model was trained with."""
+    """Return the bands, the range of values and the value without data that a model was trained with."""
     limits, nodata = bundle.meta.get("range"), bundle.meta.get("nodata")
     return Reading(
         channels=bundle.model.mean.numel(),

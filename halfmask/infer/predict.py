@@ -169,7 +169,7 @@ def _predict_all(
 
 
 def predicted_kind(run: str | Path) -> Kind:
-    """Give the kind of task a run or bundle predicts, without loading its weights."""
+    """Return the kind of task a run or bundle predicts, without loading its weights."""
     kind: Kind = read_meta(bundle_folder(run) / "model.json")["task"]["kind"]
     return kind
 
@@ -237,7 +237,7 @@ def _with_suffix(path: Path, suffix: str) -> Path:
 
 
 def _find(source: Path, out: Path) -> tuple[Path, list[Path]]:
-    """Give the folder that result paths are relative to, and the images in order."""
+    """Return the folder that result paths are relative to, and the images in order."""
     if source.is_file():
         return source.parent, [source]
     if source.is_dir():

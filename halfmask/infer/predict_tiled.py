@@ -55,7 +55,7 @@ class Predictor:
         return there.to(self.bundle.model.mean.dtype) / 255
 
     def tiles(self, images: list[UInt8[np.ndarray, "*T H W C"]]) -> Float[Tensor, "B K H W"]:
-        """Give the probabilities of tiles of one size."""
+        """Return the probabilities of tiles of one size."""
         whole = self.protocol.model_copy(update={"mode": "whole"})
         return probabilities(self.bundle.model, self.pixels(np.stack(images)), whole)
 

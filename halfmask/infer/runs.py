@@ -87,7 +87,7 @@ class Published:
 
 
 def published(run: str | Path) -> Published | None:
-    """Give the number that the run's recipe names for its split, or for the mean of its domains.
+    """Return the number that the run's recipe names for its split, or for the mean of its domains.
 
     It is `None` for a bare bundle, and where nothing is published.
 

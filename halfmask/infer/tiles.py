@@ -109,7 +109,7 @@ def spans(length: int, tiling: Tiling) -> list[Span]:
 
 
 def ramps(cut: list[Span], overlap: int) -> list[Float[np.ndarray, "_N"]]:
-    """Give the weights of each span's pixels; at each pixel they sum to 1.
+    """Return the weights of each span's pixels; at each pixel they sum to 1.
 
     >>> [ramp.round(2).tolist() for ramp in ramps([(0, 6), (2, 8)], 4)]
     [[1.0, 1.0, 1.0, 0.75, 0.25, 0.0], [0.0, 0.25, 0.75, 1.0, 1.0, 1.0]]
@@ -193,7 +193,7 @@ class Sweep:
             yield left, found[:, :, : final - left]
 
     def _tiles(self, dates: tuple[Picture, ...], columns: list[Span]) -> Iterator[Tensor]:
-        """Give the probabilities of each tile of a row; tiles without any data are not worth a forward pass."""
+        """Return the probabilities of each tile of a row; tiles without any data are not worth a forward pass."""
         for _, same in groupby(columns, key=lambda span: (span[1] - span[0], _has_data(dates, span))):
             group = list(same)
             if not _has_data(dates, group[0]):

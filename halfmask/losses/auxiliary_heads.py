@@ -82,11 +82,11 @@ class AuxiliaryHeads(nn.Module):
         )
 
     def stacked(self) -> dict[str, Shaped[Tensor, "K *_"]]:
-        """Give the weights, one row per decoder, under the classifier's names."""
+        """Return the weights, one row per decoder, under the classifier's names."""
         return {name: self.weights[_key(name)].view(self.count, *shape) for name, shape in self._shapes.items()}
 
     def head_state(self, number: int) -> dict[str, Tensor]:
-        """Give the weights of one decoder as a state dict of the classifier."""
+        """Return the weights of one decoder as a state dict of the classifier."""
         return {name: weight[number].detach().clone() for name, weight in self.stacked().items()}
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class AuxiliaryHeads(nn.Module):
         return to_rows(maps, self._stages)
 
     def row_head(self, number: int) -> Callable[[Tensor], Tensor]:
-        """Give decoder `number` as a function from z to rows of logits (R, K)."""
+        """Return decoder `number` as a function from z to rows of logits (R, K)."""
         weights = {name: weight[number : number + 1] for name, weight in self.stacked().items()}
 
         def head(z: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class AuxiliaryHeads(nn.Module):
     def _prepared(
         self, z: Tensor, perturbed: Sequence[Perturbed]
     ) -> tuple[list[Tensor], list[Tensor], Callable[..., Tensor]]:
-        """Give tensors all decoders share, stacked tensors, and the function from them to a group's logits."""
+        """Return tensors all decoders share, stacked tensors, and the function from them to a group's logits."""
         stacked = self.stacked()
         if self.chained:
             project, bias, stages = _layers(stacked)

@@ -27,7 +27,7 @@ _LARGEST_RATIO = 100.0
 
 
 def class_weights(counts: Sequence[int], rule: Literal["inverse", "effective"]) -> tuple[float, ...]:
-    """Give a weight for each class.
+    """Return a weight for each class.
 
     Args:
         counts: labeled pixels of each class.

@@ -67,7 +67,7 @@ def pixel_weight(
     keep: Bool[Tensor, "*R"] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "*R"]:
-    """Give each pixel's part in the mean, for the named distance; all 0 where nothing counts.
+    """Return each pixel's part in the mean, for the named distance; all 0 where nothing counts.
 
     Args:
         distance: name.
@@ -114,7 +114,7 @@ def consistency_loss(
 def row_distance(
     distance: Distance, logits: Float[Tensor, "G R K"], target: Float[Tensor, "R K"]
 ) -> Float[Tensor, "G R"]:
-    """Give each pixel's distance, summed over classes, for several decoders."""
+    """Return each pixel's distance, summed over classes, for several decoders."""
     if distance == "mse":
         return (logits.softmax(-1) - target).square_().sum(-1)
     log_s = logits.log_softmax(-1)

@@ -175,7 +175,7 @@ def hard_pixels(
 def supervised_loss(
     name: LossName, *, threshold: float = 0.7, min_kept: int = 200_000, ignore_index: int = 255
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Give the loss of labeled images that a recipe names: `ce`, or `ohem` with its two parameters.
+    """Return the loss of labeled images that a recipe names: `ce`, or `ohem` with its two parameters.
 
     It also takes `weight`, one number per class (`Method.weigh_classes`).
     """

@@ -129,7 +129,7 @@ class Cam(Method):
 
     @torch.no_grad()
     def mask(self, model: Model, image: Float[Tensor, "C H W"], tags: Bool[Tensor, " K"]) -> Int[Tensor, "H W"]:
-        """Give the pseudo-mask of an image; `model` is the trained predictor, in evaluation mode."""
+        """Return the pseudo-mask of an image; `model` is the trained predictor, in evaluation mode."""
 
         def scores(scaled: Tensor) -> Tensor:
             return model.classifier(model.embed(model.encode(scaled)))  # type: ignore[no-any-return]
@@ -170,7 +170,7 @@ class Cam(Method):
 
 
 def with_pseudo_masks(recipe: "Recipe", stage: str) -> list[Stage]:
-    """Give the stages of a method that learns from pseudo-masks: where only tags are known, CAM makes the masks first.
+    """Return the stages of a method that learns from pseudo-masks: where only tags are known, CAM makes the masks first.
 
     Args:
         recipe: of the run.

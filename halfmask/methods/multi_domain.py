@@ -94,7 +94,7 @@ class MultiDomain(Method):
         self.smallest_batch, self.host_sync = first.smallest_batch, first.host_sync
 
     def of(self, domain: str) -> Method:
-        """Give the method of one domain."""
+        """Return the method of one domain."""
         method = self.domains[self.names.index(domain)]
         assert isinstance(method, Method)
         return method
@@ -200,7 +200,7 @@ class _SharedEncoder:
 
 
 def _joined(own: nn.Module, shared: nn.Module, batch_norm: NormRule) -> Any:
-    """Give the shared encoder, or one with the same parameters but batch norms of its own.
+    """Return the shared encoder, or one with the same parameters but batch norms of its own.
 
     Raises:
         RecipeError: the encoders differ.

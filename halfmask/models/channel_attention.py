@@ -87,7 +87,7 @@ def channel_attention(
 def score_variance(
     q: Float[Tensor, "B m d"], k: Float[Tensor, "S n d"], keep: Bool[Tensor, " n"] | None = None
 ) -> Float[Tensor, " B"]:
-    """Give the variance of all entries of q k^T, without forming it; S = B, or one key set for all.
+    """Return the variance of all entries of q k^T, without forming it; S = B, or one key set for all.
 
     Computed in float32 (float64 stays float64) with autocast off. The centered form does not cancel where the means
     are large.

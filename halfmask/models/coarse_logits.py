@@ -64,18 +64,18 @@ class CoarseLogits:
         return replace(self, values=self.values.detach())
 
     def upsampled(self) -> Float[Tensor, "B K H W"]:
-        """Give all logits, as a network gives them otherwise."""
+        """Return all logits, as a network gives them otherwise."""
         return F.interpolate(self.values, size=self.size, mode="bilinear", align_corners=self.align_corners)
 
     @torch.no_grad()
     def top(self) -> tuple[Int[Tensor, "B H W"], Float[Tensor, "B H W"]]:
-        """Give the best class of each pixel and its probability, image by image."""
+        """Return the best class of each pixel and its probability, image by image."""
         found = [top_class(part.upsampled()) for part in self.detach().split(1)]
         return torch.cat([label for label, _ in found]), torch.cat([confidence for _, confidence in found])
 
 
 def full(logits: Tensor | CoarseLogits) -> Tensor:
-    """Give logits of every pixel.
+    """Return logits of every pixel.
 
     >>> full(CoarseLogits(torch.zeros(1, 2, 4, 4), (8, 8), True)).shape
     torch.Size([1, 2, 8, 8])
@@ -88,7 +88,7 @@ _FEW = 64  # up to so many classes, turning logits that are stored channels last
 
 
 def top_class(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
-    """Give label and confidence; float32, or float64 for float64 logits. Of equal classes, the first.
+    """Return label and confidence; float32, or float64 for float64 logits. Of equal classes, the first.
 
     >>> label, confidence = top_class(torch.tensor([[0.0, 0.0, 2.0]]))
     >>> label.item(), round(confidence.item(), 4)
@@ -102,7 +102,7 @@ def top_class(logits: Float[Tensor, "B K *S"]) -> tuple[Int[Tensor, "B *S"], Flo
 
 
 def place_of(top: Shaped[Tensor, "*_"], values: Shaped[Tensor, "*_"], axis: int) -> Integer[Tensor, "*_"]:
-    """Give where along an axis of at most 255 the maximum stands, as uint8; of equal values, the first.
+    """Return where along an axis of at most 255 the maximum stands, as uint8; of equal values, the first.
 
     Far faster on a CPU than `max(axis).indices`, once the maximum is known.
 

@@ -50,7 +50,7 @@ class Release:
 
 
 def timm_releases(architecture: str) -> dict[str, Release]:
-    """Give the releases of a timm architecture by tag; the library's own default comes first.
+    """Return the releases of a timm architecture by tag; the library's own default comes first.
 
     >>> timm_releases("resnet50s")["gluon_in1k"].repo
     'timm/resnet50s.gluon_in1k'
@@ -122,7 +122,7 @@ def is_local(weights: str, releases: Mapping[str, Release]) -> bool:
 
 
 def find_file(weights: str, releases: Mapping[str, Release]) -> Path:
-    """Give the local path of a weight file, fetching a release if it is not cached; its license is logged once.
+    """Return the local path of a weight file, fetching a release if it is not cached; its license is logged once.
 
     Raises:
         CheckpointError: unknown tag, or no network.
@@ -180,7 +180,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
 
 def tensors_of(content: Mapping[str, Any]) -> State:
-    """Give the tensors of a table by name, without the prefix that data-parallel training adds."""
+    """Return the tensors of a table by name, without the prefix that data-parallel training adds."""
     state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     return {key.removeprefix("module."): value for key, value in state.items()}
 

@@ -97,7 +97,7 @@ def fit(build: Build, usual_steps: int | None, multiple: int, budget: Budget, ma
 
 
 def _for_memory(measured: Measured, limit: int, multiple: int, notes: dict[str, Choice]) -> dict[str, Any] | None:
-    """Give the next smaller setting; `None`: it fits, or nothing smaller is left."""
+    """Return the next smaller setting; `None`: it fits, or nothing smaller is left."""
     recipe, allowed = measured.prepared.recipe, int(limit * (1 - LIMITS.margin))
     if measured.cost.memory > allowed:
         fitting = measured.cost.fitting(allowed)
@@ -219,7 +219,7 @@ def _at_least(measured: Measured) -> int:
 
 
 def _smaller(crop: int, part: float, multiple: int) -> int | None:
-    """Give a crop with about that part of the pixels, not below the smallest; `None`: there is none."""
+    """Return a crop with about that part of the pixels, not below the smallest; `None`: there is none."""
     if part <= 0:
         return None
     smallest = -(-LIMITS.smallest_crop // multiple) * multiple
@@ -269,6 +269,6 @@ def _size(size: int) -> str:
 
 
 def predicted(prepared: Prepared, measured: Measured) -> tuple[float, float]:
-    """Give seconds of all steps and of all validations."""
+    """Return seconds of all steps and of all validations."""
     validations = math.ceil(prepared.total_steps / prepared.eval_every) if measured.validation_seconds else 0
     return measured.step_seconds * prepared.total_steps, validations * measured.validation_seconds

@@ -105,7 +105,7 @@ def _under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[Network, Choice]:
-    """Give the best network whose weights may be used, and what is to say about weights."""
+    """Return the best network whose weights may be used, and what is to say about weights."""
     kind = "gpu" if machine.gpu else "cpu"
     rows = [row for row in NETWORKS if row.machine == kind]
     for row in rows:

@@ -112,7 +112,7 @@ def load(
 
 
 def entry_kinds(raw: Any = None) -> dict[str, Kind]:
-    """Give the dotted keys that name a class, and the kind of class; with a recipe's content also those of domains."""
+    """Return the dotted keys that name a class, and the kind of class; with a recipe's content also those of domains."""
     domains = _get(raw, "data.domains")
     return {
         **{f"data.domains.{name}.dataset": "datasets" for name in (domains if isinstance(domains, dict) else ())},
@@ -217,7 +217,7 @@ def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> N
 
 
 def _name_entries(raw: dict[str, Any]) -> None:
-    """Give the default name to entries of which only params are set."""
+    """Return the default name to entries of which only params are set."""
     for dotted in entry_kinds(raw):
         entry, default = _get(raw, dotted), _default_entry(dotted)
         if isinstance(entry, dict) and "name" not in entry and default is not None:

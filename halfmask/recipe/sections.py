@@ -331,7 +331,7 @@ class ExpectedRecipe(Section):
     part: Literal["val", "test"] | dict[Text, Literal["val", "test"]] | None = None
 
     def number(self, split: str | None) -> float | None:
-        """Give the published value of a split, or `None` where that split has none.
+        """Return the published value of a split, or `None` where that split has none.
 
         >>> ExpectedRecipe(value={"92": 0.863}, source="Table 1").number("92")
         0.863
@@ -339,7 +339,7 @@ class ExpectedRecipe(Section):
         return self.value.get(split or "") if isinstance(self.value, dict) else self.value
 
     def of_domain(self, name: str) -> "ExpectedRecipe | None":
-        """Give what is published of one domain, or of the `mean` of all; `None` where nothing is.
+        """Return what is published of one domain, or of the `mean` of all; `None` where nothing is.
 
         >>> both = ExpectedRecipe(value={"a": 0.4, "mean": 0.5}, source="Table 1", part={"a": "test", "b": "val"})
         >>> one = both.of_domain("a")

@@ -12,7 +12,7 @@ from halfmask.errors import RecipeError, nearest
 
 
 def recipes_folder() -> Path:
-    """Give the folder of the shipped recipes.
+    """Return the folder of the shipped recipes.
 
     Raises:
         RecipeError: the installation is incomplete.
@@ -33,7 +33,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_summary(name: str) -> str:
-    """Give the first comment line of a shipped recipe."""
+    """Return the first comment line of a shipped recipe."""
     for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             return line.lstrip("# ").strip()
@@ -43,7 +43,7 @@ def recipe_summary(name: str) -> str:
 
 
 def recipe_facts(name: str) -> dict[str, Any]:
-    """Give the method, dataset and encoder that a shipped recipe names, and the published scores it aims at.
+    """Return the method, dataset and encoder that a shipped recipe names, and the published scores it aims at.
 
     `published` holds one fraction per split (or domain), `{"92": 0.7903}`, and `confidence` how sure each is,
     `{"92": "high"}`; one for all has the key "".
@@ -78,7 +78,7 @@ def _named(entry: Any) -> str:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """Give the file that a path or the name of a shipped recipe means; an existing file wins.
+    """Return the file that a path or the name of a shipped recipe means; an existing file wins.
 
     Raises:
         RecipeError: neither exists.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def complementary_mask(tosses: Tensor, undropped: list[int]) -> Tensor:
-    """Give the factors of [view 1; view 2] from (b, D) tosses, True = view 1 keeps; images `undropped` keep all."""
+    """Return the factors of [view 1; view 2] from (b, D) tosses, True = view 1 keeps; images `undropped` keep all."""
     images, width = tosses.shape
     mask = torch.empty(2 * images, width)
     for image in range(images):

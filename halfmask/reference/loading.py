@@ -33,13 +33,13 @@ def strong_view(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def to_normalized(image: Image.Image) -> Tensor:
-    """Give floats (3, H, W), normalized by the statistics of ImageNet."""
+    """Return floats (3, H, W), normalized by the statistics of ImageNet."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
     return (pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
 
 
 def load_labeled(image: Path, mask: Path, size: tuple[int, int], corner: tuple[int, int], crop: int) -> list[Tensor]:
-    """Give the normalized crop and its target; `size` and `corner` as in `cut_whole`, no flip."""
+    """Return the normalized crop and its target; `size` and `corner` as in `cut_whole`, no flip."""
     cut = _weak(image, size, corner, crop)
     with Image.open(mask) as opened:
         target = cut_whole(
@@ -57,7 +57,7 @@ def load_labeled(image: Path, mask: Path, size: tuple[int, int], corner: tuple[i
 def load_unlabeled(
     image: Path, size: tuple[int, int], corner: tuple[int, int], crop: int, rng: random.Random
 ) -> list[Tensor]:
-    """Give three normalized views of a crop: weak and twice strong."""
+    """Return three normalized views of a crop: weak and twice strong."""
     weak = _weak(image, size, corner, crop)
     return [to_normalized(view) for view in (weak, strong_view(weak, rng), strong_view(weak, rng))]
 

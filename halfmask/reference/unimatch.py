@@ -26,7 +26,7 @@ def unimatch_v2_loss(
     mask: Tensor,
     threshold: float,
 ) -> Tensor:
-    """Give (L_x + (L_1 + L_2) / 2) / 2 of one batch.
+    """Return (L_x + (L_1 + L_2) / 2) / 2 of one batch.
 
     Args:
         student: trained network.
@@ -63,7 +63,7 @@ def unimatch_loss(
     masks: list[Tensor],
     threshold: float,
 ) -> Tensor:
-    """Give (L_x + L_1 / 4 + L_2 / 4 + L_fp / 2) / 2 of one batch.
+    """Return (L_x + L_1 / 4 + L_2 / 4 + L_fp / 2) / 2 of one batch.
 
     Args:
         student: the only network, in training mode.

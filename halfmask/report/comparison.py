@@ -78,14 +78,14 @@ class Row:
     gain: Scored | None = None
 
     def spread(self, score: str) -> Spread:
-        """Give mean and spread of `best`, `last`, `hours`, or `shown` (on this report's images)."""
+        """Return mean and spread of `best`, `last`, `hours`, or `shown` (on this report's images)."""
         values = self.values(score)
         if not values:
             return Spread(math.nan, math.nan, 0)
         return Spread(mean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
 
     def values(self, score: str) -> list[float]:
-        """Give the numbers behind `spread`, one per run that has one."""
+        """Return the numbers behind `spread`, one per run that has one."""
         if score == "shown":
             values = [member.scores.main.value for member in self.members if member.scores is not None]
         else:
@@ -111,7 +111,7 @@ def compare(groups: Sequence[tuple[Run, ...]], wishes: Wishes) -> list[Row]:
 
 
 def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Give plain data; what has no number is left out."""
+    """Return plain data; what has no number is left out."""
     found = []
     for row in rows:
         entry: dict[str, Any] = {"name": row.name, "runs": [str(member.run.path) for member in row.members]}
@@ -151,7 +151,7 @@ def to_latex(rows: Sequence[Row], metric: str) -> str:
 
 
 def to_json(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """Give the content of table.json."""
+    """Return the content of table.json."""
     return {"metric": metric, "rows": to_dict(rows)}
 
 
@@ -257,7 +257,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _differences(recipes: Sequence[dict[str, Any]], prefix: str = "") -> dict[str, list[str]]:
-    """Give the settings that are not the same in all recipes, by dotted key: how each one has it.
+    """Return the settings that are not the same in all recipes, by dotted key: how each one has it.
 
     >>> _differences([{"heads": {"i_vat": 2}, "lr": 1}, {"heads": {"f_drop": 6}, "lr": 1}])
     {'heads': ['{i_vat: 2}', '{f_drop: 6}']}
@@ -280,7 +280,7 @@ def _differences(recipes: Sequence[dict[str, Any]], prefix: str = "") -> dict[st
 
 
 def _labels(keys: Sequence[str]) -> list[str]:
-    """Give the last word of each key, or the whole key where two end alike."""
+    """Return the last word of each key, or the whole key where two end alike."""
     last = [key.rpartition(".")[2] for key in keys]
     return [word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)]
 
@@ -295,7 +295,7 @@ def _short(value: Any) -> str:
 
 
 def spread_of_curves(row: Row) -> list[tuple[int, float]]:
-    """Give the mean validation curve of a row, at the steps that all its runs were validated at."""
+    """Return the mean validation curve of a row, at the steps that all its runs were validated at."""
     curves = [dict(member.run.curve(f"val/{member.run.metric}")) for member in row.members]
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     return [(step, float(np.mean([curve[step] for curve in curves]))) for step in steps]

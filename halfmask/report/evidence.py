@@ -187,7 +187,7 @@ def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
 
 
 def cached_json(path: Path, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Give a result that was kept under this key, or compute and keep it."""
+    """Return a result that was kept under this key, or compute and keep it."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["key"] == key:
@@ -200,7 +200,7 @@ def cached_json(path: Path, key: str, compute: Callable[[], Mapping[str, Any]]) 
 
 
 def digest(*parts: Any) -> str:
-    """Give one key of plain values."""
+    """Return one key of plain values."""
     return _digest(*parts)
 
 

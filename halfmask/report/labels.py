@@ -89,7 +89,7 @@ def threshold_of(run: Run) -> float | None:
 
 
 def _shown(images: Images, what: str, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give images (1, *T, C, H, W) in [0, 1] and targets (1, *S), one by one."""
+    """Return images (1, *T, C, H, W) in [0, 1] and targets (1, *S), one by one."""
     items = images.items
     with memory_cure(images.protocol):
         for number, (image, target) in enumerate(read_ahead(items.__getitem__, range(len(items)), images.workers), 1):

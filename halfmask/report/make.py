@@ -37,7 +37,7 @@ class ReportResult:
     values: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain data for `--json`."""
+        """Return plain data for `--json`."""
         return {"page": str(self.page), "heading": self.heading, **self.values}
 
 

@@ -42,19 +42,19 @@ def between(interval: Interval, sign: bool = False) -> str:
 
 
 def chapter(name: str, title: str, *parts: str, lead: str = "") -> str:
-    """Give a section of the page with its heading; `lead` is a sentence below it."""
+    """Return a section of the page with its heading; `lead` is a sentence below it."""
     lead = f'<p class="lead">{lead}</p>' if lead else ""
     heading = f'<h2 id="{name}-title">{title}</h2>'
     return f'<section id="{name}" aria-labelledby="{name}-title">{heading}{lead}{"".join(parts)}</section>'
 
 
 def note(text: str) -> str:
-    """Give a quiet sentence."""
+    """Return a quiet sentence."""
     return f'<p class="note">{text}</p>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, css: str = "") -> str:
-    """Give a table that scrolls sideways where it is too wide; cells are HTML, the first of a row is its heading."""
+    """Return a table that scrolls sideways where it is too wide; cells are HTML, the first of a row is its heading."""
     titles = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
@@ -66,12 +66,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, css
 
 
 def details(summary: str, content: str) -> str:
-    """Give something that opens on request."""
+    """Return something that opens on request."""
     return f"<details><summary>{summary}</summary>{content}</details>"
 
 
 def meter(value: float, name: str, color: int = 0) -> str:
-    """Give a bar for a fraction."""
+    """Return a bar for a fraction."""
     if math.isnan(value):
         return ""
     bar = f'<i class="bar b{color}" style="width:{_place(value)}"></i>'
@@ -79,7 +79,7 @@ def meter(value: float, name: str, color: int = 0) -> str:
 
 
 def whisker(rows: Sequence[tuple[Interval, int]], name: str) -> str:
-    """Give dots on a scale from 0 to 100 % with their intervals, one line per (interval, color)."""
+    """Return dots on a scale from 0 to 100 % with their intervals, one line per (interval, color)."""
     lines = []
     for interval, color in rows:
         if math.isnan(interval.value):
@@ -96,7 +96,7 @@ def whisker(rows: Sequence[tuple[Interval, int]], name: str) -> str:
 
 
 def chip(color: Sequence[int]) -> str:
-    """Give a small square in a class's color."""
+    """Return a small square in a class's color."""
     return f'<i class="chip" style="background:rgb({",".join(map(str, color))})"></i>'
 
 

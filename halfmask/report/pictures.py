@@ -27,14 +27,14 @@ _CIVIDIS = (
 
 
 def palette(task: Task) -> tuple[Color, ...]:
-    """Give the task's own colors; else ones that color-blind readers tell apart, while there are enough of them."""
+    """Return the task's own colors; else ones that color-blind readers tell apart, while there are enough of them."""
     if task.palette:
         return task.palette
     return _SAFE[: task.n_classes] if task.n_classes <= len(_SAFE) else default_palette(task.n_classes)
 
 
 def img(picture: UInt8[np.ndarray, "H W 3"], alt: str, *, side: int = _SIDE, smooth: bool = True) -> str:
-    """Give an `img` element; pictures with hard edges (`smooth` False) are never blurred."""
+    """Return an `img` element; pictures with hard edges (`smooth` False) are never blurred."""
     image = Image.fromarray(picture)
     scale = side / max(image.size)
     if scale < 1:

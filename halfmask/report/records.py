@@ -157,7 +157,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def members(path: str | Path) -> list[tuple[Run, ...]]:
-    """Give the runs below a folder: one entry per seed; an entry lists the stages, the result last.
+    """Return the runs below a folder: one entry per seed; an entry lists the stages, the result last.
 
     Raises:
         CheckpointError: there is none.

@@ -76,7 +76,7 @@ class MetricsLog(L.Callback):
             self.line.stop()
 
     def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
-        """Give the terminal back before an error is printed."""
+        """Return the terminal back before an error is printed."""
         self.line.stop()
 
     def record(self, trainer: L.Trainer, module: LitMethod, values: dict[str, float]) -> None:
@@ -209,7 +209,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Give the signals back."""
+        """Return the signals back."""
         for number, former in self._former.items():
             signal.signal(number, former)
         self._former = {}

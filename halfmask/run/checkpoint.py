@@ -145,7 +145,7 @@ def _examples(names: Sequence[str]) -> str:
 
 
 def weights_of(run: str | Path) -> Path | None:
-    """Give the checkpoint at the best validation of the shipped predictor, else the last one; `None`: there is none."""
+    """Return the checkpoint at the best validation of the shipped predictor, else the last one; `None`: there is none."""
     folder = RunDir(run)
     candidates = sorted(folder.checkpoints.glob("best-*.ckpt"))
     if candidates and (folder.path / "model.json").is_file():
@@ -175,7 +175,7 @@ def load_networks(method: Method, checkpoint: Path) -> int:
 
 
 def open_predictors(bundle: Bundle, device: torch.device) -> dict[str, Model]:
-    """Give every predictor of the run that a bundle belongs to, the shipped one first; of a bare bundle just that.
+    """Return every predictor of the run that a bundle belongs to, the shipped one first; of a bare bundle just that.
 
     Args:
         bundle: of the run.
@@ -221,7 +221,7 @@ class Beginning:
     labeled: frozenset[str]
 
     def load_into(self, prepared: Prepared) -> str:
-        """Give the networks of a new run the weights, and say what changed.
+        """Return the networks of a new run the weights, and say what changed.
 
         Raises:
             CheckpointError: other networks or classes.

@@ -75,7 +75,7 @@ class Cost:
         return self.step_seconds * self.steps
 
     def fitting(self, limit: int) -> tuple[int, int] | None:
-        """Give the largest batch of the same ratio, over all processes, that a limit in bytes holds; `None`: none."""
+        """Return the largest batch of the same ratio, over all processes, that a limit in bytes holds; `None`: none."""
         units = (limit - self.fixed) // max(self.per_unit, 1)
         if units < self.fewest:
             return None

@@ -61,7 +61,7 @@ def refuse_one_domain(cls: type[Method], recipe: Recipe) -> None:
 
 
 def domain_recipe(recipe: Recipe, name: str) -> Recipe:
-    """Give the recipe of one domain: its own data, the wrapped method, what is published of it."""
+    """Return the recipe of one domain: its own data, the wrapped method, what is published of it."""
     domains = recipe.data.domains or {}
     own = domains[name]
     section = {key: getattr(own, key) for key in _OWN} | {"domains": None}

@@ -119,7 +119,7 @@ class RunDir:
             write_text(part.split, json.dumps(describe_split(splits[name]), indent=1) + "\n")
 
     def recorded_lists(self) -> dict[str, list[str]]:
-        """Give the ids of each list of a run that has begun; nothing where they cannot be read."""
+        """Return the ids of each list of a run that has begun; nothing where they cannot be read."""
         try:
             told = json.loads(self.split.read_text(encoding="utf-8"))
             return {name: [str(id) for id in entry["ids"]] for name, entry in told.items()}
@@ -162,7 +162,7 @@ class RunDir:
 
 
 def describe_split(split: Split) -> dict[str, Any]:
-    """Give the lists of a split with counts and one hash per list."""
+    """Return the lists of a split with counts and one hash per list."""
     lists = {"labeled": split.labeled, "unlabeled": split.unlabeled, "val": split.val}
     return {
         name: {
@@ -175,7 +175,7 @@ def describe_split(split: Split) -> dict[str, Any]:
 
 
 def describe_splits(splits: Mapping[str, Split]) -> dict[str, Any]:
-    """Give the lists of several domains likewise, under their names."""
+    """Return the lists of several domains likewise, under their names."""
     return {f"{name}/{part}": entry for name in splits for part, entry in describe_split(splits[name]).items()}
 
 

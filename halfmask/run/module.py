@@ -48,7 +48,7 @@ class LogSums:
             self._sums[name] = (total + value, count + known)
 
     def read(self, reduce: Callable[[Tensor], Any] | None = None) -> dict[str, list[float]]:
-        """Give the means since the last call and start anew; NaN where no step had a value.
+        """Return the means since the last call and start anew; NaN where no step had a value.
 
         Args:
             reduce: adds a tensor up over the processes of a run.

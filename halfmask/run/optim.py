@@ -15,7 +15,7 @@ _ENCODER = "encoder"
 
 
 def rate_factor(step: int, total_steps: int, optim: OptimRecipe) -> float:
-    """Give the factor on the base rate that step `step` (counted from 0) runs at.
+    """Return the factor on the base rate that step `step` (counted from 0) runs at.
 
     Poly: (1 - t/T)^power with t = step - schedule_lag (not below 0), as in Chen et al., DeepLab, TPAMI 2018.
     Cosine: (1 + cos(pi t/T)) / 2. Cosine_7_16: cos(7 pi t / (16 T)), of FixMatch (Sohn et al., NeurIPS 2020,

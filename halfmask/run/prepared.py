@@ -57,7 +57,7 @@ class Prepared:
 
 
 def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int]:
-    """Give the steps of the run, and those between validations.
+    """Return the steps of the run, and those between validations.
 
     Raises:
         RecipeError: the recipe does not say how long to train.
@@ -199,7 +199,7 @@ def _reason(method: Method, recipe: Recipe, paired: int) -> str:
 
 
 def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
-    """Give what makes the loader of a range of steps; decoded images are cached in `out` where the recipe asks."""
+    """Return what makes the loader of a range of steps; decoded images are cached in `out` where the recipe asks."""
     recipe, method = prepared.recipe, prepared.method
 
     def make(start: int, stop: int, rank: int, world: int) -> DataLoader[HostBatch]:

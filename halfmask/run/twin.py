@@ -67,7 +67,7 @@ class TwinResult:
         return "helps" if low > 0 else "hurts"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what `twin.json` holds."""
+        """Return what `twin.json` holds."""
         plain = asdict(self)
         return {**plain, "folder": self.folder.name, "verdict": self.verdict}
 
@@ -128,13 +128,13 @@ def check_comparable(recipe: Recipe, limit: int | None = None) -> Prepared:
 
 
 def compared_ids(prepared: Prepared) -> list[str]:
-    """Give the images both are compared on: those the run chooses its best checkpoint on."""
+    """Return the images both are compared on: those the run chooses its best checkpoint on."""
     part, split = prepared.recipe.eval.select_on, prepared.split
     return list(split.val if part == "val" else part_ids(prepared.recipe.data, prepared.dataset, part))
 
 
 def twin_recipe(prepared: Prepared) -> Recipe:
-    """Give the recipe of the supervised twin."""
+    """Return the recipe of the supervised twin."""
     recipe = prepared.recipe
     kept = {key: recipe.method.params[key] for key in _KEPT_PARAMS if key in recipe.method.params}
     if kept.get("loss") not in {"ce", "ohem"}:

@@ -37,7 +37,7 @@ class Weights(NamedTuple):
 
 
 def uncertainty(shares: Float[Tensor, "K H W"], measure: Measure) -> float:
-    """Give the mean uncertainty of one prediction, from 0 to 1.
+    """Return the mean uncertainty of one prediction, from 0 to 1.
 
     >>> uncertainty(torch.full((4, 1, 1), 0.25), "entropy"), uncertainty(torch.full((4, 1, 1), 0.25), "margin")
     (1.0, 1.0)
@@ -49,7 +49,7 @@ def uncertainty(shares: Float[Tensor, "K H W"], measure: Measure) -> float:
 
 
 def disagreement(predictions: Sequence[Float[Tensor, "K H W"]]) -> float | None:
-    """Give the part of the pixels on which predictors differ, averaged over pairs of them; `None` of a single one."""
+    """Return the part of the pixels on which predictors differ, averaged over pairs of them; `None` of a single one."""
     ids = [shares.max(0).indices for shares in predictions]
     pairs = [(ids[a] != ids[b]).double().mean() for a in range(len(ids)) for b in range(a)]
     return float(torch.stack(pairs).mean()) if pairs else None
@@ -112,7 +112,7 @@ def ranks(values: Sequence[float]) -> Float[np.ndarray, "_M"]:
 
 
 def combine(ranked: Mapping[str, Float[np.ndarray, "_M"]], weights: Weights) -> Float[np.ndarray, "_M"]:
-    """Give the weighted mean of the ranks of the criteria there are."""
+    """Return the weighted mean of the ranks of the criteria there are."""
     used = {name: getattr(weights, name) for name in ranked if getattr(weights, name) > 0}
     total = sum(used.values())
     length = len(next(iter(ranked.values())))

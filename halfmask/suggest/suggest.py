@@ -175,7 +175,7 @@ def _class_pixels(pool: Pool, measured: Measured) -> Float[np.ndarray, " K"]:
 
 
 def _criteria(measured: Measured, known: np.ndarray, rare: Sequence[int], weights: Weights) -> dict[str, _Criterion]:
-    """Give values and ranks of the criteria that count and that there are."""
+    """Return values and ranks of the criteria that count and that there are."""
     found: dict[str, _Criterion] = {}
     hope = [sum(shares[k] for k in rare) for shares in measured.shares]
     plain: dict[str, Sequence[float | None]] = {

@@ -133,7 +133,7 @@ def _on_device(pointer: Tensor, labels: Tensor, *pairs: tuple[Tensor, Tensor]) -
 
 
 def _plan(pointer: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """Give the row to write (N,) and the vector to write there (N,) for each vector, and move the pointers on.
+    """Return the row to write (N,) and the vector to write there (N,) for each vector, and move the pointers on.
 
     A vector that a later one of its class would overwrite repeats that one instead of going to a spare row: equal
     values for one row may land in any order.

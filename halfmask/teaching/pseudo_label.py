@@ -16,7 +16,7 @@ _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 @has_plain_form(reference.pseudo_label)
 def pseudo_label(logits: Float[Tensor, "B K *S"] | CoarseLogits) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
-    """Give the most probable class and its probability, without gradient.
+    """Return the most probable class and its probability, without gradient.
 
     The full softmax map is never made (`halfmask.models.coarse_logits`). The probability is float32 even under bfloat16
     autocast, whose spacing of 0.004 near 1 is too coarse for a threshold of 0.95. (float64 stays float64.)
@@ -83,7 +83,7 @@ def pseudo_logs(
 
 
 def confidence_range(name: str) -> str | None:
-    """Give the range that a log counts; `None` for other logs, and for those of one of several domains.
+    """Return the range that a log counts; `None` for other logs, and for those of one of several domains.
 
     >>> confidence_range("pseudo/confidence_range/0.95-0.98"), confidence_range("pseudo/confidence_range/a/0.95-0.98")
     ('0.95-0.98', None)
@@ -96,7 +96,7 @@ def confidence_range(name: str) -> str | None:
 def agreement(
     logits: Float[Tensor, "B K *S"] | CoarseLogits, label: Int[Tensor, "B *S"], valid: Bool[Tensor, "B *S"]
 ) -> Float[Tensor, ""]:
-    """Give the part of the valid pixels where the student's class equals the pseudo-label."""
+    """Return the part of the valid pixels where the student's class equals the pseudo-label."""
     # max, not argmax: several times faster on a CPU.
     best = logits.top()[0] if isinstance(logits, CoarseLogits) else logits.max(1).indices
     same = (best == label) & valid

@@ -7,7 +7,7 @@ RampName = Literal["sigmoid", "linear", "cosine", "log", "exp"]
 
 
 def ema_ramp(step: int, decay: float) -> float:
-    """Give the EMA decay of a step counted from 0: min(1 - 1 / (step + 1), decay).
+    """Return the EMA decay of a step counted from 0: min(1 - 1 / (step + 1), decay).
 
     The first updates average over all steps so far, so that the teacher does not remember random weights.
 
@@ -56,7 +56,7 @@ def ramp(name: RampName, step: int | float, length: int | float) -> float:
 def ramped_weight(
     weight: float, step: int | float, length: int | float, *, name: RampName = "sigmoid", start: int | float = 0
 ) -> float:
-    """Give weight * ramp of the steps since `start`; 0 before it.
+    """Return weight * ramp of the steps since `start`; 0 before it.
 
     >>> ramped_weight(30.0, 49, 200, name="linear", start=50), ramped_weight(30.0, 150, 200, name="linear", start=50)
     (0.0, 15.0)

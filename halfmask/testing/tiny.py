@@ -41,7 +41,7 @@ class TinyEncoder(Encoder):
         )
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D _h _w"]]:
-        """Give the four maps."""
+        """Return the four maps."""
         features, x = [], image
         for stage in self.stages:
             x = stage(x)
@@ -93,7 +93,7 @@ def tiny_task(kind: str = "segmentation", ignore_index: int = 255) -> Task:
 
 
 def tiny_builder(task: Task, *, norm: bool = True, channels: int = 3) -> Builder:
-    """Give a builder of fresh tiny networks, with batch norm or without any batch statistics.
+    """Return a builder of fresh tiny networks, with batch norm or without any batch statistics.
 
     >>> build = tiny_builder(tiny_task(), norm=False)
     >>> build().has_batch_stats, tuple(build()(torch.rand(2, 3, 32, 32)).shape)

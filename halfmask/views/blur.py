@@ -21,7 +21,7 @@ _PASSES = 3
 
 
 def box_radius(radius: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Give l + a of each box for a standard deviation in pixels."""
+    """Return l + a of each box for a standard deviation in pixels."""
     variance = radius * radius / _PASSES
     whole = torch.floor((torch.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
@@ -29,7 +29,7 @@ def box_radius(radius: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
 
 
 def reach(radius: float) -> int:
-    """Give how many pixels to each side a single box can touch.
+    """Return how many pixels to each side a single box can touch.
 
     >>> reach(0.5), reach(2.0)
     (1, 2)

@@ -73,7 +73,7 @@ def object_boxes(
 
 
 def cell_boxes(foreground: Bool[Tensor, "B h w"]) -> tuple[Int[Tensor, "B N 4"], Int[Tensor, "B N"]]:
-    """Give x0, y0, x1, y1 (inclusive, in cells) and the area in cells of the largest objects; area 0: none.
+    """Return x0, y0, x1, y1 (inclusive, in cells) and the area in cells of the largest objects; area 0: none.
 
     Holes are filled and components labeled by masked max-pooling of cell numbers, h + w rounds. A snake longer than
     that falls into several boxes. The 64 largest objects are kept.
@@ -119,7 +119,7 @@ def _fill_holes(foreground: Tensor) -> Tensor:
 
 
 def _label(foreground: Tensor) -> Tensor:
-    """Give each 8-connected component the largest number of its cells, background 0."""
+    """Return each 8-connected component the largest number of its cells, background 0."""
     height, width = foreground.shape[-2:]
     inside = foreground.float()
     # float32 holds integers exactly up to 16 million cells.

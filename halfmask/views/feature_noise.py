@@ -65,7 +65,7 @@ def make_guide(
 
 
 def nearest_index(new: int, old: int, device: torch.device | str | None = None) -> Int[Tensor, " new"]:
-    """Give for each of `new` positions the one of `old` that nearest-neighbor resizing takes: floor(i * old / new).
+    """Return for each of `new` positions the one of `old` that nearest-neighbor resizing takes: floor(i * old / new).
 
     >>> nearest_index(3, 24).tolist(), nearest_index(4, 2).tolist()
     ([0, 8, 16], [0, 0, 1, 1])
@@ -84,7 +84,7 @@ class Perturbation(Protocol):
         ...
 
     def factor(self, z: Float[Tensor, "B D h w"], draws: Tensor) -> Float[Tensor, "n _B _D _h _w"]:
-        """Give what multiplies z, for each draw; axes of size 1 broadcast."""
+        """Return what multiplies z, for each draw; axes of size 1 broadcast."""
         ...
 
 

@@ -56,7 +56,7 @@ class Adversarial(NamedTuple):
         return self.offset(z, head, torch.rand(z.shape, device=z.device, dtype=z.dtype, generator=generator))
 
     def offset(self, z: Float[Tensor, "B D h w"], head: Head, u: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
-        """Give r for a start u ~ U[0, 1)."""
+        """Return r for a start u ~ U[0, 1)."""
         z = z.detach()
         wide = z if z.dtype == torch.float64 else z.float()
         iterate = exact_direction if self.direction == "exact" else self._finite
@@ -73,7 +73,7 @@ class Adversarial(NamedTuple):
 
 
 def exact_direction(head: Head, z: Float[Tensor, "B D h w"], d: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
-    """Give the unit vector (per image) along the Hessian of the KL divergence applied to d; 0 for a dead head."""
+    """Return the unit vector (per image) along the Hessian of the KL divergence applied to d; 0 for a dead head."""
     with torch.no_grad():
         with warnings.catch_warnings():
             # The first forward-mode derivative of a process loads rules that torch itself warns about.
@@ -89,7 +89,7 @@ def exact_direction(head: Head, z: Float[Tensor, "B D h w"], d: Float[Tensor, "B
 def finite_direction(
     head: Head, z: Float[Tensor, "B D h w"], d: Float[Tensor, "B D h w"], xi: float
 ) -> Float[Tensor, "B D h w"]:
-    """Give the normalized gradient of KL(softmax g(z) || softmax g(z + xi d)) at d."""
+    """Return the normalized gradient of KL(softmax g(z) || softmax g(z + xi d)) at d."""
     with torch.no_grad():
         target = head(z).softmax(-1)
     with torch.enable_grad():

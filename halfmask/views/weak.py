@@ -91,7 +91,7 @@ def point_of(target: UInt8[np.ndarray, "H W"], value: int, rng: np.random.Genera
 
 
 def scaled_size(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """Give width and height for a new long side; the other side is rounded half up.
+    """Return width and height for a new long side; the other side is rounded half up.
 
     >>> scaled_size(500, 375, 250), scaled_size(333, 500, 617)
     ((250, 188), (411, 617))
@@ -145,7 +145,7 @@ def cut_target(
 
 
 def covered(window: Window, crop: int) -> tuple[int, int, int]:
-    """Give (left, right, bottom) of the real pixels in the crop; outside them is padding.
+    """Return (left, right, bottom) of the real pixels in the crop; outside them is padding.
 
     >>> covered(Window((40, 30), (0, 0), (40, 30), flip=True), 64)
     (24, 64, 30)
@@ -193,7 +193,7 @@ def _resize(
 
 
 def _nearest(corner: int, extent: int, scaled: int, source: int) -> Int[np.ndarray, " n"]:
-    """Give floor((corner + i + 1/2) * source / scaled) for i < extent.
+    """Return floor((corner + i + 1/2) * source / scaled) for i < extent.
 
     Where that number is whole, two labels are equally near. Pillow, which the papers' code uses, decides by the
     rounding of a running sum; the same sum here makes the labels equal to theirs.

@@ -10,18 +10,18 @@ from halfmask.errors import RecipeError, nearest
 
 
 def all_rows() -> list[Row]:
-    """Give the rows of all families, in the order of their files' names."""
+    """Return the rows of all families, in the order of their files' names."""
     return [row for module in pkgutil.iter_modules(__path__) for row in rows_of(module.name)]
 
 
 def rows_of(family: str) -> list[Row]:
-    """Give the rows of one file; the others, and the libraries they need, are not imported."""
+    """Return the rows of one file; the others, and the libraries they need, are not imported."""
     rows: list[Row] = importlib.import_module(f"{__name__}.{family}").ROWS
     return [replace(row, family=family) for row in rows]
 
 
 def find(ids: Sequence[str]) -> list[Row]:
-    """Give the rows of some ids, or all.
+    """Return the rows of some ids, or all.
 
     Raises:
         RecipeError: an id is unknown.

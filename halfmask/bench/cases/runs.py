@@ -91,7 +91,7 @@ def _data(folder: Path, setting: Setting) -> list[str]:
 
 
 def _train(arguments: list[str], **environment: str) -> tuple[Any, int]:
-    """Give what `halfmask train` prints, and the most memory it had."""
+    """Return what `halfmask train` prints, and the most memory it had."""
     command = [sys.executable, "-m", "halfmask", "train", *arguments]
     with tempfile.NamedTemporaryFile("r") as peak:
         watched = [sys.executable, "-c", _WATCH, peak.name, *command]

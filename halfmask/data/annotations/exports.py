@@ -50,7 +50,7 @@ class ImageNames:
             self._by_name[id.rpartition("/")[2]].append(id)
 
     def most_alike(self, path: str) -> list[str]:
-        """Give the images of the same file name; of several, those that share the most folders, from the end on.
+        """Return the images of the same file name; of several, those that share the most folders, from the end on.
 
         >>> ImageNames(["a/1.png", "b/1.png", "b/2.png"]).most_alike("bucket/b/1.png")
         ['b/1.png']

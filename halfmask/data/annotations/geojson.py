@@ -24,7 +24,7 @@ _NAME_KEYS = ("class", "label", "name", "category")
 def encode(
     mask: Integer[np.ndarray, "H W"], classes: Sequence[str], transform: Transform | None = None
 ) -> dict[str, Any]:
-    """Give the content of the file of one image.
+    """Return the content of the file of one image.
 
     Args:
         mask: class ids, 255 = ignore.

@@ -139,7 +139,7 @@ def decode(
 
 
 def _regions(result: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Give label and value of every region that has an area."""
+    """Return label and value of every region that has an area."""
     named = {region.get("id") for region in result if _labels(region)} - {None}
     for region in result:
         kind, value = str(region.get("type", "")), region.get("value") or {}
@@ -329,7 +329,7 @@ def _is_task(task: Any) -> bool:
 
 
 def image_name(data: Mapping[str, Any]) -> str:
-    """Give the path of a task's image, of whatever storage.
+    """Return the path of a task's image, of whatever storage.
 
     >>> image_name({"image": "/data/local-files/?d=images/field%201.jpg"})
     'images/field 1.jpg'

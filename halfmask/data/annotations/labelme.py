@@ -21,7 +21,7 @@ _FLAT = {"point", "points", "line", "linestrip"}
 
 
 def encode(mask: Integer[np.ndarray, "H W"], classes: Sequence[str], image_path: str) -> dict[str, Any]:
-    """Give the content of the json file of one image.
+    """Return the content of the json file of one image.
 
     Class 0 is what no shape covers; it is drawn only where it lies inside another region.
 

@@ -18,7 +18,7 @@ IGNORE_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
 
 
 def layers(mask: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, Int[np.ndarray, "N 2"]]]:
-    """Give class id and outline of every region in the order of painting.
+    """Return class id and outline of every region in the order of painting.
 
     Class 0 is what no outline covers; it comes only where it lies inside another region.
 

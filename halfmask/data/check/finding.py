@@ -37,7 +37,7 @@ class Finding:
             object.__setattr__(self, "cure", describe(self.code).cure)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain data."""
+        """Return it as plain data."""
         return asdict(self) | {"files": list(self.files)}
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ _FLOW = {True: None, False: False}
 
 
 def propose(seen: Fingerprint) -> dict[str, Any]:
-    """Give the keys to add to halfmask.yaml, none of which it holds yet.
+    """Return the keys to add to halfmask.yaml, none of which it holds yet.
 
     * classes, as found in the masks; from the ids 1..K, or gaps, the ids as stored;
     * `binary` where all masks hold 0 and 255 only: read as "ignore", 255 would leave a single class;

@@ -55,7 +55,7 @@ class Report:
         return len(self.seen.images) / max(self.seen.seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as plain data."""
+        """Return everything as plain data."""
         seen = self.seen
         images = seen.images.values()
         return {

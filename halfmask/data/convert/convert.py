@@ -233,7 +233,7 @@ def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: st
 
 
 def outline_files(rows: Iterable[str], out: Path, format: str, task: Task) -> set[Path]:
-    """Give the files that `write_outlines` writes of these paths below the input, in a format of `OUTLINES`."""
+    """Return the files that `write_outlines` writes of these paths below the input, in a format of `OUTLINES`."""
     return _outline_writer(out, format, task).paths(map(without_suffix, rows))
 
 
@@ -262,7 +262,7 @@ def _told(left_out: Sequence[str]) -> str:
 
 
 def mask_name(id: str) -> str:
-    """Give NAME of an image: its id without the folder of images and without suffix."""
+    """Return NAME of an image: its id without the folder of images and without suffix."""
     return without_suffix(id.removeprefix("images/"))
 
 

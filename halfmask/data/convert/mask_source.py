@@ -68,11 +68,11 @@ class MaskSource:
         return replace(self, image=find_images(self.ids, folder).__getitem__, image_root=folder, images_known=True)
 
     def image_file(self, id: str) -> Path:
-        """Give the image of an id, which need not be there."""
+        """Return the image of an id, which need not be there."""
         return (self.image_root or self.root) / self.image(id)
 
     def name_of_image(self, id: str) -> str:
-        """Give the path of an image below its root; of one outside, the folder of its mask and its own name."""
+        """Return the path of an image below its root; of one outside, the folder of its mask and its own name."""
         path = self.image(id)
         # A colon is that of a drive: labelme on Windows may name an image by its absolute path.
         outside = path.startswith(("../", "/")) or ":" in path
@@ -152,7 +152,7 @@ def _images_of(id: str, by_stem: dict[str, list[str]], here: ImageNames) -> list
 
 
 def without_suffix(path: str) -> str:
-    """Give `a/b.c` for `a/b.c.png`."""
+    """Return `a/b.c` for `a/b.c.png`."""
     return path.rpartition(".")[0]
 
 

@@ -75,11 +75,11 @@ class CIFAR(Dataset):
         return [f"{part}/{number:05}" for number in range(sum(self._counts.get(part, [])))]
 
     def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
-        """Give an image of 32x32 RGB pixels."""
+        """Return an image of 32x32 RGB pixels."""
         return np.ascontiguousarray(self._record(id)[0].reshape(3, 32, 32).transpose(1, 2, 0))
 
     def read_target(self, id: str) -> Integer[np.ndarray, ""]:
-        """Give the class of an image."""
+        """Return the class of an image."""
         return np.array(self._record(id)[1], dtype=np.int64)
 
     def mask_path(self, id: str) -> Path | None:

@@ -65,7 +65,7 @@ class ClassFolder(Dataset):
         return read_image(self.root / id, channels=self.channels, value_range=self.value_range)
 
     def read_target(self, id: str) -> Integer[np.ndarray, ""]:
-        """Give the class of an image, by its folder.
+        """Return the class of an image, by its folder.
 
         Raises:
             DataError: it lies in no class folder.

@@ -51,13 +51,13 @@ class STL10(Dataset):
         return [f"{part}/{number:0{width}}" for number in range(self._counts.get(part, 0))]
 
     def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
-        """Give an image of 96x96 RGB pixels."""
+        """Return an image of 96x96 RGB pixels."""
         part, number = self._place(id)
         pixels = np.fromfile(self._images(part), np.uint8, _PIXELS, offset=number * _PIXELS)
         return np.ascontiguousarray(pixels.reshape(3, 96, 96).transpose(2, 1, 0))
 
     def read_target(self, id: str) -> Integer[np.ndarray, ""]:
-        """Give the class of an image.
+        """Return the class of an image.
 
         Raises:
             DataError: the image has no label.

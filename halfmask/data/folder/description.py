@@ -124,7 +124,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def named_in_file(root: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """Give the class file of a folder and the names in it by id, or `None` if there is none.
+    """Return the class file of a folder and the names in it by id, or `None` if there is none.
 
     Raises:
         DataError: it is no text.

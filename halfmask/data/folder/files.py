@@ -64,7 +64,7 @@ class FileDataset(Dataset):
         return read_mask(path, self.labels_of(path), self.root / id)
 
     def existing_mask(self, id: str) -> Path:
-        """Give the mask of an id.
+        """Return the mask of an id.
 
         Raises:
             DataError: the image has no mask.

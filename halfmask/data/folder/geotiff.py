@@ -67,11 +67,11 @@ class Ground:
             self._system = points_crs if points else source.crs
 
     def of_pixels(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
-        """Give the coordinates of corners of pixels (column, row)."""
+        """Return the coordinates of corners of pixels (column, row)."""
         return self._warped(_moved(points, self._affine), back=False)
 
     def to_pixels(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
-        """Give columns and rows of coordinates."""
+        """Return columns and rows of coordinates."""
         return _moved(self._warped(points, back=True), ~self._affine)
 
     def _warped(self, points: Float[np.ndarray, "N 2"], *, back: bool) -> Float[np.ndarray, "N 2"]:
@@ -100,7 +100,7 @@ class GeoRows:
         self._colors = _color_table(source)
 
     def read(self, top: int, bottom: int) -> tuple[Shaped[np.ndarray, "H W C"], Bool[np.ndarray, "H W"] | None]:
-        """Give the stored values of some rows, and where the file says that there is no data (`None`: nowhere)."""
+        """Return the stored values of some rows, and where the file says that there is no data (`None`: nowhere)."""
         window = ((top, bottom), (0, self.size[1]))
         values = np.moveaxis(np.asarray(self._source.read(window=window)), 0, 2)
         empty = None if self._whole else self._source.dataset_mask(window=window) == 0

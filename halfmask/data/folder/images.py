@@ -179,7 +179,7 @@ def to_uint8(
 
 
 def likely_range(low: int | float, high: int | float) -> tuple[int | float, int | float]:
-    """Give black and white of such values: of integers the sensor's depth, not the brightest pixel by chance.
+    """Return black and white of such values: of integers the sensor's depth, not the brightest pixel by chance.
 
     >>> likely_range(3, 3000)
     (0, 4095)
@@ -190,7 +190,7 @@ def likely_range(low: int | float, high: int | float) -> tuple[int | float, int 
 
 
 def fit_bands(pixels: UInt8[np.ndarray, "H W D"], path: Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    """Give so many bands: gray is repeated to three, alpha of RGBA is dropped.
+    """Return so many bands: gray is repeated to three, alpha of RGBA is dropped.
 
     Raises:
         DataError: another number of bands.
@@ -251,7 +251,7 @@ def without_data(values: Shaped[np.ndarray, "H W C"], nodata: float) -> Bool[np.
 
 
 def png_depth(data: bytes) -> tuple[int, int]:
-    """Give bits per sample and color type of a PNG file, which Pillow's mode hides."""
+    """Return bits per sample and color type of a PNG file, which Pillow's mode hides."""
     return data[24], data[25]
 
 

@@ -83,7 +83,7 @@ class Finder:
         self._dropped = 0  # leading folders of the last re-rooted path: the same for a whole list
 
     def take_list(self, path: Path, *, masks: bool = False) -> tuple[list[str], list[str]]:
-        """Give the ids of a list file, and the names of images that are not there; arguments as in `take`."""
+        """Return the ids of a list file, and the names of images that are not there; arguments as in `take`."""
         ids: list[str] = []
         absent: list[str] = []
         for entry in read_list(path):
@@ -95,7 +95,7 @@ class Finder:
         return ids, absent
 
     def take(self, entry: Entry, *, masks: bool = False) -> str | None:
-        """Give the id of a line, or `None` if there is no such image, and tell the dataset what else the line names.
+        """Return the id of a line, or `None` if there is no such image, and tell the dataset what else the line names.
 
         Args:
             entry: one line.
@@ -125,7 +125,7 @@ class Finder:
             self.dataset.mask_overrides[id] = mask
 
     def _later(self, name: str) -> str | None:
-        """Give the pair whose later image has this path, name or stem."""
+        """Return the pair whose later image has this path, name or stem."""
         if name in self.known:
             return name
         if (rerooted := self.reroot(name)) in self.known:
@@ -135,7 +135,7 @@ class Finder:
         return found[0] if len(found) == 1 else None
 
     def id_of(self, name: str) -> str | None:
-        """Give the id of an image as named in a list, or `None` if there is no such image."""
+        """Return the id of an image as named in a list, or `None` if there is no such image."""
         if name in self.known or (self.root / name).is_file():
             return name
         if (rerooted := self.reroot(name)) is not None:
@@ -154,7 +154,7 @@ class Finder:
         return None
 
     def mask_of(self, name: str) -> str | None:
-        """Give the path of a mask as named in a list, relative to the root, or `None` if there is no such file."""
+        """Return the path of a mask as named in a list, relative to the root, or `None` if there is no such file."""
         return name if (self.root / name).is_file() else self.reroot(name)
 
 

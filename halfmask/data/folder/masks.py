@@ -65,7 +65,7 @@ class LabelMap:
     resize: bool = False
 
     def training_id(self, stored: int) -> int:
-        """Give the training id of one stored id, -1 if it has no meaning."""
+        """Return the training id of one stored id, -1 if it has no meaning."""
         if stored in self.values:
             return self.values[stored]
         if self.complete:
@@ -196,7 +196,7 @@ def read_stored(path: Path) -> Stored:
 
 
 def stored_ids(stored: Stored, labels: LabelMap, path: Path) -> Integer[np.ndarray, "H W"]:
-    """Give the stored ids of a mask, looking colors up where it holds colors.
+    """Return the stored ids of a mask, looking colors up where it holds colors.
 
     Raises:
         DataError: colors without a table, or colors missing from the table, with their counts.

@@ -46,7 +46,7 @@ class Pairs:
     listed: bool = False
 
     def files(self, id: str, override: str | None) -> tuple[Path, Path]:
-        """Give the earlier and the later image of a pair.
+        """Return the earlier and the later image of a pair.
 
         Args:
             id: of the pair.

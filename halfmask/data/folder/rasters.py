@@ -112,7 +112,7 @@ def read_picture(path: Path, reading: Reading, *, georeferenced: bool = False) -
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Give rows and columns of the upright image, whatever its size.
+    """Return rows and columns of the upright image, whatever its size.
 
     Raises:
         DataError: a broken file.

@@ -69,7 +69,7 @@ class CachedReader:
     masks: bool = False
 
     def __call__(self, id: str) -> np.ndarray:
-        """Give the decoded array of an id: read-only, mapped from disk.
+        """Return the decoded array of an id: read-only, mapped from disk.
 
         Raises:
             DataError: the file cannot be decoded, or the cache cannot be written.
@@ -95,7 +95,7 @@ class JpegReader:
     folder: Path
 
     def __call__(self, id: str) -> np.ndarray:
-        """Give the image of an id, or its pair of dates, as it is after compression.
+        """Return the image of an id, or its pair of dates, as it is after compression.
 
         Raises:
             DataError: the file cannot be decoded, or the cache cannot be written.

@@ -308,7 +308,7 @@ def turn_loader(
 def _parts(
     source: Source, seed: int, draws: int, draws_share_images: bool, rank: int, world: int, cache: Path | None
 ) -> tuple[StepReader, StepSampler]:
-    """Give what reads the samples of a dataset, and what chooses them."""
+    """Return what reads the samples of a dataset, and what chooses them."""
     recipe, labeled, split = source.recipe, source.dataset, source.split
     other = labeled if source.unlabeled is None else source.unlabeled
     streams: list[Stream] = [

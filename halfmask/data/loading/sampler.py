@@ -62,7 +62,7 @@ class Walk:
         self._pass, self._order = -1, np.empty(0, dtype=np.int64)
 
     def batch_at(self, step: int) -> list[tuple[int, int]]:
-        """Give (position in the list, running number) of every entry of a step's batch."""
+        """Return (position in the list, running number) of every entry of a step's batch."""
         if self.short_last:
             number, within = divmod(step, -(-self.length // self.batch))
             start = number * self.length + within * self.batch
@@ -114,7 +114,7 @@ class ClassBalance:
             raise DataError("data.balance=classes, but no labeled mask shows any class.", "H210")
 
     def draw(self, n: int) -> tuple[int, int]:
-        """Give the position of sample `n` in the labeled list, and the class it has to show."""
+        """Return the position of sample `n` in the labeled list, and the class it has to show."""
         rng = np.random.default_rng((self.seed, LABELED, n, 1))
         number = int(rng.integers(len(self._classes)))
         return int(rng.choice(self._images[number])), int(self._classes[number])
@@ -187,7 +187,7 @@ class StepSampler(Sampler[list[StepKeys]]):
         self.start, self.stop = 0, self.steps_per_epoch
 
     def keys(self, step: int) -> StepKeys:
-        """Give this rank's samples of one step."""
+        """Return this rank's samples of one step."""
         samples: list[SampleKey] = []
         for stream, walk in enumerate(self.walks):
             entries = walk.batch_at(step)
@@ -240,7 +240,7 @@ class Turns(Sampler[list[StepKeys]]):
         self.start, self.stop = 0, self.steps_per_epoch
 
     def keys(self, step: int) -> StepKeys:
-        """Give this rank's samples of one step."""
+        """Return this rank's samples of one step."""
         own, turn = divmod(step, len(self.domains))
         domain = self.domains[turn]
         return StepKeys(step, self.samplers[domain].keys(own).samples, domain)

@@ -25,7 +25,7 @@ class Cutter:
     plain: bool = False
 
     def fill(self, bands: int) -> UInt8[np.ndarray, " C"]:
-        """Give the color of the padding; the mean of one date serves both dates of a pair."""
+        """Return the color of the padding; the mean of one date serves both dates of a pair."""
         if self.black:
             return np.zeros(bands, dtype=np.uint8)
         if bands % len(self.mean):

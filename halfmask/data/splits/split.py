@@ -208,7 +208,7 @@ class _Lists:
 
 
 def part_ids(recipe: DataRecipe, dataset: Dataset, part: str) -> tuple[str, ...]:
-    """Give the ids with masks of the part `val` or `test`: by the list beside the recipe's split, else the dataset's.
+    """Return the ids with masks of the part `val` or `test`: by the list beside the recipe's split, else the dataset's.
 
     Raises:
         DataError: the list names images that are not there.
@@ -248,7 +248,7 @@ def find_split(recipe: DataRecipe, dataset: Dataset) -> Path:
 def _choose_labeled(
     recipe: DataRecipe, dataset: Dataset, lists: _Lists, val: set[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give the labeled ids, and the rest of the split's own labeled list."""
+    """Return the labeled ids, and the rest of the split's own labeled list."""
     pool = lists.labeled_pool()
     if not lists.names_labeled:
         pool = tuple(id for id in pool if id not in val)
@@ -307,7 +307,7 @@ def _find_list(name: str, dataset: Dataset, key: str, extra: Sequence[str] = ())
 
 
 def _identity(dataset: Dataset, id: str) -> tuple[int, int] | str:
-    """Give what two names of one file have in common, be they relative, linked, or below different roots."""
+    """Return what two names of one file have in common, be they relative, linked, or below different roots."""
     path = os.path.join(dataset.root, id)
     try:
         state = os.stat(path)

@@ -158,7 +158,7 @@ class Stamps:
                 self._known = {str(id): (state, counts) for id, (state, counts) in loaded.items()}
 
     def recall(self, id: str, state: State) -> dict[str, int] | None:
-        """Give what was found in the files of an id, if they are as they were then."""
+        """Return what was found in the files of an id, if they are as they were then."""
         known = self._known.get(id)
         return known[1] if known is not None and known[0] == state else None
 
@@ -196,7 +196,7 @@ class _Look:
     pseudo: PseudoMasks | None = None
 
     def take(self, memory: Stamps) -> Counts | DataError:
-        """Give the pixels per class, or what is wrong."""
+        """Return the pixels per class, or what is wrong."""
         try:
             files = self._files()
             state = state_of(files)
@@ -338,13 +338,13 @@ def _is_whole(head: bytes, tail: bytes, size: int) -> bool:
 
 
 def default_folder() -> Path:
-    """Give `$HALFMASK_CACHE/verified`, by default below the user's cache folder."""
+    """Return `$HALFMASK_CACHE/verified`, by default below the user's cache folder."""
     base = os.environ.get("HALFMASK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "halfmask"
     return Path(base).expanduser() / "verified"
 
 
 def state_of(paths: Iterable[Path]) -> State | None:
-    """Give the state of some files, `None` if one of them is missing."""
+    """Return the state of some files, `None` if one of them is missing."""
     try:
         return [[state.st_size, state.st_mtime_ns] for state in map(os.stat, paths)]
     except OSError:

@@ -83,7 +83,7 @@ class AllSpark(Bottleneck):
         return self.attend(tokens, residual, keys, labeled=len(x))
 
     def embed(self, x: Float[Tensor, "B D h w"]) -> tuple[Float[Tensor, "B d C"], Float[Tensor, "B C h w"]]:
-        """Give the normalized tokens, whose channels are the keys, and the map they came from."""
+        """Return the normalized tokens, whose channels are the keys, and the map they came from."""
         residual = self.map_in(x)
         return self.norm1(residual.flatten(2).transpose(1, 2)), residual
 
@@ -117,7 +117,7 @@ class AllSpark(Bottleneck):
         labeled: int,
         present: Bool[Tensor, " G"] | None = None,
     ) -> Float[Tensor, "B C d"]:
-        """Give the attention's result alone, as channels; arguments as for `attend`."""
+        """Return the attention's result alone, as channels; arguments as for `attend`."""
         channels = tokens.transpose(1, 2).contiguous()  # (B, C, d): rows of d are what the products run over
         parts = []
         if labeled > 0:

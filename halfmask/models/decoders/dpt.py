@@ -71,7 +71,7 @@ class DPT(Decoder):
         self.head = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True))
 
     def fuse(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B E h w"]:
-        """Give the fused map at 8 times the resolution of the tokens, or at twice that of a pyramid's finest map."""
+        """Return the fused map at 8 times the resolution of the tokens, or at twice that of a pyramid's finest map."""
         maps = [
             common(resize(project(x)))
             for x, project, resize, common in zip(features, self.projects, self.resize, self.to_common, strict=True)

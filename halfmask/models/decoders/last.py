@@ -18,7 +18,7 @@ class Last(Decoder):
         self.embedding = channels[-1]
 
     def fuse(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B E h w"]:
-        """Give the coarsest map."""
+        """Return the coarsest map."""
         return features[-1]
 
     def make_classifier(self, classes: int) -> nn.Module:

@@ -12,7 +12,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def imagenet_statistics(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Give mean and standard deviation per channel for weights that were trained on RGB.
+    """Return mean and standard deviation per channel for weights that were trained on RGB.
 
     The stem of such weights is repeated over further channels (one channel: summed), so the statistics are too.
 

@@ -93,7 +93,7 @@ class DINOv2(Encoder):
             self.freeze()
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """Give the normalized outputs of the four tap blocks."""
+        """Return the normalized outputs of the four tap blocks."""
         self.check_size(image)
         x = self.net.patch_embed.proj(image)
         height, width = x.shape[-2:]

@@ -75,7 +75,7 @@ class DINOv3(Encoder):
             self.freeze()
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """Give the normalized outputs of the four tap blocks."""
+        """Return the normalized outputs of the four tap blocks."""
         self.check_size(image)
         maps = self.net.forward_intermediates(image, indices=list(self.taps), norm=True, intermediates_only=True)
         return list(maps)

@@ -87,7 +87,7 @@ class MiT(Encoder):
             self.freeze()
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
-        """Give the four normalized stage outputs."""
+        """Return the four normalized stage outputs."""
         if min(image.shape[-2:]) < _SMALLEST_SIDE:
             raise ShapeError(
                 f"image is {image.shape[-1]}x{image.shape[-2]} but encoder mit needs sides of {_SMALLEST_SIDE} "

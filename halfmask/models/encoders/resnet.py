@@ -73,7 +73,7 @@ class ResNet(Encoder):
             self.freeze()
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
-        """Give c1 to c4."""
+        """Return c1 to c4."""
         x = self.net.maxpool(self.net.act1(self.net.bn1(self.net.conv1(image))))
         features = []
         for stage in (self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4):

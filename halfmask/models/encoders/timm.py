@@ -78,7 +78,7 @@ class Timm(Encoder):
             self.freeze()
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
-        """Give the maps at `out_indices`."""
+        """Return the maps at `out_indices`."""
         self.check_size(image)
         side = self.only_size
         if side is not None and image.shape[-2:] != (side, side):
@@ -177,7 +177,7 @@ def _statistics(model: str, in_channels: int) -> tuple[tuple[float, ...], tuple[
 
 
 def _sizes(model: str, arguments: dict[str, Any], img_size: int | None) -> tuple[int, int | None]:
-    """Give the multiple that image sides must be of, and the only side, where there is only one."""
+    """Return the multiple that image sides must be of, and the only side, where there is only one."""
     multiple, failure = _multiple(model, arguments)
     if multiple is not None:
         return multiple, None

@@ -79,7 +79,7 @@ class WideResNet(Encoder):
             self.freeze()
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
-        """Give the output of each stage, the last one normalized and activated."""
+        """Return the output of each stage, the last one normalized and activated."""
         x = self.stem(image)
         maps: list[Tensor] = []
         for stage in self.stages:

@@ -67,7 +67,7 @@ class Xception(Encoder):
             self.freeze()
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
-        """Give the low-level map, which no ReLU has cut, and the last one."""
+        """Return the low-level map, which no ReLU has cut, and the last one."""
         net = self.net
         x = F.relu(net.bn1(net.conv1(image)))
         x = F.relu(net.bn2(net.conv2(x)))
@@ -125,7 +125,7 @@ class _Block(nn.Module):
         self.sepconv3 = _Separable(outputs, outputs, stride=stride, dilation=dilation)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B D h w"], Float[Tensor, "B D _h _w"]]:
-        """Give the output of the second separable convolution, and that of the block."""
+        """Return the output of the second separable convolution, and that of the block."""
         rectified = F.relu(x)
         second = self.sepconv2(F.relu(self.sepconv1(rectified)))
         beside = rectified if self.rectified_skip else self.skipbn(self.skip(x))

@@ -16,7 +16,7 @@ _BARS = 12
 
 
 def allspark(found: Material) -> str:
-    """Give the chapter `allspark`, or nothing for other methods."""
+    """Return the chapter `allspark`, or nothing for other methods."""
     if not is_allspark(found.run):
         return ""
     title = "AllSpark: bottleneck and class memory"

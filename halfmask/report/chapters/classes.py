@@ -13,7 +13,7 @@ _MISTAKES = 8
 
 
 def classes(found: Material) -> str:
-    """Give the chapters `classes` and `confusion`."""
+    """Return the chapters `classes` and `confusion`."""
     if found.scores is None or found.tally is None:
         return chapter("classes", "Classes", note("No image was predicted for this report (see Result)."))
     return _table(found) + _confusion(found)

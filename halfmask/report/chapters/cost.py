@@ -8,7 +8,7 @@ from halfmask.report.records import Run
 
 
 def cost(found: Material) -> str:
-    """Give the chapter `cost`."""
+    """Return the chapter `cost`."""
     run = found.run
     runs = [run, found.twin] if found.twin is not None else [run]
     names = ["this run", "twin"][: len(runs)]
@@ -32,7 +32,7 @@ def cost(found: Material) -> str:
 
 
 def device_hours(run: Run) -> float:
-    """Give the hours of all devices together."""
+    """Return the hours of all devices together."""
     settings = run.recipe.get("run", {})
     return run.seconds / 3600 * int(settings.get("devices", 1)) * int(settings.get("nodes", 1))
 

@@ -10,7 +10,7 @@ SHIPPED, TWIN, SECOND, THIRD = 0, 1, 2, 3  # colors
 
 
 def curves(found: Material) -> str:
-    """Give the chapter `curves`."""
+    """Return the chapter `curves`."""
     run = found.run
     if not run.records:
         return chapter("curves", "Curves", note("Nothing is recorded yet (metrics.jsonl is empty or absent)."))

@@ -12,7 +12,7 @@ _LEVELS = {"error": "bad", "warning": "open", "note": "quiet"}
 
 
 def data(found: Material) -> str:
-    """Give the chapter `data`."""
+    """Return the chapter `data`."""
     run = found.run
     counts = [
         (name, run.count(part))

@@ -15,7 +15,7 @@ _TITLES = {
 
 
 def examples(found: Material) -> str:
-    """Give the chapter `images`."""
+    """Return the chapter `images`."""
     if found.tally is None or not found.examples:
         return chapter("images", "Images", note("No image was predicted for this report (see Result)."))
     task = found.tally.task

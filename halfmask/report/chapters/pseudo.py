@@ -12,7 +12,7 @@ _ROWS = 24  # classes that are shown at once
 
 
 def pseudo(found: Material) -> str:
-    """Give the chapter `pseudo`."""
+    """Return the chapter `pseudo`."""
     title = "Pseudo-labels"
     run = found.run
     if found.supervised:

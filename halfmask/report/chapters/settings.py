@@ -8,7 +8,7 @@ from halfmask.report.records import Setting
 
 
 def settings(found: Material) -> str:
-    """Give the chapter `recipe`."""
+    """Return the chapter `recipe`."""
     everything = found.run.settings
     chosen = [entry for entry in everything if entry.origin != "default"]
     parts = []

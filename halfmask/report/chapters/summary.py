@@ -36,7 +36,7 @@ def verdict(gain: Interval) -> tuple[str, str]:
 
 
 def summary(found: Material) -> str:
-    """Give the key figures and the chapter `result`."""
+    """Return the key figures and the chapter `result`."""
     return _figures(found) + _result(found) + _twin(found)
 
 
