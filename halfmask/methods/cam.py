@@ -170,7 +170,7 @@ class Cam(Method):
 
 
 def with_pseudo_masks(recipe: "Recipe", stage: str) -> list[Stage]:
-    """Return the stages of a method that learns from pseudo-masks: where only tags are known, CAM makes the masks first.
+    """Return the stages of a method that learns from pseudo-masks: with tags alone, CAM makes the masks first.
 
     Args:
         recipe: of the run.

@@ -112,7 +112,7 @@ def load(
 
 
 def entry_kinds(raw: Any = None) -> dict[str, Kind]:
-    """Return the dotted keys that name a class, and the kind of class; with a recipe's content also those of domains."""
+    """Return the dotted keys that name a class, with the kind of class; with a recipe, also those of its domains."""
     domains = _get(raw, "data.domains")
     return {
         **{f"data.domains.{name}.dataset": "datasets" for name in (domains if isinstance(domains, dict) else ())},

@@ -145,7 +145,7 @@ def _examples(names: Sequence[str]) -> str:
 
 
 def weights_of(run: str | Path) -> Path | None:
-    """Return the checkpoint at the best validation of the shipped predictor, else the last one; `None`: there is none."""
+    """Return the checkpoint of the best validation of the shipped predictor, else the last, else `None`."""
     folder = RunDir(run)
     candidates = sorted(folder.checkpoints.glob("best-*.ckpt"))
     if candidates and (folder.path / "model.json").is_file():
