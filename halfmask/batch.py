@@ -33,7 +33,7 @@ class Samples:
 
     @property
     def labels(self) -> Int[Tensor, "B *S"]:
-        """The target, where a method cannot do without.
+        """Return the target; an error if there is none.
 
         Raises:
             DataError: these samples have none.
@@ -90,10 +90,10 @@ class Progress:
 
     @property
     def epoch(self) -> float:
-        """Passes over the unlabeled list so far."""
+        """Return the passes over the unlabeled list so far."""
         return self.step / self.steps_per_epoch
 
     @property
     def fraction(self) -> float:
-        """Part of the run that is done, in [0, 1]."""
+        """Return the part of the run that is done, in [0, 1]."""
         return self.step / self.total_steps

@@ -33,7 +33,7 @@ class Task:
 
     @property
     def n_classes(self) -> int:
-        """K, the number of classes."""
+        """Return K, the number of classes."""
         return len(self.classes)
 
     @property

@@ -62,7 +62,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part: "train", "val", "test", or "unlabeled" (extra images without masks).
+        """Return sorted ids of a part: "train", "val", "test", or "unlabeled" (extra images without masks).
 
         An unknown or absent part gives an empty list.
         """
@@ -87,7 +87,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def mask_path(self, id: str) -> Path | None:
-        """Where the mask of an id lies, or what names its class; `None` if nothing does: the image is unlabeled."""
+        """Return the path of the mask of an id, or of what names its class; `None`: the image is unlabeled."""
 
     def image_files(self, id: str) -> tuple[Path, ...]:
         """Return the files an image is read from: one per date.

@@ -123,7 +123,7 @@ def import_checkpoint(
 
 
 def _networks(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The tables of tensors in a file by entry; a file that is one such table has it under an empty name."""
+    """Return the tables of tensors in a file by entry; a file that is one such table has it under an empty name."""
     found = {key: tensors_of(value) for key, value in content.items() if isinstance(value, dict)}
     found = {key: state for key, state in found.items() if state}
     return found or {key: state for key, state in {"": tensors_of(content)}.items() if state}

@@ -45,7 +45,7 @@ class Perturbed(NamedTuple):
         return 0 if given is None else given.shape[0]
 
     def of(self, number: int, z: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
-        """Perturbed z of one of them."""
+        """Return the perturbed z of one decoder."""
         if self.offset is not None:
             return z + self.offset[number]
         return z if self.factor is None else z * self.factor[number]
@@ -103,11 +103,11 @@ class AuxiliaryHeads(nn.Module):
             weight[number] = state[name]
 
     def run(self, number: int, z: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K H W"]:
-        """Logits of one decoder as the classifier gives them."""
+        """Return the logits of one decoder as the classifier gives them."""
         return self._call({name: weight[number] for name, weight in self.stacked().items()}, z)
 
     def rows(self, maps: Shaped[Tensor, "B *C H W"]) -> Shaped[Tensor, "R *C"]:
-        """Bring maps of the logits' size into the decoders' order of pixels, one row each, channels last."""
+        """Reorder maps of the logits' size into the decoders' pixel order, one row each, channels last."""
         return to_rows(maps, self._stages)
 
     def row_head(self, number: int) -> Callable[[Tensor], Tensor]:
@@ -228,7 +228,7 @@ class _GradientInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, term: Callable[..., Any], parts: list[slice], n_shared: int, *tensors: Tensor) -> Any:
-        """`term(part, *shared, *rows of stacked)` gives the scalar to differentiate and a tuple of scalars."""
+        """Call `term(part, *shared, *rows of stacked)`: it returns the scalar to differentiate and a tuple of scalars."""
         shared, stacked = tensors[:n_shared], tensors[n_shared:]
         gradients = [torch.zeros_like(x) for x in shared] + [torch.empty_like(x) for x in stacked]
         sums: list[Tensor] = []
@@ -255,7 +255,7 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def to_rows(maps: Shaped[Tensor, "B *C H W"], stages: int) -> Shaped[Tensor, "R *C"]:
-    """Order pixels as a chain of `stages` doublings leaves them: by cell, then sub-pixel of each stage; channels last.
+    """Order pixels by cell, then by sub-pixel of each of `stages` doublings; channels last.
 
     Full-resolution row = 2^s y + 2^(s-1) i_1 + ... + i_s for sub-pixels i of s stages; columns likewise.
     """
@@ -280,7 +280,7 @@ def _chain(y: Tensor, *stages: Tensor) -> Tensor:
 
 
 def _layers(stacked: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """First convolution (K, C, D), its bias, and the stages' weights and biases, rows ordered by (sub-pixel, class)."""
+    """Return the first convolution (K, C, D), its bias, and the stages' weights and biases, rows by (sub-pixel, class)."""
     if "weight" in stacked:  # a plain 1x1 convolution
         return stacked["weight"].flatten(2), stacked.get("bias"), []
     stages = []
@@ -292,7 +292,7 @@ def _layers(stacked: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Ten
 
 
 def _projected(z: Tensor, weight: Tensor, perturbed: Sequence[Perturbed]) -> Tensor:
-    """First convolution of every decoder on its perturbed z: (K, B * h * w, C)."""
+    """Run the first convolution of every decoder on its perturbed z: (K, B * h * w, C)."""
     flat = z.flatten(2)  # (B, D, P)
     parts = list(zip(perturbed, weight.split([len(part) for part in perturbed]), strict=True))
     plain = [w for part, w in parts if _without_channels(part)]
@@ -327,13 +327,13 @@ def _without_channels(part: Perturbed) -> bool:
 
 
 def _place_last(y: Tensor, count: int) -> Tensor:
-    """(B, n * C, P) -> (n, B * P, C)."""
+    """Reorder (B, n * C, P) to (n, B * P, C)."""
     split: Tensor = y.unflatten(1, (count, -1))
     return split.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def _recomputed(z: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
-    """W (z * f); the product z * f, as large as z, is made again in backward instead of kept."""
+    """Compute W (z * f); the product z * f, as large as z, is made again in backward instead of kept."""
 
     def project(z: Tensor, weight: Tensor) -> Tensor:
         return torch.matmul(weight, (z * factor).flatten(2))

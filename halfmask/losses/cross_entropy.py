@@ -250,7 +250,7 @@ def _sum_of(weight: Tensor, keep: Tensor) -> Tensor:
 
 
 def _weight_of(target: Tensor, weight: Tensor | None) -> Tensor | None:
-    """Look up the weight of every pixel's class; of unknown pixels any."""
+    """Look up the weight of every pixel's class; ignored pixels get an arbitrary weight."""
     return None if weight is None else weight[target.clamp(0, len(weight) - 1).long()]
 
 

@@ -96,7 +96,7 @@ class _Streamed(torch.autograd.Function):
 def _add_part(
     gradient: Tensor, logits: Tensor, target: Tensor, align_corners: bool, ignore_index: int, weight: Tensor | None
 ) -> Tensor:
-    """Add the gradient of some images in place; give the sum of their losses."""
+    """Add the gradient of some images in place; return the sum of their losses."""
     height, width = target.shape[-2:]
     top, bottom, share = row_mix(logits.shape[2], height, align_corners, logits.device, logits.dtype)
     row_bytes = logits.shape[0] * logits.shape[1] * width * logits.element_size()
@@ -118,7 +118,7 @@ def _add_part(
 
 
 def _reach(first: int, last: int, source: int, target: int, align_corners: bool) -> tuple[int, int]:
-    """Input rows that a band of output rows needs, on the host: the same arithmetic as `row_mix`, one row to spare."""
+    """Return the input rows that a band of output rows needs, on the host, as `row_mix` computes them, one row to spare."""
 
     def position(row: int) -> float:
         if align_corners:

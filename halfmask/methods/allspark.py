@@ -138,7 +138,7 @@ class AllSpark(Method):
 
     @property
     def bottleneck(self) -> Bottleneck:
-        """The student's bottleneck."""
+        """Return the student's bottleneck."""
         assert isinstance(self.student.bottleneck, Bottleneck)
         return self.student.bottleneck
 
@@ -165,7 +165,7 @@ class AllSpark(Method):
         self.memory.enqueue(tokens.transpose(1, 2), classes, samples.index)
 
     def _recall(self, memory: ClassMemory) -> tuple[Tensor, Tensor | None]:
-        """Channels of all classes, and the classes that take part (`None` = all)."""
+        """Return the channels of all classes, and the classes that take part (`None` = all)."""
         if not self.mask_empty:
             return memory.slots, None
         filled = memory.filled

@@ -184,7 +184,7 @@ class CCT(Method):
 
     @classmethod
     def plan(cls, recipe: "Recipe") -> list[Stage]:
-        """One stage; where image-level labels are given (section 3.3), pseudo-masks are made of them first."""
+        """Return one stage; with image-level labels (section 3.3) a first stage makes pseudo-masks of them."""
         return with_pseudo_masks(recipe, "cct")
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
@@ -302,7 +302,7 @@ def _foreground(task: Task, counts: dict[str, int]) -> Tensor:
 
 
 def _resized(maps: Tensor, like: Tensor) -> Tensor:
-    """Nearest neighbor to the height and width of another map."""
+    """Resize by nearest neighbor to the height and width of another map."""
     if maps.shape[-2:] == like.shape[-2:]:
         return maps
     sizes = zip(like.shape[-2:], maps.shape[-2:], strict=True)

@@ -147,7 +147,7 @@ class FixMatch(Method):
             self.teacher.update(self.student, ema_ramp(progress.step, self.ema_decay))
 
     def predictors(self) -> dict[str, Model]:
-        """The teacher where there is one, then the student."""
+        """Return the teacher where there is one, then the student."""
         own: dict[str, Model] = {"student": self.student}
         return own if self.teacher is None else {"teacher": self.teacher.model, **own}
 
@@ -156,7 +156,7 @@ class FixMatch(Method):
         return logits_1, logits_2
 
     def _partner(self, batch: Batch) -> tuple[Tensor, ...] | None:
-        """Image, label, confidence and validity to paste from; `None` = the flipped batch."""
+        """Return the image, label, confidence and validity to paste from; `None` = the flipped batch."""
         if self.cutmix_partner == "flip":
             if self.cutmix > 0 and len(batch.draw(0).image) == 1:
                 warnings.warn("CutMix with the flipped batch does nothing at one image per process.", stacklevel=3)

@@ -95,5 +95,5 @@ class MeanTeacher(Method):
         self.teacher.update(self.student, ema_ramp(progress.step, self.ema_decay))
 
     def predictors(self) -> dict[str, Model]:
-        """The teacher, then the student."""
+        """Return the teacher, then the student."""
         return {"teacher": self.teacher.model, "student": self.student}

@@ -101,7 +101,7 @@ class MultiDomain(Method):
 
     @property
     def student(self) -> Model:  # type: ignore[override]  # an attribute of other methods
-        """Network of the first domain: all have the same encoder."""
+        """Return the network of the first domain: all have the same encoder."""
         return self.of(self.names[0]).student
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
@@ -121,14 +121,14 @@ class MultiDomain(Method):
         self.of(domain).after_update(self.progress_of(domain, progress))
 
     def after_evaluation(self, scores: dict[str, float], progress: Progress) -> None:
-        """Tell each domain its own scores, under the names they have without others."""
+        """Pass each domain its scores, without the domain prefix."""
         for domain in self.names:
             mark = f"val/{domain}/"
             own = {key.replace(mark, "val/"): value for key, value in scores.items() if mark in key}
             self.of(domain).after_evaluation(own if domain else scores, self.progress_of(domain, progress))
 
     def predictors(self) -> dict[str, Model]:
-        """Networks of every domain, `<domain>/<predictor>`; the first one of each domain is shipped."""
+        """Return the networks of every domain, `<domain>/<predictor>`; the first one of each domain is shipped."""
         return {
             f"{domain}/{name}" if domain else name: model
             for domain in self.names
@@ -136,7 +136,7 @@ class MultiDomain(Method):
         }
 
     def parameter_groups(self) -> dict[str, list[ParamGroup]]:
-        """Groups of all domains together; what they share stands in one of them."""
+        """Join the groups of all domains; parameters that domains share are in one group only."""
         merged: dict[str, dict[str, list[nn.Parameter]]] = {}
         seen: set[int] = set()
         for domain in self.names:
@@ -148,7 +148,7 @@ class MultiDomain(Method):
         return {key: [ParamGroup(name, params) for name, params in groups.items()] for key, groups in merged.items()}
 
     def progress_of(self, domain: str, progress: Progress) -> Progress:
-        """How far a domain is: it counts its own steps."""
+        """Return how far a domain is: it counts its own steps."""
         count, number = len(self.names), self.names.index(domain)
         own = Progress(
             _own_steps(progress.step, count, number),
@@ -167,7 +167,7 @@ class MultiDomain(Method):
         return domain
 
     def _named(self, output: StepOutput, domain: str) -> StepOutput:
-        """Log values of one domain under its name too; one value per class under that alone, for classes differ."""
+        """Add the domain's name to its log values; values per class carry only that name, because classes differ."""
         if not domain:
             return output
         logs = {name: value for name, value in output.logs.items() if value.ndim == 0}
@@ -222,7 +222,7 @@ def _joined(own: nn.Module, shared: nn.Module, batch_norm: NormRule) -> Any:
 
 
 def _own_steps(steps: int, count: int, number: int) -> int:
-    """Steps of domain `number` among the first `steps`.
+    """Count the steps of domain `number` among the first `steps`.
 
     >>> [_own_steps(5, 2, number) for number in (0, 1)]
     [3, 2]

@@ -142,18 +142,18 @@ class UniMatch(Method):
             self.teacher.update(self.student, ema_ramp(progress.step, self.ema_decay))
 
     def predictors(self) -> dict[str, Model]:
-        """The teacher where there is one, then the student."""
+        """Return the teacher where there is one, then the student."""
         own: dict[str, Model] = {"student": self.student}
         return own if self.teacher is None else {"teacher": self.teacher.model, **own}
 
     def _labeled(self, weak: Samples) -> tuple[Tensor, ...]:
-        """Image, pseudo-label and confidence in evaluation mode, validity."""
+        """Return the image, pseudo-label and confidence in evaluation mode, validity."""
         labeler = self.student if self.teacher is None else self.teacher
         with torch.no_grad(), eval_mode(labeler):
             return weak.image, *pseudo_label(labeler(weak.image)), weak.valid
 
     def _clean_and_dropped(self, x_l: Tensor, x_u: Tensor) -> tuple[Logits, Logits, Logits]:
-        """Logits of the labeled images, of the weak ones, and of the weak ones with dropped channels."""
+        """Return the logits of the labeled images, of the weak ones, and of the weak ones with dropped channels."""
         features = self.student.encode(torch.cat((x_l, x_u)))
         doubled = [torch.cat(pair) for pair in zip(features, self.dropout(features), strict=True)]
         logits = self.student.classify(self.student.embed(doubled), (x_u.shape[-2], x_u.shape[-1]))
@@ -161,7 +161,7 @@ class UniMatch(Method):
         return logits_l, logits_w, logits_fp
 
     def _strong_view(self, own: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        """Image with all that must travel with its pixels; `other` = what to paste from, `None` = the flipped batch."""
+        """Return the strong image with label, confidence and validity; paste from `other`, or from the flipped batch."""
         partner = None if other is None else (self.strong(other[0]), *other[1:])
         box = self.boxes(own[3].shape, device=own[0].device)
         return paste(box, self.strong(own[0]), *own[1:], partner=partner)

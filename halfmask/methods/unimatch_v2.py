@@ -161,11 +161,11 @@ class UniMatchV2(Method):
         self.teacher.update(self.student, ema_ramp(progress.step, self.ema_decay))
 
     def predictors(self) -> dict[str, Model]:
-        """The teacher, then the student."""
+        """Return the teacher, then the student."""
         return {"teacher": self.teacher.model, "student": self.student}
 
     def _labeled(self, weak: Samples, y_l: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Image, pseudo-label, confidence and validity."""
+        """Return the image, pseudo-label, confidence and validity."""
         labeler = self.teacher if self.labeler == "ema" else self.student
         with torch.no_grad(), eval_mode(labeler):
             logits = labeler(weak.image)
@@ -175,13 +175,13 @@ class UniMatchV2(Method):
         return weak.image, label, confidence, weak.valid
 
     def _strong_view(self, own: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        """Image with all that must travel with its pixels; `other` = what to paste from, `None` = the flipped batch."""
+        """Return the strong image with label, confidence and validity; paste from `other`, or from the flipped batch."""
         partner = None if other is None else (self.strong(other[0]), *other[1:])
         box = self.boxes(own[3].shape, device=own[0].device)
         return paste(box, self.strong(own[0]), *own[1:], partner=partner)
 
     def _perturbed(self, image: Tensor, clean: int = 0) -> Logits:
-        """Logits; from the image number `clean` on, features lose channels."""
+        """Return the logits; from the image number `clean` on, features lose channels."""
         features = self.student.encode(image)
         if self.dropout_at in ("taps", "levels"):
             features = self._dropped(features, clean)

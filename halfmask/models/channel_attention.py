@@ -127,7 +127,7 @@ class _ScoreVariance(torch.autograd.Function):
 
 
 def _moments(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (S, 1, d) and covariance (S, d, d) of the rows, and their number (0-d)."""
+    """Return the mean (S, 1, d) and the covariance (S, d, d) of the rows, and their number (0-d)."""
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     if keep is None:
         count = torch.full((), x.shape[1], dtype=dtype, device=x.device)
@@ -147,7 +147,7 @@ def _moments(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 def _moments_gradient(
     x: Tensor, mean: Tensor, metric: Tensor, shift: Tensor, count: Tensor, keep: Tensor | None
 ) -> Tensor:
-    """2 / count * ((x - mean) metric + shift), row by row; 0 for rows left out."""
+    """Return 2 / count * ((x - mean) metric + shift), row by row; 0 for rows left out."""
     gradient = torch.empty_like(x)
     for part in _chunks(x, len(x) * x.shape[2]):
         rows = torch.baddbmm(shift, x[:, part].to(metric.dtype) - mean, metric) * (2 / count)
@@ -222,7 +222,7 @@ def _softmax(scores: Tensor) -> Tensor:
 
 
 def _kept(weights: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor:
-    """1 / (1 - dropout) for weights that stay, else 0."""
+    """Return 1 / (1 - dropout) for weights that stay, else 0."""
     kept = torch.empty_like(weights)
     if weights.device.type != "cpu":
         return kept.bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
@@ -233,7 +233,7 @@ def _kept(weights: Tensor, dropout: float, generator: torch.Generator | None) ->
 
 
 def _random_state(device: torch.device) -> Tensor:
-    """State of the device's generator, from which the backward pass repeats the forward's draws."""
+    """Return the state of the device's generator, from which the backward pass repeats the forward's draws."""
     module: Any = torch if device.type == "cpu" else torch.get_device_module(device)
     state: Tensor = module.get_rng_state()
     return state

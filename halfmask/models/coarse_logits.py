@@ -75,7 +75,7 @@ class CoarseLogits:
 
 
 def full(logits: Tensor | CoarseLogits) -> Tensor:
-    """Return logits of every pixel.
+    """Return the logits of every pixel.
 
     >>> full(CoarseLogits(torch.zeros(1, 2, 4, 4), (8, 8), True)).shape
     torch.Size([1, 2, 8, 8])

@@ -64,12 +64,12 @@ class Model(nn.Module):
 
     @property
     def has_batch_stats(self) -> bool:
-        """Any batch norm inside: then joining two forwards into one changes the algorithm."""
+        """Tell whether there is batch norm inside: then joining two forwards into one changes the algorithm."""
         return has_batch_norm(self)
 
     @property
     def size_multiple(self) -> int:
-        """Image sides must be multiples of it."""
+        """Return the number that image sides must be multiples of."""
         return self.encoder.size_multiple
 
     def encode(self, image: Float[Tensor, "B *T C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
@@ -77,7 +77,7 @@ class Model(nn.Module):
         return self.encoder((image - self.mean) / self.std)  # type: ignore[no-any-return]
 
     def decode(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B D h w"]:
-        """Dense embedding before the classifier."""
+        """Return the dense embedding before the classifier."""
         return self.decoder.refine(self.decoder.fuse(features))
 
     def embed(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B D h w"]:
@@ -87,11 +87,11 @@ class Model(nn.Module):
         return self.decode(features)
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Logits:
-        """Logits, upsampled to `size` (H, W)."""
+        """Return the logits, upsampled to `size` (H, W)."""
         raise NotImplementedError(f"{type(self).__name__} must define classify()")
 
     def forward(self, image: Float[Tensor, "B *T C H W"]) -> Logits:
-        """The seams in a row, with the bottleneck's inference form."""
+        """Run encode, decode and classify, with the bottleneck's inference form."""
         return self.classify(self.embed(self.encode(image)), (image.shape[-2], image.shape[-1]))
 
     def _upsampled(self, logits: Float[Tensor, "B K h w"], size: tuple[int, int]) -> Any:
@@ -105,7 +105,7 @@ class Segmenter(Model):
     """Dense prediction of one image."""
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Logits:
-        """Logits, upsampled bilinearly to `size` (H, W)."""
+        """Return the logits, upsampled bilinearly to `size` (H, W)."""
         return self._upsampled(self.classifier(embedding), size)
 
 
@@ -127,7 +127,7 @@ class ChangeSegmenter(Model):
         return date_differences(super().encode, image, apart=apart)
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Logits:
-        """Logits, upsampled bilinearly to `size` (H, W)."""
+        """Return the logits, upsampled bilinearly to `size` (H, W)."""
         return self._upsampled(self.classifier(embedding), size)
 
 
@@ -139,7 +139,7 @@ class Classifier(Model):
     """
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K"]:
-        """Logits of the image; `size` has no meaning here."""
+        """Return the logits of the image; `size` has no meaning here."""
         return self.classifier(embedding).mean((-2, -1))  # type: ignore[no-any-return]
 
 
@@ -171,7 +171,7 @@ def date_differences(
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether anything in a network takes statistics over the batch."""
+    """Tell whether anything in a network takes statistics over the batch."""
     return any(isinstance(part, _BATCH_NORMS) for part in module.modules())
 
 

@@ -69,7 +69,7 @@ class SmpSegmenter(Model):
         return date_differences(super().encode, image, apart=self.encoder.training and has_batch_norm(self.encoder))
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
-        """Logits of the padded image, cropped to `size` (H, W)."""
+        """Return the logits of the padded image, cropped to `size` (H, W)."""
         assert isinstance(self.encoder, _SmpEncoder)
         padded = self.encoder.padded_size(*size)
         logits = self.classifier(embedding)

@@ -92,7 +92,7 @@ def _schema_at(schema: type[BaseModel], keys: list[str]) -> type[BaseModel] | No
 
 
 def _is_table(annotation: Any) -> bool:
-    """Whether a field holds sections by name."""
+    """Tell whether a field holds sections by name."""
     if get_origin(annotation) is dict:
         return _model_in(annotation) is not None
     return any(_is_table(member) for member in get_args(annotation))

@@ -24,7 +24,7 @@ class Entry(BaseModel):
 
     @property
     def params(self) -> dict[str, Any]:
-        """Constructor arguments as plain data."""
+        """Return constructor arguments as plain data."""
         return dict(self.model_extra or {})
 
 

@@ -67,7 +67,7 @@ def pseudo_mask(
     ignore_index: int = 255,
     refine: Refine | None = None,
 ) -> Int[Tensor, "H W"]:
-    """Label what is surely a tagged class and what is surely background.
+    """Label the pixels that are surely a tagged class or surely background; the rest is ignored.
 
     Args:
         maps: sums of rectified scores.

@@ -55,7 +55,7 @@ class DistributionAlignment(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " L"]) -> Float[Tensor, "B K"]:
-        """Take in one batch and give logits whose softmax is q', without gradient and in float32 at least.
+        """Update with one batch and return logits whose softmax is q', without gradient and in float32 at least.
 
         Args:
             logits: of the weak views of unlabeled images.
@@ -99,7 +99,7 @@ def alignment_of(kind: str, classes: int, name: AlignmentName, ignore_index: int
 
 
 def _share(amount: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
-    """Part of each class in what all ranks have; all alike where they have nothing."""
+    """Return the share of each class over all ranks; equal shares if no rank has any."""
     amount = all_sum(amount)
     total = amount.sum()
     return torch.where(total > 0, amount / total.clamp_min(_SMALLEST), 1 / len(amount))

@@ -26,7 +26,7 @@ def channel_classes(
     size: tuple[int, int],
     grouping: Grouping = "logits_cosine",
 ) -> Int[Tensor, "B C"]:
-    """Return each channel the class whose map it resembles most.
+    """Assign to each channel the class whose map it resembles most.
 
     Args:
         tokens: d = h * w tokens of C channels.

@@ -71,7 +71,7 @@ class ClassMemory(nn.Module):
 
     @property
     def filled(self) -> Bool[Tensor, "K S"]:
-        """Slots that hold a vector, not the initial noise."""
+        """Return which slots hold a vector, not the initial noise."""
         return self.origin >= 0
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ def pseudo_logs(
     valid: Bool[Tensor, "B *S"],
     classes: int,
 ) -> dict[str, Tensor]:
-    """Measure how many pixels teach, as what, and how sure the labeler is.
+    """Measure the coverage, the class shares and the confidence of the pseudo-labels.
 
     Args:
         label: pseudo-labels before any mixing; any value where `valid` is False.

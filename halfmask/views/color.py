@@ -45,7 +45,7 @@ def chosen(
     is_contrast: Bool[Tensor, "N 1 1 1"],
     is_saturation: Bool[Tensor, "N 1 1 1"],
 ) -> Float[Tensor, "N 3 H W"]:
-    """Brightness, contrast or saturation, chosen per image: they differ only in what the image is blended with.
+    """Change brightness, contrast or saturation, chosen per image: they differ only in what the image is blended with.
 
     A factor of 1 leaves an image exactly as it is.
     """

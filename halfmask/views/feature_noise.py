@@ -84,7 +84,7 @@ class Perturbation(Protocol):
         ...
 
     def factor(self, z: Float[Tensor, "B D h w"], draws: Tensor) -> Float[Tensor, "n _B _D _h _w"]:
-        """Return what multiplies z, for each draw; axes of size 1 broadcast."""
+        """Return the factor of z for each draw; axes of size 1 broadcast."""
         ...
 
 
@@ -113,7 +113,7 @@ class FeatureNoise(NamedTuple):
         return (2 * u - 1) * self.limit
 
     def factor(self, z: Float[Tensor, "B D h w"], draws: Float[Tensor, "n _B D h w"]) -> Float[Tensor, "n _B D h w"]:
-        """1 + N."""
+        """Return 1 + N."""
         return 1 + draws
 
 
@@ -138,7 +138,7 @@ class FeatureDrop(NamedTuple):
         return self.low + (self.high - self.low) * _uniform((count,), z, generator)
 
     def factor(self, z: Float[Tensor, "B D h w"], draws: Float[Tensor, " n"]) -> Float[Tensor, "n B 1 h w"]:
-        """1 where the activity is below the threshold."""
+        """Return 1 where the activity is below the threshold."""
         z = z.detach()
         plain, size = z.mean(1, keepdim=True), z.abs().mean(1, keepdim=True)  # (B, 1, h, w)
         lowest, highest = size.amin((2, 3), keepdim=True), size.amax((2, 3), keepdim=True)
@@ -169,7 +169,7 @@ class ChannelDrop(NamedTuple):
         return keep.to(z) / (1 - self.p)
 
     def factor(self, z: Float[Tensor, "B D h w"], draws: Float[Tensor, "n B D _h _w"]) -> Float[Tensor, "n B D _h _w"]:
-        """The draw itself."""
+        """Return the draw itself."""
         return draws.to(z)
 
 
@@ -179,11 +179,11 @@ class KeepObjects(NamedTuple):
     def sample(
         self, z: Float[Tensor, "B D h w"], guide: Guide | None, count: int, generator: torch.Generator | None = None
     ) -> Bool[Tensor, "n B 1 h w"]:
-        """M, the same for all decoders."""
+        """Return M, the same for all decoders."""
         return _needed(guide).objects[:, None].expand(count, -1, -1, -1, -1)
 
     def factor(self, z: Float[Tensor, "B D h w"], draws: Shaped[Tensor, "n B 1 h w"]) -> Float[Tensor, "n B 1 h w"]:
-        """The draw itself."""
+        """Return the draw itself."""
         return draws.to(z)
 
 
@@ -193,11 +193,11 @@ class KeepContext(NamedTuple):
     def sample(
         self, z: Float[Tensor, "B D h w"], guide: Guide | None, count: int, generator: torch.Generator | None = None
     ) -> Bool[Tensor, "n B 1 h w"]:
-        """1 - M, the same for all decoders."""
+        """Return 1 - M, the same for all decoders."""
         return ~_needed(guide).objects[:, None].expand(count, -1, -1, -1, -1)
 
     def factor(self, z: Float[Tensor, "B D h w"], draws: Shaped[Tensor, "n B 1 h w"]) -> Float[Tensor, "n B 1 h w"]:
-        """The draw itself."""
+        """Return the draw itself."""
         return draws.to(z)
 
 
@@ -222,12 +222,12 @@ class GuidedCutout(NamedTuple):
         return cut_mask(boxes, offset, self.erase, (z.shape[-2], z.shape[-1]))[:, :, None]
 
     def factor(self, z: Float[Tensor, "B D h w"], draws: Shaped[Tensor, "n B 1 h w"]) -> Float[Tensor, "n B 1 h w"]:
-        """The draw itself."""
+        """Return the draw itself."""
         return draws.to(z)
 
 
 def cut_range(corners: Int[Tensor, "B N 4"], erase: float) -> Int[Tensor, "B N 2"]:
-    """Largest offset (x, y) of the cut in each box, inclusive: int(w (1 - e)) with w = x1 - x0."""
+    """Return the largest offset (x, y) of the cut in each box, inclusive: int(w (1 - e)) with w = x1 - x0."""
     return _scaled(corners[..., 2:] - corners[..., :2], 1 - erase)
 
 

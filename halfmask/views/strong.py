@@ -49,7 +49,7 @@ class StrongParams(NamedTuple):
 
 
 def _whole_chain(_: nn.Module, image: Tensor, params: StrongParams, **__: object) -> Tensor:
-    """Views by the plain form, one image after the other."""
+    """Make the views by the plain form, one image after the other."""
     return reference.strong_views(image.flatten(0, -4), **params._asdict()).reshape(image.shape)
 
 

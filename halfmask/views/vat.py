@@ -49,7 +49,7 @@ class Adversarial(NamedTuple):
     def sample(
         self, z: Float[Tensor, "B D h w"], head: Head, generator: torch.Generator | None = None
     ) -> Float[Tensor, "B D h w"]:
-        """Draw a start and give r, a constant to add to z.
+        """Draw a start and return r, a constant to add to z.
 
         Neither the gradients of the head's parameters nor z's graph are touched.
         """
@@ -100,6 +100,6 @@ def finite_direction(
 
 
 def norm(x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B 1 1 1"]:
-    """Length of each image's vector."""
+    """Return the length of each image's vector."""
     length: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
     return length

@@ -69,17 +69,17 @@ class ADE20K(FileDataset):
         self.shifted = shifted
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of "train" and "val"."""
+        """Return sorted ids of "train" and "val"."""
         return list_images(self.root / "images" / _FOLDERS[part], self.root) if part in _FOLDERS else []
 
     def find_mask(self, id: str) -> Path | None:
-        """The mask of the same stem below `annotations/`."""
+        """Return the mask of the same stem below `annotations/`."""
         relative = Path(id).relative_to("images") if id.startswith("images/") else Path(id)
         path = (self.root / "annotations" / relative).with_suffix(".png")
         return path if path.is_file() else None
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """Official or already shifted values, the same for the whole dataset."""
+        """Return official or shifted values, the same for the whole dataset."""
         return self._labels
 
     @cached_property

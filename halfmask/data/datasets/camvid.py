@@ -64,7 +64,7 @@ class CamVid(FileDataset):
         self.task = Task("segmentation", CLASSES, foreground=foreground, palette=PALETTE)
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part."""
+        """Return sorted ids of a part."""
         if self.form == "full":
             return list_images(self.root / _FULL_IMAGES, self.root) if part == "train" else []
         if part not in _PARTS:
@@ -72,7 +72,7 @@ class CamVid(FileDataset):
         return list_images(self.root / (part if self.form == "segnet" else f"images/{part}"), self.root)
 
     def find_mask(self, id: str) -> Path | None:
-        """The mask by the rule of the form."""
+        """Return the mask by the rule of the form."""
         image = Path(id)
         if self.form == "full":
             path = self.root / _FULL_MASKS / f"{image.stem}_L.png"
@@ -83,7 +83,7 @@ class CamVid(FileDataset):
         return path if path.is_file() else None
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """Ids with 11 or 255 = void, or the 32 colors."""
+        """Map ids with 11 or 255 = void, or the 32 colors."""
         return self._labels
 
     @cached_property

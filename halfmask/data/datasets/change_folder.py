@@ -81,12 +81,12 @@ class ChangeFolder(PairFiles, FileDataset):
         )
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """The same for every label of a folder."""
+        """Return a key that is the same for every label of a folder."""
         return self._labels
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]  # found out with the meaning of the labels
-        """Whether 255 was taken for changed, and a camera for fixed."""
+        """Tell whether 255 was taken for changed, and a camera for fixed."""
         notes = []
         if self._labels.binary and "binary" not in self._said.model_fields_set:
             notes.append(

@@ -71,7 +71,7 @@ class CIFAR(Dataset):
         self.task = Task("classification", classes, ignore_index=_IGNORED_LABEL)
 
     def ids(self, part: str) -> list[str]:
-        """`train/00000`, `train/00001`, ..."""
+        """Return `train/00000`, `train/00001`, ..."""
         return [f"{part}/{number:05}" for number in range(sum(self._counts.get(part, [])))]
 
     def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
@@ -83,11 +83,11 @@ class CIFAR(Dataset):
         return np.array(self._record(id)[1], dtype=np.int64)
 
     def mask_path(self, id: str) -> Path | None:
-        """The file that holds image and label."""
+        """Return the file that holds image and label."""
         return self.root / self._place(id)[0]
 
     def image_files(self, id: str) -> tuple[Path, ...]:
-        """The file that holds the image."""
+        """Return the file that holds the image."""
         return (self.root / self._place(id)[0],)
 
     def _files(self, part: str) -> list[str]:

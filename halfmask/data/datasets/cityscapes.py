@@ -51,14 +51,14 @@ class Cityscapes(FileDataset):
         self.task = Task("segmentation", CLASSES, foreground=tuple(id >= 11 for id in range(19)), palette=PALETTE)
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part; "unlabeled" are the `train_extra` images."""
+        """Return sorted ids of a part; "unlabeled" are the `train_extra` images."""
         if part not in _FOLDERS:
             return []
         images = list_images(self.root / "leftImg8bit" / _FOLDERS[part], self.root)
         return [id for id in images if id.endswith(_IMAGE_SUFFIX)]
 
     def find_mask(self, id: str) -> Path | None:
-        """The fine mask in training ids, else in label ids; nothing for test images."""
+        """Return the fine mask in training ids, else in label ids; nothing for test images."""
         parts = Path(id).parts
         if len(parts) < 3 or parts[1] not in {"train", "val"}:
             return None

@@ -57,7 +57,7 @@ class ClassFolder(Dataset):
         self.task = Task("classification", tuple(self._order), ignore_index=IGNORED_LABEL)
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part."""
+        """Return sorted ids of a part."""
         return list(self._parts.get(part, []))
 
     def read_image(self, id: str) -> UInt8[np.ndarray, "H W C"]:
@@ -75,7 +75,7 @@ class ClassFolder(Dataset):
         return np.array(self._order.index(self._class_of[id]), dtype=np.int64)
 
     def mask_path(self, id: str) -> Path | None:
-        """The class folder of an image."""
+        """Return the class folder of an image."""
         return (self.root / id).parent if id in self._class_of else None
 
     def _collect(self, part: str, base: Path) -> None:

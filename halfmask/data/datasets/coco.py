@@ -59,11 +59,11 @@ class COCO(FileDataset):
         self.task = Task("segmentation", CLASSES, foreground=tuple(id > 0 for id in range(81)), palette=PALETTE)
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part: the listing of its folder."""
+        """Return sorted ids of a part: the listing of its folder."""
         return list_images(self.root / self._folders[part], self.root) if part in self._folders else []
 
     def find_mask(self, id: str) -> Path | None:
-        """The PNG mask, else the instance file that lists the image."""
+        """Return the PNG mask, else the instance file that lists the image."""
         if self._png:
             flat = self.root / "masks" / f"{Path(id).stem}.png"
             nested = self.root / "masks" / Path(id).parent.name / f"{Path(id).stem}.png"
@@ -72,7 +72,7 @@ class COCO(FileDataset):
         return file.path if file is not None and Path(id).name in file else None
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """Stored ids are training ids."""
+        """Return the identity: stored ids are training ids."""
         return LabelMap(81)
 
     def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:

@@ -102,12 +102,12 @@ class Folder(FileDataset):
 
     @property
     def description(self) -> Description:
-        """What halfmask.yaml, a class file and the arguments say."""
+        """Return what halfmask.yaml, a class file and the arguments say."""
         return self._said
 
     @cached_property
     def task(self) -> Task:  # type: ignore[override]  # found out on first use, when it is known which masks are sealed
-        """Classes as named, or as found in the masks that may be opened."""
+        """Return the classes as named, or as found in the masks that may be opened."""
         if self._known is not None:
             return self._known.task
         said = self._named
@@ -126,18 +126,18 @@ class Folder(FileDataset):
         self._counts = counts
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part; images that are in no part are "unlabeled"."""
+        """Return sorted ids of a part; images that are in no part are "unlabeled"."""
         if self._known is not None:
             return self._known.ids(part)
         return list((self._exports.parts if self._exports else self.layout.parts).get(part, []))
 
     @property
     def left_out(self) -> Sequence[str]:
-        """Images that an export lists without an annotation: unlabeled, though somebody may think otherwise."""
+        """Return the images that an export lists without an annotation: unlabeled, though somebody may think otherwise."""
         return self._exports.left_out if self._exports is not None else ()
 
     def find_mask(self, id: str) -> Path | None:
-        """The mask that pairs with an image."""
+        """Return the mask that pairs with an image."""
         if self._known is not None:
             return self._known.mask_path(id)
         if self._exports is not None:
@@ -146,7 +146,7 @@ class Folder(FileDataset):
         return self.root / mask if mask is not None else None
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """The same for every mask of a folder."""
+        """Return a key that is the same for every mask of a folder."""
         if self._known is not None:
             self._known.sealed = self.sealed
             return self._known.labels_of(mask)
@@ -177,7 +177,7 @@ class Folder(FileDataset):
         return without_data(decode(self.root / id, channels=self.channels), self.nodata)
 
     def _known_dataset(self) -> FileDataset | None:
-        """Public datasets bring their own classes and encodings, unless the folder says otherwise."""
+        """Return the description; public datasets bring their own classes and encodings, unless the folder says otherwise."""
         if self._said.classes is not None or self._said.binary or self._said.map:
             return None
         match self.layout.name:
@@ -190,7 +190,7 @@ class Folder(FileDataset):
         return None
 
     def ids_found(self) -> list[str]:
-        """Every id of the layout, of whatever part."""
+        """Return every id of the layout, of whatever part."""
         return [id for part in self.layout.parts.values() for id in part]
 
     def _open_exports(self) -> Exports | None:
@@ -208,13 +208,13 @@ class Folder(FileDataset):
 
     @property
     def _names(self) -> tuple[str, ...] | None:
-        """Class names by training id, if somebody named them."""
+        """Return class names by training id, if somebody named them."""
         classes = self._said.classes
         return None if classes is None else tuple(name for _, name in sorted(classes.items()))
 
     @cached_property
     def _named(self) -> Description:
-        """The description with classes filled in."""
+        """Return the description with classes filled in."""
         said = self._said
         outlined = self._exports or self._outlines
         if outlined is not None and said.classes is None:
@@ -250,14 +250,14 @@ class Folder(FileDataset):
 
     @property
     def _colors(self) -> dict[tuple[int, int, int], int] | None:
-        """Color -> stored id; a color of two classes names neither."""
+        """Map color to stored id; a color of two classes names neither."""
         if self._said.palette is None:
             return None
         uses = Counter(self._said.palette.values())
         return {color: id for id, color in self._said.palette.items() if uses[color] == 1}
 
     def _masks(self, limit: int) -> list[Path]:
-        """Some masks that may be opened, evenly over all labeled images."""
+        """Return some masks that may be opened, evenly over all labeled images."""
         open_ids = [id for part in ("train", "val", "test") for id in self.ids(part) if id not in self.sealed]
         masks = [path for id in open_ids if (path := self.mask_path(id)) is not None]
         return masks[:: max(1, -(-len(masks) // limit))]

@@ -41,7 +41,7 @@ class Pascal(FileDataset):
         )
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids; without `ImageSets/` every image with a mask is a training image."""
+        """Return sorted ids; without `ImageSets/` every image with a mask is a training image."""
         if part == "val":
             return self._listed("val")
         if part != "train":
@@ -58,12 +58,12 @@ class Pascal(FileDataset):
         return [id for id in images if Path(id).stem in with_mask and id not in held_out]
 
     def find_mask(self, id: str) -> Path | None:
-        """The mask in `SegmentationClass`, else in `SegmentationClassAug`."""
+        """Return the mask in `SegmentationClass`, else in `SegmentationClassAug`."""
         candidates = (self.root / name / f"{Path(id).stem}.png" for name in _MASKS)
         return next((path for path in candidates if path.is_file()), None)
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """Stored ids are training ids; 255 marks borders and difficult regions."""
+        """Return the identity: stored ids are training ids; 255 marks borders and difficult regions."""
         return LabelMap(21)
 
     def _listed(self, name: str) -> list[str]:

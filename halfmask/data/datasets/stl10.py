@@ -46,7 +46,7 @@ class STL10(Dataset):
             self._labeled = frozenset(int(word) for word in lines[fold].split())
 
     def ids(self, part: str) -> list[str]:
-        """`train/00000`, `train/00001`, ...; six digits for the unlabeled part."""
+        """Return `train/00000`, `train/00001`, ...; six digits for the unlabeled part."""
         width = 6 if part == "unlabeled" else 5
         return [f"{part}/{number:0{width}}" for number in range(self._counts.get(part, 0))]
 
@@ -69,7 +69,7 @@ class STL10(Dataset):
         return np.array(int(stored[0]) - 1, dtype=np.int64)
 
     def mask_path(self, id: str) -> Path | None:
-        """The file of the labels."""
+        """Return the file of the labels."""
         part, number = self._place(id)
         if part == "train" and self._labeled is not None and number not in self._labeled:
             return None
@@ -77,7 +77,7 @@ class STL10(Dataset):
         return path if path.is_file() else None
 
     def image_files(self, id: str) -> tuple[Path, ...]:
-        """The file of the images."""
+        """Return the file of the images."""
         return (self._images(self._place(id)[0]),)
 
     def _images(self, part: str) -> Path:

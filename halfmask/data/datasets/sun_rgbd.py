@@ -46,14 +46,14 @@ class SunRGBD(FileDataset):
         self.task = Task("segmentation", CLASSES, foreground=foreground, palette=default_palette(38)[1:])
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of "train", and of "val": the official test images."""
+        """Return sorted ids of "train", and of "val": the official test images."""
         return list_images(self.root / "images" / _FOLDERS[part], self.root) if part in _FOLDERS else []
 
     def find_mask(self, id: str) -> Path | None:
-        """The mask of the same name below `masks/`."""
+        """Return the mask of the same name below `masks/`."""
         path = (self.root / "masks").joinpath(*Path(id).parts[1:]).with_suffix(".png")
         return path if path.is_file() else None
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """0 = unlabeled, then the classes from 1."""
+        """Map 0 to unlabeled, then the classes from 1."""
         return _LABELS

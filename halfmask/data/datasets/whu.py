@@ -30,5 +30,5 @@ class WHU(PairFiles, FileDataset):
         self.task = Task("change", CLASSES, foreground=(False, True), palette=PALETTE)
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """0 unchanged; 255 (or 1) changed."""
+        """Map 0 to unchanged, 255 (or 1) to changed."""
         return LabelMap(2, binary=True)

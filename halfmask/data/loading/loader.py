@@ -191,7 +191,7 @@ class TrainLoader(DataLoader[HostBatch]):
 
     @property
     def steps(self) -> StepSampler | Turns:
-        """The sampler; it knows the steps per epoch and holds the range of the next iteration."""
+        """Return the sampler, which knows the steps per epoch and holds the range of the next iteration."""
         assert isinstance(self.batch_sampler, StepSampler | Turns)
         return self.batch_sampler
 
@@ -308,7 +308,7 @@ def turn_loader(
 def _parts(
     source: Source, seed: int, draws: int, draws_share_images: bool, rank: int, world: int, cache: Path | None
 ) -> tuple[StepReader, StepSampler]:
-    """Return what reads the samples of a dataset, and what chooses them."""
+    """Build the reader and the sampler of one dataset."""
     recipe, labeled, split = source.recipe, source.dataset, source.split
     other = labeled if source.unlabeled is None else source.unlabeled
     streams: list[Stream] = [

@@ -158,7 +158,7 @@ class Stamps:
                 self._known = {str(id): (state, counts) for id, (state, counts) in loaded.items()}
 
     def recall(self, id: str, state: State) -> dict[str, int] | None:
-        """Return what was found in the files of an id, if they are as they were then."""
+        """Return the stored result if the files have not changed."""
         known = self._known.get(id)
         return known[1] if known is not None and known[0] == state else None
 

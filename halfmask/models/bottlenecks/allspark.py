@@ -96,7 +96,7 @@ class AllSpark(Bottleneck):
         labeled: int,
         present: Bool[Tensor, " G"] | None = None,
     ) -> Float[Tensor, "B D h w"]:
-        """Attend and give the map for the decoder.
+        """Attend and return the map for the decoder.
 
         Args:
             tokens: of `embed`.
@@ -158,7 +158,7 @@ class AllSpark(Bottleneck):
         return channel_attention(q, k, v, dropout, keep, self.impl)
 
     def _head_rows(self) -> list[slice]:
-        """Rows of the projections that attend to each other."""
+        """Return the rows of the projections that attend to each other."""
         if self.cross_heads == "pooled":
             return [slice(None)]
         return [slice(head * self.width, (head + 1) * self.width) for head in range(self.heads)]

@@ -65,7 +65,7 @@ class DeepLabV3Plus(Decoder):
         return torch.cat([low, high], dim=1)
 
     def refine(self, fused: Float[Tensor, "B E h w"]) -> Float[Tensor, "B D h w"]:
-        """Two 3x3 convolutions."""
+        """Run two 3x3 convolutions."""
         return self.convs(fused)  # type: ignore[no-any-return]
 
     def _pyramid(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B A h w"]:

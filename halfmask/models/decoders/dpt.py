@@ -83,7 +83,7 @@ class DPT(Decoder):
         return self.fusions[0](x, maps[0], (2 * height, 2 * width))  # type: ignore[no-any-return]
 
     def refine(self, fused: Float[Tensor, "B E h w"]) -> Float[Tensor, "B E h w"]:
-        """3x3 convolution and ReLU."""
+        """Build a 3x3 convolution with ReLU."""
         return self.head(fused)  # type: ignore[no-any-return]
 
 
@@ -119,7 +119,7 @@ class _ResidualUnit(nn.Module):
 
 
 def _resizing(widths: tuple[int, int, int, int]) -> nn.ModuleList:
-    """Four maps of one stride to 4, 2, 1 and 1/2 times their sizes."""
+    """Resize four maps of one stride to 4, 2, 1 and 1/2 times their sizes."""
     return nn.ModuleList(
         [
             nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
@@ -131,6 +131,6 @@ def _resizing(widths: tuple[int, int, int, int]) -> nn.ModuleList:
 
 
 def _published_widths(tokens: int) -> tuple[int, tuple[int, int, int, int]]:
-    """Those of the token width; else an eighth, a quarter, half and all of it, as for the published sizes."""
+    """Return the widths for a token width: published ones if known, else an eighth, a quarter, half and all of it, as for the published sizes."""
     other = max(8, tokens // 6), (max(1, tokens // 8), max(1, tokens // 4), max(1, tokens // 2), tokens)
     return _WIDTHS.get(tokens, other)

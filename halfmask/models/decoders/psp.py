@@ -75,11 +75,11 @@ class PSP(Decoder):
         )
 
     def refine(self, fused: Float[Tensor, "B E h w"]) -> Float[Tensor, "B D h w"]:
-        """One 3x3 convolution with batch norm and ReLU, then dropout; the embedding is not negative."""
+        """Run one 3x3 convolution with batch norm and ReLU, then dropout; the embedding is not negative."""
         return self.dropout(self.bottleneck(fused))  # type: ignore[no-any-return]
 
     def make_classifier(self, classes: int) -> nn.Module:
-        """The sub-pixel classifier, or a 1x1 convolution where `upscale` is 1."""
+        """Return the sub-pixel classifier, or a 1x1 convolution where `upscale` is 1."""
         if self.upscale == 1:
             return nn.Conv2d(self.embedding, classes, 1)
         return SubPixel(self.embedding, classes, upscale=self.upscale)

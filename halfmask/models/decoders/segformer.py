@@ -67,7 +67,7 @@ class SegFormer(Decoder):
         return F.relu(self.norm(mixed))
 
     def refine(self, fused: Float[Tensor, "B E h w"]) -> Float[Tensor, "B E h w"]:
-        """Channel dropout."""
+        """Apply channel dropout."""
         return self.dropout(fused)  # type: ignore[no-any-return]
 
     def _folded(

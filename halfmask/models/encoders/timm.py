@@ -133,7 +133,7 @@ def _default_indices(model: str, arguments: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _has_final_norm(model: str, arguments: dict[str, Any]) -> bool:
-    """Whether it is a plain transformer with a norm after its last block, which the library takes away by default."""
+    """Tell if it is a plain transformer with a norm after its last block, which the library removes by default."""
     net: Any = _create_shapes_only(model, **arguments)
     one_stride = len({stage["reduction"] for stage in net.feature_info.info}) == 1
     return one_stride and isinstance(net, FeatureGetterNet) and hasattr(net.model, "norm")
@@ -219,7 +219,7 @@ def _multiple(model: str, arguments: dict[str, Any]) -> tuple[int | None, Except
 
 
 def _fits(net: nn.Module, channels: int, height: int, width: int) -> bool:
-    """Whether map sizes are the image's divided by the strides, rounded up."""
+    """Tell whether map sizes are the image's divided by the strides, rounded up."""
     maps = net(torch.empty(1, channels, height, width, device="meta"))
     sizes = [tuple(x.shape[1:3] if _is_channels_last(net) else x.shape[2:]) for x in maps]
     return sizes == [(-(-height // stride), -(-width // stride)) for stride in _widths(net)[1]]

@@ -79,7 +79,7 @@ class Xception(Encoder):
 
 
 def _layers(bands: int, width: int, blocks: int, output_stride: int) -> "OrderedDict[str, nn.Module]":
-    """All layers by the authors' names."""
+    """Return all layers by the authors' names."""
     middle, last = 91 * width // 4, blocks + OUTER_BLOCKS  # 728 channels; number of the last block
     third_stride, dilation = (2, 1) if output_stride == 16 else (1, 2)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -148,7 +148,7 @@ class _Separable(nn.Module):
         self.bn2 = _norm(outputs)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D _h _w"]:
-        """Depthwise first."""
+        """Run the depthwise convolution first."""
         x = self.bn1(self.depthwise(x))
         x = self.bn2(self.pointwise(F.relu(x) if self.activate else x))
         return F.relu(x) if self.activate else x
