@@ -228,7 +228,7 @@ class _GradientInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, term: Callable[..., Any], parts: list[slice], n_shared: int, *tensors: Tensor) -> Any:
-        """Call `term(part, *shared, *rows of stacked)`: it returns the scalar to differentiate and a tuple of scalars."""
+        """Call `term(part, *shared, *rows of stacked)`, which returns the scalar to differentiate and a tuple."""
         shared, stacked = tensors[:n_shared], tensors[n_shared:]
         gradients = [torch.zeros_like(x) for x in shared] + [torch.empty_like(x) for x in stacked]
         sums: list[Tensor] = []
@@ -280,7 +280,7 @@ def _chain(y: Tensor, *stages: Tensor) -> Tensor:
 
 
 def _layers(stacked: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """Return the first convolution (K, C, D), its bias, and the stages' weights and biases, rows by (sub-pixel, class)."""
+    """Return the first convolution (K, C, D), its bias, and weights and biases of the stages, rows by (sub-pixel, class)."""
     if "weight" in stacked:  # a plain 1x1 convolution
         return stacked["weight"].flatten(2), stacked.get("bias"), []
     stages = []

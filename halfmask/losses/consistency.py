@@ -161,7 +161,7 @@ def weighted_terms(
 
 
 def pairwise_loss(probability: Float[Tensor, "n B K *S"]) -> Float[Tensor, ""]:
-    """Return the variance of several decoders' predictions around their mean, summed over classes, averaged over pixels.
+    """Return the variance of several decoders' predictions, summed over classes, averaged over pixels.
 
     The biased variance of CCT's code (there over 8 randomly chosen decoders). In that code the term is added to the
     logged number only and never reaches the optimizer.

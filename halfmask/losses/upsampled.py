@@ -118,7 +118,7 @@ def _add_part(
 
 
 def _reach(first: int, last: int, source: int, target: int, align_corners: bool) -> tuple[int, int]:
-    """Return the input rows that a band of output rows needs, on the host, as `row_mix` computes them, one row to spare."""
+    """Return the input rows that a band of output rows needs, on the host; as in `row_mix`, one row to spare."""
 
     def position(row: int) -> float:
         if align_corners:

@@ -133,7 +133,7 @@ class Folder(FileDataset):
 
     @property
     def left_out(self) -> Sequence[str]:
-        """Return the images that an export lists without an annotation: unlabeled, though somebody may think otherwise."""
+        """Return the images that an export lists without an annotation: they count as unlabeled."""
         return self._exports.left_out if self._exports is not None else ()
 
     def find_mask(self, id: str) -> Path | None:
@@ -177,7 +177,7 @@ class Folder(FileDataset):
         return without_data(decode(self.root / id, channels=self.channels), self.nodata)
 
     def _known_dataset(self) -> FileDataset | None:
-        """Return the description; public datasets bring their own classes and encodings, unless the folder says otherwise."""
+        """Return the description; a public dataset has its own classes unless the folder says otherwise."""
         if self._said.classes is not None or self._said.binary or self._said.map:
             return None
         match self.layout.name:

@@ -131,6 +131,6 @@ def _resizing(widths: tuple[int, int, int, int]) -> nn.ModuleList:
 
 
 def _published_widths(tokens: int) -> tuple[int, tuple[int, int, int, int]]:
-    """Return the widths for a token width: published ones if known, else an eighth, a quarter, half and all of it, as for the published sizes."""
+    """Return the widths for a token width: published, or 1/8, 1/4, 1/2 and all of it."""
     other = max(8, tokens // 6), (max(1, tokens // 8), max(1, tokens // 4), max(1, tokens // 2), tokens)
     return _WIDTHS.get(tokens, other)
