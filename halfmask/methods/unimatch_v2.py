@@ -175,7 +175,7 @@ class UniMatchV2(Method):
         return weak.image, label, confidence, weak.valid
 
     def _strong_view(self, own: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        """Return the strong image with label, confidence and validity; `other` is pasted in (default: the flipped batch)."""
+        """Return the strong image, label, confidence, validity; `other` is pasted in (default: the flipped batch)."""
         partner = None if other is None else (self.strong(other[0]), *other[1:])
         box = self.boxes(own[3].shape, device=own[0].device)
         return paste(box, self.strong(own[0]), *own[1:], partner=partner)
