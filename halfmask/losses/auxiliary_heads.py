@@ -280,7 +280,7 @@ def _chain(y: Tensor, *stages: Tensor) -> Tensor:
 
 
 def _layers(stacked: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """Return the first convolution (K, C, D), its bias, weights and biases of the stages, rows by sub-pixel and class."""
+    """Return the first convolution (K, C, D), its bias, the stages' weights and biases, by sub-pixel."""
     if "weight" in stacked:  # a plain 1x1 convolution
         return stacked["weight"].flatten(2), stacked.get("bias"), []
     stages = []
