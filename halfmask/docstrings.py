@@ -1,7 +1,6 @@
-"""What docstrings tell: the paper that is cited, and the meaning of each argument."""
+"""Read docstrings: find the paper that is cited, and the meaning of each argument."""
 
 import re
-import textwrap
 from typing import NamedTuple
 
 # Authors, title, venue with year, perhaps the number at arXiv. A sentence may lead to the authors with ", as":
@@ -13,7 +12,7 @@ _CITATION = re.compile(
 
 
 class Paper(NamedTuple):
-    """What a method follows.
+    """The paper that a method follows.
 
     Args:
         authors: "Sohn et al.".
@@ -45,21 +44,15 @@ def cited(docstring: str) -> Paper | None:
 
 
 def argument_docs(docstring: str) -> dict[str, str]:
-    r"""Read the `Args:` section of a Google-style docstring.
+    r"""Return the meaning of each argument that a Google-style docstring describes.
 
-    >>> argument_docs("Do.\n\nArgs:\n    a: first,\n        and more.\n    b: second.\n")
-    {'a': 'first, and more.', 'b': 'second.'}
+    >>> argument_docs("Do.\n\nArgs:\n    a, *b: first,\n        and more.\n    c: second.\n")
+    {'a': 'first, and more.', '*b': 'first, and more.', 'c': 'second.'}
     """
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, flags=re.MULTILINE)
-    if section is None:
-        return {}
-    meanings: dict[str, str] = {}
-    name = ""
-    for line in textwrap.dedent(section[1]).splitlines():
-        start = re.match(r"(\w[\w, ]*): (.*)", line)
-        if start is not None:
-            name, text = start[1], start[2]
-            meanings[name] = text
-        elif name and line.strip():
-            meanings[name] += f" {line.strip()}"
-    return {one.strip(): text for names, text in meanings.items() for one in names.split(",")}
+    from docstring_parser.google import parse  # here: lists of names cite papers, and describe no argument
+
+    return {
+        name.strip(): " ".join((found.description or "").split())
+        for found in parse(docstring).params
+        for name in found.arg_name.split(",")
+    }
