@@ -8,7 +8,8 @@ Nothing is imported until it is asked for.
 import ast
 import importlib
 import inspect
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ _PACKAGES: dict[str, tuple[str, str]] = {
 def names(kind: Kind) -> list[str]:
     """List the names available for a kind, without importing any of them."""
     found = {path.stem for path in _folder(kind).glob("*.py") if not path.stem.startswith("_")}
-    return sorted(found | {entry.name for entry in entry_points(group=f"halfmask.{kind}")})
+    return sorted(found | _installed(kind).names)
 
 
 def documentation(kind: Kind, name: str) -> str:
@@ -63,9 +64,10 @@ def resolve(kind: Kind, name: str) -> type[Any]:
             raise RecipeError(f"{kind[:-1]} {name!r}: {module_name} has no {class_name}.", "H303") from error
     if name in names(kind) and (_folder(kind) / f"{name}.py").exists():
         return _public_class(kind, importlib.import_module(f"{_PACKAGES[kind][0]}.{name}"))
-    for entry in entry_points(group=f"halfmask.{kind}"):
-        if entry.name == name:
-            return entry.load()  # type: ignore[no-any-return]
+    if name not in _installed(kind).names:
+        _all_entry_points.cache_clear()  # it may have been installed since, for example from a notebook
+    if name in _installed(kind).names:
+        return _installed(kind)[name].load()  # type: ignore[no-any-return]
     known = names(kind)
     raise RecipeError(
         f"there is no {kind[:-1]} {name!r}.{nearest(name, known)} Known: {', '.join(known)}; "
@@ -86,6 +88,16 @@ def params_model(cls: type[Any]) -> type[BaseModel]:
         __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True),
         **fields,
     )
+
+
+def _installed(kind: Kind) -> EntryPoints:
+    return _all_entry_points().select(group=f"halfmask.{kind}")  # type: ignore[no-any-return]
+
+
+@cache
+def _all_entry_points() -> Any:  # Python 3.11 gives another class than later ones; both have `select`
+    """Read the entry points of every installed package: a look into hundreds of folders, so once per process."""
+    return entry_points()
 
 
 def _folder(kind: Kind) -> Path:

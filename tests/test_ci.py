@@ -1,4 +1,4 @@
-"""`.ci/run`: its verdict, and the time it allows, with the checks themselves replaced."""
+"""`.ci/run`: its verdict and its time limit, with the checks themselves replaced; the workflow and the issue forms."""
 
 import os
 import shutil
@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-RUN = Path(__file__).parents[1] / ".ci" / "run"
+ROOT = Path(__file__).parents[1]
+RUN = ROOT / ".ci" / "run"
 
 
 def ci(folder: Path, checks: str, seconds: int) -> "subprocess.CompletedProcess[str]":
@@ -45,3 +47,19 @@ def test_the_budget_ends_a_check_that_does_not_end_and_says_so(tmp_path: Path, e
     assert f"FAILED  {title}: stopped after" in done.stdout
     assert "the budget of 2 s for all checks is spent" in done.stdout
     assert ("slow tests: not started" in done.stdout) == (endless == "mypy")
+
+
+def test_the_workflow_runs_the_same_checks_as_a_laptop() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    job = workflow["jobs"]["checks"]
+    assert "bash .ci/run" in [step.get("run") for step in job["steps"]]
+    assert "3.11" in job["strategy"]["matrix"]["python"]
+    assert job["timeout-minutes"] * 60 > 1200  # the budget of the script, and the installation
+
+
+@pytest.mark.parametrize("kind", ["bug", "data_problem", "method_request"])
+def test_a_report_asks_for_the_machine(kind: str) -> None:
+    form = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{kind}.yml").read_text())
+    questions = [part["attributes"] for part in form["body"] if part["type"] != "markdown"]
+    assert any("halfmask doctor" in question["label"] for question in questions)
+    assert any(part.get("validations", {}).get("required") for part in form["body"])

