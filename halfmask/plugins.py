@@ -85,7 +85,7 @@ def params_model(cls: type[Any]) -> type[BaseModel]:
             fields[parameter.name] = (parameter.annotation, default)
     return create_model(
         f"{cls.__name__}Params",
-        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True),
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True, allow_inf_nan=False),
         **fields,
     )
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from halfmask.errors import RecipeError
 from halfmask.recipe.read import Recipe, load
+from halfmask.run.module import step_seed
 
 
 def write(folder: Path, text: str) -> Path:
@@ -127,3 +129,41 @@ def test_class_from_outside_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_default_is_valid_and_dumps() -> None:
     assert yaml.safe_load(Recipe().to_yaml())["data"]["crop"] == Recipe().data.crop
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("optim.lr=.inf", "finite.* Allowed: float in \\(0, inf\\)"),
+        ("optim.lr=.nan", "optim.lr=nan"),
+        ("optim.lr=1e400", "finite"),
+        ("method.threshold=.inf", "method.threshold=inf"),
+        ("data.dataset.range=[0, .inf]", "data.dataset.range"),
+        ("data.scale=[2, 0.5]", r"must not be above the second: \[0.5, 2\]"),
+        ("data.scale=[1, 1e9]", "less than or equal to 100"),
+        ("data.domains={a: {scale: [2, 1]}, b: {}}", "must not be above"),
+        ("eval.scales=[.inf]", r"tuple\[float in \(0, 100\]"),
+        ("run.seed=99999999999999999999", r"int in \[0, 9223372036854775807\]"),
+        ("run.seed=-1", r"int in \[0, 9223372036854775807\]"),
+        ("data.labeled_seed=-1", r"int in \[0, 9223372036854775807\]"),
+        ("run.steps=1000000000000", r"int in \[1, 100000000\]"),
+        ("run.epochs=1e12", r"int in \[1, 1000000\]"),
+        ("run.seed=" + "9" * 5000, "not valid YAML"),
+        ("eval.window=1", r"int in \[16, 65536\]"),
+        ("eval={mode: slide, window: 64, stride: 1}", r"Allowed: int in \[4, 64\]"),
+        ("eval={mode: slide, stride: 400}", r"no prediction\. Allowed: int in \[20, 320\]"),
+        ("data.crop=1000000", r"int in \[16, 16384\]"),
+        ("data.batch.labeled=1000000000", r"int in \[1, 65536\]"),
+        ("data.dataset.classes={1: a, 1: b}", "the key 1 is given twice"),
+    ],
+)
+def test_numbers_beyond_reason_are_refused_with_the_allowed_range(override: str, allowed: str) -> None:
+    with pytest.raises(RecipeError, match=allowed) as caught:
+        load({}, [override])
+    assert caught.value.code == "H303"
+
+
+def test_the_largest_seed_draws() -> None:
+    seed = load({}, [f"run.seed={2**63 - 1}"]).run.seed
+    assert torch.manual_seed(seed).initial_seed() == seed
+    assert step_seed(seed, 0, 7) != step_seed(seed, 0, 8)

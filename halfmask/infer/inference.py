@@ -161,7 +161,7 @@ def _slide(model: Model, image: Tensor, protocol: EvalRecipe, crop: int | None) 
     total: Tensor | None = None
     for group in _equal_size(boxes, max(protocol.batch // images_at_once, 1)):
         stack = torch.cat([image[..., top : top + h, left : left + w] for top, left, h, w in group])
-        found = _whole(model, stack, protocol)
+        found = _of_windows(model, stack, protocol, crop)
         if found.ndim != 4:
             raise ShapeError("eval.mode=slide needs a dense prediction; use eval.mode=whole for classification.")
         if total is None:
@@ -170,6 +170,26 @@ def _slide(model: Model, image: Tensor, protocol: EvalRecipe, crop: int | None) 
             total[:, :, top : top + h, left : left + w] += part
     assert total is not None  # an image has at least one window
     return total.div_(_coverage(boxes, (height, width)).to(total))
+
+
+def _of_windows(model: Model, stack: Tensor, protocol: EvalRecipe, crop: int | None) -> Tensor:
+    """Return probabilities of windows of one size.
+
+    Raises:
+        ShapeError: `clip` cut a last window so short that the network cannot take it.
+    """
+    try:
+        return _whole(model, stack, protocol)
+    except ShapeError as error:
+        height, width = stack.shape[-2:]
+        side = _side(protocol, crop)
+        if protocol.border == "shift" or min(height, width) >= side:
+            raise
+        raise ShapeError(
+            f"eval.border=clip ends with a window of {width}x{height} pixels, cut off windows of {side}x{side}, and "
+            f"the network cannot take it: {str(error).partition('. ')[0]}. Use eval.border=shift, which moves the last "
+            "window back, or another eval.window or eval.stride."
+        ) from error
 
 
 def _equal_size(boxes: list[Box], at_once: int) -> Iterator[list[Box]]:

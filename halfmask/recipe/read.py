@@ -35,6 +35,7 @@ from halfmask.recipe.sections import (
     named,
 )
 from halfmask.recipe.shipped import find_recipe
+from halfmask.recipe.strict_yaml import read_yaml
 
 __all__ = [
     "BatchRecipe",
@@ -96,6 +97,7 @@ def load(
     recipe = None
     try:
         recipe = Recipe.model_validate(raw)
+        problems += recipe.eval.contradictions(recipe.data.crop)
     except ValidationError as error:
         problems += explain_all(error.errors(), Recipe, raw)
     filled = _check_entries(raw, problems)
@@ -136,25 +138,12 @@ def _read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as a text file ({error}).", "H304") from None
     try:
-        raw = yaml.load(text, Loader=_Loader)
+        raw = read_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}", "H304") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(_sections())}.", "H304")
     return raw
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) != len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), "?")
-            text = f"the key {twice} is given twice"
-            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-        return mapping
 
 
 def _plain(value: Any) -> Any:
@@ -178,7 +167,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not separator or not key:
         raise RecipeError(f"override {text!r} is not of the form key=value, for example data.split=183.", "H303")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = read_yaml(value)
         if "_" in value and isinstance(parsed, int | float):
             parsed = value  # YAML 1.1 reads the split name 1_16 as 116
         # YAML 1.1 reads 1e-4 as a string.

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe that forbids unknown keys."""
+    """A frozen part of a recipe that forbids unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def named(value: Any) -> Any:
@@ -38,7 +38,22 @@ def _text(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_text)]  # split names such as 183 read as numbers
 Named = Annotated[Entry, BeforeValidator(named)]
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the first number must not be above the second: [{value[1]:g}, {value[0]:g}]")
+    return value
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=65_536)]
+Crop = Annotated[int, Field(ge=16, le=16_384)]
+MOST_OVERLAPS = 16  # windows over a pixel, along each side
+MOST_STEPS = 100_000_000  # years on any machine
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Window = Annotated[int, Field(ge=16, le=65_536)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what PyTorch takes
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -68,8 +83,8 @@ class BatchRecipe(Section):
         unlabeled: images without; one such batch per draw of the method.
     """
 
-    labeled: PositiveInt = 8
-    unlabeled: PositiveInt = 8
+    labeled: Count = 8
+    unlabeled: Count = 8
 
 
 class UnlabeledRecipe(Section):
@@ -103,7 +118,8 @@ class WeakRecipe(Section):
     stage: dict[str, Any] = Field(default_factory=dict)
 
 
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Scale = Annotated[float, Field(gt=0, le=100)]
+Range = Annotated[tuple[Scale, Scale], AfterValidator(_rising)]
 # A folder of the run, a part of metric names and of dotted keys.
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -129,10 +145,10 @@ class DomainRecipe(Section):
     split: Annotated[str, BeforeValidator(_as_text)] | None = None
     splits: str | None = None
     labeled: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | str | None = None
-    labeled_seed: int = 0
+    labeled_seed: Seed = 0
     unlabeled: str | UnlabeledRecipe | None = None
     val: str = "auto"
-    crop: Annotated[int, Field(ge=16)] | None = None
+    crop: Crop | None = None
     scale: Range | None = None
 
 
@@ -181,11 +197,11 @@ class DataRecipe(Section):
     split: Annotated[str, BeforeValidator(_as_text)] | None = None  # `data.split=183` is a name, not a number
     splits: str | None = None
     labeled: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | str | None = None
-    labeled_seed: int = 0
+    labeled_seed: Seed = 0
     unlabeled: str | UnlabeledRecipe | None = None
     weak: WeakRecipe | None = None
     val: str = "auto"
-    crop: Annotated[int, Field(ge=16)] = 320
+    crop: Crop = 320
     batch: BatchRecipe = BatchRecipe()
     scale: Range = (0.5, 2.0)
     flip: Fraction = 0.5
@@ -195,7 +211,7 @@ class DataRecipe(Section):
     independent_shuffle: bool = True
     drop_last: bool = True
     balance: Literal["none", "classes"] = "none"
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
     cache: Literal["none", "memmap", "jpeg95"] = "none"
 
 
@@ -256,15 +272,33 @@ class EvalRecipe(Section):
     """
 
     mode: Literal["whole", "slide", "center_crop"] = "whole"
-    window: PositiveInt | None = None
+    window: Window | None = None
     stride: PositiveInt | None = None
     border: Literal["shift", "clip"] = "shift"
     fit: Literal["pad", "resize"] = "pad"
-    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)
     flip: bool = False
     absent_classes: Literal["skip", "zero"] = "skip"
     select_on: Literal["val", "test"] = "val"
-    batch: PositiveInt = 4
+    batch: Count = 4
+
+    def contradictions(self, crop: int) -> list[str]:
+        """List what is wrong with the stride for a window, or for the training crop where no window is named.
+
+        >>> EvalRecipe(mode="slide", window=64, stride=1).contradictions(320)
+        ['eval.stride=1: each pixel would be in 4,096 windows of 64, without end. Allowed: int in [4, 64].']
+        """
+        if self.mode != "slide" or self.stride is None:
+            return []
+        side = self.window or crop
+        least, most = -(-side // MOST_OVERLAPS), side
+        if self.stride > most:
+            why = f"pixels between the windows of {side} would get no prediction"
+        elif self.stride < least:
+            why = f"each pixel would be in {(side // self.stride) ** 2:,} windows of {side}, without end"
+        else:
+            return []
+        return [f"eval.stride={self.stride}: {why}. Allowed: int in [{least}, {most}]."]
 
 
 class RunRecipe(Section):
@@ -293,13 +327,13 @@ class RunRecipe(Section):
         twin: also train the supervised twin (`<run>/twin`) and compare: do the unlabeled images help?
     """
 
-    epochs: PositiveInt | None = None
-    steps: PositiveInt | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    steps: Steps | None = None
+    seed: Seed = 0
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    devices: PositiveInt = 1
-    nodes: PositiveInt = 1
+    devices: Count = 1
+    nodes: Count = 1
     eval_every: PositiveInt | None = None
     log_every: PositiveInt = 20
     deterministic: bool = False

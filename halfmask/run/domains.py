@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from halfmask.data.folder.description import named_in_file
+from halfmask.data.folder.class_lines import named_in_file
 from halfmask.data.loading.loader import Source
 from halfmask.data.loading.sampler import steps_per_epoch
 from halfmask.data.splits import split as splits

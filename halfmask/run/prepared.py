@@ -18,6 +18,7 @@ from halfmask.losses.class_weights import class_weights
 from halfmask.method import Method
 from halfmask.models.model import Model
 from halfmask.recipe.read import Recipe
+from halfmask.recipe.sections import MOST_STEPS
 from halfmask.run.module import MakeLoader
 
 _FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20
@@ -66,6 +67,12 @@ def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int
     if run.steps is None and run.epochs is None:
         raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")
     total = run.steps or (run.epochs or 1) * per_epoch
+    if total > MOST_STEPS:
+        raise RecipeError(
+            f"run.epochs={run.epochs} of {per_epoch} steps each are {total:,} steps; at most {MOST_STEPS:,} are "
+            f"possible. Allowed: int in [1, {MOST_STEPS // per_epoch}].",
+            "H303",
+        )
     total = min(total, limit or total)
     every = run.eval_every or max(1, min(max(per_epoch, total // _MOST_VALIDATIONS), total // _FEWEST_VALIDATIONS))
     return total, every

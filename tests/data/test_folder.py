@@ -1,6 +1,7 @@
 """The user's own folder: every layout, and the refusal to guess."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from halfmask.data.annotations.coco import part_of
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder import masks
+from halfmask.data.folder.class_lines import read_class_file
 from halfmask.data.folder.layouts import pair
 from halfmask.data.folder.lists import read_list
 from halfmask.errors import DataError
@@ -258,6 +260,15 @@ def test_masks_of_ignored_pixels_only_are_said_to_label_nothing(tmp_path: Path) 
     assert set(np.unique(data.read_target("images/im_0.png"))) == {1}
 
 
+@pytest.mark.parametrize(("ignored", "classes"), [(0, "class_1 class_2"), (1, "class_0 class_2")])
+def test_any_id_may_be_the_ignored_one(ignored: int, classes: str, tmp_path: Path) -> None:
+    describe(trees.folder(tmp_path, values=(0, 1, 2)), f"ignore_index: {ignored}")
+    data = Folder(tmp_path)
+    assert data.task.classes == tuple(classes.split())
+    expected = [255 if id == ignored else [i for i in (0, 1, 2) if i != ignored].index(id) for id in (0, 1, 2)]
+    assert data.read_target("images/im_0.png").ravel()[:3].tolist() == expected
+
+
 def test_values_that_are_no_numbering_are_refused(tmp_path: Path) -> None:
     trees.folder(tmp_path, values=(0, 85, 170))
     with pytest.raises(DataError, match=r"85 \(\d+ px\).*classes: \{ID: NAME"):
@@ -278,6 +289,47 @@ def test_classes_txt_names_classes_and_colors(tmp_path: Path) -> None:
     assert (task.classes, task.palette) == (("sky", "road", "tree"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
     (tmp_path / "classes.txt").write_text("sky\nroad\ntree\n")
     assert Folder(tmp_path).task.classes == ("sky", "road", "tree")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "colors"),
+    [
+        ("0: bg\n1: road\n2: tree\n", {0: "bg", 1: "road", 2: "tree"}, {}),
+        ("2: tree\n0: bg\n1: road\n", {0: "bg", 1: "road", 2: "tree"}, {}),
+        ("1 = bg\n2 = road\n", {1: "bg", 2: "road"}, {}),
+        ("1 bg\n2 paved road\n", {1: "bg", 2: "paved road"}, {}),
+        ("2 doors\n4 doors\n", {0: "2 doors", 1: "4 doors"}, {}),
+        ("bg: 0\nroad: 7\n", {0: "bg", 7: "road"}, {}),
+        ("bg,1\nroad,0\n", {1: "bg", 0: "road"}, {}),
+        ("0: bg: 1,2,3\n1: road\n", {0: "bg", 1: "road"}, {0: "1,2,3"}),
+        ("# label:color_rgb\nbg:0,0,0::\nroad:250,5,3::\n", {0: "bg", 1: "road"}, {0: "0,0,0", 1: "250,5,3"}),
+    ],
+)
+def test_class_files_are_read_in_every_form(
+    text: str, names: dict[int, str], colors: dict[int, str], tmp_path: Path
+) -> None:
+    (tmp_path / "classes.txt").write_text(text)
+    found = read_class_file(tmp_path)
+    assert found is not None
+    assert (found.names, found.colors) == (names, colors)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0: bg\n1: road\n0: tree\n", r"classes\.txt: the id 0 stands in line 1 and in line 3"),
+        ("0: bg\nroad\n", r"classes\.txt: line 1 starts with an id, line 2 does not"),
+        ("bg\nvehicle:car\n", r"classes\.txt: line 2: 'car' is no color"),
+        ("bg:0,0,300\n", "line 1: '0,0,300' is no color"),
+        ("bg\nroad\nbg\n", r"classes\.txt, halfmask.yaml .*0, 2 are all called bg"),
+    ],
+)
+def test_class_files_that_contradict_themselves_name_the_line(text: str, message: str, tmp_path: Path) -> None:
+    trees.folder(tmp_path)
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(DataError, match=re.compile(message, re.DOTALL)) as caught:
+        Folder(tmp_path)
+    assert caught.value.code == "H209"
 
 
 @pytest.mark.parametrize(("name", "code"), [("classes.txt", "H209"), ("halfmask.yaml", "H209"), ("list.txt", "H211")])
@@ -322,6 +374,22 @@ def test_wrong_colors_in_a_distributed_table_are_found(tmp_path: Path) -> None:
         ("{classes: [a, b], map: {3: 7}}", r"leads to \[7\]"),
         ("{classes: [a, b], foreground: [c]}", "names c, which are no classes"),
         ("range: [5, 5]", "must increase"),
+        ("range: [0, .inf]", "finite numbers"),
+        ("range: [.nan, 1]", "finite numbers"),
+        ("range: [0, 1.0e+300]", "finite numbers"),
+        ("std: [0.2, 0, 0.2]", r"`std: \[0.2, 0, 0.2\]` must be finite numbers above 0"),
+        ("std: [.inf, 1, 1]", "above 0"),
+        ("std: [1.0e-300, 1, 1]", "above 0"),
+        ("mean: [.nan, 0, 0]", "`mean"),
+        ("mean: [123.7, 116.3, 103.5]", "divide by 255"),
+        ("nodata: .inf", "`nodata`"),
+        ("{classes: {0: a, 1: b, 1: c}}", "the key 1 is given twice"),
+        ('{classes: {0: a, 1: b, "1": c}}', "gives the id 1 twice"),
+        ("{classes: [a, b], map: {3: 1, 3: 0}}", "the key 3 is given twice"),
+        ("{classes: {0: a, 1: b, 2: a}}", r"0, 2 are all called a; names must differ.*`map: \{2: 0\}`"),
+        ("{classes: [a, 'a ']}", "names must differ"),
+        ("{classes: [é, e\u0301]}", "names must differ"),
+        ("{classes: [a, '']}", "1 has no name"),
         ("mean: [0.5]", "1 numbers, the images 3 bands"),
         ("classes: [a", "not valid YAML"),
         ("just text", "expected keys"),

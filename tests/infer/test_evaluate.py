@@ -58,12 +58,12 @@ def one_by_one(model: Any, images: Images, protocol: EvalRecipe) -> Tensor:
 
 
 def test_center_crop_scores_the_middle_window_only_and_small_images_whole(images) -> None:
-    model, protocol = random_window_model(3).double(), EvalRecipe(mode="center_crop", window=12, batch=4)
+    model, protocol = random_window_model(3).double(), EvalRecipe(mode="center_crop", window=16, batch=4)
     expected = ConfusionMatrix(3)
     for image, target in images.pairs:
         rows, columns = image.shape[-2:]
-        top, left = max((rows - 12) // 2, 0), max((columns - 12) // 2, 0)
-        inside = (slice(top, top + 12), slice(left, left + 12))
+        top, left = max((rows - 16) // 2, 0), max((columns - 16) // 2, 0)
+        inside = (slice(top, top + 16), slice(left, left + 16))
         found = class_map(model, image[None, :, *inside].double() / 255, EvalRecipe())[0]
         expected.update(found, target[inside])
     assert torch.equal(count(model, images, SHAPES, protocol, "cpu").counts, expected.counts)
@@ -79,7 +79,7 @@ def test_batches_and_threads_count_what_single_images_count(
     images: Images, batch: int, workers: int, mode: str
 ) -> None:
     model = random_window_model(size_multiple=4)
-    protocol = EvalRecipe(mode=mode, window=8, batch=batch)
+    protocol = EvalRecipe(mode=mode, window=16, batch=batch)
     found = count(model, images, THREE, protocol, "cpu", workers=workers)
     assert torch.equal(found.counts, one_by_one(model, images, protocol))
     seen = sum(int((target != 255).sum()) for _, target in images.pairs)

@@ -108,15 +108,33 @@ def test_batched_windows_equal_windows_one_by_one(border: str, fit: str) -> None
 
 def test_overlapping_windows_are_averaged_per_pixel() -> None:
     model = random_window_model()
-    image = torch.rand(1, 3, 9, 14, dtype=torch.float64)
-    total, count = torch.zeros(1, 3, 9, 14, dtype=torch.float64), torch.zeros(9, 14, dtype=torch.float64)
+    image = torch.rand(1, 3, 17, 28, dtype=torch.float64)
+    total, count = torch.zeros(1, 3, 17, 28, dtype=torch.float64), torch.zeros(17, 28, dtype=torch.float64)
     for top in (0, 1):
-        for left in (0, 5, 6):
-            total[:, :, top : top + 8, left : left + 8] += model(image[:, :, top : top + 8, left : left + 8]).softmax(1)
-            count[top : top + 8, left : left + 8] += 1
-    found = probabilities(model, image, slide(8))
+        for left in (0, 10, 12):
+            total[:, :, top : top + 16, left : left + 16] += model(
+                image[:, :, top : top + 16, left : left + 16]
+            ).softmax(1)
+            count[top : top + 16, left : left + 16] += 1
+    found = probabilities(model, image, slide(16))
     torch.testing.assert_close(found, total / count, rtol=0, atol=1e-14)
-    torch.testing.assert_close(found.sum(1), torch.ones(1, 9, 14, dtype=torch.float64))
+    torch.testing.assert_close(found.sum(1), torch.ones(1, 17, 28, dtype=torch.float64))
+
+
+def test_a_window_cut_too_short_for_the_network_is_named_with_the_cure() -> None:
+    model = random_window_model()
+
+    def refuse_small(module: Any, inputs: tuple[Tensor]) -> None:
+        if min(inputs[0].shape[-2:]) < 29:
+            raise ShapeError("image is small but encoder x needs 29 or more. Use a larger data.crop.")
+
+    model.encoder.register_forward_pre_hook(refuse_small)
+    image = torch.rand(1, 3, 64, 70, dtype=torch.float64)
+    cure = r"clip ends with a window of 28x64 pixels.*64x64.*needs 29 or more\. Use eval\.border=shift"
+    with pytest.raises(ShapeError, match=cure) as caught:
+        class_map(model, image, slide(64, stride=42, border="clip"))
+    assert "data.crop" not in str(caught.value)
+    assert class_map(model, image, slide(64, stride=42)).shape == (1, 64, 70)
 
 
 def test_padding_mirrors_the_image_and_is_cut_off_again() -> None:
@@ -234,7 +252,7 @@ def test_a_stride_that_leaves_gaps_is_refused() -> None:
         windows((50, 50), slide(20, stride=21))
 
 
-@pytest.mark.parametrize("protocol", [EvalRecipe(fit="pad"), EvalRecipe(fit="resize"), slide(9, fit="pad")])
+@pytest.mark.parametrize("protocol", [EvalRecipe(fit="pad"), EvalRecipe(fit="resize"), slide(16, fit="pad")])
 def test_image_pairs_keep_their_time_axis(protocol: EvalRecipe) -> None:
     single = random_window_model(size_multiple=4)
     pairs = ChangeSegmenter(single.encoder, single.decoder, 3).double().eval()

@@ -71,7 +71,8 @@ def _masks(seen: Fingerprint) -> dict[str, Any]:
     if any(mask.kind == "colors" for mask in masks):
         return _colors(Counter({color: n for mask in masks for color, n in mask.colors.items()}))
     found = {value for mask in masks for value in mask.values}
-    ids = sorted(found - {IGNORE})
+    ignored = seen.dataset.description.ignore_index if isinstance(seen.dataset, Folder) else IGNORE
+    ids = sorted(found - {IGNORE, ignored})
     task = seen.task
     if task is None and found == {0, 255}:
         return {"classes": {0: "background", 1: "foreground"}, "binary": True}
@@ -80,7 +81,8 @@ def _masks(seen: Fingerprint) -> dict[str, Any]:
     labels = labels_of(seen, masks[0])
     if 0 not in found and ids and ids[-1] == task.n_classes and labels is not None and labels.training_id(ids[-1]) < 0:
         return {"map": {id: id - 1 for id in range(1, task.n_classes + 1)}}
-    return {"classes": dict(enumerate(task.classes))}
+    stored = [id for id in range(task.n_classes + 1) if id != ignored] if ignored <= task.n_classes else None
+    return {"classes": dict(zip(stored or range(task.n_classes), task.classes, strict=False))}
 
 
 def _colors(counts: Counter[tuple[int, int, int]]) -> dict[str, Any]:

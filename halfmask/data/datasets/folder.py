@@ -293,12 +293,12 @@ class Folder(FileDataset):
             )
         if ids == [0]:
             raise DataError(f"{self.root}: the masks hold a single class: {listed}. {name_them}", "H212")
-        if ids[0] == 1:
+        if ids[0] == 1 and self._said.ignore_index != 0:
             raise DataError(f"{self.root}: no mask holds 0: {listed}. {off_by_one_cure(ids[-1])} {name_them}", "H205")
         # A class may be missing from few masks, but values such as 0, 85, 170 are no numbering.
         if ids[0] < 0 or ids[-1] >= 2 * len(ids):
             raise DataError(f"{self.root}: the values are not numbered 0 to K-1: {listed}. {name_them}", "H203")
-        return list(range(ids[-1] + 1))
+        return [id for id in range(ids[-1] + 1) if id != self._said.ignore_index]
 
     def _refuse_undecided_binary(self) -> None:
         said = self._said

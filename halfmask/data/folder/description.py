@@ -9,23 +9,27 @@
     bands: 3   range: [0, 4095]   mean: [..]   std: [..]   nodata: 0
     same_light: true                       image pairs: one camera, one light; another color is a change
 
-Without it `classes.txt`, `class_names.txt` or `labelmap.txt` next to the data name the classes.
+Without it `classes.txt`, `class_names.txt` or `labelmap.txt` next to the data name the classes (`class_lines`).
 """
 
-from collections.abc import Mapping
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from halfmask.data.folder.class_lines import read_class_file
 from halfmask.data.folder.files import read_text
 from halfmask.data.folder.masks import IGNORE, Color
 from halfmask.errors import DataError, bullet_list, nearest
+from halfmask.recipe.strict_yaml import read_yaml
 
 FILE_NAME = "halfmask.yaml"
-_CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
-_IGNORED_NAMES = {"__ignore__", "void", "ignore", "unlabeled"}
+_SMALLEST_STD, _LARGEST = 1e-5, 1e38  # beyond, pixels or values overflow a float of 32 bits
 
 
 def _number_classes(value: Any) -> Any:
@@ -100,22 +104,27 @@ def read_description(root: Path, given: Mapping[str, Any]) -> Description:
     path = root / FILE_NAME
     said = _read_yaml(path) if path.is_file() else {}
     said |= {key: value for key, value in given.items() if value is not None}
-    if "classes" not in said:
-        said = _read_class_file(root) | said
+    where = f"{path} (or data.dataset)"
+    if "classes" not in said and (named := read_class_file(root)) is not None:
+        said = {"classes": named.names} | ({"palette": named.colors} if named.colors else {}) | said
+        where = f"{named.path}, {FILE_NAME} or data.dataset"
+    repeated = [problem for key in ("classes", "map", "palette") for problem in _repeated_ids(key, said.get(key))]
+    if repeated:
+        raise DataError(f"{where}:\n{bullet_list(repeated)}", "H209")
     try:
         description = Description.model_validate(said)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
-        raise DataError(f"{path} (or data.dataset):\n{bullet_list(lines)}", "H209") from None
+        raise DataError(f"{where}:\n{bullet_list(lines)}", "H209") from None
     problems = _contradictions(description)
     if problems:
-        raise DataError(f"{path} (or data.dataset):\n{bullet_list(problems)}", "H209")
+        raise DataError(f"{where}:\n{bullet_list(problems)}", "H209")
     return description
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        said = yaml.safe_load(read_text(path, "H209"))
+        said = read_yaml(read_text(path, "H209"))
     except yaml.YAMLError as error:
         raise DataError(f"{path}: not valid YAML: {error}", "H209") from error
     if not isinstance(said, dict | None):
@@ -123,51 +132,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return dict(said or {})
 
 
-def named_in_file(root: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """Return the class file of a folder and the names in it by id, or `None` if there is none.
-
-    Raises:
-        DataError: it is no text.
-    """
-    path = next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
-    if path is None:
-        return None
-    classes = _read_class_file(root)["classes"]
-    return path, tuple(name for _, name in sorted(classes.items()))
-
-
-def _read_class_file(root: Path) -> dict[str, Any]:
-    for name in _CLASS_FILES:
-        if (root / name).is_file():
-            lines = read_text(root / name, "H209").splitlines()
-            return _parse_class_lines([line for line in lines if line.strip() and not line.startswith("#")])
-    return {}
-
-
-def _parse_class_lines(lines: list[str]) -> dict[str, Any]:
-    """Parse `id<TAB>name[<TAB>r,g,b]`, `name:r,g,b::` (CVAT), or one name per line."""
-    classes: dict[int, str] = {}
-    palette: dict[int, str] = {}
-    for line in lines:
-        columns = line.strip("\r\n").split("\t")
-        if len(columns) >= 2 and columns[0].strip().lstrip("-").isdigit():
-            id, name, color = int(columns[0]), columns[1].strip(), (columns[2].strip() if len(columns) > 2 else "")
-        elif ":" in line:
-            name, color = (part.strip() for part in line.split(":")[:2])
-            id = len(classes)
-        else:
-            id, name, color = len(classes), line.strip(), ""
-        if name == "__ignore__":
-            continue
-        if not (id == IGNORE and name.lower() in _IGNORED_NAMES):
-            classes[id] = name
-        if color:
-            palette[id] = color
-    return {"classes": classes} | ({"palette": palette} if palette else {})
+def _repeated_ids(key: str, table: Any) -> Iterator[str]:
+    """Find ids that are written in two ways, such as 1 and "1"."""
+    if isinstance(table, Mapping):
+        written = Counter(str(id).strip() for id in table)
+        yield from (f"`{key}` gives the id {id} twice." for id, count in written.items() if count > 1)
 
 
 def _contradictions(said: Description) -> list[str]:
-    problems = []
+    problems = [*_repeated_names(said.classes or {}), *_impossible_numbers(said)]
     ids = sorted(said.classes or {})
     if len(ids) > IGNORE:
         problems.append(f"{len(ids)} classes; at most {IGNORE} are possible.")
@@ -183,12 +156,45 @@ def _contradictions(said: Description) -> list[str]:
         problems.append("`foreground` needs `classes`.")
     elif stray := [str(item) for item in said.foreground or [] if item not in names]:
         problems.append(f"`foreground` names {', '.join(stray)}, which are no classes: {list(said.classes or {})}.")
-    if said.range is not None and said.range[0] >= said.range[1]:
-        problems.append(f"`range: {list(said.range)}` must increase.")
     for key, values in (("mean", said.mean), ("std", said.std)):
         if values is not None and len(values) != said.bands:
             problems.append(f"`{key}` has {len(values)} numbers, the images {said.bands} bands.")
     return problems
+
+
+def _repeated_names(classes: Mapping[int, str]) -> Iterator[str]:
+    """Find names that several ids share: results are told by name."""
+    ids: dict[str, list[int]] = {}
+    for id, name in sorted(classes.items()):
+        ids.setdefault(unicodedata.normalize("NFC", name).strip(), []).append(id)
+    for name, sharing in ids.items():
+        listed = ", ".join(map(str, sharing))
+        if not name:
+            yield f"`classes`: {listed} has no name."
+        elif len(sharing) > 1:
+            yield (
+                f"`classes`: {listed} are all called {name}; names must differ. Rename one, or, if they are one class, "
+                f"name it once and write `map: {{{sharing[1]}: {sharing[0]}}}`."
+            )
+
+
+def _impossible_numbers(said: Description) -> Iterator[str]:
+    """Find numbers that pixels cannot be scaled by."""
+    if said.range is not None and not all(abs(value) <= _LARGEST for value in said.range):  # NaN is in no range
+        yield f"`range: {_numbers(said.range)}` must be two finite numbers, for example [0, 4095]."
+    elif said.range is not None and said.range[0] >= said.range[1]:
+        yield f"`range: {_numbers(said.range)}` must increase."
+    if said.mean is not None and not all(0 <= value <= 1 for value in said.mean):
+        divide = "; divide by 255" if all(0 <= value <= 255 for value in said.mean) else ""
+        yield f"`mean: {_numbers(said.mean)}`: means of pixels in [0, 1] are in [0, 1]{divide}."
+    if said.std is not None and not all(_SMALLEST_STD <= value <= _LARGEST for value in said.std):
+        yield f"`std: {_numbers(said.std)}` must be finite numbers above 0 (at least {_SMALLEST_STD:g})."
+    if said.nodata is not None and math.isinf(said.nodata):
+        yield "`nodata` must be a finite number or .nan; infinite pixels are read as the ends of `range`."
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
 def _explain(item: Any) -> str:
