@@ -19,6 +19,7 @@ from halfmask.cli.import_ import import_
 from halfmask.cli.listing import list_
 from halfmask.cli.page import app as page
 from halfmask.cli.predict import predict
+from halfmask.cli.recipe_flags import RecipeCommand
 from halfmask.cli.report import report
 from halfmask.cli.split import split
 from halfmask.cli.suggest import suggest
@@ -54,7 +55,8 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "bench": bench,
 }
 for _verb, _function in _VERBS.items():
-    app.command(_verb, context_settings=_SETTINGS)(reporting_errors(_function))
+    _class = RecipeCommand if _verb == "train" else None
+    app.command(_verb, cls=_class, context_settings=_SETTINGS)(reporting_errors(_function))
 
 
 def _print_version(wanted: bool) -> bool:

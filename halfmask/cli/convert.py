@@ -26,8 +26,8 @@ def convert(
     ] = False,
     limit: flags.Limit = None,
     overwrite: flags.Overwrite = False,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    output: flags.Output,
 ) -> None:
     """Convert masks.
 
@@ -48,7 +48,11 @@ def convert(
         overrides=overrides or (),
         overwrite=overwrite,
         limit=limit,
-        quiet=quiet,
+        quiet=output.quiet,
     )
-    print(json.dumps({"masks": count, "out": str(out)}) if as_json else f"{out}  {count} mask{'s' * (count != 1)}")
-    flags.say(f"classes and colors: {out / 'halfmask.yaml'}; put it beside the data to read them with these ids", quiet)
+    print(
+        json.dumps({"masks": count, "out": str(out)}) if output.as_json else f"{out}  {count} mask{'s' * (count != 1)}"
+    )
+    flags.say(
+        f"classes and colors: {out / 'halfmask.yaml'}; put it beside the data to read them with these ids", output.quiet
+    )

@@ -18,8 +18,8 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the scenes and of training.")] = 0,
     overwrite: flags.Overwrite = False,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    output: flags.Output,
 ) -> None:
     """See what unlabeled images are worth.
 
@@ -27,5 +27,5 @@ def demo(
     """
     from halfmask.demo.run import run_demo
 
-    result = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, quiet=quiet)
-    print(json.dumps(result.to_dict(), indent=2) if as_json else result.table())
+    result = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, quiet=output.quiet)
+    print(json.dumps(result.to_dict(), indent=2) if output.as_json else result.table())

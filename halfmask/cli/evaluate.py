@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halfmask.cli import flags
+from halfmask.errors import RecipeError
 
 if TYPE_CHECKING:
     from halfmask.infer.runs import Published
@@ -18,11 +19,9 @@ def evaluate(
     overrides: flags.Overrides = None,
     data: flags.Data = None,
     part: Annotated[str, typer.Option("--part", metavar="NAME", help="val, test, train or all.")] = "val",
-    device: flags.Device = "auto",
-    workers: flags.Readers = 2,
-    limit: flags.Limit = None,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    reading: flags.Reading,
+    output: flags.Output,
 ) -> None:
     """Score a run on images with masks.
 
@@ -37,23 +36,16 @@ def evaluate(
     from halfmask.infer.runs import published
 
     if domain_names(run):
-        _evaluate_domains(run, data, part, overrides or (), device, workers, limit, as_json, quiet)
+        _evaluate_domains(run, data, part, overrides or (), reading, output)
         return
-    scores = score(
-        run,
-        data=None if data is None else Path(data),
-        part=part,
-        overrides=overrides or (),
-        device=device,
-        workers=workers,
-        limit=limit,
-        quiet=quiet,
-    )
+    folder = None if data is None else Path(data)
+    options = {"part": part, "overrides": overrides or (), "quiet": output.quiet, **vars(reading)}
+    scores = score(run, data=folder, **options)
     if not is_first_rank():
         return
     ours = scores.to_dict()
-    found = _comparable(published(run), ours, part, overrides or (), limit)
-    if as_json:
+    found = _comparable(published(run), ours, part, overrides or (), reading.limit)
+    if output.as_json:
         print(json.dumps(scores.to_dict(part) | ({"published": _plain(found)} if found else {}), indent=2))
         return
     scores.print_table(title=f"{run} on {part}")
@@ -62,17 +54,8 @@ def evaluate(
 
 
 def _evaluate_domains(
-    run: Path,
-    data: str | None,
-    part: str,
-    overrides: Sequence[str],
-    device: str,
-    workers: int,
-    limit: int | None,
-    as_json: bool,
-    quiet: bool,
+    run: Path, data: str | None, part: str, overrides: Sequence[str], reading: flags.Reading, output: flags.Output
 ) -> None:
-    from halfmask.errors import RecipeError
     from halfmask.infer.bundle import domain_names
     from halfmask.infer.devices import is_first_rank
     from halfmask.infer.evaluate import combined, evaluate_domains
@@ -81,9 +64,7 @@ def _evaluate_domains(
     if data is not None:
         names = ", ".join(str(Path(run) / name) for name in domain_names(run))
         raise RecipeError(f"--data is of one dataset, but {run} has several domains. Name one model: {names}.")
-    scores = evaluate_domains(
-        run, part=part, overrides=overrides, device=device, workers=workers, limit=limit, quiet=quiet
-    )
+    scores = evaluate_domains(run, part=part, overrides=overrides, quiet=output.quiet, **vars(reading))
     if not is_first_rank():
         return
     values = combined(scores, part)
@@ -94,9 +75,9 @@ def _evaluate_domains(
     known = {
         name: found
         for name, number in numbers.items()
-        if (found := _comparable(number, ours[name], part, overrides, limit)) is not None
+        if (found := _comparable(number, ours[name], part, overrides, reading.limit)) is not None
     }
-    if as_json:
+    if output.as_json:
         beside = {name: _plain(found) for name, found in known.items()}
         print(json.dumps(values | ({"published": beside} if beside else {}), indent=2))
         return

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from halfmask.cli import flags
+from halfmask.cli.groups import option, set_parameters, with_options
 from halfmask.errors import DataError, HalfmaskError, Interrupted, OutOfMemoryError
 
 _DISK_ERRORS = (
@@ -32,16 +33,16 @@ def reporting_errors(verb: Callable[..., None]) -> Callable[..., None]:
     The verb's options, which typer reads off the signature, get two more at their end that no verb looks at itself:
     `--debug`, with which the traceback comes before the message, and, where there is `--quiet`, `--verbose`.
     """
-    parameters = dict(inspect.signature(verb).parameters)
-    added = {"debug": flags.Debug} if "quiet" not in parameters else {"verbose": flags.Verbose, "debug": flags.Debug}
-    for name, annotation in added.items():
-        option = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        parameters[name] = option
+    verb = with_options(verb)
+    parameters = list(inspect.signature(verb).parameters.values())
+    quiet = any(parameter.name == "quiet" for parameter in parameters)
+    added = {"verbose": flags.Verbose, "debug": flags.Debug} if quiet else {"debug": flags.Debug}
+    parameters += [option(name, annotation, False) for name, annotation in added.items()]
 
     @functools.wraps(verb)
     def guarded(verbose: bool = False, debug: bool = False, **options: Any) -> None:
         try:
-            if "quiet" in options:
+            if quiet:
                 flags.set_verbosity(options["quiet"], verbose)
             verb(**options)
         except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -53,8 +54,7 @@ def reporting_errors(verb: Callable[..., None]) -> Callable[..., None]:
             print(message, file=sys.stderr)
             raise typer.Exit(code) from None
 
-    guarded.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
-    guarded.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    set_parameters(guarded, parameters)
     return guarded
 
 

@@ -27,8 +27,8 @@ def export(
     ] = None,
     images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="How many to compare.")] = 8,
     overwrite: flags.Overwrite = False,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    output: flags.Output,
 ) -> None:
     """Write the model as ONNX or torch.export file, and compare it with the original on real images.
 
@@ -37,9 +37,9 @@ def export(
     height_width = None if size is None else _size(size)
     from halfmask.infer.export import export as write
 
-    flags.say(f"tracing {run}; this takes up to a minute ...", quiet)
+    flags.say(f"tracing {run}; this takes up to a minute ...", output.quiet)
     report = write(run, out, format=format, size=height_width, input=source, images=images, overwrite=overwrite)
-    if as_json:
+    if output.as_json:
         print(json.dumps(asdict(report) | {"file": str(report.file)}, indent=2))
         return
     print(f"{report.file}  {report.file.stat().st_size / 1e6:.1f} MB")

@@ -1,13 +1,10 @@
-"""Options that several verbs share, and how they become dotted keys of the recipe.
-
-A flag is sugar: `--data DIR` is `data.root=DIR`. Positional `key=value` reaches every other key, and wins over
-a flag for the same key.
-"""
+"""Options that several verbs share, and how they join with positional `key=value`, which wins over a flag."""
 
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -33,6 +30,23 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also show what t
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any key of the recipe.", show_default=False)
 ]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, and where they are computed on."""
+
+    device: Device = "auto"
+    workers: Readers = 2
+    limit: Limit = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is printed."""
+
+    as_json: Json = False
+    quiet: Quiet = False
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:
@@ -126,20 +140,6 @@ def merge(flags: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def number_or_text(value: str | None) -> int | float | str | None:
-    """Read `--labeled 12`, `--labeled 0.1` and `--labeled list.txt`.
-
-    >>> number_or_text("12"), number_or_text("0.1"), number_or_text("list.txt")
-    (12, 0.1, 'list.txt')
-    """
-    for kind in (int, float):
-        try:
-            return kind(value) if value is not None else None
-        except ValueError:
-            continue
-    return value
-
-
 def numbers(text: str, flag: str) -> list[int]:
     """Read `0,1,2`.
 
@@ -150,30 +150,6 @@ def numbers(text: str, flag: str) -> list[int]:
     if not all(part.isdecimal() for part in parts):
         raise RecipeError(f"{flag} {text}: expected numbers with commas, such as 0,1,2.", "H303")
     return [int(part) for part in parts]
-
-
-def batch_keys(value: str | None) -> dict[str, int]:
-    """Read `--batch-size 8` (8 labeled and 8 unlabeled images) or `--batch-size 4+8`.
-
-    >>> batch_keys("4+8")
-    {'data.batch.labeled': 4, 'data.batch.unlabeled': 8}
-
-    Raises:
-        RecipeError: something else.
-    """
-    if value is None:
-        return {}
-    labeled, plus, unlabeled = value.partition("+")
-    if not labeled.isdecimal() or (plus and not unlabeled.isdecimal()):
-        raise RecipeError(f"--batch-size {value}: expected a number, or two as labeled+unlabeled: 4+8.", "H303")
-    return {"data.batch.labeled": int(labeled), "data.batch.unlabeled": int(unlabeled if plus else labeled)}
-
-
-def unlabeled_key(value: str | None) -> dict[str, str]:
-    """Read `--unlabeled DIR` (images from another folder) or `--unlabeled list.txt`."""
-    if value is None:
-        return {}
-    return {"data.unlabeled.root" if Path(value).is_dir() else "data.unlabeled": value}
 
 
 def load_recipe(source: str | None, flags: dict[str, Any], overrides: Sequence[str]) -> "Recipe":

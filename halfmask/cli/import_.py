@@ -2,38 +2,47 @@
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from halfmask.cli import flags
+from halfmask.errors import RecipeError, nearest
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the file holds, as far as it does not tell itself."""
+
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="Told by the file; halfmask list importers.")
+    ] = None
+    predictor: Annotated[
+        str | None, typer.Option("--predictor", metavar="NAME", help="teacher or student, where the file has both.")
+    ] = None
+    task: Annotated[str, typer.Option("--task", metavar="KIND", help="segmentation or change.")] = "segmentation"
+    classes: Annotated[
+        str | None, typer.Option("--classes", metavar="A,B,...", help="Names of the classes, or a file of them.")
+    ] = None
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DIR", help="Folder of a dataset that names the classes.")
+    ] = None
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME", help="Its layout; also chooses crop and protocol.")
+    ] = None
+    partial: Annotated[bool, typer.Option("--partial", help="Accept a file that can be read in part only.")] = False
+    overwrite: flags.Overwrite = False
 
 
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The official checkpoint.", show_default=False)],
     overrides: flags.Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the bundle.")] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="Told by the file; halfmask list importers.")
-    ] = None,
-    predictor: Annotated[
-        str | None, typer.Option("--predictor", metavar="NAME", help="teacher or student, where the file has both.")
-    ] = None,
-    task: Annotated[str, typer.Option("--task", metavar="KIND", help="segmentation or change.")] = "segmentation",
-    classes: Annotated[
-        str | None, typer.Option("--classes", metavar="A,B,...", help="Names of the classes, or a file of them.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", metavar="DIR", help="Folder of a dataset that names the classes.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="NAME", help="Its layout; also chooses crop and protocol.")
-    ] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Accept a file that can be read in part only.")] = False,
-    overwrite: flags.Overwrite = False,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    source: Source,
+    output: flags.Output,
 ) -> None:
     """Turn an official checkpoint into a bundle.
 
@@ -41,29 +50,13 @@ def import_(
     halfmask. KEY=VALUE says what the file does not tell, for example model.encoder.output_stride=8.
     """
     flags.check_overrides(overrides or ())
-    from typing import cast
-
-    from halfmask.errors import RecipeError, nearest
     from halfmask.importers import import_checkpoint
-    from halfmask.task import Kind
 
     kinds = ("segmentation", "change")
-    if task not in kinds:
-        raise RecipeError(f"--task {task}: Allowed: {' or '.join(kinds)}.{nearest(task, kinds)}", "H303")
-    made = import_checkpoint(
-        file,
-        out or Path(file.stem),
-        format=format,
-        predictor=predictor,
-        task=cast(Kind, task),
-        classes=classes,
-        data=data,
-        dataset=dataset,
-        overrides=overrides or (),
-        partial=partial,
-        overwrite=overwrite,
-    )
-    if as_json:
+    if source.task not in kinds:
+        raise RecipeError(f"--task {source.task}: Allowed: {' or '.join(kinds)}.{nearest(source.task, kinds)}", "H303")
+    made = import_checkpoint(file, out or Path(file.stem), overrides=overrides or (), **vars(source))
+    if output.as_json:
         print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, indent=2))
         return
     network = f", {made.predictor}" if made.predictor else ""
@@ -71,5 +64,7 @@ def import_(
     shown = f", {len(made.classes)} classes ({names})" if made.classes else ""
     print(f"{made.path}  {made.format}{network}, {made.parameters / 1e6:.2f} M parameters{shown}")
     if made.dropped:
-        flags.say(f"left out, unused by the network: {len(made.dropped)} tensors ({made.dropped[0]}, ...)", quiet)
-    flags.say(f"next: {made.use}", quiet)
+        flags.say(
+            f"left out, unused by the network: {len(made.dropped)} tensors ({made.dropped[0]}, ...)", output.quiet
+        )
+    flags.say(f"next: {made.use}", output.quiet)

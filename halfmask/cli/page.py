@@ -20,8 +20,8 @@ def app(
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
     max_mb: Annotated[float, typer.Option("--max-mb", metavar="N", min=0.001, help="Largest file, in MB.")] = 64.0,
     device: flags.Device = "auto",
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    output: flags.Output,
 ) -> None:
     """Drop images on a local page and see their masks.
 
@@ -32,8 +32,8 @@ def app(
     from halfmask.app.app import app as serve
 
     def ready(url: str) -> None:
-        print(json.dumps({"url": url}) if as_json else url, flush=True)
-        flags.say("drop an image on this page; Ctrl-C stops it", quiet)
+        print(json.dumps({"url": url}) if output.as_json else url, flush=True)
+        flags.say("drop an image on this page; Ctrl-C stops it", output.quiet)
 
     serve(
         run,
@@ -45,4 +45,4 @@ def app(
         device=device,
         ready=ready,
     )
-    flags.say("stopped", quiet)
+    flags.say("stopped", output.quiet)

@@ -1,12 +1,36 @@
 """`halfmask predict`: write a mask for every image of a folder."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from halfmask.cli import flags
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is written beside the masks, and how large images are cut."""
+
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write the masks drawn over the images.")] = False
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False
+    outlines: Annotated[
+        str | None,
+        typer.Option("--format", metavar="NAME", help="Also as outlines: labelme, label_studio, geojson or coco."),
+    ] = None
+    tile: Annotated[
+        int | None,
+        typer.Option("--tile", metavar="N", min=0, help="Tiles of this side for every image; 0: never any."),
+    ] = None
+    overlap: Annotated[
+        int | None, typer.Option("--overlap", metavar="N", min=0, help="Pixels that neighboring tiles share.")
+    ] = None
+    nodata: Annotated[float | None, typer.Option("--nodata", metavar="VALUE", help="Value of pixels without data.")] = (
+        None
+    )
+    overwrite: flags.Overwrite = False
 
 
 def predict(
@@ -22,28 +46,10 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the masks.", show_default=False)],
     overrides: flags.Overrides = None,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also write the masks drawn over the images.")] = False,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
-    outlines: Annotated[
-        str | None,
-        typer.Option("--format", metavar="NAME", help="Also as outlines: labelme, label_studio, geojson or coco."),
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option("--tile", metavar="N", min=0, help="Tiles of this side for every image; 0: never any."),
-    ] = None,
-    overlap: Annotated[
-        int | None, typer.Option("--overlap", metavar="N", min=0, help="Pixels that neighboring tiles share.")
-    ] = None,
-    nodata: Annotated[
-        float | None, typer.Option("--nodata", metavar="VALUE", help="Value of pixels without data.")
-    ] = None,
-    device: flags.Device = "auto",
-    workers: flags.Readers = 2,
-    limit: flags.Limit = None,
-    overwrite: flags.Overwrite = False,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    written: Written,
+    reading: flags.Reading,
+    output: flags.Output,
 ) -> None:
     """Write masks for images.
 
@@ -57,29 +63,13 @@ def predict(
     from halfmask.infer.predict import predicted_kind
 
     found: list[int] = []
-    count = write(
-        run,
-        source,
-        out,
-        overlay=overlay,
-        probabilities=probabilities,
-        outlines=outlines,
-        overrides=overrides or (),
-        device=device,
-        overwrite=overwrite,
-        limit=limit,
-        workers=workers,
-        tile=tile,
-        overlap=overlap,
-        nodata=nodata,
-        quiet=quiet,
-        on_found=found.append,
-    )
+    options = {**vars(written), **vars(reading)}
+    count = write(run, source, out, overrides=overrides or (), quiet=output.quiet, on_found=found.append, **options)
     if not is_first_rank():
         return
     what = ("label" if predicted_kind(run) == "classification" else "mask") + "s" * (count != 1)
     kept = found[0] - count
-    if as_json:
+    if output.as_json:
         print(json.dumps({"images": count, "kept": kept, "out": str(out)}))
     elif kept:
         print(f"{out}  {count} {what} written, {kept} already there (--overwrite replaces them)")

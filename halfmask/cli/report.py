@@ -24,11 +24,9 @@ def report(
     part: Annotated[
         str | None, typer.Option("--part", metavar="NAME", help="Judge by val, test, train or all; default: the run's.")
     ] = None,
-    device: flags.Device = "auto",
-    workers: flags.Readers = 2,
-    limit: flags.Limit = None,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    reading: flags.Reading,
+    output: flags.Output,
 ) -> None:
     """Write a page about a run.
 
@@ -37,10 +35,8 @@ def report(
     """
     from halfmask.report.make import report as write
 
-    result = write(
-        *runs, out=out, data=data, part=part, twin=twin, device=device, workers=workers, limit=limit, quiet=quiet
-    )
-    if as_json:
+    result = write(*runs, out=out, data=data, part=part, twin=twin, quiet=output.quiet, **vars(reading))
+    if output.as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
     print(result.heading)

@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import time as clock
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +13,56 @@ import typer
 
 from halfmask.cli import flags
 from halfmask.cli.exits import is_out_of_memory
+from halfmask.cli.recipe_flags import RecipeFlags
 from halfmask.errors import OutOfMemoryError, RecipeError
 from halfmask.task import METRIC_NAMES
 
 if TYPE_CHECKING:
     from halfmask.recipe.read import Recipe
     from halfmask.run.fit import TrainResult
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the run is written, and which run it continues."""
+
+    out: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Run folder to write.")] = None
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="N,N,...", help="One run per seed, in RUN/seed-N.")
+    ] = None
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint.")
+    ] = None
+    resume_from: Annotated[
+        Path | None, typer.Option("--resume-from", metavar="RUN", help="A new run with the weights and recipe of RUN.")
+    ] = None
+    overwrite: flags.Overwrite = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check recipe, data and model, predict memory and time, and stop.")
+    ] = False
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N steps.")] = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the plan may use."""
+
+    time: Annotated[
+        str | None,
+        typer.Option(
+            "--time", metavar="TIME", help="Of the plan: all it may take, e.g. 30m or 2h; a bare number is minutes."
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Of the plan, e.g. 8GB; of a recipe with --dry-run: what fits."),
+    ] = None
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="The plan may download pretrained weights.")] = False
+
+    @property
+    def given(self) -> str:
+        """The first flag that only a plan understands; "" where there is none."""
+        return "--time" if self.time is not None else "--pretrained" if self.pretrained else ""
 
 
 def train(
@@ -29,61 +74,11 @@ def train(
             show_default=False,
         ),
     ] = None,
-    data: flags.Data = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Run folder to write.")] = None,
-    method: Annotated[str | None, typer.Option("--method", metavar="NAME", help="[method.name]")] = None,
-    labeled: Annotated[
-        str | None, typer.Option("--labeled", metavar="N|LIST", help="How many masks, or a list file [data.labeled].")
-    ] = None,
-    unlabeled: Annotated[
-        str | None, typer.Option("--unlabeled", metavar="DIR|LIST", help="Images without masks [data.unlabeled].")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="[run.seed]")] = None,
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="N,N,...", help="One run per seed, in RUN/seed-N.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="[run.epochs]")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="[run.steps]")] = None,
-    batch_size: Annotated[
-        str | None, typer.Option("--batch-size", metavar="N|N+N", help="Labeled+unlabeled images [data.batch].")
-    ] = None,
-    crop: Annotated[int | None, typer.Option("--crop", metavar="N", help="[data.crop]")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", metavar="X", help="[optim.lr]")] = None,
-    precision: Annotated[
-        str | None, typer.Option("--precision", metavar="NAME", help="auto, 32-true or bf16-mixed [run.precision].")
-    ] = None,
-    devices: Annotated[int | None, typer.Option("--devices", metavar="N", help="[run.devices]")] = None,
-    workers: Annotated[str | None, typer.Option("--workers", metavar="N", help="[data.workers]")] = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint.")
-    ] = None,
-    resume_from: Annotated[
-        Path | None, typer.Option("--resume-from", metavar="RUN", help="A new run with the weights and recipe of RUN.")
-    ] = None,
-    overwrite: flags.Overwrite = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check recipe, data and model, predict memory and time, and stop.")
-    ] = False,
-    time: Annotated[
-        str | None,
-        typer.Option(
-            "--time", metavar="TIME", help="Of the plan: all it may take, e.g. 30m or 2h; a bare number is minutes."
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="Of the plan, e.g. 8GB; of a recipe with --dry-run: what fits."),
-    ] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="The plan may download pretrained weights.")] = False,
-    twin: Annotated[
-        bool, typer.Option("--twin", help="Also train without the unlabeled images, and compare [run.twin].")
-    ] = False,
-    reference: Annotated[
-        bool, typer.Option("--reference", help="Compute with the plain, slow formulations, for checks [run.reference].")
-    ] = False,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N steps.")] = None,
-    as_json: flags.Json = False,
-    quiet: flags.Quiet = False,
+    *,
+    recipe: RecipeFlags,
+    place: Place,
+    budget: Budget,
+    output: flags.Output,
 ) -> None:
     """Train by a recipe, or by a plan.
 
@@ -91,69 +86,46 @@ def train(
     """
     began = clock.monotonic()
     source, overrides = flags.split_arguments(arguments)
-    if epochs is not None and steps is not None:
+    keys = recipe.given
+    if {"run.epochs", "run.steps"} <= keys.keys():
         raise RecipeError("--epochs and --steps both say how long to train: give one.")
-    if (source is not None or resume is not None) and (time is not None or pretrained):
-        what = "--time" if time is not None else "--pretrained"
+    if (source is not None or place.resume is not None) and budget.given:
         raise RecipeError(
-            f"{what} belongs to the plan, which is made where no recipe is named: leave out "
-            f"{source or f'--resume {resume}'}; or set {'run.steps' if time is not None else 'model.encoder.weights'}."
+            f"{budget.given} belongs to the plan, which is made where no recipe is named: leave out "
+            f"{source or f'--resume {place.resume}'}; or set "
+            f"{'run.steps' if budget.time is not None else 'model.encoder.weights'}."
         )
-    bytes_limit = _memory_limit(memory, dry_run or source is None)
-    seconds = _seconds(time)
-    sugar: dict[str, Any] = {
-        "data.root": data,
-        "method": method,
-        "data.labeled": flags.number_or_text(labeled),
-        "run.seed": seed,
-        "run.epochs": epochs,
-        "run.steps": steps,
-        "data.crop": crop,
-        "optim.lr": lr,
-        "run.precision": precision,
-        "run.devices": devices,
-        "data.workers": flags.number_or_text(workers),
-        "run.twin": twin or None,
-        "run.reference": reference or None,
-        **flags.unlabeled_key(unlabeled),
-        **flags.batch_keys(batch_size),
-    }
-    if epochs is not None:
+    memory = _memory_limit(budget.memory, place.dry_run or source is None)
+    seconds = _seconds(budget.time)
+    if "run.epochs" in keys:
         overrides = ["run.steps=null", *overrides]  # a recipe's steps would win over epochs
-    options = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
-    out = out or (_nowhere() if dry_run and resume is None else None)
-    if resume is not None:
-        if source or seeds or overwrite or (out is not None and out != resume):
-            raise RecipeError("--resume RUN continues that run by its own recipe: leave out RECIPE, --out, --seeds.")
-        results = [_resume(resume, flags.merge(sugar, overrides), dry_run=dry_run, quiet=quiet, limit=limit)]
-    elif out is None:
-        raise RecipeError("where to? Name a run folder: --out runs/first")
-    elif resume_from is not None:
-        otherwise = bool(source or seeds or time is not None or pretrained)
-        results = [_begin(resume_from, out, flags.merge(sugar, overrides), otherwise, **options)]
+    options = {"dry_run": place.dry_run, "quiet": output.quiet, "limit": place.limit}
+    if place.resume is not None:
+        results = [_resume(source, place, flags.merge(keys, overrides), options)]
+    elif place.resume_from is not None:
+        otherwise = bool(source or place.seeds or budget.given)
+        results = [_begin(place, flags.merge(keys, overrides), otherwise, options)]
     else:
+        folders = _folders(place, keys)
+        plan = {"seconds": seconds and seconds / len(folders), "memory": memory, "pretrained": budget.pretrained}
+        planned = None if source else _plan({**keys, **folders[0][1]}, overrides, output.quiet, began, **plan)
         results = []
-        folders = _folders(out, seeds, seed)
-        _check_free([folder for folder, _ in folders], overwrite)
-        given = {**sugar, **folders[0][1]}
-        if source is None:
-            budget = {"seconds": seconds and seconds / len(folders), "memory": bytes_limit, "pretrained": pretrained}
-            planned = _plan(given, overrides, quiet, began=began, **budget)
-        for folder, seed_key in folders:
-            given = {**sugar, **seed_key}
-            recipe = flags.load_recipe(source, given, overrides) if source else _with_seed(planned, seed_key)
-            results.append(_train(recipe, folder, **options))
+        for folder, seed in folders:
+            chosen = _with_seed(planned, seed) if planned else flags.load_recipe(source, keys | seed, overrides)
+            results.append(_train(chosen, folder, overwrite=place.overwrite, **options))
     from halfmask.infer.devices import is_first_rank
 
-    if dry_run and not as_json and is_first_rank():  # one process of torchrun speaks for all
-        _report_dry_run(results, bytes_limit)
+    if place.dry_run and not output.as_json and is_first_rank():  # one process of torchrun speaks for all
+        _report_dry_run(results, memory)
     elif is_first_rank():
-        _report(results, as_json)
+        _report(results, output.as_json)
 
 
-def _nowhere() -> Path:
-    """Return a folder that a dry run without --out may name: it writes nothing."""
-    return Path(tempfile.gettempdir()) / f"halfmask-dry-run-{os.getpid()}"
+def _out(place: Place) -> Path:
+    """Return the folder of the run; a dry run without --out may name any, because it writes nothing."""
+    if place.out is None and not place.dry_run:
+        raise RecipeError("where to? Name a run folder: --out runs/first")
+    return place.out or Path(tempfile.gettempdir()) / f"halfmask-dry-run-{os.getpid()}"
 
 
 def _memory_limit(text: str | None, usable: bool) -> int | None:
@@ -186,8 +158,8 @@ def _seconds(text: str | None) -> float | None:
         raise RecipeError(f"--time {text}: expected a time, for example 30m, 2h or 90s.", "H303") from None
 
 
-def _plan(sugar: dict[str, Any], overrides: list[str], quiet: bool, **budget: Any) -> "Recipe":
-    given = flags.merge(sugar, overrides)
+def _plan(keys: dict[str, Any], overrides: list[str], quiet: bool, began: float, **budget: Any) -> "Recipe":
+    given = flags.merge(keys, overrides)
     if not given.get("data.root"):
         raise RecipeError(
             "train on what? Give a recipe and data (halfmask train fixmatch/folder --data DIR --out RUN), or only "
@@ -196,7 +168,7 @@ def _plan(sugar: dict[str, Any], overrides: list[str], quiet: bool, **budget: An
     from halfmask.plan import make_plan
 
     flags.say("plan     looking at the data and trying a few steps ...", quiet)
-    plan = make_plan(given, quiet=quiet, **budget)
+    plan = make_plan(given, quiet=quiet, began=began, **budget)
     flags.say(plan.describe(), quiet)
     return plan.recipe
 
@@ -208,21 +180,23 @@ def _with_seed(recipe: "Recipe", seed_key: dict[str, Any]) -> "Recipe":
     return recipe.model_copy(update={"run": run})
 
 
-def _folders(out: Path, seeds: str | None, seed: int | None) -> list[tuple[Path, dict[str, Any]]]:
-    if seeds is None:
-        return [(out, {})]
-    if seed is not None:
+def _folders(place: Place, keys: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the folder and the seed of each run, after a look whether they are free.
+
+    A place that is taken is refused here, before the plan or an earlier seed has cost its time.
+    """
+    out = _out(place)
+    if place.seeds is not None and "run.seed" in keys:
         raise RecipeError("--seed and --seeds contradict each other: give one.")
-    return [(out / f"seed-{number}", {"run.seed": number}) for number in flags.numbers(seeds, "--seeds")]
-
-
-def _check_free(folders: list[Path], overwrite: bool) -> None:
-    """Refuse places that are taken before the plan, or an earlier seed, has cost its time."""
+    seeds = flags.numbers(place.seeds, "--seeds") if place.seeds is not None else []
+    folders: list[tuple[Path, dict[str, Any]]] = [(out / f"seed-{seed}", {"run.seed": seed}) for seed in seeds]
+    folders = folders or [(out, {})]
     from halfmask.infer.devices import is_first_rank
     from halfmask.run.folder import RunDir
 
-    for folder in folders if is_first_rank() else ():
-        RunDir(folder).check_free(overwrite=overwrite)
+    for folder, _ in folders if is_first_rank() else ():
+        RunDir(folder).check_free(overwrite=place.overwrite)
+    return folders
 
 
 def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
@@ -236,22 +210,30 @@ def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
         raise
 
 
-def _resume(run: Path, overrides: dict[str, Any], **options: Any) -> "TrainResult":
+def _resume(source: str | None, place: Place, overrides: dict[str, Any], options: dict[str, Any]) -> "TrainResult":
+    run = place.resume
+    assert run is not None
+    if source or place.seeds or place.overwrite or place.out not in (None, run):
+        raise RecipeError("--resume RUN continues that run by its own recipe: leave out RECIPE, --out, --seeds.")
     from halfmask.run.train import train as train_run
 
-    texts = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
-    return train_run(None, run, resume=True, overrides=texts, **options)
+    return train_run(None, run, resume=True, overrides=_texts(overrides), **options)
 
 
-def _begin(run: Path, out: Path, overrides: dict[str, Any], otherwise: bool, **options: Any) -> "TrainResult":
+def _begin(place: Place, overrides: dict[str, Any], otherwise: bool, options: dict[str, Any]) -> "TrainResult":
+    out = _out(place)
     if otherwise:
         raise RecipeError(
             "--resume-from RUN has the recipe of that run: leave out RECIPE, --seeds, --time and --pretrained."
         )
     from halfmask.run.train import train as train_run
 
-    texts = tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
-    return train_run(None, out, resume_from=run, overrides=texts, **options)
+    more = {"resume_from": place.resume_from, "overwrite": place.overwrite, **options}
+    return train_run(None, out, overrides=_texts(overrides), **more)
+
+
+def _texts(overrides: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
 
 
 def _smaller(recipe: "Recipe", out: Path, error: Exception) -> str:

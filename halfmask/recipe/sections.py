@@ -324,7 +324,7 @@ class RunRecipe(Section):
         compile: compile encoder and decoder.
         channels_last: memory layout of images and weights, for CNN encoders on a GPU.
         logger: extra loggers beside metrics.jsonl.
-        twin: also train the supervised twin (`<run>/twin`) and compare: do the unlabeled images help?
+        twin: also train without the unlabeled images (`<run>/twin`), and compare both
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
