@@ -1,9 +1,9 @@
-"""What happens around the steps: metrics, validation, checkpoints, signals.
+"""Work around the steps: metrics, validation, checkpoints, signals and progress.
 
-What happens around the steps: metrics, validation, checkpoints, signals and progress.
+A run may die at any moment, also between two writes. A resumed one then does again what came before `last.ckpt` was
+written (records, bundle) and makes up for what comes after it (`best-*.ckpt`): see `save`.
 
 Ctrl-C and SIGTERM while a run trains: the first asks it to stop after the step, a second Ctrl-C stops it at once.
-
 Lightning would turn Ctrl-C into exit code 1, and a SIGTERM at the wrong moment into success. So both signals are ours
 from before the trainer starts until it has returned.
 """
@@ -133,8 +133,17 @@ class MetricsLog(L.Callback):
         )
 
 
+def save(trainer: L.Trainer, module: LitMethod, run: RunDir) -> None:
+    """Write `last.ckpt`, and copy it for each predictor whose best score is the one of this step."""
+    if trainer.is_global_zero:
+        run.flush_records()  # the records up to this step must not be lost where its checkpoint is kept
+    trainer.save_checkpoint(run.last)
+    if trainer.is_global_zero:
+        run.copy_best(module.best_steps, module.step)
+
+
 class Validation(L.Callback):
-    """Has every predictor examined at a cadence and keeps the best of each."""
+    """Scores every predictor at a cadence, and notes the best step of each."""
 
     def __init__(self, run: RunDir, metrics: MetricsLog, examiner: Examiner, every: int) -> None:
         self.run, self.metrics, self.examiner, self.every = run, metrics, examiner, every
@@ -143,7 +152,7 @@ class Validation(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Evaluate, record, save best checkpoints and the bundle."""
+        """Evaluate, record, write the bundle; `Checkpoints` saves the same step."""
         if module.step % self.every == 0 or module.step == module.total_steps:
             self._validate(trainer, module)
 
@@ -151,6 +160,7 @@ class Validation(L.Callback):
         """Make up for a validation that the run stopped in."""
         if module.step % self.every == 0 and module.validated < module.step:
             self._validate(trainer, module)
+            save(trainer, module, self.run)
 
     def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
         if not self.examiner.has_images:
@@ -161,7 +171,11 @@ class Validation(L.Callback):
         resume_clock = self.metrics.pause_clock()
         values, main = self.examiner.examine(module, trainer.global_rank, trainer.world_size)
         for position, (name, score) in enumerate(main.items()):
-            self._keep_best(trainer, module, name, score, shipped=position == 0)
+            if name in module.best and score <= module.best[name]:
+                continue
+            module.best[name], module.best_steps[name] = score, module.step
+            if position == 0:  # the one that is shipped
+                self._ship(trainer, module, {f"val_{self.examiner.main_metric}": score})
         module.method.after_evaluation(values, module.progress)
         module.validated = module.step
         self.last = values
@@ -169,14 +183,6 @@ class Validation(L.Callback):
             self.metrics.record(trainer, module, values)
             self.metrics.line.validated(module.step, values, self.examiner.main_metric)
         resume_clock()
-
-    def _keep_best(self, trainer: L.Trainer, module: LitMethod, name: str, score: float, *, shipped: bool) -> None:
-        if name in module.best and score <= module.best[name]:
-            return
-        module.best[name] = score
-        trainer.save_checkpoint(self.run.best(name))
-        if shipped:
-            self._ship(trainer, module, {f"val_{self.examiner.main_metric}": score})
 
     def _ship(self, trainer: L.Trainer, module: LitMethod, score: dict[str, float]) -> None:
         if trainer.is_global_zero:
@@ -256,7 +262,7 @@ class Checkpoints(L.Callback):
         asked = self._asked(trainer, module)
         timed = trainer.world_size == 1 and time.monotonic() - self._saved > _SAVE_SECONDS
         if asked or timed or module.step % self.every == 0 or module.step == module.total_steps:
-            trainer.save_checkpoint(self.run.last)
+            save(trainer, module, self.run)
             self._saved = time.monotonic()
         if asked:
             trainer.should_stop = True
@@ -265,7 +271,7 @@ class Checkpoints(L.Callback):
         """Save where a file cannot be read: the steps before are whole, and a resumed run validates what is missing."""
         unfinished = module.step < module.total_steps
         if isinstance(exception, DataError) and trainer.world_size == 1 and unfinished:
-            trainer.save_checkpoint(self.run.last)
+            save(trainer, module, self.run)
 
     def _asked(self, trainer: L.Trainer, module: LitMethod) -> bool:
         if trainer.world_size == 1:

@@ -11,10 +11,14 @@ where it had none, none are held out: the weights have seen the masks it trained
 """
 
 import json
+import os
+import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -29,7 +33,7 @@ from halfmask.models.model import Model
 from halfmask.models.weights import misfits
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
-from halfmask.run.folder import RunDir
+from halfmask.run.folder import PREVIOUS, RunDir
 from halfmask.run.module import CHECKPOINT_FORMAT
 from halfmask.run.prepared import Prepared
 
@@ -37,7 +41,10 @@ Lists = Mapping[str, Sequence[str]]  # ids of labeled, unlabeled and validation 
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the target and renames, so that an earlier checkpoint survives a full disk or a kill."""
+    """Writes beside the target and renames; the file that is replaced stays as `previous.ckpt`.
+
+    An earlier checkpoint so survives a full disk, a kill, and a crash of the machine that damages the newest file.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save tensors and plain types.
@@ -47,6 +54,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         with atomic_path(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
+            _keep_previous(Path(path))
 
     def load_checkpoint(
         self,
@@ -74,11 +82,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: no such checkpoint. A run keeps its state in <run>/checkpoints/last.ckpt.", "H407"
         )
     try:
+        with zipfile.ZipFile(path) as parts:  # torch itself compares no checksums
+            changed = parts.testzip()
+        if changed is not None:
+            raise ValueError(f"the checksum of its part {changed} differs")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
+        reason = (str(error) or repr(error)).splitlines()[0]
+        if path.is_file() and path.stat().st_size == 0:
+            reason = "0 bytes"
         raise CheckpointError(
-            f"{path}: cannot be opened ({str(error).splitlines()[0]}). The file is damaged or holds more than tensors; "
-            "use another checkpoint of the run.",
+            f"{path}: cannot be opened ({reason}). The file is damaged or holds more than tensors; use another "
+            "checkpoint of the run.",
             "H402",
         ) from error
     about = checkpoint.get("halfmask") if isinstance(checkpoint, dict) else None
@@ -98,14 +113,73 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def _keep_previous(path: Path) -> None:
+    """Give the file that is about to be replaced a second name; where the disk knows no links, none is kept."""
+    link = path.with_name(f".{path.stem}.{os.getpid()}.old.part{path.suffix}")
+    with suppress(OSError):
+        os.link(path, link)
+        os.replace(link, path.with_name(PREVIOUS))
+
+
+class ResumePoint(NamedTuple):
+    """Where a run goes on.
+
+    Args:
+        checkpoint: the file.
+        header: what it says about the run and its step.
+        note: what is damaged; empty if nothing is.
+    """
+
+    checkpoint: Path
+    header: dict[str, Any]
+    note: str = ""
+
+
+def resume_point(run: RunDir) -> ResumePoint:
+    """Open the last checkpoint of a run, or the newest one that is intact.
+
+    Raises:
+        CheckpointError: there is none, none can be opened, or the last one is of another program or version.
+    """
+    try:
+        return ResumePoint(run.last, read_checkpoint(run.last)["halfmask"])
+    except CheckpointError as error:
+        if error.code not in {"H402", "H407"}:
+            raise
+        failure = error
+    intact: list[ResumePoint] = []
+    for path in run.saved():
+        with suppress(CheckpointError):
+            intact.append(ResumePoint(path, read_checkpoint(path)["halfmask"]))
+    if not intact:
+        raise failure
+    newest = max(intact, key=lambda point: int(point.header["step"]))
+    why = "is missing" if failure.code == "H407" else "is damaged"
+    step = newest.header["step"]
+    note = f"{run.last} {why}: going on from {newest.checkpoint.name}, the newest intact checkpoint, of step {step}."
+    return newest._replace(note=note)
+
+
+def repair(run: RunDir, point: ResumePoint) -> ResumePoint:
+    """Bring the files of a run to the state of the checkpoint that it goes on from."""
+    run.remove_unfinished()
+    run.forget_after(point.header["step"])
+    if point.checkpoint != run.last:
+        # Before anything is saved: the damaged file would become the previous one, and replace an intact one.
+        with atomic_path(run.last) as part:
+            shutil.copyfile(point.checkpoint, part)
+    run.copy_best(point.header.get("best_steps", {}), point.header["step"])
+    return point._replace(checkpoint=run.last)
+
+
 def check_matches(
-    path: Path, checkpoint: dict[str, Any], meta: dict[str, Any], then: Lists | None = None, now: Lists | None = None
+    path: Path, saved: dict[str, Any], meta: dict[str, Any], then: Lists | None = None, now: Lists | None = None
 ) -> None:
     """Refuse to continue a run whose classes or lists have changed.
 
     Args:
         path: of the checkpoint.
-        checkpoint: its content.
+        saved: its header.
         meta: what a checkpoint of the run as it is now would say.
         then: ids of each list when the run began, to name the difference.
         now: likewise of the lists as they are.
@@ -113,7 +187,6 @@ def check_matches(
     Raises:
         CheckpointError: class count, class names or split lists differ from the checkpoint's.
     """
-    saved = checkpoint["halfmask"]
     if saved["classes"] != meta["classes"]:
         raise CheckpointError(
             f"{path}: was trained for {len(saved['classes'])} classes ({_examples(saved['classes'])}), the data has "

@@ -23,7 +23,7 @@ from halfmask.models.model import Model
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.callbacks import Checkpoints, MetricsLog, StopNow, StopRequest, Validation
-from halfmask.run.checkpoint import check_matches, read_checkpoint
+from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
 from halfmask.run.domains import DomainExaminer, domain_recipe
 from halfmask.run.folder import PSEUDO_MASKS, RunDir, describe_split, describe_splits
@@ -144,7 +144,7 @@ def _train_stages(
         changed = {**made, **stage.overrides}
         stage_recipe = load(recipe.model_dump(mode="json"), changed) if changed else recipe
         part = RunDir(run.path / stage.name, root=run.path)
-        begun = resume and part.last.exists()
+        begun = resume and bool(part.saved())
         result = _train_stage(
             stage_recipe, part, resume=begun, overwrite=overwrite or resume, dry_run=dry_run, begin=begin, **options
         )
@@ -205,6 +205,8 @@ def _train_stage(
     if is_first_rank():
         line.log = run.log
         line.keep(summary)
+        if start is not None and start.note:
+            line.say(f"warning: {start.note}")
     module = LitMethod(
         method,
         recipe.optim,
@@ -225,16 +227,17 @@ def _train_stage(
     validation = Validation(run, log, examiner, prepared.eval_every)
     prepare_networks(method, recipe.run)
     trainer = make_trainer(recipe.run, run.path, method, [log, validation, checkpoints])
-    if start is not None and start["step"] >= prepared.total_steps:
-        line.say(f"{run.path} is finished: {start['step']} of {prepared.total_steps} steps are done.")
-        return TrainResult(run.path, start["step"], time.monotonic() - began, start["best"], {}, metric)
-    _fit(trainer, module, checkpoints, resume=start is not None)
+    if start is not None and start.header["step"] >= prepared.total_steps:
+        done = start.header["step"]
+        line.say(f"{run.path} is finished: {done} of {prepared.total_steps} steps are done.")
+        return TrainResult(run.path, done, time.monotonic() - began, start.header["best"], {}, metric)
+    _fit(trainer, module, checkpoints, None if start is None else start.checkpoint)
     best, last = dict(module.best), dict(validation.last)
     return TrainResult(run.path, module.step, time.monotonic() - began, best, last, metric)
 
 
-def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, *, resume: bool) -> None:
-    """Train; whatever ends it early says what is saved and how to go on.
+def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start: Path | None) -> None:
+    """Train, from a checkpoint if there is one; whatever ends it early says what is saved and how to go on.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM.
@@ -250,7 +253,7 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, *, res
 
     with stop:
         try:
-            trainer.fit(module, ckpt_path=str(run.last) if resume else None, weights_only=True)
+            trainer.fit(module, ckpt_path=None if start is None else str(start), weights_only=True)
         except StopNow:
             text = f"stopped at once in step {module.step + 1} of {module.total_steps}. {saved()}"
             raise Interrupted(text, stop.exit_code) from None
@@ -293,22 +296,19 @@ def _lists(prepared: Prepared) -> dict[str, Any]:
 
 def _open_run(
     run: RunDir, recipe: Recipe, prepared: Prepared, meta: dict[str, Any], *, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
-    """Create the folder, or give the saved state's header of a run to continue."""
+) -> ResumePoint | None:
+    """Create the folder, or find where the run in it goes on."""
     if resume:
-        if not run.last.exists():
+        if not run.saved():
             raise CheckpointError(
                 f"{run.path}: nothing to resume, {run.last} is missing: the run stopped before its first checkpoint. "
                 "Start it anew with --overwrite.",
                 "H407",
             )
-        checkpoint = read_checkpoint(run.last)
+        point = resume_point(run)
         now = {name: entry["ids"] for name, entry in _lists(prepared).items()}
-        check_matches(run.last, checkpoint, meta, run.recorded_lists(), now)
-        header: dict[str, Any] = checkpoint["halfmask"]
-        if is_first_rank():
-            run.forget_after(header["step"])
-        return header
+        check_matches(point.checkpoint, point.header, meta, run.recorded_lists(), now)
+        return repair(run, point) if is_first_rank() else point
     if is_first_rank():
         run.create(overwrite=overwrite)
         run.write_start(recipe, prepared.split)

@@ -1,7 +1,7 @@
 """The folder of a run: what lies in it, how it is created, and how a resumed run finds its place.
 
 recipe.yaml (resolved, with the origin of each value), environment.json, split.json, metrics.jsonl, log.txt,
-tb/, checkpoints/{last,best-<predictor>}.ckpt, model.safetensors + model.json (the bundle), metrics.json
+tb/, checkpoints/{last,previous,best-<predictor>}.ckpt, model.safetensors + model.json (the bundle), metrics.json
 (last `evaluate`), predictions/, twin/ + twin.json (the supervised twin and the comparison with it)
 
 A run over several domains has domains.json (their names), and recipe.yaml, split.json and bundle of each in a folder
@@ -20,12 +20,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from halfmask.atomic import require_writable, write_text
+from halfmask.atomic import atomic_path, flush, require_writable, write_text
 from halfmask.data.splits.split import Split
 from halfmask.errors import CheckpointError, DataError
 from halfmask.infer.bundle import DOMAINS, STAGES, domain_names
 from halfmask.recipe.read import Recipe, load
 
+PREVIOUS = "previous.ckpt"  # the checkpoint before the last one, for the case that a crash damages that
 PSEUDO_MASKS = "pseudo_masks"  # folder of a stage that labels images for the next one
 _PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
 
@@ -49,10 +50,37 @@ class RunDir:
     log = property(lambda self: self.path / "log.txt")
     checkpoints = property(lambda self: self.path / "checkpoints")
     last = property(lambda self: self.path / "checkpoints" / "last.ckpt")
+    previous = property(lambda self: self.path / "checkpoints" / PREVIOUS)
 
     def best(self, predictor: str) -> Path:
         """Checkpoint of the best validation score of a predictor."""
         return self.path / "checkpoints" / f"best-{predictor}.ckpt"
+
+    def saved(self) -> list[Path]:
+        """List the checkpoints, intact or not, `last.ckpt` first if it is there."""
+        found = [path for path in self.checkpoints.glob("*.ckpt") if not path.name.startswith(".")]
+        return sorted(found, key=lambda path: (path != self.last, path.name))
+
+    def copy_best(self, best_steps: Mapping[str, int], step: int) -> None:
+        """Copy `last.ckpt`, which is of `step`, for each predictor whose best validation was at this step."""
+        for name, best_step in best_steps.items():
+            if best_step == step:
+                with atomic_path(self.best(name)) as part:
+                    shutil.copyfile(self.last, part)
+
+    def flush_records(self) -> None:
+        """Wait until the records are on the disk."""
+        for path in (self.metrics, self.log):
+            if path.exists():
+                flush(path)
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed run had begun to write: a part of a checkpoint can be gigabytes."""
+        parts = list(self.checkpoints.glob(".*.part.ckpt"))
+        for folder in (self.path, *(self.path / name for name in domain_names(self.path))):
+            parts += [*folder.glob(".model.*.part.*"), *folder.glob(".metrics.*.part.jsonl")]
+        for part in parts:
+            part.unlink(missing_ok=True)
 
     def check_free(self, *, overwrite: bool = False) -> None:
         """Refuse a place where a new run cannot begin.
@@ -65,7 +93,7 @@ class RunDir:
         require_writable(self.path)
         if overwrite or not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        go_on = f"Continue it: halfmask train --resume {self.root}; start" if self.last.exists() else "Start"
+        go_on = f"Continue it: halfmask train --resume {self.root}; start" if self.saved() else "Start"
         raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.", "H408")
 
     def create(self, *, overwrite: bool = False) -> None:
@@ -86,6 +114,7 @@ class RunDir:
 
     def _clear(self) -> None:
         """Remove the files a run writes, and nothing else: a mistyped --out must not cost anyone's data."""
+        self.remove_unfinished()
         for domain in domain_names(self.path):
             part = RunDir(self.path / domain)
             if part.path.is_dir():

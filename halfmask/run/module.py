@@ -1,12 +1,13 @@
 """The only LightningModule: it drives a `Method` by manual optimization and keeps the step counter."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -30,7 +31,10 @@ def step_seed(seed: int, rank: int, step: int) -> int:
 
 
 class LogSums:
-    """Sums of logged device tensors; the host reads them once per `log_every` steps."""
+    """Sums of logged device tensors; the host reads them once per `log_every` steps.
+
+    They are part of a checkpoint: the first record of a resumed run is then the mean of the same steps.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
@@ -45,7 +49,8 @@ class LogSums:
             known = torch.ones_like(value) if "loss" in name else (~value.isnan()).to(value.dtype)
             value = torch.where(known > 0, value, 0)
             total, count = self._sums.get(name, (torch.zeros_like(value), torch.zeros_like(value)))
-            self._sums[name] = (total + value, count + known)
+            # Sums of a checkpoint come from the CPU.
+            self._sums[name] = (total.to(value.device) + value, count.to(value.device) + known)
 
     def read(self, reduce: Callable[[Tensor], Any] | None = None) -> dict[str, list[float]]:
         """Return the means since the last call and start anew; NaN where no step had a value.
@@ -59,6 +64,30 @@ class LogSums:
             means[name] = (total / count).reshape(-1).tolist()
         self._sums = {}
         return means
+
+    def state(self) -> list[dict[str, Tensor]]:
+        """Return the sums of every process; each must call it."""
+        own = {name: torch.stack(sums).cpu() for name, sums in self._sums.items()}
+        if not (dist.is_available() and dist.is_initialized()):
+            return [own]
+        gathered: list[dict[str, Tensor]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(gathered, own)
+        return gathered
+
+    def load(self, state: Sequence[Mapping[str, Tensor]], rank: int, world: int) -> None:
+        """Continue with saved sums; of another number of processes, the first one takes those of all.
+
+        Args:
+            state: what `state` gave, or nothing.
+            rank: of this process.
+            world: number of processes now.
+        """
+        mine = [state[rank]] if len(state) == world else state if rank == 0 else []
+        self._sums = {}
+        for sums in mine:
+            for name, (total, count) in sums.items():
+                before = self._sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
+                self._sums[name] = (before[0] + total, before[1] + count)
 
 
 class LitMethod(L.LightningModule):
@@ -95,6 +124,7 @@ class LitMethod(L.LightningModule):
         self.step = 0
         self.validated = 0  # step of the last validation
         self.best: dict[str, float] = {}  # best validation score of each predictor
+        self.best_steps: dict[str, int] = {}  # and the step it is of
         self.log_sums = LogSums()
         self.optimizer_by_key: dict[str, Optimizer] = {}
 
@@ -146,16 +176,24 @@ class LitMethod(L.LightningModule):
             "step": self.step,
             "validated": self.validated,
             "best": dict(self.best),
+            "best_steps": dict(self.best_steps),
+            "log_sums": self.log_sums.state(),
             **self.meta,
         }
 
-        checkpoint.pop("loops", None)  # Lightning's counters; the step says it all
+        # Lightning's counters begin anew with every start; the step says it all.
+        checkpoint.pop("loops", None)
+        checkpoint["global_step"] = self.step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the saved step."""
         self.step = checkpoint["halfmask"]["step"]
         self.validated = checkpoint["halfmask"].get("validated", self.step)
         self.best = dict(checkpoint["halfmask"]["best"])
+        # Checkpoints of before have neither of these.
+        self.best_steps = dict(checkpoint["halfmask"].get("best_steps", {}))
+        sums = checkpoint["halfmask"].get("log_sums", [])
+        self.log_sums.load(sums, self.global_rank, self.trainer.world_size)
 
     def _image_dtype(self) -> torch.dtype:
         return torch.float64 if str(self.trainer.precision) == "64-true" else torch.float32

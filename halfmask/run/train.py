@@ -129,7 +129,7 @@ def _train_twin(prepared: Prepared, out: Path, quiet: bool, overrides: tuple[str
     line = ProgressLine(quiet)
     if not quiet:
         line.say(f"twin     now the same without the unlabeled images: supervised, {prepared.total_steps} steps")
-    if twin.last.exists():
+    if twin.saved():
         return engine.train(None, twin.path, resume=True, quiet=quiet, overrides=overrides, root=out)
     return engine.train(twin_recipe(prepared), twin.path, overwrite=True, quiet=quiet, root=out)
 

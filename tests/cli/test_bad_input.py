@@ -232,9 +232,9 @@ WITH_RUN = {
     "model of another class count": Case(
         3, "evaluate run --data four --part train", "H405 | predicts 3 classes | have 4 | --data", four_classes
     ),
-    "damaged checkpoint": Case(
+    "damaged checkpoints": Case(
         3, "train --resume run", "H402 | last.ckpt | damaged | another checkpoint",
-        lambda place: cut(place.root / "run/checkpoints/last.ckpt"),
+        lambda place: [cut(path) for path in (place.root / "run/checkpoints").iterdir()],
     ),
     "damaged weights": Case(
         3, "evaluate run", "H402 | model.safetensors | damaged | Copy it again",

@@ -222,11 +222,8 @@ def test_a_crash_loses_only_what_came_after_the_last_checkpoint(data: Path, fini
     assert [line["step"] for line in records(tmp_path / "run")][-1] == 4
     train(None, tmp_path / "run", resume=True, quiet=True)
     assert_same_run(finished, tmp_path / "run")
-    # Logged means start anew at the checkpoint of step 3, so the record of step 4 covers one step, not two.
-    again = {(line["step"], name): value for line in records(tmp_path / "run") for name, value in line.items()}
-    unbroken = {(line["step"], name): value for line in records(finished) for name, value in line.items()}
-    assert again.keys() == unbroken.keys()
-    assert all(again[key] == value for key, value in unbroken.items() if key[0] != 4)
+    # The record of step 4 is a mean over step 3, which is in the checkpoint, and step 4, which was done twice.
+    assert records(tmp_path / "run") == records(finished)
 
 
 def test_workers_do_not_change_the_run(data: Path, finished: Path, tmp_path: Path) -> None:
@@ -352,14 +349,6 @@ def test_resuming_with_other_lists_is_refused(data: Path, finished: Path, tmp_pa
 def test_a_resumed_run_keeps_its_recipe(finished: Path) -> None:
     with pytest.raises(RecipeError, match=r"optim\.lr=1 would change its result"):
         train(None, finished, resume=True, overrides=("optim.lr=1",), quiet=True)
-
-
-def test_a_damaged_checkpoint_is_named(data: Path, finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: cannot be opened.*damaged"):
-        train(None, tmp_path / "run", resume=True, quiet=True)
 
 
 def test_resume_needs_a_checkpoint(data: Path, tmp_path: Path) -> None:
