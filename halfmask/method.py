@@ -1,10 +1,11 @@
 """The contract of a method: a plain `nn.Module` whose `step` reads like its paper."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from halfmask.models.model import Model
 from halfmask.task import Task
 
 if TYPE_CHECKING:
+    from halfmask.data.contract import Dataset
+    from halfmask.data.splits.split import Split
     from halfmask.recipe.read import Recipe
 
 
@@ -56,24 +59,88 @@ class ParamGroup(NamedTuple):
     params: list[nn.Parameter]
 
 
+Artifacts = Mapping[str, Path]  # files and folders that finished stages wrote, by the names their `after` gave them
+
+
+@runtime_checkable
+class StageContext(Protocol):
+    """A finished stage: its data, its trained networks, and where to write what later stages need.
+
+    Attributes:
+        recipe: of this stage.
+        dataset: of the labeled and validation images.
+        unlabeled: of the unlabeled images; the same object where they lie in one place.
+        split: ids of the labeled, unlabeled and validation images.
+        tags: image-level labels (K,) of the unlabeled images by id; empty without `data.weak.tags`.
+        artifacts: what earlier stages wrote.
+        device: where models and images are.
+    """
+
+    recipe: "Recipe"
+    dataset: "Dataset"
+    unlabeled: "Dataset"
+    split: "Split"
+    tags: Mapping[str, Tensor]
+    artifacts: Artifacts
+    device: torch.device
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the stage, in the folder of the run."""
+        ...
+
+    def predictor(self) -> Model:
+        """Load the shipped predictor at its best validation, in evaluation mode."""
+        ...
+
+    def checkpoints(self) -> list[Path]:
+        """List the kept checkpoints (`Stage.keep_checkpoints`) in order of their steps; the last ends the training."""
+        ...
+
+    def load(self, checkpoint: Path | None = None) -> "Method":
+        """Load the method with all its networks, in evaluation mode, from a kept checkpoint or from the last one."""
+        ...
+
+    def image(self, id: str) -> Float[Tensor, "*T C H W"]:
+        """Read an unlabeled image, RGB in [0, 1], on the device; the two dates of a pair in front."""
+        ...
+
+    def write_masks(self, name: str, ids: Sequence[str], label: Callable[[str, Tensor], Tensor]) -> Path:
+        """Label unlabeled images and return the folder of their masks, which `data.weak.masks` takes.
+
+        Args:
+            name: of the folder.
+            ids: images to label; no tags are needed.
+            label: called with an id and its image; returns the classes (H, W), `ignore_index` where unknown. It must
+                give the same labels when a killed run calls it again.
+        """
+        ...
+
+    def write_list(self, name: str, ids: Sequence[str]) -> Path:
+        """Write a list of images and return its path, which `data.labeled`, `data.unlabeled` and `data.val` take."""
+        ...
+
+    def place(self, name: str) -> Path:
+        """Return the path in the stage's folder for a file or folder of your own; `--overwrite` removes it."""
+        ...
+
+
 @dataclass
 class Stage:
-    """One training of a staged method.
+    """One training of a staged method, with fresh networks.
 
     Args:
         name: sub-folder of the run.
-        overrides: dotted recipe keys that differ in this stage.
-        keep_checkpoints: how many evenly spaced checkpoints to keep.
-        after: called with the stage's folder and the shipped predictor; writes files for the next stage.
-        label: gives the pseudo-mask (H, W) of an image (C, H, W) in [0, 1] with tags (K,), by the stage's method and
-            its shipped predictor; the engine labels all tagged images, later stages read them (`data.weak.masks`).
+        overrides: dotted recipe keys that differ in this stage; or a function of what the stages before wrote.
+        keep_checkpoints: how many evenly spaced checkpoints `after` can load; the last one ends the training.
+        after: called once when the training is finished; returns what later stages name. A run that was killed in it
+            calls it again: masks that are already written are kept.
     """
 
     name: str
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] | Callable[[Artifacts], dict[str, Any]] = field(default_factory=dict)
     keep_checkpoints: int = 1
-    after: Callable[[Path, Model], None] | None = None
-    label: "Callable[[Method, Model, Tensor, Tensor], Tensor] | None" = None
+    after: Callable[[StageContext], Mapping[str, str | Path]] | None = None
 
 
 class Method(nn.Module):

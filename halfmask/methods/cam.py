@@ -19,6 +19,7 @@ Deviations:
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.errors import RecipeError
-from halfmask.method import Method, ModelBuilder, Stage, StepOutput
+from halfmask.method import Method, ModelBuilder, Stage, StageContext, StepOutput
 from halfmask.models.model import Model
 from halfmask.task import Task
 from halfmask.teaching.activation_maps import activation_maps, pseudo_mask
@@ -182,12 +183,21 @@ def with_pseudo_masks(recipe: "Recipe", stage: str) -> list[Stage]:
     # Validated once, at the end: the last weights label the images.
     changed = {**PUBLISHED, "method": {"name": "cam"}, "model.bottleneck": None, "run.eval_every": 10**9}
     changed |= {"eval.mode": "whole", "expected": None, "data.balance": "none", "optim.class_weights": "none"}
-    return [Stage("cam", {**changed, **_flat(weak.stage)}, label=_label), Stage(stage)]
+    return [
+        Stage("cam", {**changed, **_flat(weak.stage)}, after=_label),
+        Stage(stage, lambda made: {"data.weak.masks": made["pseudo_masks"]}),
+    ]
 
 
-def _label(method: Method, model: Model, image: Tensor, tags: Tensor) -> Tensor:
+def _label(stage: StageContext) -> dict[str, Path]:
+    """Label the tagged images by the trained classifier."""
+    method, model = stage.load(), stage.predictor()
     assert isinstance(method, Cam)
-    return method.mask(model, image, tags)
+
+    def label(id: str, image: Tensor) -> Tensor:
+        return method.mask(model, image, stage.tags[id])
+
+    return {"pseudo_masks": stage.write_masks("pseudo_masks", stage.split.unlabeled, label)}
 
 
 def _flat(stage: Mapping[str, Any]) -> dict[str, Any]:

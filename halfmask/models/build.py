@@ -6,7 +6,7 @@ other = build(encoder={"depth": 101})            # parts of the section replaced
 again = build_model(student.spec)                # same architecture, random weights
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -205,3 +205,52 @@ def _plain_task(task: Task) -> dict[str, Any]:
     plain["foreground"] = None if task.foreground is None else list(task.foreground)
     plain["palette"] = None if task.palette is None else [list(color) for color in task.palette]
     return plain
+
+
+def task_of(classes: Task | Sequence[str] | int) -> Task:
+    """Return the task of segmentation with these classes, given by name or by number.
+
+    >>> task_of(2).classes
+    ('class 0', 'class 1')
+    """
+    if isinstance(classes, Task):
+        return classes
+    if isinstance(classes, int):
+        classes = [f"class {number}" for number in range(classes)]
+    return Task("segmentation", tuple(classes))
+
+
+def create_model(
+    encoder: str | Mapping[str, Any] = "resnet",
+    decoder: str | Mapping[str, Any] = "deeplabv3plus",
+    classes: Task | Sequence[str] | int = 2,
+    *,
+    weights: str | None = None,
+    channels: int = 3,
+    crop: int = 320,
+) -> Model:
+    """Build one network for logits (B, K, H, W) of images (B, C, H, W) in [0, 1].
+
+    Its `spec` describes it, so that `halfmask.save_bundle` can store it and `halfmask.load_bundle` build it again.
+
+    Args:
+        encoder: a name, or a mapping with its parameters: `{"name": "resnet", "depth": 101}`.
+        decoder: likewise.
+        classes: names of the classes, their number, or a whole `halfmask.Task` (change detection, classification).
+        weights: pretrained weights of the encoder (`imagenet`, a file, ...); `None`: random ones.
+        channels: bands of the images.
+        crop: side of the training crop; the default window of sliding inference.
+
+    Raises:
+        RecipeError: an unknown name or parameter, or parts that do not fit together.
+        CheckpointError: the pretrained weights cannot be loaded.
+
+    >>> model = create_model({"name": "resnet", "depth": 18}, "segformer", ["ground", "patch"])
+    >>> model.spec["task"]["classes"]
+    ['ground', 'patch']
+    """
+    entry = {"name": encoder} if isinstance(encoder, str) else dict(encoder)
+    if weights is not None:
+        entry["weights"] = weights
+    build = Builder(ModelRecipe(), task_of(classes), crop=crop, channels=channels)
+    return build(encoder=entry, decoder=decoder)

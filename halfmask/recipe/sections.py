@@ -106,14 +106,14 @@ class WeakRecipe(Section):
 
     Args:
         tags: file (or files) of image-level labels: `image,classes` (CSV) or `image<TAB>class,class`.
-        masks: folder of pseudo-masks: PNG of class ids, 255 = unknown, named like their images; an image without one
-            has no known pixel. With `tags` alone, a first stage makes them by class activation maps.
+        masks: folder (or folders) of pseudo-masks: PNG of class ids, 255 = unknown, named like their images; an image
+            without one has no known pixel. With `tags` alone, a first stage makes them by class activation maps.
         partial: images without tags are allowed, and unlabeled as usual.
         stage: dotted recipe keys that differ while tags are learned, for example `{run.steps: 500, method.high: 0.4}`.
     """
 
     tags: str | list[str] | None = None
-    masks: str | None = None
+    masks: str | Annotated[list[str], Field(min_length=1)] | None = None
     partial: bool = False
     stage: dict[str, Any] = Field(default_factory=dict)
 

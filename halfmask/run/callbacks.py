@@ -285,6 +285,27 @@ class Checkpoints(L.Callback):
         return bool(stop)
 
 
+class KeepCheckpoints(L.Callback):
+    """Saves the networks at evenly spaced steps, for `Stage.after`; the last of them is `last.ckpt`.
+
+    Args:
+        run: folder of the stage.
+        count: how many, the last one included.
+        total_steps: of the stage.
+    """
+
+    def __init__(self, run: RunDir, count: int, total_steps: int) -> None:
+        self.run = run
+        self.steps = {round(total_steps * part / count) for part in range(1, count)} - {0, total_steps}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save weights and buffers when due; before `last.ckpt` of the same step, so that no resumed run lacks one."""
+        if module.step in self.steps:
+            trainer.save_checkpoint(self.run.kept(module.step), weights_only=True)
+
+
 def _rate(module: LitMethod) -> float:
     optimizers: Iterable[Any] = module.optimizer_by_key.values()
     return float(next(iter(optimizers)).param_groups[0]["lr"])

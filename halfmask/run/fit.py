@@ -4,17 +4,16 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import distributed as dist
 
 from halfmask.data.contract import Dataset
 from halfmask.data.splits.split import Split, part_ids
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.forms import plain_forms
-from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import is_first_rank
 from halfmask.infer.evaluate import DatasetItems, evaluate_model
 from halfmask.infer.metrics import Scores
@@ -22,17 +21,17 @@ from halfmask.method import Stage
 from halfmask.models.model import Model
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
-from halfmask.run.callbacks import Checkpoints, MetricsLog, StopNow, StopRequest, Validation
+from halfmask.run.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
 from halfmask.run.domains import DomainExaminer, domain_recipe
-from halfmask.run.folder import PSEUDO_MASKS, RunDir, describe_split, describe_splits
+from halfmask.run.folder import RunDir, describe_split, describe_splits, stage_names
 from halfmask.run.module import LitMethod
 from halfmask.run.optim import base_rate
 from halfmask.run.prepare import describe, prepare
 from halfmask.run.prepared import Prepared, loader_maker
 from halfmask.run.progress import ProgressLine
-from halfmask.run.stages import write_pseudo_masks
+from halfmask.run.stages import train_stages
 from halfmask.run.trainer import make_trainer, prepare_networks, with_precision
 from halfmask.run.twin import TwinResult
 from halfmask.run.validation import Evaluate, Examiner, TaskExaminer
@@ -111,6 +110,8 @@ def train(
     if resume:
         if limit is not None:
             raise RecipeError("a resumed run keeps its length: --limit and --resume exclude each other.")
+        if root is None and run.path.name in stage_names(run.path.parent):
+            raise RecipeError(f"{out} is one stage of a run. Continue the whole: --resume {run.path.parent}")
         _check_resume_overrides(overrides)
         recipe = run.load_recipe(overrides)
         _check_same_pixels(run.load_recipe().data.cache, recipe.data.cache)
@@ -119,47 +120,15 @@ def train(
     elif overrides:
         recipe = load(recipe.model_dump(mode="json"), overrides)
     stages: list[Stage] = resolve("methods", recipe.method.name).plan(recipe)
-    options: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "quiet": quiet, "limit": limit}
+    options: dict[str, Any] = {"dry_run": dry_run, "quiet": quiet}
     with plain_forms(recipe.run.reference):
-        if len(stages) > 1:
-            return _train_stages(recipe, run, stages, resume=resume, **options)
-        return _train_stage(recipe, run, resume=resume, initialize=None if resume else initialize, **options)
-
-
-def _train_stages(
-    recipe: Recipe, run: RunDir, stages: list[Stage], *, resume: bool, overwrite: bool, dry_run: bool, **options: Any
-) -> TrainResult:
-    """Train one stage after the other; a resumed run skips those that are finished."""
-    first = is_first_rank()
-    if first and not resume:
-        run.check_free(overwrite=overwrite)
-
-    def begin() -> None:
-        if first:
-            run.write_stages(recipe, [stage.name for stage in stages])
-
-    result = None
-    made: dict[str, Any] = {}  # what later stages read
-    for stage in stages:
-        changed = {**made, **stage.overrides}
-        stage_recipe = load(recipe.model_dump(mode="json"), changed) if changed else recipe
-        part = RunDir(run.path / stage.name, root=run.path)
-        begun = resume and bool(part.saved())
-        result = _train_stage(
-            stage_recipe, part, resume=begun, overwrite=overwrite or resume, dry_run=dry_run, begin=begin, **options
-        )
-        if dry_run and (stage.after is not None or stage.label is not None):
-            break  # what the next stage needs is written by this one
-        if stage.label is not None:
-            made["data.weak.masks"] = str(part.path / PSEUDO_MASKS)
-            if first:
-                write_pseudo_masks(part, stage.label, quiet=options["quiet"])
-        if stage.after is not None and first:
-            stage.after(part.path, load_bundle(part.path).model)
-        if dist.is_available() and dist.is_initialized():
-            dist.barrier()  # the other ranks wait for its files
-    assert result is not None
-    return TrainResult(run.path, result.steps, result.seconds, result.best, result.last, result.metric, result.cost)
+        if len(stages) > 1 or stages[0].after is not None or stages[0].overrides:
+            one = partial(_train_stage, **options)
+            return train_stages(recipe, run, stages, one, resume=resume, overwrite=overwrite, limit=limit, **options)
+        return _train_stage(
+            recipe, run, resume=resume, overwrite=overwrite, limit=limit, initialize=None if resume else initialize,
+            **options,
+        )  # fmt: skip
 
 
 def _train_stage(
@@ -173,6 +142,7 @@ def _train_stage(
     limit: int | None,
     initialize: Callable[[Prepared], str] | None = None,
     begin: Callable[[], None] = lambda: None,
+    keep: int = 1,
 ) -> TrainResult:
     """Train one stage; `begin` is called once everything has been checked, before the first file is written."""
     began = time.monotonic()
@@ -226,7 +196,8 @@ def _train_stage(
     )
     validation = Validation(run, log, examiner, prepared.eval_every)
     prepare_networks(method, recipe.run)
-    trainer = make_trainer(recipe.run, run.path, method, [log, validation, checkpoints])
+    kept = KeepCheckpoints(run, keep, prepared.total_steps)
+    trainer = make_trainer(recipe.run, run.path, method, [log, validation, kept, checkpoints])
     if start is not None and start.header["step"] >= prepared.total_steps:
         done = start.header["step"]
         line.say(f"{run.path} is finished: {done} of {prepared.total_steps} steps are done.")

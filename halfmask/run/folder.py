@@ -4,6 +4,8 @@ recipe.yaml (resolved, with the origin of each value), environment.json, split.j
 tb/, checkpoints/{last,previous,best-<predictor>}.ckpt, model.safetensors + model.json (the bundle), metrics.json
 (last `evaluate`), predictions/, twin/ + twin.json (the supervised twin and the comparison with it)
 
+A run of several stages has stages.json (their names, in order) and a run folder of each stage: `halfmask.run.stages`.
+
 A run over several domains has domains.json (their names), and recipe.yaml, split.json and bundle of each in a folder
 of its name.
 """
@@ -20,14 +22,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from halfmask.atomic import atomic_path, flush, require_writable, write_text
+from halfmask.atomic import atomic_path, flush, require_writable, write_json, write_text
 from halfmask.data.splits.split import Split
 from halfmask.errors import CheckpointError, DataError
 from halfmask.infer.bundle import DOMAINS, STAGES, domain_names
 from halfmask.recipe.read import Recipe, load
 
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last one, for the case that a crash damages that
-PSEUDO_MASKS = "pseudo_masks"  # folder of a stage that labels images for the next one
 _PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
 
 
@@ -52,13 +53,31 @@ class RunDir:
     last = property(lambda self: self.path / "checkpoints" / "last.ckpt")
     previous = property(lambda self: self.path / "checkpoints" / PREVIOUS)
 
+    artifacts = property(lambda self: self.path / "artifacts.json")
+
+    # What a stage cannot be called, nor anything that it writes.
+    taken = frozenset(
+        """recipe.yaml environment.json split.json metrics.jsonl log.txt metrics.json model.safetensors model.json
+        report.html twin.json stages.json domains.json artifacts.json tb checkpoints predictions cache report twin
+        suggest val.txt""".split()
+    )
+
+    def kept(self, step: int) -> Path:
+        """Checkpoint of a step that a stage keeps for what comes after it."""
+        return self.path / "checkpoints" / f"kept-{step}.ckpt"
+
+    def kept_checkpoints(self) -> list[Path]:
+        """List the checkpoints that a stage kept before its last one, in order of their steps."""
+        found = self.checkpoints.glob("kept-*.ckpt")
+        return sorted(found, key=lambda path: int(path.stem.removeprefix("kept-")))
+
     def best(self, predictor: str) -> Path:
         """Checkpoint of the best validation score of a predictor."""
         return self.path / "checkpoints" / f"best-{predictor}.ckpt"
 
     def saved(self) -> list[Path]:
-        """List the checkpoints, intact or not, `last.ckpt` first if it is there."""
-        found = [path for path in self.checkpoints.glob("*.ckpt") if not path.name.startswith(".")]
+        """List the checkpoints that a run can go on from, intact or not, `last.ckpt` first if it is there."""
+        found = [path for path in self.checkpoints.glob("*.ckpt") if not path.name.startswith((".", "kept-"))]
         return sorted(found, key=lambda path: (path != self.last, path.name))
 
     def copy_best(self, best_steps: Mapping[str, int], step: int) -> None:
@@ -121,14 +140,25 @@ class RunDir:
                 part._clear()
                 if not any(part.path.iterdir()):
                     part.path.rmdir()
-        (self.path / DOMAINS).unlink(missing_ok=True)
+        for name in stage_names(self.path):
+            part = RunDir(self.path / name)
+            if part.path.is_dir():
+                part._clear()
+                if not any(part.path.iterdir()):
+                    part.path.rmdir()
+        for name in self.recorded_artifacts().get("written", []):
+            own = Path(str(name)).name
+            for path in (self.path / own, self.path / f"{own}.part"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for name in (DOMAINS, STAGES, self.artifacts.name):
+            (self.path / name).unlink(missing_ok=True)
         for name in ("recipe.yaml", "environment.json", "split.json", "metrics.jsonl", "log.txt", "metrics.json"):
             (self.path / name).unlink(missing_ok=True)
         for name in ("model.safetensors", "model.json", "report.html", "twin.json"):
             (self.path / name).unlink(missing_ok=True)
         if (self.path / "twin" / "recipe.yaml").is_file():
             shutil.rmtree(self.path / "twin", ignore_errors=True)
-        for name in ("tb", "checkpoints", "predictions", "cache", "report", PSEUDO_MASKS, f"{PSEUDO_MASKS}.part"):
+        for name in ("tb", "checkpoints", "predictions", "cache", "report", "pseudo_masks", "pseudo_masks.part"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_start(self, recipe: Recipe, split: Split) -> None:
@@ -155,11 +185,23 @@ class RunDir:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return {}
 
-    def write_stages(self, recipe: Recipe, stages: Sequence[str]) -> None:
-        """Write what the folder of a staged run holds beside its stages: the recipe, and their order."""
+    def begin_stages(self, recipe: Recipe, stages: Sequence[str], limit: int | None) -> None:
+        """Remove an earlier run and write what the folder holds beside its stages: the recipe, and their order."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        write_json(self.path / STAGES, {name: {"limit": limit} for name in stages}, error=DataError)
         write_text(self.recipe, recipe.to_yaml(origins=True))
-        write_text(self.path / STAGES, json.dumps(list(stages)) + "\n")
+
+    def stage_limit(self) -> int | None:
+        """Return the `--limit` that the stages of a run were started with."""
+        stages = _json(self.path / STAGES)
+        limits = [stage.get("limit") for stage in stages.values()] if isinstance(stages, dict) else []
+        return next((int(limit) for limit in limits if limit is not None), None)
+
+    def recorded_artifacts(self) -> dict[str, Any]:
+        """Return what a stage recorded of its files; nothing where it has written none."""
+        found = _json(self.artifacts)
+        return found if isinstance(found, dict) else {}
 
     def load_recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
         """Read the run's resolved recipe.
@@ -188,6 +230,19 @@ class RunDir:
             except (json.JSONDecodeError, KeyError):
                 continue  # the line that the kill cut short
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def stage_names(path: Path) -> tuple[str, ...]:
+    """Return the stages of a run, in their order; none where the folder is of anything else."""
+    names = _json(path / STAGES)
+    return tuple(str(name) for name in names) if isinstance(names, list | dict) else ()
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def describe_split(split: Split) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from halfmask.method import Method, Stage, StepOutput
+from halfmask.method import Method, Stage, StageContext, StepOutput
 from halfmask.methods.supervised import Supervised
-from halfmask.models.model import Model
 
 
-def write_note(folder: Path, predictor: Model) -> None:
-    (folder.parent / "note.txt").write_text(f"{folder.name}: {type(predictor).__name__}")
+def write_note(stage: StageContext) -> dict[str, Path]:
+    path = stage.place("note.txt")
+    path.write_text(f"{stage.folder.name}: {type(stage.predictor()).__name__}")
+    return {"note": path}
 
 
 class Staged(Method):

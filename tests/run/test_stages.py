@@ -34,7 +34,7 @@ def finished(staged: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_stage_has_its_folder_and_leaves_what_the_next_needs(finished: Path) -> None:
     steps = {name: read_checkpoint(finished / name / "checkpoints/last.ckpt") for name in ("second", "first")}
     assert {name: saved["halfmask"]["step"] for name, saved in steps.items()} == {"second": 2, "first": 3}
-    assert (finished / "note.txt").read_text() == "second: Segmenter"
+    assert (finished / "second/note.txt").read_text() == "second: Segmenter"
 
 
 def test_the_folder_of_the_run_stands_for_its_last_stage(finished: Path, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ class _Look:
                 return next(missing(path) for path in files if not path.is_file())
             key = f"{self.id} {files[-1] if self.masks and files else ''}"
             if self.pseudo is not None:
-                key += f"{self.pseudo.folder.resolve()} {self.pseudo.labels}"
+                key += f"{[str(folder.resolve()) for folder in self.pseudo.folders]} {self.pseudo.labels}"
             known = memory.recall(key, state) if files else None
             return known if known is not None else self._read(memory, key, state)
         except DataError as error:

@@ -48,16 +48,16 @@ NOTHING_KNOWN = Weak()
 
 @dataclass(frozen=True)
 class PseudoMasks:
-    """Masks of class ids in a folder, named like the images: `<folder>/<id>.png` or `<folder>/<name>.png`.
+    """Masks of class ids in folders, named like the images: `<folder>/<id>.png` or `<folder>/<name>.png`.
 
     Args:
-        folder: of the masks.
+        folders: of the masks; the first one that has a mask of an image counts.
         dataset: of the images.
         labels: classes that may occur; 255 is unknown.
         ignore_index: label of unknown pixels.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     dataset: Dataset
     labels: LabelMap
     ignore_index: int
@@ -65,7 +65,8 @@ class PseudoMasks:
     def path(self, id: str) -> Path | None:
         """Where the mask of an image lies, if there is one."""
         plain = Path(id).with_suffix(".png")
-        return next((path for path in (self.folder / plain, self.folder / plain.name) if path.is_file()), None)
+        places = (folder / name for folder in self.folders for name in (plain, plain.name))
+        return next((path for path in places if path.is_file()), None)
 
     def read(self, id: str, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
         """Read the mask of an image of a size (height, width); all unknown where there is none.
@@ -107,19 +108,20 @@ def load_weak(recipe: WeakRecipe, dataset: Dataset, task: Task, unlabeled: Seque
         tags = _tag_table(recipe, dataset, task, unlabeled, remarks)
     masks = None
     if recipe.masks is not None:
-        folder = Path(recipe.masks)
-        masks = PseudoMasks(folder, dataset, LabelMap(task.n_classes), task.ignore_index)
+        folders = [recipe.masks] if isinstance(recipe.masks, str) else recipe.masks
+        folder, where = Path(folders[0]), ", ".join(folders)
+        masks = PseudoMasks(tuple(map(Path, folders)), dataset, LabelMap(task.n_classes), task.ignore_index)
         bare = [id for id in unlabeled if masks.path(id) is None]
         if len(bare) == len(unlabeled):
             raise DataError(
-                f"data.weak.masks={folder}: no unlabeled image has a pseudo-mask there; expected for example "
+                f"data.weak.masks={where}: no unlabeled image has a pseudo-mask there; expected for example "
                 f"{folder / Path(bare[0]).with_suffix('.png') if bare else folder}. Name the folder of PNG masks that "
                 "are named like their images.",
                 "H201",
             )
         if bare:
             remarks.append(
-                f"{len(bare)} of {len(unlabeled)} unlabeled images have no pseudo-mask in {folder}: none of their "
+                f"{len(bare)} of {len(unlabeled)} unlabeled images have no pseudo-mask in {where}: none of their "
                 f"pixels is known ({_examples(bare)})."
             )
     return Weak(tags, masks, tuple(remarks))
