@@ -36,6 +36,26 @@ def names(kind: Kind) -> list[str]:
     return sorted(found | _installed(kind).names)
 
 
+def list_methods() -> list[str]:
+    """Return the names of the methods, without importing any of them.
+
+    >>> "fixmatch" in list_methods()
+    True
+    """
+    return names("methods")
+
+
+def list_models() -> dict[str, list[str]]:
+    """Return the names of the encoders and decoders, without importing any of them.
+
+    Any network of timm is an encoder, too: `{"name": "timm", "model": "convnext_tiny"}`.
+
+    >>> sorted(list_models())
+    ['decoders', 'encoders']
+    """
+    return {"encoders": names("encoders"), "decoders": names("decoders")}
+
+
 def documentation(kind: Kind, name: str) -> str:
     """Return a file's docstring, without importing it; its first line is the summary."""
     path = _folder(kind) / f"{name}.py"

@@ -67,13 +67,15 @@ class Bundle:
         return None if crop is None else int(crop)
 
 
-def save_bundle(folder: str | Path, model: Model, task: Task, *, extra: Mapping[str, Any] | None = None) -> Path:
+def save_bundle(
+    folder: str | Path, model: Model, task: Task | None = None, *, extra: Mapping[str, Any] | None = None
+) -> Path:
     """Write model.safetensors and model.json; each replaces an earlier file only when complete.
 
     Args:
         folder: created if missing.
-        model: its `spec` must describe it, as models made by a `Builder` do.
-        task: what it predicts.
+        model: its `spec` must describe it, as it does for models of `halfmask.create_model` and of methods.
+        task: what it predicts; `None`: as its `spec` says.
         extra: further plain data for model.json, for example `{"step": 4000, "eval": {...}}`.
 
     Returns:
@@ -87,8 +89,9 @@ def save_bundle(folder: str | Path, model: Model, task: Task, *, extra: Mapping[
     if not model.spec:
         raise CheckpointError(
             f"{folder / _META}: the model has no spec, so it could not be built again. "
-            "Make it with halfmask.models.build.Builder, or set Model.spec."
+            "Make it with halfmask.create_model or a method's builder, or set Model.spec."
         )
+    task = _task(model.spec["task"]) if task is None else task
     # Both are on the disk before either replaces its predecessor: one new and one old file would be no bundle.
     with atomic_path(folder / _META) as meta_part, atomic_path(folder / _WEIGHTS) as weights_part:
         save_file(_plain_state(model), weights_part)
