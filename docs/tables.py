@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+import halfmask
 from halfmask import errors
 from halfmask.cli.listing import describe_entry
 from halfmask.codes import CODES
@@ -81,6 +82,16 @@ def recipe_sections() -> str:
             continue
         sections.append(f"### {name}\n\n{_first_line(inspect.getdoc(section) or '')}\n\n{_keys(name, section)}")
     return "\n\n".join(sections)
+
+
+def public_names() -> str:
+    """One row per name that `import halfmask` offers."""
+    rows = []
+    for name in halfmask.__all__:
+        value = getattr(halfmask, name)
+        shown = value if name != "__version__" else None
+        rows.append([f"`halfmask.{name}`", _first_line(inspect.getdoc(shown) or "") if shown else "This version."])
+    return _table(["name", "what"], rows)
 
 
 def codes() -> str:
@@ -203,6 +214,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoders": kind_sections("decoders"),
     "datasets": kind_sections("datasets"),
     "recipe": recipe_sections,
+    "public-names": public_names,
     "codes": codes,
     "exit-codes": exit_codes,
 }

@@ -33,7 +33,7 @@ from halfmask.recipe.read import Recipe, UnlabeledRecipe, load
 from halfmask.run.checkpoint import load_networks
 from halfmask.run.folder import RunDir
 from halfmask.run.loop import build_method
-from halfmask.run.progress import LookingLine
+from halfmask.run.progress import LookingLine, ProgressLine
 
 if TYPE_CHECKING:
     from halfmask.run.fit import TrainResult
@@ -87,6 +87,8 @@ def train_stages(
     for number, stage in enumerate(stages):
         part = RunDir(run.path / stage.name, root=run.path)
         begun = resume and bool(part.saved())
+        if first and not quiet:
+            ProgressLine().say(f"stage    {stage.name}, {number + 1} of {len(stages)}")
         result = train(
             stage_recipe(recipe, stage, made),
             part,
