@@ -16,7 +16,6 @@ from halfmask.cli.app import app
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.method import Stage
-from halfmask.methods.supervised import Supervised
 from halfmask.recipe.read import load
 from halfmask.run import fit, stages
 from halfmask.run.callbacks import KeepCheckpoints
@@ -117,13 +116,10 @@ def test_a_run_killed_everywhere_ends_like_an_unbroken_one(finished: Path, file:
     out = tmp_path / "run"
     deaths = [
         (KeepCheckpoints, "on_train_batch_end", 3, False),  # step 3: kept-2 is there, no last.ckpt
-        (Supervised, "step", 6, False),  # in the first training, anew from its start
         (FinishedStage, "_labeled", 2, False),  # one mask is written
         (stages, "write_json", 1, False),  # all masks are; that `after` returned is not recorded
         (stages, "finish_stage", 1, True),  # between two stages
-        (FinishedStage, "_labeled", 1, True),
         (fit, "prepare", 3, False),  # before the last stage begins
-        (SelfTraining, "step", 5, False),
     ]
     command: tuple[object, ...] = ("train", file, "--out", out, "--quiet")
     for place, name, call, after in deaths:
