@@ -82,6 +82,10 @@ CODES: dict[str, Code] = {
     "H211": Code("split lists do not fit the data or each other", "correct the lists, or draw them: halfmask split"),
     "H212": Code("a single class", "name or draw a second one: with one class there is nothing to tell apart"),
     "H213": Code("a file or a feature needs an optional package", "install what the message names"),
+    "H220": Code(
+        "a mask that halfmask wrote has other class ids than the masks beside it",
+        "predict or convert it again, with a model or masks of the ids that halfmask.yaml names",
+    ),
     "H301": Code("settings or options that are missing or do not fit together", "change the ones the message names"),
     "H302": Code("a size or shape that does not fit", "use one that the message names"),
     "H303": Code(
@@ -103,7 +107,10 @@ CODES: dict[str, Code] = {
     "H407": Code(
         "no run, checkpoint or bundle at this place", "name the folder given to halfmask train --out, or the file"
     ),
-    "H408": Code("the place for a result holds other files", "another --out, or --overwrite to replace them"),
+    "H408": Code(
+        "the place for a result holds other files",
+        "another --out; --overwrite replaces results of halfmask that nobody has changed since",
+    ),
     "H409": Code("pretrained weights that are unknown or not to be had", "a file, or model.encoder.weights=null"),
     "H410": Code("a model that cannot be exported", "predict with the bundle: halfmask predict RUN"),
     "H501": Code("too little memory", "a smaller batch (data.batch), then a smaller data.crop"),

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
+from halfmask.data.convert.convert import mask_image
 from halfmask.data.folder.geotiff import is_georeferenced
 from halfmask.data.folder.images import IMAGE_SUFFIXES
 from halfmask.data.folder.rasters import Picture, image_size, read_picture
@@ -27,7 +28,7 @@ from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.inference import class_map, probabilities
-from halfmask.infer.outputs import mask_image, reading_of
+from halfmask.infer.outputs import reading_of
 from halfmask.infer.predict_tiled import without_data
 from halfmask.infer.runs import memory_cure, open_run
 from halfmask.palette import Color, colorize, palette_of

@@ -27,19 +27,22 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from halfmask.atomic import atomic_path, write_json, write_text
+from halfmask.data.convert.convert import describe, mask_image
 from halfmask.data.folder.geotiff import write_mask as write_geotiff
+from halfmask.data.folder.ids import IdTable, tell, told_in_png
 from halfmask.data.folder.rasters import Reading, read_picture
 from halfmask.errors import DataError, gathered
 from halfmask.infer.bundle import Bundle
 from halfmask.infer.inference import probabilities as predict_probabilities
 from halfmask.infer.inference import read_ahead
+from halfmask.infer.inputs import RECORD
 from halfmask.infer.runs import memory_cure
-from halfmask.palette import Color, overlay, palette_of
+from halfmask.palette import overlay, palette_of
 from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
+from halfmask.written import Written
 
-RECORD = "predict.json"  # in the folder of the results: the model they are of
+TABLE = "halfmask.yaml"  # beside the masks: what their ids mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,12 @@ class Job:
     @property
     def done(self) -> bool:
         """All its files exist."""
-        return all(path is None or path.exists() for path in (self.mask, self.overlay, self.probabilities))
+        return all(path.exists() for path in self.files)
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that are written for it."""
+        return [path for path in (self.mask, self.overlay, self.probabilities) if path is not None]
 
     @property
     def dates(self) -> tuple[Path, ...]:
@@ -75,12 +83,65 @@ class Job:
         return (self.image,) if self.before is None else (self.before, self.image)
 
 
-def record_model(out: Path, bundle: Bundle, jobs: Sequence[Job], *, overwrite: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Where results go, and in which ids.
+
+    Args:
+        files: of the folder of results.
+        task: classes and colors.
+        table: stored ids.
+    """
+
+    files: Written
+    task: Task
+    table: IdTable
+
+    @classmethod
+    def of(cls, bundle: Bundle, out: Path) -> "Writing":
+        """Write the results of a bundle, in the ids of the masks that it was trained with."""
+        return cls(Written(out), bundle.task, IdTable.of_meta(bundle.meta, bundle.task))
+
+    def mask(self, job: Job, mask: Integer[np.ndarray, "H W"]) -> None:
+        """Write class ids as a palette PNG, or as a GeoTIFF where the image is one.
+
+        Raises:
+            DataError: the disk is full, or the folder cannot be written.
+        """
+        if not job.georeferenced:
+            self.picture(job.mask, mask)
+            return
+        with self.files.path(job.mask) as part:
+            told = tell(self.table, self.task)
+            write_geotiff(part, mask, job.image, palette_of(self.task), self.table, told)
+
+    def picture(self, path: Path, mask: Integer[np.ndarray, "H W"]) -> None:
+        """Write class ids as a palette PNG.
+
+        Raises:
+            DataError: the disk is full, or the folder cannot be written.
+        """
+        with self.files.path(path) as part:
+            picture = mask_image(mask, palette_of(self.task), self.table)
+            picture.save(part, optimize=False, pnginfo=told_in_png(self.table, self.task))
+
+    def overlay(self, path: Path, image: UInt8[np.ndarray, "H W C"], mask: Integer[np.ndarray, "H W"]) -> None:
+        """Write an image with its mask over it.
+
+        Raises:
+            DataError: the disk is full, or the folder cannot be written.
+        """
+        with self.files.path(path) as part:
+            Image.fromarray(overlay(image, mask, palette_of(self.task))).save(part, quality=90)
+
+
+def record_model(files: Written, bundle: Bundle, *, overwrite: bool) -> None:
     """Note which model the results in a folder are of; not where some lie there already and nothing tells of which.
 
     Raises:
         DataError: they are another model's, and not to be overwritten; or the folder cannot be written.
     """
+    out = files.folder
     path = out / RECORD
     if path.is_file() and not overwrite:
         try:
@@ -95,46 +156,12 @@ def record_model(out: Path, bundle: Bundle, jobs: Sequence[Job], *, overwrite: b
                 "or choose another --out.",
                 "H408",
             )
-    elif overwrite or not ((out / "labels.json").exists() or any(job.mask.exists() for job in jobs)):
-        write_json(path, {"run": bundle.folder.as_posix(), "sha256": bundle.meta["sha256"]}, error=DataError)
-
-
-def write_mask(job: Job, mask: Integer[np.ndarray, "H W"], task: Task) -> None:
-    """Write class ids as a palette PNG, or as a GeoTIFF where the image is one.
-
-    Raises:
-        DataError: the disk is full, or the folder cannot be written.
-    """
-    colors = palette_of(task)
-    with atomic_path(job.mask, error=DataError) as part:
-        if job.georeferenced:
-            write_geotiff(part, mask, job.image, colors, task.ignore_index)
-        else:
-            mask_image(mask, colors).save(part, optimize=False)
-
-
-def write_overlay(path: Path, image: UInt8[np.ndarray, "H W C"], mask: Integer[np.ndarray, "H W"], task: Task) -> None:
-    """Write an image with its mask over it.
-
-    Raises:
-        DataError: the disk is full, or the folder cannot be written.
-    """
-    with atomic_path(path, error=DataError) as part:
-        Image.fromarray(overlay(image, mask, palette_of(task))).save(part, quality=90)
-
-
-def mask_image(mask: Integer[np.ndarray, "H W"], palette: tuple[Color, ...]) -> Image.Image:
-    """Palette image, ignored pixels white; 16 bits without colors for more classes than a palette has room for."""
-    if len(palette) > 256:
-        return Image.fromarray(mask.astype(np.uint16, copy=False))
-    image = Image.fromarray(mask.astype(np.uint8, copy=False))
-    table = [*palette, *[(0, 0, 0)] * (255 - len(palette)), (255, 255, 255)] if _has_ignored(mask, palette) else palette
-    image.putpalette([value for color in table for value in color])
-    return image
-
-
-def _has_ignored(mask: Integer[np.ndarray, "H W"], palette: tuple[Color, ...]) -> bool:
-    return len(palette) < 256 and bool(mask.size) and int(mask.max()) >= len(palette)
+    elif overwrite or not any(path.is_file() for path in map(out.joinpath, files.listed())):
+        files.json(path, {"run": bundle.folder.as_posix(), "sha256": bundle.meta["sha256"]})
+    if bundle.task.kind != "classification":
+        table = describe(bundle.task, IdTable.of_meta(bundle.meta, bundle.task))
+        if overwrite or not (out / TABLE).is_file():
+            files.text(out / TABLE, table)
 
 
 Row = dict[str, Any]
@@ -143,7 +170,7 @@ Row = dict[str, Any]
 def predict_labels(
     bundle: Bundle,
     images: Sequence[tuple[str, Path]],
-    out: Path,
+    files: Written,
     protocol: EvalRecipe,
     device: torch.device,
     *,
@@ -157,7 +184,7 @@ def predict_labels(
     Args:
         bundle: a model of classification, on `device`.
         images: name of the row, and file.
-        out: folder of the tables.
+        files: of the folder of the tables.
         protocol: how to evaluate.
         device: where the model is.
         probabilities: also keep the probability of every class.
@@ -168,6 +195,8 @@ def predict_labels(
     Raises:
         DataError: a table of other classes is there; or, after all others are done, images that could not be read.
     """
+    out = files.folder
+    files.require_unchanged([out / "labels.csv", out / "labels.json"])
     rows = {} if overwrite else _known_rows(out, bundle)
     wanted = [
         (name, path)
@@ -186,7 +215,7 @@ def predict_labels(
                         rows[name] = _row(image, bundle, protocol, device, probabilities=probabilities)
                 progress.advance(bar)
         finally:
-            _write(out, bundle, rows)
+            _write(files, bundle, rows)
     if failed:
         raise gathered(
             f"{len(failed)} of {len(images)} images could not be read; the labels of the others are in {out}. Mend or "
@@ -245,11 +274,11 @@ def _known_rows(out: Path, bundle: Bundle) -> dict[str, Row]:
     return rows
 
 
-def _write(out: Path, bundle: Bundle, rows: dict[str, Row]) -> None:
+def _write(files: Written, bundle: Bundle, rows: dict[str, Row]) -> None:
     ordered = {name: rows[name] for name in sorted(rows)}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("image", "label", "confidence"))
     table.writerows((name, row["label"], row["confidence"]) for name, row in ordered.items())
-    write_text(out / "labels.csv", text.getvalue(), error=DataError)
-    write_json(out / "labels.json", {"classes": list(bundle.task.classes), "images": ordered}, error=DataError)
+    files.text(files.folder / "labels.csv", text.getvalue())
+    files.json(files.folder / "labels.json", {"classes": list(bundle.task.classes), "images": ordered})

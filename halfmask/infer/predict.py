@@ -1,10 +1,12 @@
 """Predict masks for a folder, a pattern or one file; for change detection, for a folder with A/ and B/.
 
     <out>/<path below the input>.png                palette mask: pixel value = class id (of a pair: path below B/)
+    <out>/halfmask.yaml                             what the ids mean: they are those of the masks trained on
     <out>/overlays/<path below the input>.jpg       the image with the mask over it
     <out>/probabilities/<path below the input>.npy  float16 (K, H, W)
     <out>/labelme/..., label_studio/..., ...        outlines, see `halfmask.data.convert.convert`
     <out>/predict.json                              which model wrote them
+    <out>/written.sha256                            the files written: no others are ever replaced
 
 Masks have the size of the upright image (EXIF orientation applied). Each file appears only when it is complete,
 and the mask last: an interrupted call continues where it stopped, and a broken image costs nothing but itself.
@@ -16,13 +18,11 @@ GeoTIFF, `.tif`, at the same place. Images of more than 30 million pixels are pr
 Models of classification write tables of labels instead, see `halfmask.infer.outputs`.
 """
 
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from glob import glob, has_magic
 from pathlib import Path
 
 import numpy as np
@@ -32,23 +32,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from halfmask.atomic import atomic_path, require_writable
-from halfmask.data.convert.convert import require_outlines, write_outlines
+from halfmask.atomic import require_writable
+from halfmask.data.convert.convert import outline_files, require_outlines, write_outlines
 from halfmask.data.convert.mask_source import OVERLAYS, PROBABILITIES
 from halfmask.data.folder.files import date_sizes_differ
 from halfmask.data.folder.geotiff import is_georeferenced
-from halfmask.data.folder.images import is_image
-from halfmask.data.folder.pairs import find_pairs
 from halfmask.data.folder.rasters import Picture, Reading, image_size, read_picture
 from halfmask.errors import DataError, RecipeError, bullet_list, gathered
 from halfmask.infer.bundle import bundle_folder, load_bundle, read_meta
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import class_map, probabilities, read_ahead
-from halfmask.infer.outputs import Job, predict_labels, reading_of, record_model, write_mask, write_overlay
+from halfmask.infer.inputs import Input, find_input
+from halfmask.infer.outputs import Job, Writing, predict_labels, reading_of, record_model
 from halfmask.infer.predict_tiled import Predictor, predict_tiled, without_data
 from halfmask.infer.runs import memory_cure, open_run
 from halfmask.infer.tiles import choose_tiling
 from halfmask.task import Kind
+from halfmask.written import Written
 
 # Images of more pixels are predicted in tiles, unless the user decides.
 LARGE = 30_000_000
@@ -88,7 +88,7 @@ def predict(
             `label_studio`, `geojson` or `coco`.
         overrides: dotted `eval.*` keys, for example `["eval.flip=true"]`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        overwrite: predict images again that have their files.
+        overwrite: predict images again that have their files, unless somebody changed these since.
         limit: take only the first so many images.
         workers: threads that read images ahead.
         tile: predict every image in overlapping tiles of this side; 0: none. By default those of more than 30 million
@@ -103,33 +103,45 @@ def predict(
 
     Raises:
         CheckpointError: no bundle, or a damaged one.
-        DataError: no image, two images for one mask, results of another model in `out` without `overwrite`, a full
-            disk; or, after all others are done, images that could not be read.
+        DataError: no image, two images for one mask, results of another model in `out` without `overwrite`, files in
+            `out` that halfmask did not write or that somebody changed since, a full disk; or, after all others are
+            done, images that could not be read.
         RecipeError: an override is wrong, or `out` is where the images are.
     """
     opened = open_run(run, overrides, sections=("eval",))
     require_writable(Path(out))
     kind = predicted_kind(opened.folder)
     require_outlines(outlines, kind)
-    jobs = plan(input, out, overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
+    found = find_input(Path(input), Path(out), pairs=kind == "change")
+    jobs = _jobs(found, Path(out), overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
+    written = Written(Path(out))
+    written.require_alone()
+    if overwrite:
+        written.require_unchanged(path for job in jobs for path in job.files)
     if on_found is not None:
         on_found(len(jobs))
     with joined_ranks(device) as ranks:
         quiet = quiet or not ranks.first
+        if not quiet and found.left_out:
+            print(f"note: {found.told()}.", file=sys.stderr)
         bundle = load_bundle(opened.folder, ranks.device)
+        if outlines is not None:
+            there = outline_files((job.row for job in jobs), Path(out), outlines, bundle.task)
+            Written(Path(out) / outlines).require_unchanged(there)
         if kind == "classification" and overlay:
             raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
-        record_model(Path(out), bundle, jobs, overwrite=overwrite)
+        record_model(written, bundle, overwrite=overwrite)
         if kind == "classification":
             if not ranks.first:  # one table, one writer
                 return 0
             return predict_labels(
-                bundle, [(job.row, job.image) for job in jobs], Path(out), opened.protocol, ranks.device,
+                bundle, [(job.row, job.image) for job in jobs], written, opened.protocol, ranks.device,
                 probabilities=probabilities, overwrite=overwrite, workers=workers, quiet=quiet,
             )  # fmt: skip
         reading = reading_of(bundle) if nodata is None else replace(reading_of(bundle), nodata=nodata)
         tiling = choose_tiling(bundle.model, opened.protocol, bundle.crop, tile or None, overlap)
-        predictor = Predictor(bundle, opened.protocol, ranks.device, reading, tiling)
+        writing = Writing.of(bundle, Path(out))
+        predictor = Predictor(bundle, opened.protocol, ranks.device, reading, tiling, writing)
         # Shared out before anything is skipped: what another process has finished by now must not move the shares.
         mine = jobs[ranks.rank :: ranks.world]
         open_jobs = [job for job in mine if overwrite or not job.done]
@@ -137,7 +149,7 @@ def predict(
         failed, count = ranks.lists(failed), sum(ranks.lists([len(open_jobs)]))
     if outlines is not None and ranks.first:
         done = [(job.row, job.image, job.mask) for job in jobs if job.mask.exists()]
-        write_outlines(done, Path(out), outlines, bundle.task)
+        write_outlines(done, Path(out), outlines, bundle.task, writing.table)
     if failed:
         raise gathered(
             f"{len(failed)} of {len(jobs)} images could not be read; the masks of the others are in {out}. Mend or "
@@ -188,8 +200,12 @@ def plan(
         DataError: no image (or no pair), or two images would share a mask.
         RecipeError: `out` is where the images are.
     """
-    out = Path(out)
-    found = _pairs(Path(input), out) if kind == "change" else _singles(Path(input), out)
+    found = find_input(Path(input), Path(out), pairs=kind == "change")
+    return _jobs(found, Path(out), overlay=overlay, probabilities=probabilities, kind=kind)
+
+
+def _jobs(given: Input, out: Path, *, overlay: bool, probabilities: bool, kind: Kind) -> list[Job]:
+    found = given.images
     geo = [kind != "classification" and is_georeferenced(image) for _, image, _ in found]
     jobs = [
         Job(
@@ -216,75 +232,9 @@ def plan(
     return jobs
 
 
-def _singles(source: Path, out: Path) -> list[tuple[Path, Path, None]]:
-    base, images = _find(source, out)
-    return [(image.relative_to(base).with_suffix(""), image, None) for image in images]
-
-
-def _pairs(source: Path, out: Path) -> list[tuple[Path, Path, Path]]:
-    if not source.is_dir():
-        raise DataError(f"{source}: change detection compares two dates. Give a folder that holds A/ and B/.", "H208")
-    pairs = find_pairs(source)
-    found = [(Path(pairs.names[id]), *reversed(pairs.files(id, None))) for id in sorted(pairs.names)]
-    if found[0][1].resolve().is_relative_to(out.resolve()):
-        raise RecipeError(f"--out {out} holds the images themselves: masks would mix with them. Choose another folder.")
-    return [(name, after, before) for name, after, before in found]
-
-
 def _with_suffix(path: Path, suffix: str) -> Path:
     # Path.with_suffix would cut names that hold dots.
     return path.with_name(path.name + suffix)
-
-
-def _find(source: Path, out: Path) -> tuple[Path, list[Path]]:
-    """Return the folder that result paths are relative to, and the images in order."""
-    if source.is_file():
-        return source.parent, [source]
-    if source.is_dir():
-        # Results of an earlier call below the input are no images to predict.
-        inside, target = source.resolve(), out.resolve()
-        images = [
-            path
-            for path in sorted(source.rglob("*"), key=_in_order)
-            if path.is_file() and is_image(path) and not _hidden(path.relative_to(source))
-        ]
-        if target != inside and target.is_relative_to(inside):
-            images = [path for path in images if not path.resolve().is_relative_to(target)]
-        if target == inside:
-            raise RecipeError(f"--out {out} is the input folder itself: masks would mix with images. Choose another.")
-        if not images:
-            raise DataError(
-                f"{source}: no image in this folder or below. Give a folder with JPEG, PNG, TIFF, ...", "H210"
-            )
-        return source, images
-    if has_magic(str(source)):
-        images = [Path(name) for name in glob(str(source), recursive=True)]
-        images.sort(key=_in_order)
-        images = [path for path in images if path.is_file() and is_image(path)]
-        if not images:
-            raise DataError(f"{source}: no image matches this pattern. Put it in quotes, and check it with ls.", "H201")
-        return _fixed_part(source), images
-    raise DataError(
-        f"{source} does not exist. Give a folder, an image file or a pattern such as 'photos/*.jpg'.", "H201"
-    )
-
-
-def _fixed_part(pattern: Path) -> Path:
-    """The folders in front of the first wildcard."""
-    for parent in pattern.parents:
-        if not has_magic(str(parent)):
-            return parent
-    return Path()
-
-
-def _in_order(path: Path) -> list[tuple[int, str]]:
-    """Sort key in which frame_9 comes before frame_10."""
-    pieces = re.split(r"(\d+)", path.as_posix())
-    return [(int(piece), piece) if piece.isdecimal() else (-1, piece) for piece in pieces]
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _read(job: Job, reading: Reading, whole: int) -> tuple[Job, tuple[Picture, ...] | DataError | None]:
@@ -324,14 +274,14 @@ def _predict_one(job: Job, dates: tuple[Picture, ...], predictor: Predictor) -> 
         shares = probabilities(bundle.model, pixels, protocol, bundle.crop)
         classes = shares.max(1).indices
         kept = shares[0].half().cpu().numpy()
-        with atomic_path(job.probabilities, error=DataError) as part, part.open("wb") as file:
+        with predictor.writing.files.path(job.probabilities) as part, part.open("wb") as file:
             np.save(file, kept if empty is None else np.where(empty, np.float16(0), kept))
     mask = _to_numpy(classes[0])
     if empty is not None:
         mask = np.where(empty, np.asarray(bundle.task.ignore_index, mask.dtype), mask)
     if job.overlay is not None:
-        write_overlay(job.overlay, dates[-1].pixels, mask, bundle.task)
-    write_mask(job, mask, bundle.task)
+        predictor.writing.overlay(job.overlay, dates[-1].pixels, mask)
+    predictor.writing.mask(job, mask)
 
 
 def _to_numpy(classes: Tensor) -> Integer[np.ndarray, "H W"]:

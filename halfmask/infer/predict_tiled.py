@@ -18,13 +18,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from halfmask.atomic import atomic_path
 from halfmask.data.folder.files import date_sizes_differ
 from halfmask.data.folder.rasters import Picture, Raster, Reading, open_raster
 from halfmask.errors import DataError
 from halfmask.infer.bundle import Bundle
 from halfmask.infer.inference import probabilities, read_ahead
-from halfmask.infer.outputs import Job, write_mask, write_overlay
+from halfmask.infer.outputs import Job, Writing
 from halfmask.infer.tiles import Block, Span, Sweep, Tiling
 from halfmask.recipe.read import EvalRecipe
 
@@ -41,6 +40,7 @@ class Predictor:
         device: where the model is.
         reading: how its images are read.
         tiling: of large images.
+        writing: where its masks go, and in which ids.
     """
 
     bundle: Bundle
@@ -48,6 +48,7 @@ class Predictor:
     device: torch.device
     reading: Reading
     tiling: Tiling
+    writing: Writing
 
     def pixels(self, images: UInt8[np.ndarray, "B *T H W C"]) -> Float[Tensor, "B *T C2 H2 W2"]:
         """Bring images to the device, as the model takes them."""
@@ -84,7 +85,7 @@ def predict_tiled(job: Job, predictor: Predictor, on_rows: Callable[[int, int], 
         ids = np.uint8 if task.n_classes < 256 else np.uint16
         result = _Result(task.ignore_index, _mapped(folder / "mask", size, ids))
         if job.probabilities is not None:
-            part = stack.enter_context(atomic_path(job.probabilities, error=DataError))
+            part = stack.enter_context(predictor.writing.files.path(job.probabilities))
             result.shares = _mapped(part, (task.n_classes, *size), np.float16)
         if job.overlay is not None:
             result.step = -(-max(size) // _OVERLAY_SIDE)
@@ -95,8 +96,8 @@ def predict_tiled(job: Job, predictor: Predictor, on_rows: Callable[[int, int], 
             result.keep(block)
             on_rows(block.top + block.probabilities.shape[1], size[0])
         if job.overlay is not None and result.shown is not None:
-            write_overlay(job.overlay, result.shown, result.mask[:: result.step, :: result.step], task)
-        write_mask(job, result.mask, task)
+            predictor.writing.overlay(job.overlay, result.shown, result.mask[:: result.step, :: result.step])
+        predictor.writing.mask(job, result.mask)
         result.close()
 
 

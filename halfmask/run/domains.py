@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from halfmask.data.folder.class_lines import named_in_file
+from halfmask.data.folder.files import ids_of
 from halfmask.data.loading.loader import Source
 from halfmask.data.loading.sampler import steps_per_epoch
 from halfmask.data.splits import split as splits
@@ -320,6 +321,7 @@ class DomainExaminer:
         assert isinstance(method, MultiDomain)
         for domain, source in self.domains.items():
             name, model = next(iter(method.of(domain).predictors().items()))
-            kept = {"domain": domain, "range": source.dataset.value_range, "nodata": source.dataset.nodata}
+            dataset = source.dataset
+            kept = {"domain": domain, "range": dataset.value_range, "nodata": dataset.nodata, "ids": ids_of(dataset)}
             extra = origin_of(module, name) | kept | {f"mean_{key}": value for key, value in score.items()}
             save_bundle(folder / domain, model, source.dataset.task, extra=extra)

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 
 from halfmask.data.contract import Dataset
+from halfmask.data.folder.files import ids_of
 from halfmask.data.splits.split import Split, part_ids
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.forms import plain_forms
@@ -255,6 +256,7 @@ def _meta(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "split": {name: entry["sha256"] for name, entry in _lists(prepared).items()},
         "range": dataset.value_range,
         "nodata": dataset.nodata,
+        "ids": ids_of(dataset),
     }
 
 

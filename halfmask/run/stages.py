@@ -19,13 +19,13 @@ from torch import Tensor
 from torch import distributed as dist
 
 from halfmask.atomic import atomic_path, write_json
+from halfmask.data.convert.convert import mask_image
 from halfmask.data.folder.lists import write_list
 from halfmask.data.splits import split as splits
 from halfmask.data.splits.weak import load_weak
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import is_first_rank, pick_device
-from halfmask.infer.outputs import mask_image
 from halfmask.method import Artifacts, Method, Stage
 from halfmask.models.model import Model
 from halfmask.palette import palette_of

@@ -69,7 +69,7 @@ class TaskExaminer:
     def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
         """Write the bundle of the first predictor."""
         name, model = next(iter(module.method.predictors().items()))
-        kept = {"range": module.meta["range"], "nodata": module.meta["nodata"]}
+        kept = {key: module.meta.get(key) for key in ("range", "nodata", "ids")}
         save_bundle(folder, model, self.task, extra={**origin_of(module, name), **kept, **score})
 
 

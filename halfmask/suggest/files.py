@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,12 +12,11 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from halfmask.atomic import atomic_path, write_text
-from halfmask.data.convert.convert import OUTLINES, mask_name, outline_files, write_outlines
-from halfmask.errors import DataError
-from halfmask.infer.outputs import mask_image
+from halfmask.data.convert.convert import OUTLINES, describe, mask_name, write_outlines
+from halfmask.infer.outputs import TABLE, Writing
 from halfmask.palette import overlay, palette_of
 from halfmask.task import Task
+from halfmask.written import LIST, Written
 
 FORMATS = ("png", *OUTLINES)
 _THUMBNAIL = 320
@@ -47,75 +45,61 @@ class Row(NamedTuple):
     ranks: Mapping[str, float]
 
 
-def earlier_files(out: Path, task: Task) -> list[Path]:
-    """Find the drafts and lists that an earlier suggestion for this task has written, to be removed before the next.
+def earlier_files(out: Path) -> list[Path]:
+    """Find the files that an earlier suggestion has written and that are still there, to be removed before the next.
 
     Raises:
-        DataError: it cannot be read; or somebody has worked on its drafts since, or saved an export among them.
+        DataError: the folder holds files that halfmask did not write; or somebody has worked on its drafts since.
     """
-    told = out / "suggest.json"
-    if not told.exists():
-        return []
-    try:
-        chosen = [str(id) for id in json.loads(told.read_text(encoding="utf-8"))["chosen"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{told}: cannot be read ({error}). Choose another --out.", "H201") from error
-    written = told.stat().st_mtime_ns  # after all others
-    since = [path for folder in FORMATS for path in (out / folder).rglob("*") if path.is_file()]
-    since = [path for path in since if path.stat().st_mtime_ns > written]
-    if since:
-        raise DataError(
-            f"{min(since)} is newer than the suggestion there, as are {len(since)} of its files in all: work that "
-            "--overwrite would lose. Move them, or choose another --out.",
-            "H408",
-        )
-    return sorted(path for path in _written(out, chosen, task) if path.is_file())
+    written = Written(out)
+    written.require_alone()
+    files: list[Path] = []
+    for own in (written, *(Written(out / format) for format in OUTLINES)):
+        there = [path for name in own.listed() if not name.startswith("../") and (path := own.folder / name).is_file()]
+        own.require_unchanged(there)
+        files += there
+    return sorted({*files, *(path for path in out.rglob(LIST) if path.is_file())})
 
 
-def _written(out: Path, chosen: Sequence[str], task: Task) -> set[Path]:
-    drafts = {out / "png" / f"{mask_name(id)}.png" for id in chosen}
-    return {out / "labeled.txt"}.union(drafts, *(outline_files(chosen, out, format, task) for format in OUTLINES))
-
-
-def write_lists(out: Path, chosen: Sequence[str], labeled: Sequence[str] | None) -> None:
+def write_lists(files: Written, chosen: Sequence[str], labeled: Sequence[str] | None) -> None:
     """Write the chosen images; and, with the labeled ones, a list to train with once the masks are there."""
-    write_text(out / "suggested.txt", "".join(f"{id}\n" for id in chosen), error=DataError)
+    files.text(files.folder / "suggested.txt", "".join(f"{id}\n" for id in chosen))
     if labeled is not None:
-        write_text(out / "labeled.txt", "".join(f"{id}\n" for id in (*labeled, *chosen)), error=DataError)
+        files.text(files.folder / "labeled.txt", "".join(f"{id}\n" for id in (*labeled, *chosen)))
 
 
-def write_table(path: Path, chosen: Sequence[str], scores: Sequence[float]) -> None:
+def write_table(files: Written, path: Path, chosen: Sequence[str], scores: Sequence[float]) -> None:
     """Write the chosen images as a table: rank, image, score."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("rank", "image", "score"))
     table.writerows((rank, id, f"{score:.6f}") for rank, (id, score) in enumerate(zip(chosen, scores, strict=True), 1))
-    write_text(path, text.getvalue(), error=DataError)
+    files.text(path, text.getvalue())
 
 
-def write_files(out: Path, drafts: Iterable[Draft], rows: Sequence[Row], formats: Sequence[str], task: Task) -> None:
+def write_files(writing: Writing, drafts: Iterable[Draft], rows: Sequence[Row], formats: Sequence[str]) -> None:
     """Write drafts in each format, and the page.
 
     Args:
-        out: folder.
+        writing: to which folder, in which ids.
         drafts: chosen images, best first; one at a time is kept.
         rows: what the page says of each.
         formats: of `FORMATS`.
-        task: classes and colors.
     """
+    files, task, out = writing.files, writing.task, writing.files.folder
     done: list[tuple[str, Path, Path]] = []
     figures: list[str] = []
     for draft, row in zip(drafts, rows, strict=True):
         # Outlines are made from the written masks.
         path = out / "png" / f"{mask_name(draft.id)}.png"
-        with atomic_path(path, error=DataError) as part:
-            mask_image(draft.mask, palette_of(task)).save(part)
+        writing.picture(path, draft.mask)
         done.append((draft.id, draft.file, path))
         figures.append(_figure(len(done), draft, row, task))
     for format in formats:
         if format != "png":
-            write_outlines(done, out, format, task)
-    write_text(out / "index.html", _page(figures, task), error=DataError)
+            write_outlines(done, out, format, task, writing.table)
+    files.text(out / "png" / TABLE, describe(task, writing.table))
+    files.text(out / "index.html", _page(figures, task))
 
 
 def _figure(number: int, draft: Draft, row: Row, task: Task) -> str:

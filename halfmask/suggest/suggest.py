@@ -4,7 +4,8 @@
     <out>/suggested.txt    the chosen images, best first
     <out>/labeled.txt      the labeled ones and those: `data.labeled=<out>/labeled.txt`, once the masks are there
     <out>/index.html       the chosen images with their drafts, to look at
-    <out>/png|coco|...     drafts of the masks, to be corrected in an annotation tool
+    <out>/png|coco|...     drafts of the masks, to be corrected in an annotation tool; in the ids of the trained masks
+    <out>/written.sha256   the files written: no others are ever replaced or removed
 
 With `<out>.csv` for a table, they lie in `<out>/` beside it.
 
@@ -19,11 +20,12 @@ from typing import Any, cast, get_args
 import numpy as np
 from jaxtyping import Float
 
-from halfmask.atomic import require_writable, write_json
+from halfmask.atomic import require_writable
 from halfmask.data.contract import count_classes
 from halfmask.errors import DataError, RecipeError, nearest
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import pick_device
+from halfmask.infer.outputs import Writing
 from halfmask.infer.runs import open_run
 from halfmask.run.checkpoint import open_predictors
 from halfmask.suggest.files import FORMATS, Draft, Row, earlier_files, write_files, write_lists, write_table
@@ -99,7 +101,7 @@ def suggest(
     Raises:
         CheckpointError: no bundle, or a damaged checkpoint.
         DataError: no unlabeled image, or one that cannot be read; or `out` holds a suggestion that is not to be
-            overwritten, or whose drafts somebody has worked on.
+            overwritten, or whose drafts somebody has worked on, or files that halfmask did not write.
         RecipeError: unknown formats or measure, weights that choose nothing, a run of labels or several domains, or
             no `data` for a bare bundle.
     """
@@ -115,7 +117,10 @@ def suggest(
         raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.", "H408")
     if table is not None and table.exists() and not overwrite:
         raise DataError(f"{table} exists already. Replace it with --overwrite, or choose another --out.", "H408")
-    earlier = earlier_files(target, bundle.task)
+    earlier = earlier_files(target)
+    writing = Writing.of(bundle, target)
+    if table is not None:
+        writing.files.require_unchanged([table])
     require_writable(target)
     pool = open_pool(opened.folder, data)
     candidates = pool.candidates[:limit]
@@ -130,9 +135,9 @@ def suggest(
     remarks = _remarks(list(predictors), pool, weights)
     for file in earlier:
         file.unlink()
-    write_lists(target, chosen, None if pool.elsewhere else pool.labeled)
+    write_lists(writing.files, chosen, None if pool.elsewhere else pool.labeled)
     rows = [Row(float(score[i]), {name: float(one.ranks[i]) for name, one in criteria.items()}) for i in order[:n]]
-    write_files(target, _drafts(looker, pool, chosen), rows, formats, bundle.task)
+    write_files(writing, _drafts(looker, pool, chosen), rows, formats)
     content: dict[str, Any] = {
         "run": Path(run).as_posix(),
         "predictors": list(predictors),
@@ -144,10 +149,10 @@ def suggest(
         "chosen": chosen,
         "images": [{"id": candidates[i], **_describe(i, score, criteria)} for i in order],
     }
-    write_json(target / "suggest.json", content, error=DataError)
+    writing.files.json(target / "suggest.json", content)
     scores = tuple(row.score for row in rows)
     if table is not None:
-        write_table(table, chosen, scores)
+        write_table(writing.files, table, chosen, scores)
     return Suggestion(tuple(chosen), scores, target, len(candidates), tuple(criteria), tuple(remarks))
 
 

@@ -18,6 +18,7 @@ from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
 from tests.run.toy import THREE, small_model
 
+BESIDE = ["halfmask.yaml", "predict.json", "written.sha256"]
 FACADE = Task("segmentation", ("Door", "Shop", "Balcony", "Window", "Wall", "Sky", "Roof"))
 
 
@@ -137,7 +138,7 @@ def test_a_broken_image_costs_only_itself(run: Path, tmp_path: Path) -> None:
     assert "[H201] " in str(caught.value)
     assert "c.png" in str(caught.value)
     assert (caught.value.code, caught.value.exit_code) == ("H201", 3)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png", "predict.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png", *BESIDE]
 
 
 def test_an_interruption_leaves_only_complete_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +157,7 @@ def test_an_interruption_leaves_only_complete_files(run: Path, tmp_path: Path, m
         patch.setattr(files_module, "mask_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             predict(run, tmp_path / "in", tmp_path / "out", quiet=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "predict.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", *BESIDE]
     assert predict(run, tmp_path / "in", tmp_path / "out", quiet=True) == 2
 
 

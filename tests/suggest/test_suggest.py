@@ -1,7 +1,6 @@
 """What to label next: the criteria by hand, the choice on images made for it, the files, and going on from a run."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -139,24 +138,34 @@ def test_a_suggestion_ranks_the_unlabeled_images_and_writes_everything(run: Path
 def test_a_suggestion_that_replaces_another_leaves_none_of_its_drafts(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "next"
     suggest(run, 4, out=out, formats=("labelme", "coco", "label_studio", "geojson"), quiet=True)
-    notes = out / "png" / "notes.txt"
-    notes.write_text("not of a suggestion")
-    written = (out / "suggest.json").stat().st_mtime_ns
-    os.utime(notes, ns=(written, written - 1))
     export = out / "label_studio" / "export.json"
     export.write_text("[]")
-    os.utime(export, ns=(written + 1, written + 1))
     before = sorted(out.rglob("*"))
-    with pytest.raises(DataError, match=r"export\.json is newer.*Move them") as caught:
+    with pytest.raises(DataError, match=r"(?s)did not write.*move them away.*export\.json") as caught:
         suggest(run, 1, out=out, overwrite=True, quiet=True)
     assert caught.value.code == "H408"
     assert sorted(out.rglob("*")) == before
     export.unlink()
+    draft = next((out / "png").rglob("*.png"))
+    drawn = draft.read_bytes()
+    draft.write_bytes(drawn + b"corrected")
+    with pytest.raises(DataError, match=r"(?s)changed since.*" + draft.name):
+        suggest(run, 1, out=out, overwrite=True, quiet=True)
+    draft.write_bytes(drawn)
     (image,) = suggest(run, 1, out=out, formats=("geojson",), overwrite=True, quiet=True).ids
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    lists = {"suggest.json", "suggested.txt", "labeled.txt", "index.html"}
-    outlines = {f"geojson/images/{Path(image).stem}.geojson", "geojson/halfmask.yaml"}
-    assert files == {*lists, *outlines, f"png/{Path(image).stem}.png", "png/notes.txt"}
+    lists = {"suggest.json", "suggested.txt", "labeled.txt", "index.html", "written.sha256", "png/halfmask.yaml"}
+    outlines = {f"geojson/{name}" for name in (f"images/{Path(image).stem}.geojson", "halfmask.yaml", "written.sha256")}
+    assert files == {*lists, *outlines, f"png/{Path(image).stem}.png"}
+
+
+def test_a_folder_that_somebody_uses_is_no_place_for_a_suggestion(run: Path, data: Path) -> None:
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="did not write") as caught:
+            suggest(run, 1, out=data / "masks", overwrite=overwrite, quiet=True)
+        assert caught.value.code == "H408"
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
 
 
 def test_a_bundle_has_one_network_and_says_so(run: Path, data: Path, tmp_path: Path) -> None:

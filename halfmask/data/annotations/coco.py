@@ -26,6 +26,7 @@ from jaxtyping import Bool, Integer, UInt8
 from halfmask.data.annotations.contours import Region, polygons
 from halfmask.data.annotations.exports import ImageNames
 from halfmask.data.annotations.fill import fill
+from halfmask.data.folder.ids import IdTable
 from halfmask.data.folder.layouts import PART_NAMES
 from halfmask.data.folder.masks import IGNORE
 from halfmask.errors import DataError
@@ -134,6 +135,7 @@ class CocoFolder:
                     self.parts[part_of(path, root)].append(found)
         listed = {id for part in self.parts.values() for id in part}
         self.left_out = sorted(listed - self._file_of.keys())
+        self.categories = _category_ids(contents, self.classes)
         self.parts["unlabeled"] = [id for id in images if id not in listed]
         self.parts = {part: sorted(set(held)) for part, held in self.parts.items()}
 
@@ -251,6 +253,17 @@ def _class_names(contents: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     return ("background", *dict.fromkeys(names))
 
 
+def _category_ids(contents: Sequence[dict[str, Any]], classes: Sequence[str]) -> tuple[int, ...] | None:
+    """Category id of each class, 0 of the background; `None` where the files do not agree, or lack one."""
+    found = {(str(category["name"]), category["id"]) for content in contents for category in content["categories"]}
+    ids = dict(found)
+    background = {0} if classes[0] in BACKGROUND_NAMES or classes[0] not in ids else set()
+    wanted = [0 if place in background else ids.get(name, 0) for place, name in enumerate(classes)]
+    used = [id for place, id in enumerate(wanted) if place not in background]
+    plain = all(isinstance(id, int) and 0 < id < IGNORE for id in used)
+    return tuple(wanted) if plain and len(ids) == len(found) and len(set(used)) == len(used) else None
+
+
 def _locate(name: str, path: Path, root: Path, here: ImageNames) -> str | None:
     """Find the image a json file means: a path below the root that ends in `name`, nearest to the json file.
 
@@ -296,11 +309,16 @@ class CocoWriter:
     Args:
         classes: names; a first one called "background" is what no annotation covers.
         geometry: "polygon" where a region has no holes, or "rle" for all.
+        table: ids of the classes, which their categories have too; by default they are numbered from 1.
     """
 
-    def __init__(self, classes: Sequence[str], geometry: Geometry = "polygon") -> None:
+    def __init__(self, classes: Sequence[str], geometry: Geometry = "polygon", table: IdTable | None = None) -> None:
         self.classes, self.geometry = tuple(classes), geometry
         self._background = {0} if classes and classes[0] in BACKGROUND_NAMES else set()
+        ids = tuple(range(len(classes))) if table is None else table.categories or table.ids
+        # Many tools take a category 0 for the background.
+        start = 1 if any(id < 1 for place, id in enumerate(ids) if place not in self._background) else 0
+        self._categories = [id + start for id in ids]
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
@@ -310,7 +328,7 @@ class CocoWriter:
         image, before = len(self.images) + 1, len(self.annotations)
         self.images.append({"id": image, "file_name": file_name, "height": height, "width": width})
         for region in polygons(mask, skip={*self._background, IGNORE}):
-            self._annotate(image, region.value + 1, self._outline(region, height, width), region)
+            self._annotate(image, self._categories[region.value], self._outline(region, height, width), region)
         ignored = mask == IGNORE
         if ignored.any():
             rows, columns = np.flatnonzero(ignored.any(axis=1)), np.flatnonzero(ignored.any(axis=0))
@@ -319,7 +337,7 @@ class CocoWriter:
                 {
                     "id": len(self.annotations) + 1,
                     "image_id": image,
-                    "category_id": len(self._background) + 1,  # a crowd needs some category
+                    "category_id": self._categories[-1],  # a crowd needs some category
                     "segmentation": run_lengths(ignored),
                     "area": int(ignored.sum()),
                     "bbox": box,
@@ -335,9 +353,9 @@ class CocoWriter:
             "images": self.images,
             "annotations": self.annotations,
             "categories": [
-                {"id": id + 1, "name": name, "supercategory": ""}
-                for id, name in enumerate(self.classes)
-                if id not in self._background
+                {"id": id, "name": name, "supercategory": ""}
+                for place, (id, name) in enumerate(zip(self._categories, self.classes, strict=True))
+                if place not in self._background
             ],
         }
 

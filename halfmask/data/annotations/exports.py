@@ -18,11 +18,13 @@ class Exports(Protocol):
         classes: names by training id.
         parts: sorted ids per part.
         left_out: images that a file lists without an annotation, so that they count as unlabeled.
+        categories: category id by training id, 0 of the background; `None`: the tool numbers no classes.
     """
 
     classes: tuple[str, ...]
     parts: dict[str, list[str]]
     left_out: list[str]
+    categories: tuple[int, ...] | None
 
     def file_of(self, id: str) -> Path | None:
         """The json file that annotates an image, if one does."""

@@ -14,6 +14,7 @@ from jaxtyping import Float, Integer, UInt8
 from halfmask.data.annotations.contours import polygons
 from halfmask.data.annotations.fill import fill
 from halfmask.data.annotations.layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of
+from halfmask.data.folder.masks import IGNORE
 
 # From points (x, y) to others.
 Transform = Callable[[Float[np.ndarray, "N 2"]], Float[np.ndarray, "N 2"]]
@@ -22,7 +23,10 @@ _NAME_KEYS = ("class", "label", "name", "category")
 
 
 def encode(
-    mask: Integer[np.ndarray, "H W"], classes: Sequence[str], transform: Transform | None = None
+    mask: Integer[np.ndarray, "H W"],
+    classes: Sequence[str],
+    transform: Transform | None = None,
+    ids: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Return the content of the file of one image.
 
@@ -30,6 +34,7 @@ def encode(
         mask: class ids, 255 = ignore.
         classes: names; regions of a first one called "background" are left out.
         transform: from pixels to the coordinates to write, y upwards.
+        ids: what the classes are numbered as; by default their positions.
     """
     skip = {0} if classes and classes[0] in {"background", BACKGROUND_LABEL} else set()
     features = [
@@ -37,7 +42,7 @@ def encode(
             "type": "Feature",
             "properties": {
                 "class": label_of(region.value, classes),
-                "class_id": region.value,
+                "class_id": region.value if ids is None or region.value == IGNORE else ids[region.value],
                 "pixels": region.area,
             },
             "geometry": {

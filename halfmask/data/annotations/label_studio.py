@@ -216,6 +216,8 @@ class LabelStudioFolder:
         named: class names by training id, where somebody named them.
     """
 
+    categories: tuple[int, ...] | None = None
+
     def __init__(
         self, root: Path, paths: Sequence[Path], images: Sequence[str], named: Sequence[str] | None = None
     ) -> None:

@@ -4,7 +4,7 @@ JPEG images are decoded at an eighth of their size and without color (which stil
 shows); everything that is not plain 8-bit goes through the same reader as in training, so its errors are the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset
+from halfmask.data.folder.ids import told_ids
 from halfmask.data.folder.images import Header, decode, read_header, read_image, stored_pixels, turn_upright
 from halfmask.data.folder.masks import Color, count_values, read_stored
 from halfmask.errors import DataError, HalfmaskError
@@ -63,6 +64,7 @@ class MaskFacts:
         kind: "ids", "colors", "gray as rgb", or "painted" (from outlines; values are training ids).
         values: value -> pixels.
         colors: color -> pixels, where it holds colors.
+        told: what its ids mean, where halfmask wrote it.
         error: why it cannot be read.
     """
 
@@ -71,6 +73,7 @@ class MaskFacts:
     kind: str = "ids"
     values: dict[int, int] = field(default_factory=dict)
     colors: dict[Color, int] = field(default_factory=dict)
+    told: Mapping[int, str | None] | None = None
     error: HalfmaskError | None = None
 
 
@@ -113,7 +116,7 @@ def look_at_mask(dataset: Dataset, id: str) -> MaskFacts | None:
     if not values.size:
         return MaskFacts(name, error=DataError(f"{path}: the mask has no pixels.", "H201"))
     if not stored.is_color:
-        return MaskFacts(name, size, "ids", count_values(values))
+        return MaskFacts(name, size, "ids", count_values(values), told=told_ids(path))
     kind = "gray as rgb" if (values == values[:, :, :1]).all() else "colors"
     return MaskFacts(name, size, kind, count_values(values[:, :, 0]) if kind != "colors" else {}, count_colors(values))
 

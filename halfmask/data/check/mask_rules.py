@@ -11,6 +11,7 @@ from halfmask.data.check.finding import Finding, about, plural
 from halfmask.data.check.fingerprint import Fingerprint
 from halfmask.data.check.image_rules import gather_errors
 from halfmask.data.folder.files import FileDataset
+from halfmask.data.folder.ids import contradiction
 from halfmask.data.folder.layouts import unused_images
 from halfmask.data.folder.masks import IGNORE, Color, LabelMap, binary_cure, off_by_one_cure
 
@@ -96,6 +97,22 @@ def values(seen: Fingerprint) -> Iterator[Finding]:
         yield about("note", "H111", text, [mask.path for mask in gray])
 
 
+def mixed_ids(seen: Fingerprint) -> Iterator[Finding]:
+    """Masks that halfmask wrote for another table of ids: predictions and drafts of another model."""
+    mixed: list[MaskFacts] = []
+    text = ""
+    for mask in seen.masks.values():
+        labels = labels_of(seen, mask)
+        if mask.told is None or labels is None or seen.task is None:
+            continue
+        if differ := contradiction(mask.told, labels, seen.task.classes):
+            text = text or differ
+            mixed.append(mask)
+    if mixed:
+        text = f"{plural(len(mixed), 'mask')} that halfmask wrote in other ids than these masks have: {text}"
+        yield about("error", "H220", text, [mask.path for mask in mixed])
+
+
 def labels_of(seen: Fingerprint, mask: MaskFacts) -> LabelMap | None:
     """Meaning of the values of a mask, if the classes are known."""
     if seen.task is None or not isinstance(seen.dataset, FileDataset):
@@ -152,4 +169,4 @@ def _unknown_values(seen: Fingerprint, unknown: dict[int, Counter[str]]) -> Iter
     yield Finding("error", code, text, len(files), first.path, cures[code], tuple(sorted(files)))
 
 
-RULES = (unreadable_masks, wrong_sizes, pairs, values)
+RULES = (unreadable_masks, wrong_sizes, pairs, values, mixed_ids)

@@ -3,40 +3,42 @@
 What is read: see `halfmask.data.convert.mask_source`.
 What is written, below `out`:
 
-    index, color    NAME.png, of class ids with a palette, or of colors
+    index, color    NAME.png, of class ids with a palette, or of colors; the ids are those of the source: of its
+                    halfmask.yaml, of a public dataset's own masks, of the categories of COCO json
     labelme         NAME.json, GeoJSON NAME.geojson: one file per image; of a GeoTIFF in longitude and latitude
     coco            annotations.json
     label_studio    tasks.json, config.xml: tasks, and the labeling configuration of the project
-    halfmask.yaml   the classes and colors; beside the data it makes reading exact
+    halfmask.yaml   the classes, their ids and colors; beside the data it makes reading exact
+    written.sha256  the files written: no others are ever replaced, see `halfmask.written`
 
 NAME is the path of the image without a leading `images/`. Reading what was written gives the same class ids.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import yaml
 from jaxtyping import Integer
 from PIL import Image
 
-from halfmask.atomic import atomic_path, write_text
 from halfmask.data.annotations import geojson, labelme
 from halfmask.data.annotations.coco import CocoWriter, Geometry
 from halfmask.data.annotations.label_studio import LabelStudioWriter
 from halfmask.data.convert.mask_source import open_masks, without_suffix
 from halfmask.data.folder.geotiff import Ground, is_georeferenced
+from halfmask.data.folder.ids import IdTable, told_in_png
 from halfmask.data.folder.masks import IGNORE, read_stored
 from halfmask.errors import DataError, RecipeError, nearest
-from halfmask.palette import colorize, hex_color, palette_of
+from halfmask.palette import Color, colorize, hex_color, palette_of
 from halfmask.recipe.read import load
 from halfmask.recipe.sections import DataRecipe
 from halfmask.task import Kind, Task
+from halfmask.written import Written
 
 Format = Literal["index", "color", "coco", "labelme", "label_studio", "geojson"]
 # Their files say which image a mask belongs to.
@@ -57,6 +59,7 @@ class Writer:
         format: one of `FORMATS`.
         out: folder.
         task: classes and colors.
+        table: stored ids of the classes.
         geometry: of COCO: "polygon" or "rle".
         drafts: the masks are predictions, to be corrected in Label Studio.
     """
@@ -64,13 +67,16 @@ class Writer:
     format: Format
     out: Path
     task: Task
+    table: IdTable
     geometry: Geometry = "polygon"
     drafts: bool = False
+    files: Written = field(init=False)
     _whole: CocoWriter | LabelStudioWriter | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        self.files = Written(self.out)
         if self.format == "coco":
-            self._whole = CocoWriter(self.task.classes, self.geometry)
+            self._whole = CocoWriter(self.task.classes, self.geometry, self.table)
         elif self.format == "label_studio":
             self._whole = LabelStudioWriter(self.task.classes, drafts=self.drafts)
 
@@ -104,30 +110,26 @@ class Writer:
         match self.format:
             case "labelme":
                 beside = os.path.relpath(image, path.parent).replace(os.sep, "/")
-                write_json_text(path, labelme.encode(mask, self.task.classes, beside))
+                self.files.json(path, labelme.encode(mask, self.task.classes, beside), compact=True)
             case "geojson":
                 place = Ground(file).of_pixels if file.exists() and is_georeferenced(file) else None
-                write_json_text(path, geojson.encode(mask, self.task.classes, place))
+                self.files.json(path, geojson.encode(mask, self.task.classes, place, self.table.ids), compact=True)
+            case "color":
+                with self.files.path(path) as part:
+                    Image.fromarray(colorize(mask, palette_of(self.task))).save(part)
             case _:
-                with atomic_path(path, error=DataError) as part:
-                    self._picture(mask).save(part)
+                with self.files.path(path) as part:
+                    mask_image(mask, palette_of(self.task), self.table).save(
+                        part, pnginfo=told_in_png(self.table, self.task)
+                    )
 
     def close(self) -> None:
         """Write what is written once: the file of all images, and the classes."""
         if self._whole is not None:
-            write_json_text(self.path(""), self._whole.content())
+            self.files.json(self.path(""), self._whole.content(), compact=True)
         if isinstance(self._whole, LabelStudioWriter):
-            write_text(self.out / _CONFIGURATION, self._whole.configuration(palette_of(self.task)), error=DataError)
-        write_text(self.out / _CLASSES, describe(self.task), error=DataError)
-
-    def _picture(self, mask: Integer[np.ndarray, "H W"]) -> Image.Image:
-        colors = palette_of(self.task)
-        if self.format == "color":
-            return Image.fromarray(colorize(mask, colors))
-        picture = Image.fromarray(mask.astype(np.uint8))
-        table = [*colors, *[(0, 0, 0)] * (IGNORE - len(colors)), (255, 255, 255)]
-        picture.putpalette([value for color in table for value in color])
-        return picture
+            self.files.text(self.out / _CONFIGURATION, self._whole.configuration(palette_of(self.task)))
+        self.files.text(self.out / _CLASSES, describe(self.task, self.table))
 
 
 def convert(
@@ -154,7 +156,7 @@ def convert(
         images: folder of the images, for `labelme`, `label_studio` and `coco`: each is found by the name of its mask
             without suffix, and named relative to this folder.
         overrides: dotted `data.*` keys, for example `["data.dataset.classes=[ground, leaf]"]`.
-        overwrite: replace files that exist.
+        overwrite: replace the files of an earlier call.
         limit: only the first so many masks.
         quiet: say nothing on stderr.
 
@@ -162,7 +164,8 @@ def convert(
         Number of masks converted.
 
     Raises:
-        DataError: no masks, broken ones, masks without an image in `images`, or results that exist already.
+        DataError: no masks, broken ones, masks without an image in `images`, or results that exist already; also with
+            `overwrite`, if halfmask did not write them or somebody changed them since.
         RecipeError: an unknown format, `images` for one that names none, or colors that cannot be told apart.
     """
     if to not in FORMATS:
@@ -173,7 +176,7 @@ def convert(
     found = open_masks(Path(source), load(None, overrides).data if overrides else DataRecipe())
     if images is not None:
         found = found.with_images(Path(images))
-    writer = Writer(cast(Format, to), Path(out), found.task, geometry)
+    writer = Writer(cast(Format, to), Path(out), found.task, found.table, geometry)
     _require_distinct_colors(writer)
     named = {id: mask_name(id) for id in found.ids[:limit]}
     _require_free(writer, list(named.values()), overwrite)
@@ -210,7 +213,9 @@ def require_outlines(format: str | None, kind: Kind) -> None:
         raise RecipeError(f"--format {format}: labels of whole images have no outlines. Leave it out.")
 
 
-def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: str, task: Task) -> None:
+def write_outlines(
+    done: Sequence[tuple[str, Path, Path]], out: Path, format: str, task: Task, table: IdTable | None = None
+) -> None:
     """Write predicted masks as outlines below `<out>/<format>`.
 
     COCO json names images without their folders, if that tells them apart: CVAT looks for frames that end with these
@@ -221,36 +226,64 @@ def write_outlines(done: Sequence[tuple[str, Path, Path]], out: Path, format: st
         out: folder of the predictions.
         format: of `OUTLINES`.
         task: classes and colors.
+        table: ids that the masks hold; by default the training ids.
     """
     if task.n_classes > IGNORE:
         raise RecipeError(f"--format {format}: {task.n_classes} classes; outlines are written of up to {IGNORE}.")
-    writer = _outline_writer(out, format, task)
+    table = table or IdTable.plain(task.n_classes)
+    writer = _outline_writer(out, format, task, table)
     plain = format == "coco" and len({Path(row).name for row, _, _ in done}) == len(done)
     for row, image, mask in done:
         named = image if format == "labelme" else Path(Path(row).name if plain else row)
-        writer.add(without_suffix(row), read_stored(mask).values.astype(np.uint8), named, image)
+        writer.add(without_suffix(row), table.restore(read_stored(mask).values), named, image)
     writer.close()
 
 
 def outline_files(rows: Iterable[str], out: Path, format: str, task: Task) -> set[Path]:
     """Return the files that `write_outlines` writes of these paths below the input, in a format of `OUTLINES`."""
-    return _outline_writer(out, format, task).paths(map(without_suffix, rows))
+    return _outline_writer(out, format, task, IdTable.plain(task.n_classes)).paths(map(without_suffix, rows))
 
 
-def _outline_writer(out: Path, format: str, task: Task) -> Writer:
-    return Writer(cast(Format, format), out / format, task, drafts=True)
+def _outline_writer(out: Path, format: str, task: Task, table: IdTable) -> Writer:
+    return Writer(cast(Format, format), out / format, task, table, drafts=True)
 
 
-def describe(task: Task) -> str:
-    """Write halfmask.yaml for the classes and colors of a task."""
-    colors = dict(enumerate(map(hex_color, palette_of(task))))
-    keys = {"classes": dict(enumerate(task.classes)), "palette": colors | {IGNORE: "#ffffff"}}
+def mask_image(
+    mask: Integer[np.ndarray, "H W"], palette: tuple[Color, ...], table: IdTable | None = None
+) -> Image.Image:
+    """Make a palette image, ignored pixels white; 16 bits without colors for ids that a palette has no room for.
+
+    Args:
+        mask: training ids; those of no class are ignored pixels.
+        palette: color of each class.
+        table: ids to write; by default the training ids.
+    """
+    table = table or IdTable.plain(len(palette))
+    stored = table.store(mask)
+    image = Image.fromarray(stored)
+    if table.wide:
+        return image
+    used = dict(zip(table.ids, palette, strict=True))
+    if mask.size and int(mask.max()) >= len(palette):
+        used[table.ignore] = (255, 255, 255)
+    colors = (used.get(id, (0, 0, 0)) for id in range(max(used) + 1))
+    image.putpalette([value for color in colors for value in color])
+    return image
+
+
+def describe(task: Task, table: IdTable | None = None) -> str:
+    """Write halfmask.yaml for the classes, their ids (by default the training ids) and the colors of a task."""
+    table = table or IdTable.plain(task.n_classes)
+    # `binary` reads 255 as class 1, which is numbered 1 among the classes.
+    ids = range(task.n_classes) if table.binary else table.ids
+    colors = dict(zip(ids, map(hex_color, palette_of(task)), strict=True))
+    keys: dict[str, Any] = {"classes": dict(zip(ids, task.classes, strict=True))}
+    if table.binary:
+        keys |= {"binary": True, "map": {table.ignore: IGNORE}, "palette": colors}
+    else:
+        keys |= {"ignore_index": table.ignore} if table.ignore != IGNORE else {}
+        keys["palette"] = colors | {table.ignore: "#ffffff"}
     return yaml.safe_dump(keys, default_flow_style=None, sort_keys=False, width=110, allow_unicode=True)
-
-
-def write_json_text(path: Path, content: object) -> None:
-    """Write compact JSON atomically: indentation would double the size of outlines."""
-    write_text(path, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", error=DataError)
 
 
 def _told(left_out: Sequence[str]) -> str:
@@ -279,8 +312,9 @@ def _require_free(writer: Writer, names: Sequence[str], overwrite: bool) -> None
     clash = len(names) - len(set(names))
     if clash:
         raise DataError(f"{clash} masks would share a file, because only their suffix differs: rename them.", "H208")
-    taken = [path for path in {writer.path(name) for name in names} if path.exists()]
+    taken = [path for path in writer.paths(names) if path.exists()]
     if taken and not overwrite:
         raise DataError(
             f"{min(taken)} exists ({len(taken)} of the results do). Choose another --out, or give --overwrite.", "H408"
         )
+    writer.files.require_unchanged(taken)

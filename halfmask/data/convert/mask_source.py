@@ -21,7 +21,8 @@ from halfmask.data.annotations.outlines import Outlines
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.description import Description, read_description
-from halfmask.data.folder.files import list_images
+from halfmask.data.folder.files import FileDataset, list_images
+from halfmask.data.folder.ids import IdTable
 from halfmask.data.folder.layouts import head_of
 from halfmask.data.folder.masks import IGNORE, LabelMap, read_mask, read_stored
 from halfmask.data.splits.split import open_dataset
@@ -43,6 +44,7 @@ class MaskSource:
         root: folder that ids are relative to.
         ids: of images that have a mask.
         task: their classes.
+        table: ids that stand for the classes in the source, and in what is written.
         read: gives the mask of an id.
         image: gives the image of an id, relative to `image_root`; it may lie outside.
         left_out: images that the annotations list, but that have none.
@@ -53,6 +55,7 @@ class MaskSource:
     root: Path
     ids: tuple[str, ...]
     task: Task
+    table: IdTable
     read: ReadMask
     image: Callable[[str], str] = str
     left_out: tuple[str, ...] = ()
@@ -98,12 +101,14 @@ def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
         def image(id: str) -> str:
             return normpath(PurePosixPath(id).parent / outlines.image_of(id)).replace("\\", "/")
 
-        return MaskSource(source, tuple(files), _task(outlines.classes, said), outlines.paint, image)
+        task = _task(outlines.classes, said)
+        return MaskSource(source, tuple(files), task, _table(task, said), outlines.paint, image)
     dataset = open_dataset(recipe, source)
     ids = tuple(_labeled(dataset))
     if ids:
         left_out = tuple(dataset.left_out) if isinstance(dataset, Folder) else ()
-        return MaskSource(dataset.root, ids, dataset.task, dataset.read_target, left_out=left_out)
+        table = dataset.id_table() if isinstance(dataset, FileDataset) else IdTable.plain(dataset.task.n_classes)
+        return MaskSource(dataset.root, ids, dataset.task, table, dataset.read_target, left_out=left_out)
     if isinstance(dataset, Folder) and dataset.layout.name == "plain":
         return _masks_alone(dataset)
     raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
@@ -169,7 +174,8 @@ def _export(path: Path, said: Description) -> MaskSource:
     if not ids:
         raise DataError(f"{path}: no image has an annotation. Draw some, and export again.", "H210")
     left_out = tuple(exports.left_out)
-    return MaskSource(path.parent, ids, _task(exports.classes, said), exports.paint, left_out=left_out)
+    task = _task(exports.classes, said)
+    return MaskSource(path.parent, ids, task, _table(task, said, exports.categories), exports.paint, left_out=left_out)
 
 
 def _labelme_alone(folder: Path) -> list[str]:
@@ -194,6 +200,16 @@ def _task(classes: Sequence[str], said: Description) -> Task:
     return Task("segmentation", tuple(classes), palette=palette if palette and len(palette) == len(classes) else None)
 
 
+def _table(task: Task, said: Description, categories: tuple[int, ...] | None = None) -> IdTable:
+    """Ids as halfmask.yaml numbers the classes; else category ids, else training ids."""
+    if said.classes is None:
+        return IdTable(categories or tuple(range(task.n_classes)), said.ignore_index, categories=categories)
+    meaning = said.map if said.binary else said.training_ids()
+    labels = LabelMap(task.n_classes, said.ignore_index, meaning, complete=not said.binary, binary=said.binary)
+    table = IdTable.of_labels(labels, task.n_classes, () if said.binary else sorted(said.classes))
+    return replace(table, categories=categories)
+
+
 def _labeled(dataset: Dataset) -> Iterator[str]:
     for part in ("train", "val", "test"):
         yield from (id for id in dataset.ids(part) if dataset.mask_path(id) is not None)
@@ -216,11 +232,11 @@ def _masks_alone(folder: Folder) -> MaskSource:
             values |= set(np.unique(stored.values).tolist())
         last = max(values - {IGNORE, said.ignore_index}, default=0)
         task = Task("segmentation", tuple(f"class_{id}" for id in range(last + 1)))
-        labels = LabelMap(last + 1, said.ignore_index)
+        labels, table = LabelMap(last + 1, said.ignore_index), IdTable.plain(last + 1)
     else:
         task = folder.task
-        labels = folder.labels_of(folder.root / ids[0])
-    return MaskSource(folder.root, ids, task, lambda id: read_mask(folder.root / id, labels), images_known=False)
+        labels, table = folder.labels_of(folder.root / ids[0]), folder.id_table()
+    return MaskSource(folder.root, ids, task, table, lambda id: read_mask(folder.root / id, labels), images_known=False)
 
 
 def _but_beside_masks(ids: Sequence[str]) -> tuple[str, ...]:

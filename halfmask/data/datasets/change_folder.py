@@ -15,6 +15,7 @@ import numpy as np
 
 from halfmask.data.folder.description import Description, read_description
 from halfmask.data.folder.files import FileDataset
+from halfmask.data.folder.ids import IdTable
 from halfmask.data.folder.masks import LabelMap, read_stored
 from halfmask.data.folder.pairs import PairFiles, find_pairs
 from halfmask.errors import DataError
@@ -79,6 +80,12 @@ class ChangeFolder(PairFiles, FileDataset):
             palette=self._said.display_palette() or (PALETTE if len(names) == 2 else None),
             same_light=self._one_camera() if said.same_light is None else said.same_light,
         )
+
+    def id_table(self) -> IdTable:
+        """Return the ids of halfmask.yaml."""
+        labels = self._labels
+        named = () if labels.binary else tuple(sorted(self._said.classes or {}))
+        return IdTable.of_labels(labels, self.task.n_classes, named)
 
     def labels_of(self, mask: Path) -> LabelMap:
         """Return a key that is the same for every label of a folder."""

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 
 from halfmask.data.annotations.coco import CocoFile
 from halfmask.data.folder.files import FileDataset, class_table, list_images, require_folder
+from halfmask.data.folder.ids import IdTable
 from halfmask.data.folder.masks import LabelMap, fit_to_image
 from halfmask.task import Task
 
@@ -38,6 +39,8 @@ clock c4ac00; vase 5f3650; scissors 804cff; teddy bear c93901; hair drier f6007a
     """
 )
 
+# The release numbers its 80 things from 1 to 90.
+_CATEGORIES = (0, *(id for id in range(1, 91) if id not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
 _FOLDERS = {"train": "train2017", "val": "val2017", "test": "test2017", "unlabeled": "unlabeled2017"}
 
 
@@ -70,6 +73,11 @@ class COCO(FileDataset):
             return next((path for path in (flat, nested) if path.is_file()), None)
         file = self._files.get(Path(id).parent.name)
         return file.path if file is not None and Path(id).name in file else None
+
+    def id_table(self) -> IdTable:
+        """Return 0 to 80 beside PNG masks; beside instance files the category ids of the release."""
+        plain = IdTable.plain(81)
+        return IdTable(plain.ids if self._png else _CATEGORIES, categories=_CATEGORIES)
 
     def labels_of(self, mask: Path) -> LabelMap:
         """Return the identity: stored ids are training ids."""

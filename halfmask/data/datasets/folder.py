@@ -7,6 +7,7 @@ it.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from halfmask.data.datasets.cityscapes import Cityscapes
 from halfmask.data.datasets.pascal import Pascal
 from halfmask.data.folder.description import Description, read_description
 from halfmask.data.folder.files import FileDataset
+from halfmask.data.folder.ids import IdTable
 from halfmask.data.folder.images import decode, without_data
 from halfmask.data.folder.layouts import Layout, detect
 from halfmask.data.folder.masks import (
@@ -144,6 +146,17 @@ class Folder(FileDataset):
             return self._exports.file_of(id)
         mask = self.layout.masks.get(id)
         return self.root / mask if mask is not None else None
+
+    def id_table(self) -> IdTable:
+        """Return the ids of halfmask.yaml; of a public dataset its own; of COCO json the category ids."""
+        if self._known is not None:
+            return self._known.id_table()
+        named = tuple(sorted(self._named.classes or {}))
+        table = IdTable.of_labels(self._labels, len(named), () if self._said.binary else named)
+        categories = self._exports.categories if self._exports is not None else None
+        if categories is None:
+            return table
+        return replace(table, categories=categories, ids=table.ids if self._said.classes is not None else categories)
 
     def labels_of(self, mask: Path) -> LabelMap:
         """Return a key that is the same for every mask of a folder."""

@@ -8,11 +8,13 @@ Read the small text files beside a dataset: lists, class names, descriptions.
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from halfmask.data.contract import Dataset
+from halfmask.data.folder.ids import IdTable, contradiction, told_ids
 from halfmask.data.folder.images import is_image, read_image
 from halfmask.data.folder.masks import LabelMap, read_mask
 from halfmask.errors import DataError
@@ -37,6 +39,14 @@ class FileDataset(Dataset):
     def labels_of(self, mask: Path) -> LabelMap:
         """Meaning of the values stored in a mask."""
 
+    def id_table(self) -> IdTable:
+        """Return the ids that masks of this dataset hold, for masks that are to be put among them."""
+        ids = (id for part in ("train", "val", "test") for id in self.ids(part) if id not in self.sealed)
+        first = next((path for id in ids if (path := self.mask_path(id)) is not None), None)
+        if first is None or self.task.kind == "classification":
+            return IdTable.plain(self.task.n_classes)
+        return IdTable.of_labels(self.labels_of(first), self.task.n_classes)
+
     def mask_path(self, id: str) -> Path | None:
         """Where the mask of an id lies: as a list says, if that file exists, else by the dataset's own rule."""
         override = self.mask_overrides.get(id)
@@ -59,9 +69,21 @@ class FileDataset(Dataset):
         return np.stack(images)
 
     def read_target(self, id: str) -> UInt8[np.ndarray, "H W"]:
-        """Decode a mask as training ids of the image's size."""
+        """Decode a mask as training ids of the image's size.
+
+        Raises:
+            DataError: it is missing or broken, holds values that are no class, or was written for other ids.
+        """
         path = self.existing_mask(id)
-        return read_mask(path, self.labels_of(path), self.root / id)
+        labels = self.labels_of(path)
+        told = told_ids(path)
+        if told is not None and (differ := contradiction(told, labels, self.task.classes)):
+            raise DataError(
+                f"{path}: halfmask wrote this mask in other ids than these masks have: {differ}. Predict or convert it "
+                "again with a model or masks of the ids that halfmask.yaml names here.",
+                "H220",
+            )
+        return read_mask(path, labels, self.root / id)
 
     def existing_mask(self, id: str) -> Path:
         """Return the mask of an id.
@@ -75,6 +97,11 @@ class FileDataset(Dataset):
                 f"{id} has no mask below {self.root}. Add one, or take the image off the labeled list.", "H201"
             )
         return path
+
+
+def ids_of(dataset: Dataset) -> dict[str, Any] | None:
+    """Return the ids that masks of a dataset hold as plain data, for the bundles trained on it."""
+    return dataset.id_table().to_meta() if isinstance(dataset, FileDataset) else None
 
 
 def date_sizes_differ(files: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> DataError:

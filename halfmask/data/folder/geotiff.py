@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 from PIL import Image
 
+from halfmask.data.folder.ids import KEY, IdTable
 from halfmask.data.folder.images import open_geotiff
 from halfmask.errors import DataError
 from halfmask.palette import Color
@@ -119,36 +120,38 @@ def empty_pixels(path: Path) -> Bool[np.ndarray, "H W"] | None:
 
 
 def write_mask(
-    path: Path, mask: Integer[np.ndarray, "H W"], like: Path, colors: tuple[Color, ...], ignore_index: int
+    path: Path, mask: Integer[np.ndarray, "H W"], like: Path, colors: tuple[Color, ...], table: IdTable, told: str
 ) -> None:
     """Write class ids as a GeoTIFF with the place of an image: reference system, transform or control points.
 
     Args:
         path: of the mask.
-        mask: class ids; may lie on the disk, it is read block by block.
+        mask: training ids; may lie on the disk, it is read block by block.
         like: the image.
         colors: of the classes; written where a color table has room for them.
-        ignore_index: value of pixels without a class, declared as nodata.
+        table: ids to write; that of pixels without a class is declared as nodata.
+        told: what the ids mean, kept as the description of the file.
     """
     import rasterio
     from rasterio.enums import ColorInterp
 
-    small = len(colors) < _BYTE
+    small = not table.wide
     with open_geotiff(like) as source:  # it stays open: with it the bound on GDAL's cache ends
         points, points_crs = source.gcps
         place = {"gcps": points, "crs": points_crs} if points else {"transform": source.transform, "crs": source.crs}
         profile = {
             "driver": "GTiff", "count": 1, "height": mask.shape[0], "width": mask.shape[1], "compress": "deflate",
-            "dtype": "uint8" if small else "uint16", "nodata": ignore_index, "tiled": True, "blockxsize": _BLOCK,
+            "dtype": "uint8" if small else "uint16", "nodata": table.ignore, "tiled": True, "blockxsize": _BLOCK,
             "blockysize": _BLOCK, "bigtiff": "if_safer", **place,
         }  # fmt: skip
         with rasterio.open(path, "w", **profile) as out:
+            out.update_tags(TIFFTAG_IMAGEDESCRIPTION=f"{KEY}{told}")
             if small:
-                table = {id: (*color, 255) for id, color in enumerate(colors)} | {ignore_index: (0, 0, 0, 0)}
+                shown = {id: (*color, 255) for id, color in zip(table.ids, colors, strict=True)}
                 out.colorinterp = [ColorInterp.palette]
-                out.write_colormap(1, table)
+                out.write_colormap(1, shown | {table.ignore: (0, 0, 0, 0)})
             for top in range(0, mask.shape[0], _BLOCK):
-                rows = np.asarray(mask[top : top + _BLOCK]).astype(profile["dtype"])
+                rows = table.store(np.asarray(mask[top : top + _BLOCK]))
                 out.write(rows, 1, window=((top, top + len(rows)), (0, mask.shape[1])))
 
 

@@ -1,0 +1,160 @@
+"""Which number stands for which class in a mask file: the same when masks are written as when they are read.
+
+Training ids run from 0 to K-1. A mask holds the ids of its table: those of halfmask.yaml (which may have gaps, or start
+at 1), label ids of Cityscapes, 1..150 of ADE20K. What halfmask writes for a dataset has the ids of its masks, so that
+it can be put among them; each PNG and GeoTIFF says inside what its ids mean (`tell`), so that masks of another table
+are found (`contradiction`), and a halfmask.yaml beside says it to people and to other programs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image, PngImagePlugin
+
+from halfmask.data.folder.masks import IGNORE, LabelMap
+from halfmask.task import Task
+
+KEY = "halfmask"  # of the text inside a PNG; a TIFF has it as its description, after this word
+_UNKNOWN = -1
+_HEAD = 1 << 17  # the text stands before the pixels of a PNG: of 255 classes it has some kilobytes
+_DESCRIPTION = 270  # tag of a TIFF
+
+
+@dataclass(frozen=True, slots=True)
+class IdTable:
+    """Stored ids of the classes.
+
+    Args:
+        ids: stored id by training id.
+        ignore: stored value of unknown pixels.
+        binary: the ids are 0 and 255, as `binary: true` reads them.
+        categories: category id by training id, where the masks are COCO json; 0 stands for a background without one.
+    """
+
+    ids: tuple[int, ...]
+    ignore: int = IGNORE
+    binary: bool = False
+    categories: tuple[int, ...] | None = None
+
+    @classmethod
+    def plain(cls, classes: int) -> "IdTable":
+        """Return the table in which stored ids are training ids.
+
+        >>> IdTable.plain(3).ids
+        (0, 1, 2)
+        """
+        return cls(tuple(range(classes)), IGNORE if classes <= IGNORE else (1 << 16) - 1)
+
+    @classmethod
+    def of_meta(cls, meta: Mapping[str, Any], task: Task) -> "IdTable":
+        """Return the table that a bundle carries; those of before carry none and mean training ids."""
+        said = meta.get("ids")
+        if not isinstance(said, Mapping) or len(said.get("ids", ())) != task.n_classes:
+            return cls.plain(task.n_classes)
+        categories = said.get("categories")
+        return cls(
+            tuple(map(int, said["ids"])),
+            int(said.get("ignore", IGNORE)),
+            bool(said.get("binary")),
+            None if categories is None else tuple(map(int, categories)),
+        )
+
+    @classmethod
+    def of_labels(cls, labels: LabelMap, classes: int, preferred: Sequence[int] = ()) -> "IdTable":
+        """Return the values that a label map reads as each class: the preferred one, else the smallest.
+
+        >>> IdTable.of_labels(LabelMap(2, values={1: 0, 2: 1, 0: 255}), 2).ids
+        (1, 2)
+        """
+        stored = sorted({value for value in labels.values if value >= 0} | set(range(classes)) | {0, 1, IGNORE})
+        meaning = {value: labels.training_id(value) for value in stored}
+        ids = []
+        for id in range(classes):
+            wished = [*((0, IGNORE)[id : id + 1] if labels.binary else ()), *preferred[id : id + 1]]
+            ids.append(next((value for value in (*wished, *stored) if meaning.get(value) == id), id))
+        void = [labels.stored_ignore, IGNORE, *(value for value in stored if meaning[value] == IGNORE)]
+        # Without a value for "unknown", one that no class has: where it is mixed with the masks, it is refused.
+        spare = [value for value in range(IGNORE, -1, -1) if labels.training_id(value) == _UNKNOWN]
+        ignore = next((value for value in void if labels.training_id(value) == IGNORE), next(iter(spare), IGNORE))
+        return cls(tuple(ids), ignore, labels.binary)
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return it as plain data, for a bundle."""
+        return asdict(self)
+
+    @property
+    def wide(self) -> bool:
+        """Whether ids need 16 bits."""
+        return max(*self.ids, self.ignore) > IGNORE
+
+    def store(self, mask: Integer[np.ndarray, "H W"]) -> Integer[np.ndarray, "H W"]:
+        """Replace training ids by stored ones; everything that is no class is unknown."""
+        table = np.array([*self.ids, self.ignore], dtype=np.uint16 if self.wide else np.uint8)
+        known = (mask >= 0) & (mask < len(self.ids))
+        return np.asarray(table[np.where(known, mask, len(self.ids))])
+
+    def restore(self, stored: Integer[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+        """Replace stored ids by training ids (255: unknown); the inverse of `store`, of up to 255 classes."""
+        table = np.full(1 << 16, IGNORE, dtype=np.uint8)
+        table[list(self.ids)] = np.arange(len(self.ids))
+        return np.asarray(table[stored])
+
+
+def tell(table: IdTable, task: Task) -> str:
+    """Write what the ids of a mask mean, for the inside of its file."""
+    return json.dumps({"ids": dict(zip(table.ids, task.classes, strict=True)), "ignore": table.ignore})
+
+
+def told_in_png(table: IdTable, task: Task) -> PngImagePlugin.PngInfo:
+    """Return what the ids of a mask mean as the text of a PNG."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text(KEY, tell(table, task))
+    return info
+
+
+def told_ids(path: Path) -> dict[int, str | None] | None:
+    """Read from a mask that halfmask wrote what its ids mean (`None`: unknown pixels); `None` of any other file."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".png":
+            with path.open("rb") as file:
+                if KEY.encode() not in (head := file.read(_HEAD)) or not head.startswith(b"\x89PNG"):
+                    return None
+            with Image.open(path) as image:
+                text = image.info.get(KEY)
+        elif suffix in {".tif", ".tiff"}:
+            with Image.open(path) as image:
+                text = getattr(image, "tag_v2", {}).get(_DESCRIPTION)
+            text = text.removeprefix(KEY) if isinstance(text, str) and text.startswith(KEY) else None
+        else:
+            return None
+        said = json.loads(text) if isinstance(text, str) else None
+        return None if said is None else {**{int(k): str(v) for k, v in said["ids"].items()}, int(said["ignore"]): None}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def contradiction(told: Mapping[int, str | None], labels: LabelMap, classes: Sequence[str]) -> str:
+    """Say which id of a mask that halfmask wrote means another class here; empty if none does.
+
+    A class that is not known here may have been renamed since: that is no contradiction.
+
+    Args:
+        told: what the ids mean, as `told_ids` reads it.
+        labels: what stored ids mean here.
+        classes: names by training id.
+
+    >>> contradiction({0: "leaf", 1: "stem"}, LabelMap(3), ("ground", "leaf", "stem"))
+    '0 is leaf there and ground here, 1 is stem there and leaf here'
+    """
+    differ = []
+    for value, name in told.items():
+        id = labels.training_id(value)
+        if name in classes and id != _UNKNOWN and (id == IGNORE or (id < len(classes) and classes[id] != name)):
+            differ.append(f"{value} is {name} there and {'ignored' if id == IGNORE else classes[id]} here")
+    return ", ".join(differ)
