@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from halfmask.data.annotations import fill, geojson, labelme, polygons
-from halfmask.data.annotations.coco import CocoFile, CocoWriter, decode_runs, pack_counts, run_lengths, unpack_counts
+from halfmask.data.annotations.coco import CocoFile, decode_runs, unpack_counts
+from halfmask.data.annotations.coco_writer import CocoWriter, pack_counts, run_lengths
 from halfmask.data.annotations.label_studio import image_name
 from halfmask.data.check import take_fingerprint
 from halfmask.data.convert.convert import FORMATS, convert, write_outlines

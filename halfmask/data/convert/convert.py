@@ -27,7 +27,7 @@ from jaxtyping import Integer
 from PIL import Image
 
 from halfmask.data.annotations import geojson, labelme
-from halfmask.data.annotations.coco import CocoWriter, Geometry
+from halfmask.data.annotations.coco_writer import CocoWriter, Geometry
 from halfmask.data.annotations.label_studio import LabelStudioWriter
 from halfmask.data.convert.mask_source import open_masks, without_suffix
 from halfmask.data.folder.geotiff import Ground, is_georeferenced
