@@ -30,8 +30,8 @@ def evaluate(
     scored on each; name RUN/DOMAIN for one.
     """
     flags.check_overrides(overrides or ())
-    from halfmask.infer.bundle import domain_names
     from halfmask.infer.devices import is_first_rank
+    from halfmask.infer.domains import domain_names
     from halfmask.infer.evaluate import evaluate as score
     from halfmask.infer.runs import published
 
@@ -56,9 +56,8 @@ def evaluate(
 def _evaluate_domains(
     run: Path, data: str | None, part: str, overrides: Sequence[str], reading: flags.Reading, output: flags.Output
 ) -> None:
-    from halfmask.infer.bundle import domain_names
     from halfmask.infer.devices import is_first_rank
-    from halfmask.infer.evaluate import combined, evaluate_domains
+    from halfmask.infer.domains import combined, domain_names, evaluate_domains
     from halfmask.infer.runs import published
 
     if data is not None:

@@ -34,7 +34,6 @@ FORMAT = "halfmask-bundle"
 FORMAT_VERSION = 1
 
 STAGES = "stages.json"  # in the folder of a staged run: the names of its stages, in order
-DOMAINS = "domains.json"  # in the folder of a run over several domains: their names; each has a folder with a bundle
 _WEIGHTS, _META = "model.safetensors", "model.json"
 _NEEDED = ("task", "model", "sha256")
 
@@ -171,31 +170,17 @@ def bundle_folder(path: str | Path) -> Path:
         )
     if (last := _last_stage(path)) is not None:
         return last
-    if domains := domain_names(path):
+    if bundles := sorted(entry.parent.name for entry in path.glob(f"*/{_META}")):
         raise CheckpointError(
-            f"{path} was trained on several domains, and each has a model of its own: {', '.join(domains)}. Name the "
-            f"one whose classes are wanted, for example {path / domains[0]}",
+            f"{path} holds several models (of several domains, or several runs): {', '.join(bundles)}. Name the one "
+            f"whose classes are wanted, for example {path / bundles[0]}",
             "H407",
-        )
-    stages = sorted(entry.parent.name for entry in path.glob(f"*/{_META}"))
-    if stages:
-        raise CheckpointError(
-            f"{path} holds several bundles: {', '.join(stages)}. Name one: {path / stages[-1]}", "H407"
         )
     raise CheckpointError(
         f"{path} holds no {_META}. A run writes it with its first validation (or at its end); "
         "continue the run with halfmask train --resume, or give another folder.",
         "H407",
     )
-
-
-def domain_names(path: str | Path) -> tuple[str, ...]:
-    """Return the domains of a run, in their order; none where the folder is of anything else."""
-    try:
-        names = json.loads((Path(path) / DOMAINS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ()
-    return tuple(str(name) for name in names)
 
 
 def _last_stage(path: Path) -> Path | None:

@@ -2,11 +2,8 @@
 
 Published multi-GPU code repeats images to make the list divisible by the number of processes; here each process
 takes every world-size-th image and none twice, so the scores do not depend on the number of processes.
-
-Evaluate a run over several domains: each model on its own images, and the mean of the main scores.
 """
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +20,8 @@ from torch import Tensor
 from halfmask import __version__
 from halfmask.atomic import write_json
 from halfmask.data.contract import Dataset
-from halfmask.errors import CheckpointError, DataError, RecipeError, ShapeError
-from halfmask.infer.bundle import Bundle, domain_names, load_bundle
+from halfmask.errors import DataError, ShapeError
+from halfmask.infer.bundle import Bundle, load_bundle
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import center, class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix, Scores
@@ -280,74 +277,3 @@ def _equal_size(
 
 def _unzip(group: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], list[Tensor], list[Tensor]]:
     return [number for number, _, _ in group], [image for _, image, _ in group], [target for _, _, target in group]
-
-
-def evaluate_domains(
-    run: str | Path,
-    *,
-    part: str = "val",
-    overrides: Sequence[str] = (),
-    device: str = "auto",
-    workers: int = 2,
-    limit: int | None = None,
-    write: bool = True,
-    quiet: bool = False,
-) -> dict[str, Scores]:
-    """Evaluate every domain of a run, and write `metrics.json` beside each bundle and one for all; see `evaluate`.
-
-    Args:
-        run: folder of the run.
-        part: `val`, `test`, `train` or `all`, of every domain.
-        overrides: dotted `eval.*` keys.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        workers: threads that read images ahead.
-        limit: evaluate only the first so many images of each domain.
-        write: write the files.
-        quiet: show no progress.
-
-    Raises:
-        CheckpointError: the run has no domains, or no bundles yet.
-        DataError: a domain has no image with a mask in the part.
-        RecipeError: an override that is of one domain only.
-    """
-    names = domain_names(run)
-    if not names:
-        raise CheckpointError(f"{run} is no run over several domains: evaluate(run) scores it.")
-    if own := [text for text in overrides if text.startswith("data.")]:
-        raise RecipeError(
-            f"{', '.join(own)}: data differs by domain. Name one: halfmask evaluate {Path(run) / names[0]}"
-        )
-    scores: dict[str, Scores] = {}
-    with joined_ranks(device) as ranks:
-        for name in names:
-            try:
-                scores[name] = evaluate(
-                    Path(run) / name,
-                    part=part,
-                    overrides=overrides,
-                    device=device,
-                    workers=workers,
-                    limit=limit,
-                    write=write,
-                    quiet=quiet,
-                )
-            except DataError as error:
-                raise DataError(f"domain {name}: {error}", error.code) from error
-    if write and ranks.first:
-        content = {"metrics": combined(scores, Path(part).stem), "part": part, "halfmask": __version__}
-        write_json(Path(run) / "metrics.json", content)
-    return scores
-
-
-def combined(scores: dict[str, Scores], part: str) -> dict[str, float]:
-    """Return the scores of all domains by `<part>/<domain>/<score>`, and the mean main score as `<part>/<score>`.
-
-    Args:
-        scores: by domain.
-        part: name in front.
-    """
-    metric = next(iter(scores.values())).main[0]
-    values = {f"{part}/{metric}": statistics.mean(found.main[1] for found in scores.values())}
-    for name, found in scores.items():
-        values |= {f"{part}/{name}/{key}": value for key, value in found.to_dict().items()}
-    return values

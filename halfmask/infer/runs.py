@@ -19,7 +19,7 @@ from halfmask.data.contract import Dataset
 from halfmask.data.folder.lists import Finder
 from halfmask.data.splits.split import open_dataset, part_ids, resolve_split
 from halfmask.errors import CheckpointError, DataError, OutOfMemoryError, RecipeError, bullet_list, nearest
-from halfmask.infer.bundle import Bundle, bundle_folder, domain_names, read_meta
+from halfmask.infer.bundle import Bundle, bundle_folder, read_meta
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load
 
 _RESTORE = "Restore the file, or remove it to use the bundle alone."
@@ -94,8 +94,10 @@ def published(run: str | Path) -> Published | None:
     Raises:
         CheckpointError: no bundle there, or a damaged recipe.
     """
-    several = bool(domain_names(run))
-    recipe = load(_stored_sections(Path(run) if several else bundle_folder(run), ("data", "eval", "expected")))
+    asked, several = ("data", "eval", "expected"), False
+    if (Path(run) / "recipe.yaml").is_file():
+        several = bool((_stored_sections(Path(run), asked).get("data") or {}).get("domains"))
+    recipe = load(_stored_sections(Path(run) if several else bundle_folder(run), asked))
     expected = recipe.expected.of_domain("mean") if several and recipe.expected else recipe.expected
     number = expected.number(recipe.data.split) if expected else None
     if expected is None or number is None:

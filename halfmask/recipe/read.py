@@ -54,6 +54,15 @@ __all__ = [
 ]
 
 
+_KINDS: dict[str, Kind] = {
+    "method": "methods",
+    "encoder": "encoders",
+    "decoder": "decoders",
+    "bottleneck": "bottlenecks",
+    "dataset": "datasets",
+}
+
+
 class Recipe(Section):
     """Everything that defines a run."""
 
@@ -114,22 +123,33 @@ def load(
 
 
 def entry_kinds(raw: Any = None) -> dict[str, Kind]:
-    """Return the dotted keys that name a class, with the kind of class; with a recipe, also those of its domains."""
-    domains = _get(raw, "data.domains")
-    return {
-        **{f"data.domains.{name}.dataset": "datasets" for name in (domains if isinstance(domains, dict) else ())},
-        **{
-            f"data.domains.{name}.unlabeled.dataset": "datasets"
-            for name in (domains if isinstance(domains, dict) else ())
-            if isinstance(_get(domains, f"{name}.unlabeled"), dict)
-        },
-        "method": "methods",
-        "model.encoder": "encoders",
-        "model.decoder": "decoders",
-        "model.bottleneck": "bottlenecks",
-        "data.dataset": "datasets",
-        "data.unlabeled.dataset": "datasets",
-    }
+    """Return the dotted keys that name a class, with the kind of class; with a recipe, also those of its own names."""
+    return {dotted: kind for dotted, (kind, _) in _entries(Recipe, raw, "").items()}
+
+
+def _entries(section: type[Section], raw: Any, prefix: str) -> dict[str, tuple[Kind, Entry | None]]:
+    """Find the entries of a section and of the sections in it: dotted key -> kind of class, default."""
+    given = raw if isinstance(raw, dict) else {}
+    found: dict[str, tuple[Kind, Entry | None]] = {}
+    for name, field in section.model_fields.items():
+        value, dotted = given.get(name), f"{prefix}{name}"
+        for kind, by_name in _kinds_of(field.annotation):
+            if kind is Entry:
+                found[dotted] = (_KINDS[name], field.default)
+            elif by_name and isinstance(value, dict):
+                for key, item in value.items():
+                    found |= _entries(kind, item, f"{dotted}.{key}.")
+            elif not by_name and (isinstance(value, dict) or isinstance(field.default, Section)):
+                found |= _entries(kind, value, f"{dotted}.")
+    return found
+
+
+def _kinds_of(annotation: Any, by_name: bool = False) -> list[tuple[Any, bool]]:
+    """Return the sections and entries that a field may hold, and whether it holds them by names of the user."""
+    if isinstance(annotation, type) and issubclass(annotation, Section | Entry):
+        return [(annotation, by_name)]
+    by_name = by_name or typing.get_origin(annotation) is dict
+    return [pair for part in typing.get_args(annotation) for pair in _kinds_of(part, by_name)]
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -207,22 +227,24 @@ def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> N
 
 def _name_entries(raw: dict[str, Any]) -> None:
     """Return the default name to entries of which only params are set."""
-    for dotted in entry_kinds(raw):
-        entry, default = _get(raw, dotted), _default_entry(dotted)
+    for dotted, (_, default) in _entries(Recipe, raw, "").items():
+        entry = _get(raw, dotted)
         if isinstance(entry, dict) and "name" not in entry and default is not None:
-            entry["name"] = default["name"]
+            entry["name"] = default.name
 
 
 def _check_entries(raw: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
     """Check each `{name, **params}` against its class; give the params with defaults filled in."""
     filled: dict[str, dict[str, Any]] = {}
-    for dotted, kind in entry_kinds(raw).items():
+    for dotted, (kind, default) in _entries(Recipe, raw, "").items():
         value = _get(raw, dotted)
-        if value is None and (dotted == "model.bottleneck" or dotted.endswith("unlabeled.dataset")):
+        if value is None and dotted.endswith("unlabeled.dataset"):
             continue
         if _get(raw, "model.name") == "smp" and dotted in {"model.encoder", "model.decoder"}:
             continue  # names of the smp library
-        entry = _default_entry(dotted) if value is None else named(value)
+        if value is None and default is not None:
+            value = default.model_dump()
+        entry = named(value)
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             continue  # reported by the section's schema
         try:
@@ -240,15 +262,6 @@ def _check_entries(raw: dict[str, Any], problems: list[str]) -> dict[str, dict[s
             continue
         filled[dotted] = {"name": entry["name"], **checked.model_dump(mode="json")}
     return filled
-
-
-def _default_entry(dotted: str) -> dict[str, Any] | None:
-    if dotted == "data.unlabeled.dataset" or dotted.startswith("data.domains."):
-        return {"name": "folder"}
-    value: Any = Recipe()
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value.model_dump() if isinstance(value, Entry) else None
 
 
 def _replace_entry(recipe: Recipe, dotted: str, params: dict[str, Any]) -> Recipe:

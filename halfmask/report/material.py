@@ -16,7 +16,8 @@ from jaxtyping import Int, Integer, UInt8
 from halfmask.data.check import judge, take_fingerprint
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
 from halfmask.infer.bootstrap import Scored, difference, image_scores, scored
-from halfmask.infer.bundle import domain_names, load_bundle
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.domains import domain_names
 from halfmask.infer.inference import class_map
 from halfmask.infer.runs import Published, open_run, published
 from halfmask.report.channels import Figures, allspark_figures, is_allspark

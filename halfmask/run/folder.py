@@ -25,7 +25,8 @@ from typing import Any
 from halfmask.atomic import atomic_path, flush, require_writable, write_json, write_text
 from halfmask.data.splits.split import Split
 from halfmask.errors import CheckpointError, DataError
-from halfmask.infer.bundle import DOMAINS, STAGES, domain_names
+from halfmask.infer.bundle import STAGES
+from halfmask.infer.domains import DOMAINS, domain_names
 from halfmask.recipe.read import Recipe, load
 
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last one, for the case that a crash damages that

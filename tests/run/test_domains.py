@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from halfmask.cli.app import app
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
 from halfmask.infer.bundle import load_bundle
-from halfmask.infer.evaluate import evaluate, evaluate_domains
+from halfmask.infer.domains import evaluate_domains
+from halfmask.infer.evaluate import evaluate
 from halfmask.infer.predict import predict
 from halfmask.infer.runs import published
 from halfmask.methods.multi_domain import MultiDomain
