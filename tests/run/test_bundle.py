@@ -81,7 +81,7 @@ def test_missing_things_are_named(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="first validation"):
         load_bundle(tmp_path / "empty")
-    with pytest.raises(CheckpointError, match=r"Name one: .*run"):
+    with pytest.raises(CheckpointError, match=r"several models.*for example .*run"):
         load_bundle(tmp_path)
     (saved / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="copy both"):
