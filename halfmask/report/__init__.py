@@ -3,7 +3,12 @@
     halfmask.report("runs/first")                      writes runs/first/report.html
     halfmask.report("runs/a", "runs/b", out="cmp")     compares; writes cmp/report.html, table.md, table.tex, table.json
 
-Arguments and errors of the call are those of `halfmask.report.make.report`.
+Arguments and errors of the call are those of `halfmask.report.make.report`. Its three steps, in reading order:
+
+    read      `records` (small files of a run), `evidence` (images, counts, the last checkpoint)
+    compute   `material` (what takes time), `pseudo`, `of_method/` (chapters of single methods), `charts`, `pictures`,
+              `chapters` (values of each chapter); `comparison` and `comparison_page` for several runs
+    draw      `draw` with `templates/` and `style.css`
 """
 
 from halfmask.verbs import make_callable

@@ -1,7 +1,7 @@
-"""Line charts as SVG text: no script, no font, readable in a light and in a dark page, legible on a phone.
+"""Compute where the lines, dots and texts of a chart stand; `templates/pieces.html` draws them as SVG.
 
 A series is told apart by its color and by its dashes; colors are of the set that Okabe and Ito chose for color-blind
-readers ("Color Universal Design", 2008). The page's style gives `.c0`, `.c1`, ... their values for light and dark.
+readers ("Color Universal Design", 2008). `style.css` gives `.c0`, `.c1`, ... their values for light and dark.
 """
 
 import math
@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from halfmask.report.markup import esc
-
-Points = Sequence[tuple[int | float, int | float]]
+Number = int | float
+Points = Sequence[tuple[Number, Number]]
 
 _WIDTH, _HEIGHT = 380, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 12, 26
-_MOST_POINTS = 160
+_MOST_POINTS, _MOST_DOTS = 160, 24
 _INSET, _GROUP, _MOST_LETTERS = 22, 40, 54
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
@@ -36,72 +35,6 @@ class Series(NamedTuple):
     dash: int = 0
 
 
-def line_chart(
-    series: Sequence[Series],
-    *,
-    title: str,
-    percent: bool = True,
-    x_name: str = "step",
-    mark: tuple[int | float, str] | None = None,
-    x_percent: bool = False,
-    floor: float | None = 0.0,
-) -> str:
-    """Draw a figure with caption, legend and lines; series without points are left out.
-
-    Args:
-        series: lines; more than four colors are not told apart well.
-        title: caption.
-        percent: values are fractions, to be shown as percent.
-        x_name: below the axis.
-        mark: a vertical line at x with a label.
-        x_percent: x values are fractions.
-        floor: lowest y, or `None` for the data's.
-    """
-    shown = [line._replace(points=_thinned(line.points)) for line in series if line.points]
-    if not shown:
-        return ""
-    xs = [x for line in shown for x, _ in line.points] + ([mark[0]] if mark else [])
-    ys = [y for line in shown for _, y in line.points]
-    x_low, x_high = min(xs), max(xs)
-    y_ticks = ticks(min(ys) if floor is None else min(floor, *ys), max(ys))
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-    x_ticks = [value for value in ticks(x_low, x_high, 4) if x_low <= value <= x_high]
-    x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
-
-    def place(x: int | float, y: int | float) -> tuple[float, float]:
-        return (
-            _LEFT + (_WIDTH - _LEFT - _RIGHT) * (x - x_low) / x_span,
-            _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (y - y_low) / y_span,
-        )
-
-    parts = []
-    for value in y_ticks:
-        _, y = place(x_low, value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_label(value, percent)}</text>')
-    for value in x_ticks:
-        x, _ = place(value, y_low)
-        text = _label(value, x_percent)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{text}</text>')
-    parts.append(f'<text class="axis" x="{_LEFT - 6}" y="{_HEIGHT - 8}" text-anchor="end">{esc(x_name)}</text>')
-    if mark is not None:
-        x, _ = place(mark[0], y_low)
-        side = "end" if x > _WIDTH / 2 else "start"
-        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-        shift = -5 if side == "end" else 5
-        parts.append(
-            f'<text x="{x + shift:.1f}" y="{_HEIGHT - _BOTTOM - 6}" text-anchor="{side}">{esc(mark[1])}</text>'
-        )
-    for line in shown:
-        parts.append(_line(line, [place(x, y) for x, y in line.points]))
-    described = "; ".join(f"{line.name}: {_path(line, percent)}" for line in shown)
-    return (
-        f'<figure class="chart"><figcaption>{esc(title)}</figcaption>{_legend(shown)}'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{esc(title)}. {esc(described)}">'
-        f"{''.join(parts)}</svg></figure>"
-    )
-
-
 class Group(NamedTuple):
     """Scores of one setting.
 
@@ -116,67 +49,153 @@ class Group(NamedTuple):
     color: int = 0
 
 
-def spread_chart(groups: Sequence[Group], *, title: str) -> str:
-    """Draw one line per group: runs as dots, their mean as a bar, its standard deviation as a line to both sides.
+class Rule(NamedTuple):
+    """A straight line with a class of the style sheet."""
+
+    css: str
+    x: tuple[Number, Number]
+    y: tuple[Number, Number]
+    width: int | None = None
+
+
+class Text(NamedTuple):
+    """A word on the chart; `anchor` is start, middle or end."""
+
+    x: Number
+    y: Number
+    anchor: str
+    text: str
+
+
+class Line(NamedTuple):
+    """A line through points, with its name for the legend."""
+
+    name: str
+    color: int
+    dash: str
+    points: list[tuple[float, float]]
+
+
+class Chart(NamedTuple):
+    """A chart ready to be drawn.
 
     Args:
-        groups: from top to bottom; those without values are left out.
+        title: caption; small charts within a table have none.
+        label: the content in words, for readers who cannot see it.
+        size: width and height.
+        rules: drawn first.
+        texts: drawn over the rules.
+        lines: drawn over the texts.
+        dots: x, y and color.
+        legend: whether the lines are named.
+    """
+
+    title: str
+    label: str
+    size: tuple[int, int]
+    rules: list[Rule]
+    texts: list[Text]
+    lines: list[Line]
+    dots: list[tuple[float, float, int]]
+    legend: bool = False
+
+
+def line_chart(
+    series: Sequence[Series],
+    title: str,
+    *,
+    percent: bool = True,
+    x_name: str = "step",
+    x_percent: bool = False,
+    mark: tuple[Number, str] | None = None,
+) -> Chart | None:
+    """Place lines on two axes; series without points are left out, and without any there is no chart.
+
+    Args:
+        series: lines; more than four colors are not told apart well.
         title: caption.
+        percent: y values are fractions, shown in percent.
+        x_name: below the axis.
+        x_percent: x values are fractions.
+        mark: a vertical line at x with a text.
+    """
+    shown = [line._replace(points=_thinned(line.points)) for line in series if line.points]
+    if not shown:
+        return None
+    xs = [x for line in shown for x, _ in line.points] + ([mark[0]] if mark else [])
+    ys = [y for line in shown for _, y in line.points]
+    y_ticks, low, high = ticks(min(0.0, *ys), max(ys)), min(xs), max(xs)
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+
+    def place(x: Number, y: Number = y_ticks[0]) -> tuple[float, float]:
+        across, up = (x - low) / ((high - low) or 1), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return round(_LEFT + (right - _LEFT) * across, 1), round(bottom - (bottom - _TOP) * up, 1)
+
+    heights = [(place(low, y)[1], y) for y in y_ticks]
+    rules = [Rule("grid", (_LEFT, right), (y, y)) for y, _ in heights]
+    texts = [Text(_LEFT - 6, round(y + 4, 1), "end", _label(value, percent)) for y, value in heights]
+    x_ticks = [x for x in ticks(low, high, 4) if low <= x <= high]
+    texts += [Text(place(x)[0], _HEIGHT - 8, "middle", _label(x, x_percent)) for x in x_ticks]
+    texts.append(Text(_LEFT - 6, _HEIGHT - 8, "end", x_name))
+    if mark is not None:
+        x = place(mark[0])[0]
+        rules.append(Rule("mark", (x, x), (_TOP, bottom)))
+        shift, side = (-5, "end") if x > _WIDTH / 2 else (5, "start")
+        texts.append(Text(round(x + shift, 1), bottom - 6, side, mark[1]))
+    lines = [Line(s.name, s.color, _DASHES[s.dash % 4], [place(*point) for point in s.points]) for s in shown]
+    dots = [(*point, line.color) for line in lines if len(line.points) <= _MOST_DOTS for point in line.points]
+    said = [f"{s.name}: from {_value(s.points[0][1], percent)} to {_value(s.points[-1][1], percent)}" for s in shown]
+    legend = len(shown) > 1 or bool(shown[0].name)
+    return Chart(title, f"{title}. {'; '.join(said)}", (_WIDTH, _HEIGHT), rules, texts, lines, dots, legend)
+
+
+def spread_chart(groups: Sequence[Group], title: str) -> Chart | None:
+    """Place the runs of each setting on one scale: a dot per run, a bar at the mean, a line of one deviation each way.
+
+    Groups without values are left out, and without any there is no chart.
     """
     shown = [group for group in groups if group.values]
     if not shown:
-        return ""
-    spreads = [(mean(group.values), stdev(group.values) if len(group.values) > 1 else 0.0) for group in shown]
+        return None
+    spreads = [(mean(g.values), stdev(g.values) if len(g.values) > 1 else 0.0) for g in shown]
     ends = [value for group in shown for value in group.values]
     ends += [at + side for at, sd in spreads for side in (-sd, sd)]
     scale = ticks(min(ends), max(ends))
     height = _TOP + _GROUP * len(shown) + _BOTTOM
 
     def place(x: float) -> float:
-        return _INSET + (_WIDTH - 2 * _INSET) * (x - scale[0]) / (scale[-1] - scale[0])
+        return round(_INSET + (_WIDTH - 2 * _INSET) * (x - scale[0]) / (scale[-1] - scale[0]), 1)
 
-    parts = []
-    for value in scale:
-        x, text = f"{place(value):.1f}", _label(value, True)
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
-        parts.append(f'<text x="{x}" y="{height - 8}" text-anchor="middle">{text}</text>')
-    said = []
+    rules = [Rule("grid", (place(x), place(x)), (_TOP, height - _BOTTOM)) for x in scale]
+    texts = [Text(place(x), height - 8, "middle", _label(x, True)) for x in scale]
+    dots, said = [], []
     for number, (group, (at, sd)) in enumerate(zip(shown, spreads, strict=True)):
         y, css = _TOP + _GROUP * number + _GROUP - 12, f"c{group.color}"
         name = group.name if len(group.name) <= _MOST_LETTERS else f"{group.name[: _MOST_LETTERS - 1]}…"
-        parts.append(f'<text x="{_INSET}" y="{y - 14}">{esc(name)}</text>')
+        texts.append(Text(_INSET, y - 14, "start", name))
         if len(group.values) > 1:
-            parts.append(f'<line class="{css}" x1="{place(at - sd):.1f}" x2="{place(at + sd):.1f}" y1="{y}" y2="{y}"/>')
-        x = f"{place(at):.1f}"
-        parts.append(f'<line class="{css}" stroke-width="3" x1="{x}" x2="{x}" y1="{y - 7}" y2="{y + 7}"/>')
-        parts += [f'<circle class="{css}" cx="{place(value):.1f}" cy="{y}" r="3"/>' for value in group.values]
+            rules.append(Rule(css, (place(at - sd), place(at + sd)), (y, y)))
+        rules.append(Rule(css, (place(at), place(at)), (y - 7, y + 7), 3))
+        dots += [(place(value), float(y), group.color) for value in group.values]
         said.append(f"{group.name}: {_value(at, True)}" + (f" ± {100 * sd:.1f}" if len(group.values) > 1 else ""))
-    return (
-        f'<figure class="chart"><figcaption>{esc(title)}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{esc(title)}. {esc("; ".join(said))}">'
-        f"{''.join(parts)}</svg></figure>"
-    )
+    return Chart(title, f"{title}. {'; '.join(said)}", (_WIDTH, height), rules, texts, [], dots)
 
 
-def sparkline(points: Points, name: str, color: int = 0) -> str:
-    """Draw a small line of fractions on a fixed scale from 0 to 1."""
+def sparkline(points: Points, name: str, color: int = 0) -> Chart | None:
+    """Place a small line of fractions on a fixed scale from 0 to 1."""
     if not points:
-        return ""
+        return None
     thin = _thinned(points)
-    low, high = thin[0][0], thin[-1][0]
-    span = (high - low) or 1.0
-    path = " ".join(f"{2 + 116 * (x - low) / span:.1f},{25 - 22 * min(max(y, 0), 1):.1f}" for x, y in thin)
-    if len(thin) == 1:
-        path += f" 118,{25 - 22 * min(max(thin[0][1], 0), 1):.1f}"
+    low, span = thin[0][0], (thin[-1][0] - thin[0][0]) or 1.0
+    places = [(round(2 + 116 * (x - low) / span, 1), round(25 - 22 * min(max(y, 0), 1), 1)) for x, y in thin]
+    if len(places) == 1:
+        places.append((118.0, places[0][1]))
     label = f"{name}: from {100 * thin[0][1]:.0f} % to {100 * thin[-1][1]:.0f} %"
-    return (
-        f'<svg class="spark" viewBox="0 0 120 28" role="img" aria-label="{esc(label)}">'
-        f'<line class="grid" x1="0" x2="120" y1="25.5" y2="25.5"/><line class="grid" x1="0" x2="120" y1="3" y2="3"/>'
-        f'<polyline class="c{color}" points="{path}"/></svg>'
-    )
+    rules = [Rule("grid", (0, 120), (y, y)) for y in (25.5, 3)]
+    return Chart("", label, (120, 28), rules, [], [Line("", color, "", places)], [])
 
 
-def ticks(low: int | float, high: int | float, most: int = 5) -> list[float]:
+def ticks(low: Number, high: Number, most: int = 5) -> list[float]:
     """Choose round numbers that enclose a range.
 
     >>> ticks(0.0, 0.83)
@@ -189,48 +208,18 @@ def ticks(low: int | float, high: int | float, most: int = 5) -> list[float]:
     return [float(round(number * step, 12)) for number in range(first, max(last, first + 1) + 1)]
 
 
-def _line(line: Series, placed: Sequence[tuple[float, float]]) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    dash = f' stroke-dasharray="{_DASHES[line.dash % 4]}"' if line.dash % 4 else ""
-    dots = ""
-    if len(placed) <= 24:
-        dots = "".join(f'<circle class="c{line.color}" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in placed)
-    return f'<polyline class="c{line.color}" points="{path}"{dash}/>{dots}'
-
-
-def _legend(shown: Sequence[Series]) -> str:
-    if len(shown) == 1 and not shown[0].name:
-        return ""
-    entries = []
-    for line in shown:
-        dash = f' stroke-dasharray="{_DASHES[line.dash % 4]}"' if line.dash % 4 else ""
-        swatch = (
-            f'<svg class="swatch" viewBox="0 0 26 8" aria-hidden="true"><polyline class="c{line.color}" '
-            f'points="0,4 26,4"{dash}/></svg>'
-        )
-        entries.append(f"<li>{swatch}{esc(line.name)}</li>")
-    return f'<ul class="legend">{"".join(entries)}</ul>'
-
-
-def _path(line: Series, percent: bool) -> str:
-    first, last = line.points[0][1], line.points[-1][1]
-    return f"from {_value(first, percent)} to {_value(last, percent)}"
-
-
-def _value(value: int | float, percent: bool) -> str:
+def _value(value: Number, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
-def _label(value: int | float, percent: bool) -> str:
+def _label(value: Number, percent: bool) -> str:
     if percent:
         return f"{round(100 * value, 2):g} %"
-    if abs(value) >= 1000 and value == int(value):
-        return f"{value / 1000:.4g}k"
-    return f"{value:.3g}"
+    return f"{value / 1000:.4g}k" if abs(value) >= 1000 and value == int(value) else f"{value:.3g}"
 
 
 def _thinned(points: Points) -> Points:
-    """Mean of neighbors where there are more points than a chart can show."""
+    """Average neighbors where there are more points than a chart can show."""
     if len(points) <= _MOST_POINTS:
         return points
     size = -(-len(points) // _MOST_POINTS)

@@ -1,8 +1,9 @@
-"""Several runs in one table: runs that differ in their seed only make one row, with mean and spread."""
+"""Compute a comparison of several runs: runs that differ only in their seed share a row, with mean and spread."""
 
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -10,14 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from halfmask.errors import HalfmaskError
-from halfmask.infer.bootstrap import Scored, difference, scored
+from halfmask.infer.bootstrap import Interval, Scored, difference, scored
 from halfmask.infer.runs import Published, published
-from halfmask.report.chapters.cost import device_hours
-from halfmask.report.evidence import Images, Tally, open_images, tally
-from halfmask.report.material import Wishes
+from halfmask.report.evidence import Images, Tally, Wishes, open_images, tally
 from halfmask.report.records import Run
 
-# Where and how a run was computed, not what was computed.
+# Settings that do not make another experiment: the seed, where the data is, how the run was computed.
 _NOT_COMPARED = (
     "run.seed", "data.labeled_seed", "run.devices", "run.nodes", "run.accelerator", "run.logger", "run.log_every",
     "run.eval_every", "run.twin", "run.reference", "expected", "data.root", "data.workers", "data.cache", "data.splits",
@@ -92,6 +91,10 @@ class Row:
             values = [value for member in self.members if (value := getattr(member, score)) is not None]
         return [value for value in values if not math.isnan(value)]
 
+    def marks(self, color: int) -> list[tuple[Interval, int]]:
+        """Return the intervals of the row's runs on this report's images, each with the color of the row."""
+        return [(member.scores.main, color) for member in self.members if member.scores is not None]
+
 
 def compare(groups: Sequence[tuple[Run, ...]], wishes: Wishes) -> list[Row]:
     """Make the rows of a comparison, in the order in which the runs were named.
@@ -106,7 +109,10 @@ def compare(groups: Sequence[tuple[Run, ...]], wishes: Wishes) -> list[Row]:
     names = _names([group[0].run for group in together])
     rows = []
     for name, group in zip(names, together, strict=True):
-        rows.append(Row(name, group, _published(group[0].run), _gain(group[0], together[0][0])))
+        number = None
+        with suppress(HalfmaskError):
+            number = published(group[0].run.path)
+        rows.append(Row(name, group, number, _gain(group[0], together[0][0])))
     return rows
 
 
@@ -128,33 +134,6 @@ def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def to_markdown(rows: Sequence[Row], metric: str) -> str:
-    """Write the table as Markdown, scores in percent."""
-    lines = [
-        f"| run | n | best {metric} | last {metric} | published | device hours |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [f"| {' | '.join(cells)} |" for cells in _cells(rows, " ± ")]
-    return "\n".join(lines) + "\n"
-
-
-def to_latex(rows: Sequence[Row], metric: str) -> str:
-    """Write the table as LaTeX (booktabs), scores in percent."""
-    head = f"run & n & best {metric} & last {metric} & published & device hours \\\\"
-    body = [
-        " & ".join(cell.replace("_", r"\_").replace("%", r"\%") for cell in cells) + r" \\"
-        for cells in _cells(rows, r" $\pm$ ")
-    ]
-    return "\n".join(
-        [r"\begin{tabular}{lrrrrr}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
-    )
-
-
-def to_json(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """Return the content of table.json."""
-    return {"metric": metric, "rows": to_dict(rows)}
-
-
 def written(spread: Spread, plus: str = " ± ", scale: int = 100, digits: int = 2) -> str:
     """Write mean and spread.
 
@@ -167,29 +146,11 @@ def written(spread: Spread, plus: str = " ± ", scale: int = 100, digits: int = 
     return text if math.isnan(spread.sd) else f"{text}{plus}{scale * spread.sd:.{digits}f}"
 
 
-def _cells(rows: Sequence[Row], plus: str) -> list[list[str]]:
-    return [
-        [
-            row.name,
-            str(len(row.members)),
-            written(row.spread("best"), plus),
-            written(row.spread("last"), plus),
-            "" if row.published is None else f"{100 * row.published.value:.2f}",
-            written(row.spread("hours"), plus, 1),
-        ]
-        for row in rows
-    ]
-
-
 def _images(groups: Sequence[tuple[Run, ...]], wishes: Wishes) -> tuple[Images | None, str]:
     problem = ""
     for stages in groups:
         try:
-            found = open_images(
-                stages[-1], data=wishes.data, part=wishes.part, device=wishes.device, workers=wishes.workers,
-                limit=wishes.limit, tick=wishes.tick,
-            )  # fmt: skip
-            return found, ""
+            return open_images(stages[-1], wishes), ""
         except HalfmaskError as error:
             if wishes.data is not None or wishes.part is not None:
                 raise
@@ -201,7 +162,7 @@ def _member(stages: tuple[Run, ...], images: Images | None, problem: str) -> Mem
     run = stages[-1]
     curve = [value for _, value in run.curve(f"val/{run.metric}")]
     best, last = (max(curve), curve[-1]) if curve else (None, None)
-    hours = sum(device_hours(stage) for stage in stages)
+    hours = sum(stage.seconds / 3600 * stage.places for stage in stages)
     counted = None
     if images is not None:
         try:
@@ -220,15 +181,8 @@ def _gain(own: Member, first: Member) -> Scored | None:
     return difference(own.tally.counts, first.tally.counts, own.tally.task.kind, own.tally.absent)
 
 
-def _published(run: Run) -> Published | None:
-    try:
-        return published(run.path)
-    except HalfmaskError:
-        return None
-
-
 def _key(run: Run) -> str:
-    """Everything that makes a run what it is, apart from its seed."""
+    """Return everything that makes a run what it is, apart from its seed."""
     kept = {entry.key: entry.value for entry in run.settings if not entry.key.startswith(_NOT_COMPARED)}
     # How many unlabeled images, not which: those drawn for a mask are others with every seed.
     lists = [len(run.split.get("unlabeled", {}).get("ids", ())), run.split.get("val", {}).get("sha256")]
@@ -236,7 +190,7 @@ def _key(run: Run) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Name rows by method; where that is not enough, by the settings that differ, at last by the folder."""
+    """Name rows by method; rows of one method also by the settings that differ; equal ones also by folder."""
     names = [run.method for run in runs]
     for method in {name for name in names if names.count(name) > 1}:
         own = [number for number, run in enumerate(runs) if run.method == method]
@@ -257,7 +211,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _differences(recipes: Sequence[dict[str, Any]], prefix: str = "") -> dict[str, list[str]]:
-    """Return the settings that are not the same in all recipes, by dotted key: how each one has it.
+    """Return the settings that differ between recipes: dotted key -> the value of each recipe.
 
     >>> _differences([{"heads": {"i_vat": 2}, "lr": 1}, {"heads": {"f_drop": 6}, "lr": 1}])
     {'heads': ['{i_vat: 2}', '{f_drop: 6}']}

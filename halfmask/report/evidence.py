@@ -1,16 +1,16 @@
-"""What a report looks up with the images and the network: counts per image, pseudo-labels against held-out masks.
+"""Read what takes images or networks: the judged images, counts of every image, the last checkpoint.
 
-Results are kept in `<run>/report/`, each with a key of everything it depends on (weights, protocol, files); a result
-whose key still fits is read back instead of computed.
+Results are kept in `<run>/report/`. Each is stored with a key made of everything it depends on (weights, protocol,
+files), and is computed again when the key has changed.
 """
 
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from halfmask.plugins import params_model, resolve
 from halfmask.recipe.read import EvalRecipe
 from halfmask.recipe.sections import ModelRecipe
 from halfmask.report.records import Run
-from halfmask.run.checkpoint import read_checkpoint
+from halfmask.run.checkpoint import load_networks
 from halfmask.run.folder import RunDir
 from halfmask.task import Task
 
@@ -38,26 +38,50 @@ Tick = Callable[[str, int, int], None]  # what, done, of how many
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """Options of a report.
+
+    Args:
+        data: folder of the images, where they were moved.
+        part: images to judge by; `None` takes those that the run chose its checkpoint on.
+        twin: run folder of the supervised twin; `None` looks for RUN/twin.
+        device: where to predict.
+        workers: threads that read images ahead.
+        limit: judge by the first so many images.
+        tick: called with progress.
+    """
+
+    data: str | Path | None = None
+    part: str | None = None
+    twin: str | Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int = 2
+    limit: int | None = None
+    tick: Tick = field(default=lambda what, done, total: None, repr=False)
+
+
+@dataclass(frozen=True)
 class Images:
     """The images that a report judges by.
 
     Args:
-        dataset: where they come from.
-        ids: which ones.
-        part: their name.
+        dataset: of the run.
+        ids: of the images.
+        part: name of the part.
         protocol: how they are predicted.
-        device: where.
-        workers: threads that read images ahead.
-        tick: told of progress.
+        wishes: device, readers and progress.
     """
 
     dataset: Dataset
     ids: tuple[str, ...]
     part: str
     protocol: EvalRecipe
-    device: torch.device
-    workers: int = 2
-    tick: Tick = field(default=lambda what, done, total: None, repr=False)
+    wishes: Wishes
+
+    @property
+    def device(self) -> torch.device:
+        """Where to predict."""
+        return self.wishes.device
 
     @property
     def items(self) -> DatasetItems:
@@ -69,19 +93,10 @@ class Images:
         """Changes when an image or a mask is replaced."""
         files = [path for id in self.ids for path in (*self.dataset.image_files(id), self.dataset.mask_path(id))]
         stamps = [(str(path), _stamp(path)) for path in files if path is not None]
-        return _digest(self.ids, stamps, self.protocol.model_dump(mode="json"), __version__)
+        return digest(self.ids, stamps, self.protocol.model_dump(mode="json"), __version__)
 
 
-def open_images(
-    run: Run,
-    *,
-    data: str | Path | None,
-    part: str | None,
-    device: torch.device,
-    workers: int,
-    limit: int | None,
-    tick: Tick,
-) -> Images:
+def open_images(run: Run, wishes: Wishes) -> Images:
     """Open the images that the run chose its checkpoint on, or another part.
 
     Raises:
@@ -89,13 +104,12 @@ def open_images(
         DataError: the data is not there, or the part has no image with a mask.
     """
     opened = open_run(run.path, (), sections=("eval", "data"))
-    part = part or opened.protocol.select_on
-    dataset, ids = open_part(opened.data, data, part, opened.recorded_val)
-    return Images(dataset, tuple(ids[:limit]), part, opened.protocol, device, workers, tick)
+    part = wishes.part or opened.protocol.select_on
+    dataset, ids = open_part(opened.data, wishes.data, part, opened.recorded_val)
+    return Images(dataset, tuple(ids[: wishes.limit]), part, opened.protocol, wishes)
 
 
-@dataclass(frozen=True)
-class Tally:
+class Tally(NamedTuple):
     """Pixels of every image by target and prediction.
 
     Args:
@@ -103,7 +117,7 @@ class Tally:
         counts: row = target (the last: strange values), column = prediction.
         part: the images' name.
         task: what was predicted.
-        absent: of the protocol.
+        absent: rule of the protocol for classes that occur nowhere.
     """
 
     ids: tuple[str, ...]
@@ -114,7 +128,7 @@ class Tally:
 
 
 def tally(run: Path, images: Images) -> Tally:
-    """Count the shipped predictor's pixels of every image, or read them back.
+    """Count the shipped predictor's pixels of every image, or read the counts of an earlier report.
 
     Raises:
         CheckpointError: no bundle, or one made for other classes.
@@ -122,8 +136,8 @@ def tally(run: Path, images: Images) -> Tally:
     """
     bundle = load_bundle(run, images.device)
     check_classes(bundle, images.dataset)
-    path = bundle.folder / "report" / f"counts-{_plain(images.part)}.npz"
-    key = _digest(images.key, bundle.meta["sha256"], images.part)
+    path = bundle.folder / "report" / f"counts-{Path(images.part).stem or 'val'}.npz"
+    key = digest(images.key, bundle.meta["sha256"], images.part)
     counts = _cached_counts(path, key)
     if counts is None:
         done, total = 0, len(images.ids)
@@ -131,7 +145,7 @@ def tally(run: Path, images: Images) -> Tally:
         def advance(number: int) -> None:
             nonlocal done
             done += number
-            images.tick(f"predict {run.name}", done, total)
+            images.wishes.tick(f"predict {run.name}", done, total)
 
         with memory_cure(images.protocol):
             counts = count_each(
@@ -141,7 +155,7 @@ def tally(run: Path, images: Images) -> Tally:
                 images.protocol,
                 images.device,
                 crop=bundle.crop,
-                workers=images.workers,
+                workers=images.wishes.workers,
                 on_batch=advance,
             ).numpy()
         with atomic_path(path) as partial:
@@ -156,14 +170,13 @@ def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
         CheckpointError: there is none, or it does not fit.
         RecipeError: the method cannot be imported.
     """
-    path = RunDir(run.path).last
-    checkpoint = read_checkpoint(path)
     if run.meta is None or run.task is None:
         raise CheckpointError(f"{run.path} holds no model.json: the run has not been validated yet.", "H407")
     spec = run.meta["model"]
+    foreground = spec["task"]["foreground"]
     builder = Builder(
         ModelRecipe.model_validate(run.recipe["model"]),
-        run.task if spec["task"]["foreground"] is None else _with_foreground(run.task, spec["task"]["foreground"]),
+        replace(run.task, foreground=None if foreground is None else tuple(foreground)),
         crop=spec["crop"],
         channels=spec["channels"],
         mean=None if spec["mean"] is None else tuple(spec["mean"]),
@@ -173,21 +186,14 @@ def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
     cls = resolve("methods", run.method)
     params = params_model(cls).model_validate({k: v for k, v in run.recipe["method"].items() if k != "name"})
     method: Method = cls(builder.task, builder, **{name: getattr(params, name) for name in type(params).model_fields})
-    state = {
-        name.removeprefix("method."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("method.")
-    }
-    try:
-        method.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit the method of recipe.yaml ({str(error)[:200]}).", "H405") from None
-    step = int(checkpoint["halfmask"]["step"])
-    return method.to(device).eval(), Steps(step, max(step, 1), _steps_per_pass(run))
+    step = load_networks(method, RunDir(run.path).last)
+    # As in training: passes over the list of unlabeled images.
+    per_pass = (run.count("unlabeled") or 1) // int(run.recipe["data"]["batch"]["unlabeled"])
+    return method.to(device).eval(), Steps(step, max(step, 1), max(per_pass, 1))
 
 
 def cached_json(path: Path, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a result that was kept under this key, or compute and keep it."""
+    """Return the result that was stored under this key, or compute and store it."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["key"] == key:
@@ -201,7 +207,7 @@ def cached_json(path: Path, key: str, compute: Callable[[], Mapping[str, Any]]) 
 
 def digest(*parts: Any) -> str:
     """Return one key of plain values."""
-    return _digest(*parts)
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def _cached_counts(path: Path, key: str) -> Int[np.ndarray, "N K1 K"] | None:
@@ -212,27 +218,9 @@ def _cached_counts(path: Path, key: str) -> Int[np.ndarray, "N K1 K"] | None:
         return None
 
 
-def _steps_per_pass(run: Run) -> int:
-    """As the engine counts passes over the list that a method walks."""
-    batch = run.recipe["data"]["batch"]["unlabeled"]
-    return max((run.count("unlabeled") or 1) // int(batch), 1)
-
-
-def _with_foreground(task: Task, foreground: Sequence[bool]) -> Task:
-    return replace(task, foreground=tuple(foreground))
-
-
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         state = path.stat()
     except OSError:
         return None  # a dataset whose files hold many images
     return state.st_size, state.st_mtime_ns
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
-
-
-def _plain(part: str) -> str:
-    return Path(part).stem if part else "val"

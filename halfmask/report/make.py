@@ -1,4 +1,4 @@
-"""`report`: from run folders to one HTML page."""
+"""Write reports: read the runs, compute what is shown, draw the page."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +10,18 @@ from rich.progress import Progress
 from halfmask.atomic import write_json, write_text
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.devices import pick_device
-from halfmask.report.chapters.summary import headline
-from halfmask.report.comparison import Row, compare, to_dict, to_json, to_latex, to_markdown
-from halfmask.report.comparison_page import comparison_page
-from halfmask.report.evidence import Tick
-from halfmask.report.material import Material, Wishes, gather
-from halfmask.report.page import run_page
+from halfmask.report.chapters import headline, run_page
+from halfmask.report.comparison import Row, compare, to_dict
+from halfmask.report.comparison_page import comparison_page, plain_table
+from halfmask.report.evidence import Tick, Wishes
+from halfmask.report.material import Material, gather
 from halfmask.report.records import members
 from halfmask.task import METRIC_NAMES
 
 
 @dataclass(frozen=True)
 class ReportResult:
-    """What was written.
+    """The files of a report, and its main numbers.
 
     Args:
         page: the HTML file.
@@ -100,14 +99,14 @@ def _one(found: Material, folder: Path, out: str | Path | None) -> ReportResult:
 
 def _several(rows: list[Row], folder: Path, out: str | Path | None) -> ReportResult:
     page = _place(folder, out)
-    metric = METRIC_NAMES[rows[0].members[0].run.metric]
     tables = [page.with_name(f"table.{kind}") for kind in ("md", "tex", "json")]
     write_text(page, comparison_page(rows, page.parent), error=DataError)
-    write_text(tables[0], to_markdown(rows, metric), error=DataError)
-    write_text(tables[1], to_latex(rows, metric), error=DataError)
-    write_json(tables[2], to_json(rows, metric), error=DataError)
-    names = ", ".join(row.name for row in rows)
-    return ReportResult(page, f"compared: {names}", (page, *tables), {"rows": to_dict(rows)})
+    for table, kind in zip(tables, ("md", "tex"), strict=False):
+        write_text(table, plain_table(rows, kind), error=DataError)
+    values = {"rows": to_dict(rows)}
+    metric = METRIC_NAMES[rows[0].members[0].run.metric]
+    write_json(tables[2], {"metric": metric, **values}, error=DataError)
+    return ReportResult(page, f"compared: {', '.join(row.name for row in rows)}", (page, *tables), values)
 
 
 def _place(folder: Path, out: str | Path | None) -> Path:
@@ -130,7 +129,7 @@ def _ticker(bar: Progress) -> Tick:
 
 
 def _without_nan(values: Any) -> Any:
-    """JSON has no word for a missing number."""
+    """Leave out numbers that are nan: JSON cannot hold them."""
     if isinstance(values, dict):
         return {key: _without_nan(item) for key, item in values.items() if item == item}
     return values

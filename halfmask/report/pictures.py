@@ -1,15 +1,14 @@
-"""Pictures of a report as data inside the page: images, masks over them, errors, feature maps."""
+"""Make the pictures of a report: masks over images, errors, feature maps; and encode them into the page."""
 
 import base64
 import io
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
 from halfmask.palette import Color, colorize, default_palette
-from halfmask.report.markup import esc
 from halfmask.task import Task
 
 _SIDE = 300
@@ -27,47 +26,41 @@ _CIVIDIS = (
 
 
 def palette(task: Task) -> tuple[Color, ...]:
-    """Return the task's own colors; else ones that color-blind readers tell apart, while there are enough of them."""
+    """Return the task's own colors; for up to 8 classes without any, colors that color-blind readers tell apart."""
     if task.palette:
         return task.palette
     return _SAFE[: task.n_classes] if task.n_classes <= len(_SAFE) else default_palette(task.n_classes)
 
 
-def img(picture: UInt8[np.ndarray, "H W 3"], alt: str, *, side: int = _SIDE, smooth: bool = True) -> str:
-    """Return an `img` element; pictures with hard edges (`smooth` False) are never blurred."""
+def encoded(picture: UInt8[np.ndarray, "H W 3"], side: int = _SIDE, smooth: bool = True) -> tuple[str, tuple[int, int]]:
+    """Return a picture as a `data:` address, and its width and height; without `smooth` hard edges stay hard."""
     image = Image.fromarray(picture)
     scale = side / max(image.size)
     if scale < 1:
         size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
         image = image.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    if smooth:
-        image.save(buffer, "JPEG", quality=84, optimize=True)
-    else:
-        image.save(buffer, "PNG", optimize=True)
     kind = "jpeg" if smooth else "png"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    css = "" if smooth else ' class="hard"'
-    return (
-        f'<img{css} alt="{esc(alt)}" width="{image.width}" height="{image.height}" loading="lazy" '
-        f'src="data:image/{kind};base64,{data}">'
-    )
+    image.save(buffer, kind, quality=84, optimize=True)  # PNG has no quality and ignores it
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", image.size
 
 
 def three_bands(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Show gray images as RGB, and of more bands the first three."""
+    """Return the first three bands of an image; a gray image three times."""
     return np.ascontiguousarray(image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2))
 
 
 def over(
     image: UInt8[np.ndarray, "H W 3"], mask: Integer[np.ndarray, "H W"], colors: Sequence[Color]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Lay a mask over an image: 60 % color, dark lines where classes meet; ignored pixels stay as they are."""
+    """Paint a mask over an image: 60 % color, dark lines where classes meet; ignored pixels stay as they are."""
     known = (mask >= 0) & (mask < len(colors))
     painted = 0.4 * image.astype(np.float32) + 0.6 * colorize(mask, tuple(colors))
     result = np.where(known[..., None], painted, image).astype(np.uint8)
-    edges = _edges(mask)
-    result[edges] //= 3
+    edge = np.zeros(mask.shape, dtype=bool)
+    edge[1:] |= mask[1:] != mask[:-1]
+    edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    result[edge] //= 3
     return result
 
 
@@ -77,7 +70,7 @@ def errors(
     found: Integer[np.ndarray, "H W"],
     classes: int,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Show the image in gray, wrong pixels in magenta, ignored ones in blue stripes."""
+    """Paint wrong pixels magenta and ignored ones in blue stripes over the gray image."""
     gray = image.astype(np.float32).mean(2, keepdims=True)
     result = np.repeat(0.65 * gray + 80, 3, axis=2)
     known = truth < classes
@@ -97,10 +90,3 @@ def heat(values: Float[np.ndarray, "h w"], side: int = 128) -> UInt8[np.ndarray,
     colored = (table[below] * (1 - part) + table[below + 1] * part).astype(np.uint8)
     times = max(side // max(values.shape), 1)
     return np.ascontiguousarray(colored.repeat(times, 0).repeat(times, 1))
-
-
-def _edges(mask: Integer[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    edge = np.zeros(mask.shape, dtype=bool)
-    edge[1:] |= mask[1:] != mask[:-1]
-    edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    return edge

@@ -1,4 +1,4 @@
-"""What a run folder says without any image or network: recipe, curves, lists, versions, warnings."""
+"""Read the small files of a run: recipe, curves, lists, versions, warnings. No image, no network."""
 
 import json
 import re
@@ -41,8 +41,8 @@ class Run:
         split: split.json; empty if there is none.
         environment: environment.json; empty if there is none.
         meta: model.json; `None` before the first validation.
-        warnings: what the run warned of while it trained.
-        seconds: from the first to the last line of log.txt, without pauses between a stop and its resumption.
+        warnings: messages of log.txt.
+        seconds: training time by log.txt, without the pauses between a stop and the next resume.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name; of one of several seeds or stages with its parent's."""
+        """The folder's name, with the parent's name for a seed or a twin."""
         parent = self.path.resolve().parent
         own = self.path.resolve().name
         return f"{parent.name}/{own}" if _SEED.fullmatch(own) or own == "twin" else own
@@ -69,17 +69,13 @@ class Run:
 
     @cached_property
     def task(self) -> Task | None:
-        """What is predicted; `None` before the first validation."""
+        """The task of the model; `None` before the first validation."""
         if self.meta is None:
             return None
         plain = self.meta["task"]
-        palette = plain.get("palette")
-        return Task(
-            plain["kind"],
-            tuple(plain["classes"]),
-            plain["ignore_index"],
-            palette=None if palette is None else tuple((r, g, b) for r, g, b in palette),
-        )
+        colors = plain.get("palette")
+        palette = None if colors is None else tuple((r, g, b) for r, g, b in colors)
+        return Task(plain["kind"], tuple(plain["classes"]), plain["ignore_index"], palette=palette)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -108,22 +104,28 @@ class Run:
         return tuple(dict.fromkeys(match[1] for match in found if match))
 
     def curve(self, key: str) -> Points:
-        """Steps and values of one recorded name."""
+        """Return the steps and values of one recorded name."""
         return [(int(record["step"]), float(record[key])) for record in self.records if key in record]
 
     def family(self, prefix: str) -> dict[str, Points]:
-        """Curves of all names below `prefix/`, by the rest of the name."""
+        """Return the curves of all names below `prefix/`, by the rest of the name."""
         names = dict.fromkeys(name for record in self.records for name in record if name.startswith(f"{prefix}/"))
         return {name.removeprefix(f"{prefix}/"): self.curve(name) for name in names}
 
     def count(self, part: str) -> int | None:
-        """Images of a part of the split: `labeled`, `unlabeled` or `val`."""
+        """Return the number of images in a part of the split: `labeled`, `unlabeled` or `val`."""
         entry = self.split.get(part)
         return None if entry is None else int(entry["count"])
 
+    @property
+    def places(self) -> int:
+        """Devices that trained together."""
+        settings = self.recipe.get("run", {})
+        return int(settings.get("devices", 1)) * int(settings.get("nodes", 1))
+
 
 def read_run(path: str | Path) -> Run:
-    """Read the small files of a run folder; all but recipe.yaml may be missing.
+    """Read the small files of a run folder; only recipe.yaml is required.
 
     Raises:
         CheckpointError: the folder is no run, or one of its files is damaged.
@@ -157,10 +159,10 @@ def read_run(path: str | Path) -> Run:
 
 
 def members(path: str | Path) -> list[tuple[Run, ...]]:
-    """Return the runs below a folder: one entry per seed; an entry lists the stages, the result last.
+    """Find the runs in a folder: one entry per seed; each entry lists the stages of that run, the last one its result.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the folder holds no run.
     """
     folder = Path(path)
     if (folder / STAGES).is_file():
@@ -200,7 +202,7 @@ def _settings(text: str) -> list[Setting]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; a kill may have cut the last one short."""
+    """Read metrics.jsonl; a killed run may have left half a line at its end."""
     found: list[dict[str, Any]] = []
     if not path.is_file():
         return found
@@ -236,7 +238,7 @@ def _warnings(path: Path) -> list[str]:
 
 
 def _seconds(path: Path) -> float:
-    """Each start, also a resumed one, begins with the summary of the data."""
+    """Sum the seconds between start and stop; every start, also a resumed one, logs a line `data ...` first."""
     total, began, last = 0.0, None, None
     for line in _log_lines(path):
         stamp, _, text = line.partition("  ")

@@ -1,12 +1,15 @@
 """AllSpark's figures show what is in the checkpoint."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from halfmask.report.channels import allspark_figures
-from halfmask.report.evidence import load_method, open_images
+import halfmask.report
+from halfmask.report.evidence import Wishes, load_method, open_images
 from halfmask.report.make import report
+from halfmask.report.of_method.allspark import allspark_figures
 from halfmask.report.records import read_run
 from halfmask.run.fit import train
 from tests.report.conftest import QUICK
@@ -19,10 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def figures(allspark):
     run = read_run(allspark)
-    images = open_images(
-        run, data=None, part=None, device=CPU, workers=0, limit=None, tick=lambda what, done, total: None
-    )
-    return allspark_figures(run, images)
+    return allspark_figures(run, open_images(run, Wishes(workers=0)))
 
 
 @torch.no_grad()
@@ -88,3 +88,13 @@ def test_without_memory_or_checkpoint_a_sentence_stands_instead(shapes, tmp_path
 
 def test_other_methods_have_no_such_chapter(fix):
     assert 'id="allspark"' not in report(fix, quiet=True).page.read_text()
+
+
+def test_no_other_part_of_a_report_names_the_method():
+    folder = Path(halfmask.report.__file__).parent
+    naming = {
+        path
+        for path in folder.rglob("*.*")
+        if path.suffix in {".py", ".html"} and "allspark" in path.read_text().lower()
+    }
+    assert naming == {folder / "of_method" / "allspark.py", folder / "of_method" / "allspark.html"}

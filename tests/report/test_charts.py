@@ -6,7 +6,21 @@ from xml.etree import ElementTree
 
 import pytest
 
-from halfmask.report.charts import Group, Series, line_chart, sparkline, spread_chart, ticks
+from halfmask.report import charts
+from halfmask.report.charts import Group, Series, ticks
+from halfmask.report.draw import PIECES
+
+
+def line_chart(*arguments, **options) -> str:
+    return str(PIECES.figure(charts.line_chart(*arguments, **options))).strip()
+
+
+def spread_chart(*arguments, **options) -> str:
+    return str(PIECES.figure(charts.spread_chart(*arguments, **options))).strip()
+
+
+def sparkline(*arguments) -> str:
+    return str(PIECES.svg(charts.sparkline(*arguments), "spark")).strip()
 
 
 def polylines(svg: str, css: str) -> list[list[tuple[float, float]]]:

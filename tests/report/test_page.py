@@ -19,8 +19,8 @@ from halfmask.infer.evaluate import DatasetItems, evaluate
 from halfmask.infer.inference import probabilities
 from halfmask.infer.runs import open_part, open_run
 from halfmask.report import evidence
+from halfmask.report.draw import percent
 from halfmask.report.make import report
-from halfmask.report.markup import percent
 from halfmask.report.records import read_run
 from halfmask.run.fit import train
 from tests.report.conftest import QUICK

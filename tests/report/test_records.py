@@ -6,7 +6,7 @@ import pytest
 
 from halfmask.errors import CheckpointError
 from halfmask.recipe.read import load
-from halfmask.report.alarms import alarms
+from halfmask.report.pseudo import alarms
 from halfmask.report.records import Run, members, read_run
 
 

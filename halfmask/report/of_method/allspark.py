@@ -1,4 +1,4 @@
-"""AllSpark's figures for any run of it: what the bottleneck, the channel grouping and the class memory do.
+"""Compute AllSpark's figures for any run of it: what the bottleneck, the channel grouping and the class memory do.
 
 Wang et al., CVPR 2024, arXiv:2403.01818: channels of a labeled image before and after the bottleneck (Figure 5),
 channels per class chosen by the grouping (Figure 6), slots of the memory beside the image they came from (Figure 7).
@@ -6,31 +6,38 @@ All from the last checkpoint, in evaluation mode, on the middle of the images.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from halfmask.batch import Progress
 from halfmask.data.contract import Dataset
 from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset
+from halfmask.errors import HalfmaskError
 from halfmask.infer.runs import open_run
 from halfmask.methods.allspark import AllSpark
+from halfmask.palette import Color
+from halfmask.report.charts import Series, line_chart, sparkline
 from halfmask.report.evidence import Images, load_method
+from halfmask.report.pictures import palette, three_bands
 from halfmask.report.records import Run
+from halfmask.task import Task
 from halfmask.teaching.grouping import channel_classes
+
+LINK, TITLE = "AllSpark", "AllSpark: bottleneck and class memory"
 
 _SHOWN_CHANNELS = 6
 _GROUPED_IMAGES = 16
 _EXAMPLES = 3
 _SLOTS = 3
 _MOST_CLASSES = 8
+_LINES = 4  # classes drawn as lines; more get a small curve each
+_BARS = 12
 
 
-@dataclass(frozen=True)
-class Channels:
+class Channels(NamedTuple):
     """One labeled image and some of its channels (Figure 5).
 
     Args:
@@ -50,8 +57,7 @@ class Channels:
     likeness: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Grouping:
+class Grouping(NamedTuple):
     """How channels are spread over the classes (Figure 6).
 
     Args:
@@ -69,8 +75,7 @@ class Grouping:
     examples: tuple[tuple[str, UInt8[np.ndarray, "H W 3"], Int[np.ndarray, " K"], Float[np.ndarray, " K"]], ...]
 
 
-@dataclass(frozen=True)
-class Slots:
+class Slots(NamedTuple):
     """Newest slots of one class (Figure 7).
 
     Args:
@@ -86,9 +91,8 @@ class Slots:
     sources: tuple[tuple[str, UInt8[np.ndarray, "H W 3"]] | None, ...]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Everything about one run's bottleneck and memory; `slots` is empty without a memory."""
+class Figures(NamedTuple):
+    """The figures of one run; `slots` is empty without a memory."""
 
     channels: tuple[Channels, ...]
     grouping: Grouping | None
@@ -96,9 +100,43 @@ class Figures:
     uses_memory: bool
 
 
-def is_allspark(run: Run) -> bool:
-    """Whether these figures make sense for a run."""
-    return run.method == "allspark"
+def values(run: Run, images: Images | None) -> dict[str, Any]:
+    """Compute the figures as far as images and checkpoint are there, and the fill of the memory from the records."""
+    fill = run.family("memory/filled")
+    lines = [Series(name, points, number, number) for number, (name, points) in enumerate(fill.items())]
+    found: dict[str, Any] = {
+        "why": "The images of the run are not there (see Result).",
+        "figures": None,
+        "fill": [(name, sparkline(points, name), points[0][1], points[-1][1]) for name, points in fill.items()],
+        "fill_chart": line_chart(lines, "Slots that hold a channel") if len(fill) <= _LINES else None,
+    }
+    if images is None:
+        return found
+    if run.task is None or run.task.kind != "segmentation":
+        return found | {"why": "The figures of the bottleneck are drawn for single images only, not for pairs."}
+    try:
+        figures = allspark_figures(run, images)
+    except HalfmaskError as error:
+        return found | {"why": f"The figures of the bottleneck need the last checkpoint: {error}"}
+    if (grouping := figures.grouping) is not None:
+        found["bars"] = _bars(grouping.chosen, grouping.share, run.task, grouping.channels)
+        found["examples"] = [
+            (id, picture, _bars(chosen, share, run.task, grouping.channels))
+            for id, picture, chosen, share in grouping.examples
+        ]
+    return found | {"figures": figures}
+
+
+def _bars(
+    chosen: Int[np.ndarray, " K"] | Float[np.ndarray, " K"], share: Float[np.ndarray, " K"], task: Task, total: int
+) -> list[tuple[Color, str, float, float, float]]:
+    """List color and name, channels, their share and the share of pixels of the classes with most channels."""
+    colors, order = palette(task), np.argsort(-chosen, kind="stable")[:_BARS]
+    return [
+        (colors[k], task.classes[k], float(chosen[k]), float(chosen[k]) / max(total, 1), float(share[k]))
+        for k in map(int, order)
+        if chosen[k] > 0 or share[k] > 0
+    ]
 
 
 @torch.inference_mode()
@@ -116,24 +154,20 @@ def allspark_figures(run: Run, images: Images) -> Figures:
     split = resolve_split(recipe, dataset)
     other = unlabeled_dataset(recipe, dataset)
     listed = run.split.get("unlabeled", {}).get("ids", list(split.unlabeled))
-    labeled = [_crop(dataset, id, method) for id in split.labeled[:_EXAMPLES]]
     uses_memory = method.memory is not None and progress.epoch >= method.warmup_epochs
-    channels = [_channels(method, id, image, progress) for id, image in zip(split.labeled, labeled, strict=False)]
     return Figures(
-        tuple(channels),
+        tuple(_channels(method, id, _crop(dataset, id, method), uses_memory) for id in split.labeled[:_EXAMPLES]),
         _grouping(method, other, listed[:: max(len(listed) // _GROUPED_IMAGES, 1)][:_GROUPED_IMAGES]),
         _slots(method, other, listed, run.classes) if method.memory is not None else (),
         uses_memory,
     )
 
 
-def _channels(method: AllSpark, id: str, image: Float[Tensor, "1 C H W"], progress: Progress) -> Channels:
-    """As the labeled half of a training step sees it, but without dropout."""
+def _channels(method: AllSpark, id: str, image: Float[Tensor, "1 C H W"], uses_memory: bool) -> Channels:
+    """Compute both maps as the labeled half of a training step does, but without dropout."""
     features = method.student.encode(image)
     tokens, residual = method.bottleneck.embed(features[-1])
-    keys, present = None, None
-    if method.memory is not None and progress.epoch >= method.warmup_epochs:
-        keys, present = method._recall(method.memory)
+    keys, present = method._recall(method.memory) if uses_memory and method.memory is not None else (None, None)
     result = method.bottleneck.attend(tokens, residual, keys, labeled=1, present=present)
     before, after = features[-1][0].float(), result[0].float()  # (D, h, w)
     spread = _rank(before) + _rank(after)
@@ -149,12 +183,12 @@ def _channels(method: AllSpark, id: str, image: Float[Tensor, "1 C H W"], progre
 
 
 def _rank(maps: Float[Tensor, "D h w"]) -> Float[Tensor, " D"]:
-    """Place of each channel when ordered by its variation over the image; the most varying last."""
+    """Return each channel's place when ordered by its variation over the image; the most varying last."""
     return maps.flatten(1).std(1).argsort().argsort().float()
 
 
 def _likeness(maps: Float[Tensor, "D h w"]) -> float:
-    """Mean absolute correlation between different channels; dead channels are left out."""
+    """Compute the mean absolute correlation between different channels; dead channels are left out."""
     flat = maps.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
     norm = flat.norm(dim=1)
@@ -205,21 +239,15 @@ def _slots(method: AllSpark, dataset: Dataset, listed: Sequence[str], names: Seq
                 break
         for origin in picked:
             if origin not in pictures and origin < len(listed):
-                pictures[origin] = (listed[origin], _whole(dataset, listed[origin]))
-        maps = memory.slots[k, list(picked.values())].float().cpu().numpy()
-        found.append(
-            Slots(
-                names[k],
-                filled[k],
-                maps.reshape(-1, method.side, method.side),
-                tuple(pictures.get(origin) for origin in picked),
-            )
-        )
+                image = dataset.read_image(listed[origin])
+                pictures[origin] = (listed[origin], three_bands(image[-1] if image.ndim == 4 else image))
+        maps = memory.slots[k, list(picked.values())].float().cpu().numpy().reshape(-1, method.side, method.side)
+        found.append(Slots(names[k], filled[k], maps, tuple(pictures.get(origin) for origin in picked)))
     return tuple(found)
 
 
 def _crop(dataset: Dataset, id: str, method: AllSpark) -> Float[Tensor, "1 C S S"]:
-    """The middle of an image at the training crop's size; what is missing is black."""
+    """Cut the middle out of an image at the training crop's size; what is missing is black."""
     crop = int(method.student.spec["crop"])
     image = dataset.read_image(id)
     image = image[-1] if image.ndim == 4 else image
@@ -232,14 +260,5 @@ def _crop(dataset: Dataset, id: str, method: AllSpark) -> Float[Tensor, "1 C S S
     return torch.from_numpy(whole).permute(2, 0, 1)[None].to(mean.device).to(mean.dtype) / 255
 
 
-def _whole(dataset: Dataset, id: str) -> UInt8[np.ndarray, "H W 3"]:
-    image = dataset.read_image(id)
-    return _three(image[-1] if image.ndim == 4 else image)
-
-
 def _picture(image: Float[Tensor, "1 C H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    return _three((image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy())
-
-
-def _three(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W 3"]:
-    return np.ascontiguousarray(image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, 2))
+    return three_bands((image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy())

@@ -1,1 +1,0 @@
-"""The chapters of a report: each turns gathered material into HTML."""
