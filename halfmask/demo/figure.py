@@ -1,4 +1,4 @@
-"""The demonstration's picture: scenes, their truth, and what each run makes of them."""
+"""Draw the demonstration's pictures: scenes, their true masks, and the masks that each run predicts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from halfmask.infer.inference import class_map
 from halfmask.palette import colorize
 
 _TILE, _GAP, _MARGIN, _LEGEND = 192, 6, 150, 40
-_INK, _PAPER = (40, 42, 54), (255, 255, 255)
+_INK, _PAPER = (112, 116, 128), (0, 0, 0, 0)  # legible on a light and on a dark page, which shows through
 # The first scenes of the test part: chosen by number, not by how well they came out.
 SHOWN = 6
 
@@ -30,15 +30,15 @@ def write_figure(out: Path, methods: Sequence[str]) -> None:
     _sheet(rows, CLASSES, PALETTE).save(out / "predictions.png")
 
 
-def contact_sheet(paths: Sequence[Path], columns: int, tile: int) -> Image.Image:
+def contact_sheet(paths: Sequence[Path], columns: int, tile: int) -> UInt8[np.ndarray, "H W 4"]:
     """Put images side by side, `columns` in a row."""
     lines = -(-len(paths) // columns)
-    sheet = Image.new("RGB", (columns * (tile + 3) - 3, lines * (tile + 3) - 3), _PAPER)
+    sheet = Image.new("RGBA", (columns * (tile + 3) - 3, lines * (tile + 3) - 3), _PAPER)
     for position, path in enumerate(paths):
         with Image.open(path) as image:
             small = image.convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS)
         sheet.paste(small, (position % columns * (tile + 3), position // columns * (tile + 3)))
-    return sheet
+    return np.asarray(sheet)
 
 
 def _predict(run: Path, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -61,7 +61,7 @@ def _sheet(
     columns = len(rows[0][1])
     width = _MARGIN + columns * (_TILE + _GAP)
     height = len(rows) * (_TILE + _GAP) + _LEGEND
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    sheet = Image.new("RGBA", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(20)
     for line, (title, tiles) in enumerate(rows):

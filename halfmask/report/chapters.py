@@ -18,7 +18,6 @@ from halfmask.report.records import Run
 from halfmask.task import METRIC_NAMES, Task
 
 _MISTAKES = 8
-_PARTS = ("labeled", "unlabeled", "validation")
 _SHIPPED, _TWIN, _SECOND, _THIRD = range(4)  # colors of curves
 
 
@@ -99,7 +98,7 @@ def _chapters(found: Material) -> list[Chapter]:
     if (own := chapter_of(found.run.method)) and found.of_method is not None:
         name = found.run.method
         place = len(chapters) - 3  # after the pseudo-labels
-        chapters.insert(place, Chapter(name, own.LINK, own.TITLE, found.of_method, f"of_method/{name}.html"))
+        chapters.insert(place, Chapter(name, own.LINK, own.TITLE, found.of_method, f"report/of_method/{name}.html"))
     return chapters
 
 
@@ -288,18 +287,13 @@ def _pseudo(found: Material) -> dict[str, Any]:
 
 
 def _data(found: Material) -> dict[str, Any]:
-    run, parts = found.run, (found.data or {}).get("classes", {})
-    counts = [
-        ("labeled", run.count("labeled")),
-        ("unlabeled", run.count("unlabeled")),
-        ("validation", run.count("val")),
-    ]
+    parts: dict[str, list[dict[str, Any]]] = (found.data or {}).get("classes", {})
     labeled = parts.get("labeled") or next(iter(parts.values()), [])
+    task = found.run.task
     return {
-        "counts": [(name, number) for name, number in counts if number is not None],
         "labeled": labeled,
         "val": {entry["name"]: entry for entry in parts.get("val", [])},
-        "colors": palette(run.task) if run.task and len(run.classes) == len(labeled) else None,
+        "colors": palette(task) if task and task.n_classes == len(labeled) else None,
     }
 
 

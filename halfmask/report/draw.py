@@ -68,13 +68,13 @@ def place(value: float) -> str:
 
 
 def draw(template: str, **values: Any) -> str:
-    """Fill a template of `templates/`, or of `of_method/` beside it."""
+    """Fill a template: one of `templates/`, or a file of another package by its path in `halfmask/`."""
     return _ENVIRONMENT.get_template(template).render(values)
 
 
 def _environment() -> Environment:
     made = Environment(
-        loader=FileSystemLoader([_HERE / "templates", _HERE]),
+        loader=FileSystemLoader([_HERE / "templates", _HERE.parent]),
         autoescape=select_autoescape(["html"]),  # the other templates are no HTML: style sheet, Markdown, LaTeX
         undefined=StrictUndefined,
         keep_trailing_newline=True,

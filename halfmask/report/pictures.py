@@ -32,15 +32,15 @@ def palette(task: Task) -> tuple[Color, ...]:
     return _SAFE[: task.n_classes] if task.n_classes <= len(_SAFE) else default_palette(task.n_classes)
 
 
-def encoded(picture: UInt8[np.ndarray, "H W 3"], side: int = _SIDE, smooth: bool = True) -> tuple[str, tuple[int, int]]:
-    """Return a picture as a `data:` address, and its width and height; without `smooth` hard edges stay hard."""
+def encoded(picture: UInt8[np.ndarray, "H W C"], side: int = _SIDE, smooth: bool = True) -> tuple[str, tuple[int, int]]:
+    """Return a picture as a `data:` address, and its width and height; without `smooth` edges stay hard."""
     image = Image.fromarray(picture)
     scale = side / max(image.size)
     if scale < 1:
         size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
         image = image.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    kind = "jpeg" if smooth else "png"
+    kind = "jpeg" if smooth and image.mode == "RGB" else "png"
     image.save(buffer, kind, quality=84, optimize=True)  # PNG has no quality and ignores it
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", image.size
 
