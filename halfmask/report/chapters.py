@@ -22,21 +22,13 @@ _SHIPPED, _TWIN, _SECOND, _THIRD = range(4)  # colors of curves
 
 
 class Chapter(NamedTuple):
-    """One section of a page.
+    """One section of a page."""
 
-    Args:
-        name: its address in the page; of its template, too, where that is not named.
-        link: its name in the navigation.
-        title: its heading.
-        values: what its template calls `it`.
-        template: file.
-    """
-
-    name: str
-    link: str
-    title: str
-    values: dict[str, Any]
-    template: str
+    name: str  # its address in the page; of its template, too, where that is not named
+    link: str  # its name in the navigation
+    title: str  # its heading
+    values: dict[str, Any]  # what its template calls `it`
+    template: str  # file
 
 
 def run_page(found: Material) -> str:
@@ -317,7 +309,7 @@ def _cost_of(run: Run) -> tuple[str, ...]:
         f"{run.steps:,}",
         f"{median(speeds):.1f} (median)" if speeds else "not recorded",
         f"{max(memory):.2f} GB at the most" if memory else "not recorded (on GPUs only)",
-        f"{run.places} x {used}" if run.places > 1 else used,
+        f"{run.device_count} x {used}" if run.device_count > 1 else used,
     )
 
 

@@ -20,33 +20,20 @@ _DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
 class Series(NamedTuple):
-    """One line.
+    """One line."""
 
-    Args:
-        name: in the legend.
-        points: in order of x.
-        color: number of its color.
-        dash: number of its dashes; 0 is a full line.
-    """
-
-    name: str
-    points: Points
-    color: int = 0
-    dash: int = 0
+    name: str  # in the legend
+    points: Points  # in order of x
+    color: int = 0  # number of its color
+    dash: int = 0  # number of its dashes; 0 is a full line
 
 
 class Group(NamedTuple):
-    """Scores of one setting.
+    """Scores of one setting."""
 
-    Args:
-        name: above its line.
-        values: fractions, one per run.
-        color: number of its color.
-    """
-
-    name: str
-    values: Sequence[float]
-    color: int = 0
+    name: str  # above its line
+    values: Sequence[float]  # fractions, one per run
+    color: int = 0  # number of its color
 
 
 class Rule(NamedTuple):
@@ -77,27 +64,16 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart ready to be drawn.
+    """A chart ready to be drawn."""
 
-    Args:
-        title: caption; small charts within a table have none.
-        label: the content in words, for readers who cannot see it.
-        size: width and height.
-        rules: drawn first.
-        texts: drawn over the rules.
-        lines: drawn over the texts.
-        dots: x, y and color.
-        legend: whether the lines are named.
-    """
-
-    title: str
-    label: str
-    size: tuple[int, int]
-    rules: list[Rule]
-    texts: list[Text]
-    lines: list[Line]
-    dots: list[tuple[float, float, int]]
-    legend: bool = False
+    title: str  # caption; small charts within a table have none
+    label: str  # the content in words, for readers who cannot see it
+    size: tuple[int, int]  # width and height
+    rules: list[Rule]  # drawn first
+    texts: list[Text]  # drawn over the rules
+    lines: list[Line]  # drawn over the texts
+    dots: list[tuple[float, float, int]]  # x, y and color
+    legend: bool = False  # whether the lines are named
 
 
 def line_chart(

@@ -26,25 +26,15 @@ _MOST_IN_NAME = 3
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a comparison.
+    """One run of a comparison."""
 
-    Args:
-        stages: of a staged run, the result last; else one.
-        best: best validation score of the shipped network; `None` without validation.
-        last: its score at the last validation.
-        hours: of all devices, all stages.
-        tally: pixels of every image, where they could be predicted.
-        scores: with intervals.
-        problem: why there are none.
-    """
-
-    stages: tuple[Run, ...]
-    best: float | None
-    last: float | None
-    hours: float
-    tally: Tally | None = None
-    scores: Scored | None = None
-    problem: str = ""
+    stages: tuple[Run, ...]  # of a staged run, the result last; else one
+    best: float | None  # best validation score of the shipped network; `None` without validation
+    last: float | None  # its score at the last validation
+    hours: float  # of all devices, all stages
+    tally: Tally | None = None  # pixels of every image, where they could be predicted
+    scores: Scored | None = None  # with intervals
+    problem: str = ""  # why there are none
 
     @property
     def run(self) -> Run:
@@ -62,19 +52,12 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of the same recipe.
+    """Runs of the same recipe."""
 
-    Args:
-        name: what tells it from the other rows.
-        members: one per seed.
-        published: the paper's number for the setting.
-        gain: this row's first run minus the first row's, on the same images.
-    """
-
-    name: str
-    members: tuple[Member, ...]
-    published: Published | None = None
-    gain: Scored | None = None
+    name: str  # what tells it from the other rows
+    members: tuple[Member, ...]  # one per seed
+    published: Published | None = None  # the paper's number for the setting
+    gain: Scored | None = None  # this row's first run minus the first row's, on the same images
 
     def spread(self, score: str) -> Spread:
         """Return mean and spread of `best`, `last`, `hours`, or `shown` (on this report's images)."""
@@ -162,7 +145,7 @@ def _member(stages: tuple[Run, ...], images: Images | None, problem: str) -> Mem
     run = stages[-1]
     curve = [value for _, value in run.curve(f"val/{run.metric}")]
     best, last = (max(curve), curve[-1]) if curve else (None, None)
-    hours = sum(stage.seconds / 3600 * stage.places for stage in stages)
+    hours = sum(stage.seconds / 3600 * stage.device_count for stage in stages)
     counted = None
     if images is not None:
         try:

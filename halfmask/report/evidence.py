@@ -8,7 +8,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +25,9 @@ from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import DatasetItems, count_each
 from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
 from halfmask.method import Method
-from halfmask.models.build import Builder
-from halfmask.plugins import params_model, resolve
 from halfmask.recipe.read import EvalRecipe
-from halfmask.recipe.sections import ModelRecipe
 from halfmask.report.records import Run
-from halfmask.run.checkpoint import load_networks
+from halfmask.run.checkpoint import open_method
 from halfmask.run.folder import RunDir
 from halfmask.task import Task
 
@@ -39,44 +36,26 @@ Tick = Callable[[str, int, int], None]  # what, done, of how many
 
 @dataclass(frozen=True)
 class Wishes:
-    """Options of a report.
+    """Options of a report."""
 
-    Args:
-        data: folder of the images, where they were moved.
-        part: images to judge by; `None` takes those that the run chose its checkpoint on.
-        twin: run folder of the supervised twin; `None` looks for RUN/twin.
-        device: where to predict.
-        workers: threads that read images ahead.
-        limit: judge by the first so many images.
-        tick: called with progress.
-    """
-
-    data: str | Path | None = None
-    part: str | None = None
-    twin: str | Path | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    workers: int = 2
-    limit: int | None = None
-    tick: Tick = field(default=lambda what, done, total: None, repr=False)
+    data: str | Path | None = None  # folder of the images, where they were moved
+    part: str | None = None  # images to judge by; `None` takes those that the run chose its checkpoint on
+    twin: str | Path | None = None  # run folder of the supervised twin; `None` looks for RUN/twin
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where to predict
+    workers: int = 2  # threads that read images ahead
+    limit: int | None = None  # judge by the first so many images
+    tick: Tick = field(default=lambda what, done, total: None, repr=False)  # called with progress
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images that a report judges by.
+    """The images that a report judges by."""
 
-    Args:
-        dataset: of the run.
-        ids: of the images.
-        part: name of the part.
-        protocol: how they are predicted.
-        wishes: device, readers and progress.
-    """
-
-    dataset: Dataset
-    ids: tuple[str, ...]
-    part: str
-    protocol: EvalRecipe
-    wishes: Wishes
+    dataset: Dataset  # of the run
+    ids: tuple[str, ...]  # of the images
+    part: str  # name of the part
+    protocol: EvalRecipe  # how they are predicted
+    wishes: Wishes  # device, readers and progress
 
     @property
     def device(self) -> torch.device:
@@ -110,21 +89,13 @@ def open_images(run: Run, wishes: Wishes) -> Images:
 
 
 class Tally(NamedTuple):
-    """Pixels of every image by target and prediction.
+    """Pixels of every image by target and prediction."""
 
-    Args:
-        ids: of the images.
-        counts: row = target (the last: strange values), column = prediction.
-        part: the images' name.
-        task: what was predicted.
-        absent: rule of the protocol for classes that occur nowhere.
-    """
-
-    ids: tuple[str, ...]
-    counts: Int[np.ndarray, "N K1 K"]
-    part: str
-    task: Task
-    absent: Any
+    ids: tuple[str, ...]  # of the images
+    counts: Int[np.ndarray, "N K1 K"]  # row = target (the last: strange values), column = prediction
+    part: str  # the images' name
+    task: Task  # what was predicted
+    absent: Any  # rule of the protocol for classes that occur nowhere
 
 
 def tally(run: Path, images: Images) -> Tally:
@@ -170,23 +141,9 @@ def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
         CheckpointError: there is none, or it does not fit.
         RecipeError: the method cannot be imported.
     """
-    if run.meta is None or run.task is None:
+    if run.meta is None:
         raise CheckpointError(f"{run.path} holds no model.json: the run has not been validated yet.", "H407")
-    spec = run.meta["model"]
-    foreground = spec["task"]["foreground"]
-    builder = Builder(
-        ModelRecipe.model_validate(run.recipe["model"]),
-        replace(run.task, foreground=None if foreground is None else tuple(foreground)),
-        crop=spec["crop"],
-        channels=spec["channels"],
-        mean=None if spec["mean"] is None else tuple(spec["mean"]),
-        std=None if spec["std"] is None else tuple(spec["std"]),
-        pretrained=False,
-    )
-    cls = resolve("methods", run.method)
-    params = params_model(cls).model_validate({k: v for k, v in run.recipe["method"].items() if k != "name"})
-    method: Method = cls(builder.task, builder, **{name: getattr(params, name) for name in type(params).model_fields})
-    step = load_networks(method, RunDir(run.path).last)
+    method, step = open_method(load_bundle(run.path, device), RunDir(run.path).last)
     # As in training: passes over the list of unlabeled images.
     per_pass = (run.count("unlabeled") or 1) // int(run.recipe["data"]["batch"]["unlabeled"])
     return method.to(device).eval(), Steps(step, max(step, 1), max(per_pass, 1))

@@ -21,6 +21,8 @@ from halfmask.infer.bundle import load_bundle
 from halfmask.infer.domains import domain_names
 from halfmask.infer.inference import class_map
 from halfmask.infer.runs import Published, open_run, published
+from halfmask.models.build import build_model
+from halfmask.plugins import resolve
 from halfmask.report.evidence import Images, Tally, Wishes, cached_json, digest, open_images, tally
 from halfmask.report.pictures import three_bands
 from halfmask.report.pseudo import held_out_agreement, label_quality
@@ -31,68 +33,38 @@ _CHECKED = 400  # images per part that the data chapter looks at
 
 
 class Example(NamedTuple):
-    """One image, its mask and its predictions.
+    """One image, its mask and its predictions."""
 
-    Args:
-        id: of the image.
-        score: of this image alone.
-        images: one, or two dates.
-        truth: mask, or a number for a whole image.
-        found: the run's prediction.
-        twin: the twin's prediction, where there is a twin.
-    """
-
-    id: str
-    score: float
-    images: tuple[UInt8[np.ndarray, "H W 3"], ...]
-    truth: Integer[np.ndarray, "*S"]
-    found: Integer[np.ndarray, "*S"]
-    twin: Integer[np.ndarray, "*S"] | None
+    id: str  # of the image
+    score: float  # of this image alone
+    images: tuple[UInt8[np.ndarray, "H W 3"], ...]  # one, or two dates
+    truth: Integer[np.ndarray, "*S"]  # mask, or a number for a whole image
+    found: Integer[np.ndarray, "*S"]  # the run's prediction
+    twin: Integer[np.ndarray, "*S"] | None  # the twin's prediction, where there is a twin
 
 
 @dataclass
 class Material:
-    """Everything known about one run; `missing` says why something is not.
+    """Everything known about one run; `missing` says why something is not."""
 
-    Args:
-        run: its small files.
-        stages: all stages of a staged run, else only the run.
-        missing: name of a part -> a sentence.
-        images: that it was judged by.
-        tally: pixels of every image.
-        scores: with intervals.
-        examples: `samples`, `worst`, `best`.
-        twin: the supervised twin.
-        twin_scores: with intervals.
-        gain: the run's scores minus the twin's.
-        quality: of pseudo-labels on the images (`halfmask.report.pseudo`).
-        agreement: of the first two networks of the last checkpoint.
-        of_method: values of the method's own chapter (`halfmask.report.of_method`).
-        data: of `halfmask check`.
-        published: the paper's number for the setting.
-        draws: unlabeled batches per step, as far as the method's class tells; 0 = supervised.
-        parameters: of the shipped network.
-        seconds: time that `gather` took.
-    """
-
-    run: Run
-    stages: tuple[Run, ...]
-    missing: dict[str, str] = field(default_factory=dict)
-    images: Images | None = None
-    tally: Tally | None = None
-    scores: Scored | None = None
-    examples: dict[str, list[Example]] = field(default_factory=dict)
-    twin: Run | None = None
-    twin_scores: Scored | None = None
-    gain: Scored | None = None
-    quality: dict[str, Any] | None = None
-    agreement: dict[str, Any] | None = None
-    of_method: dict[str, Any] | None = None
-    data: dict[str, Any] | None = None
-    published: Published | None = None
-    draws: int | None = None
-    parameters: int | None = None
-    seconds: float = 0.0
+    run: Run  # its small files
+    stages: tuple[Run, ...]  # all stages of a staged run, else only the run
+    missing: dict[str, str] = field(default_factory=dict)  # name of a part -> a sentence
+    images: Images | None = None  # that it was judged by
+    tally: Tally | None = None  # pixels of every image
+    scores: Scored | None = None  # with intervals
+    examples: dict[str, list[Example]] = field(default_factory=dict)  # `samples`, `worst`, `best`
+    twin: Run | None = None  # the supervised twin
+    twin_scores: Scored | None = None  # with intervals
+    gain: Scored | None = None  # the run's scores minus the twin's
+    quality: dict[str, Any] | None = None  # of pseudo-labels on the images (`halfmask.report.pseudo`)
+    agreement: dict[str, Any] | None = None  # of the first two networks of the last checkpoint
+    of_method: dict[str, Any] | None = None  # values of the method's own chapter (`halfmask.report.of_method`)
+    data: dict[str, Any] | None = None  # of `halfmask check`
+    published: Published | None = None  # the paper's number for the setting
+    draws: int | None = None  # unlabeled batches per step, as far as the method's class tells; 0 = supervised
+    parameters: int | None = None  # of the shipped network
+    seconds: float = 0.0  # time that `gather` took
 
     @property
     def supervised(self) -> bool:
@@ -147,9 +119,6 @@ def chapter_of(method: str) -> ModuleType | None:
 
 
 def _look_at_network(found: Material) -> None:
-    from halfmask.models.build import build_model
-    from halfmask.plugins import resolve
-
     assert found.run.meta is not None
     try:
         with torch.device("meta"):

@@ -31,29 +31,17 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """The small files of one run.
+    """The small files of one run."""
 
-    Args:
-        path: its folder.
-        recipe: recipe.yaml as plain data.
-        settings: every value with its origin.
-        records: lines of metrics.jsonl.
-        split: split.json; empty if there is none.
-        environment: environment.json; empty if there is none.
-        meta: model.json; `None` before the first validation.
-        warnings: messages of log.txt.
-        seconds: training time by log.txt, without the pauses between a stop and the next resume.
-    """
-
-    path: Path
-    recipe: dict[str, Any]
-    settings: tuple[Setting, ...]
-    records: tuple[dict[str, Any], ...]
-    split: dict[str, Any]
-    environment: dict[str, Any]
-    meta: dict[str, Any] | None
-    warnings: tuple[str, ...]
-    seconds: float
+    path: Path  # its folder
+    recipe: dict[str, Any]  # recipe.yaml as plain data
+    settings: tuple[Setting, ...]  # every value with its origin
+    records: tuple[dict[str, Any], ...]  # lines of metrics.jsonl
+    split: dict[str, Any]  # split.json; empty if there is none
+    environment: dict[str, Any]  # environment.json; empty if there is none
+    meta: dict[str, Any] | None  # model.json; `None` before the first validation
+    warnings: tuple[str, ...]  # messages of log.txt
+    seconds: float  # training time by log.txt, without the pauses between a stop and the next resume
 
     @property
     def name(self) -> str:
@@ -118,7 +106,7 @@ class Run:
         return None if entry is None else int(entry["count"])
 
     @property
-    def places(self) -> int:
+    def device_count(self) -> int:
         """Devices that trained together."""
         settings = self.recipe.get("run", {})
         return int(settings.get("devices", 1)) * int(settings.get("nodes", 1))

@@ -261,14 +261,24 @@ def open_predictors(bundle: Bundle, device: torch.device) -> dict[str, Model]:
     checkpoint = weights_of(run.path) if run.recipe.is_file() else None
     if checkpoint is None:
         return {str(bundle.meta.get("predictor", "model")): bundle.model}
-    recipe = load(run.recipe)
+    method, _ = open_method(bundle, checkpoint)
+    return {name: model.to(device).eval() for name, model in method.predictors().items()}
+
+
+def open_method(bundle: Bundle, checkpoint: Path) -> tuple[Method, int]:
+    """Build the method of the run that a bundle belongs to, with the networks and the step of a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or does not fit the run's recipe.
+        RecipeError: the method cannot be imported.
+    """
+    recipe = load(RunDir(bundle.folder).recipe)
     builder = Builder(
         _without_weights(recipe.model), bundle.task, crop=recipe.data.crop, channels=bundle.model.mean.numel(),
         mean=tuple(bundle.model.mean.flatten().tolist()), std=tuple(bundle.model.std.flatten().tolist()),
     )  # fmt: skip
     method: Method = resolve("methods", recipe.method.name)(bundle.task, builder, **recipe.method.params)
-    load_networks(method, checkpoint)
-    return {name: model.to(device).eval() for name, model in method.predictors().items()}
+    return method, load_networks(method, checkpoint)
 
 
 def _without_weights(model: ModelRecipe) -> ModelRecipe:

@@ -92,9 +92,7 @@ def test_other_methods_have_no_such_chapter(fix):
 
 def test_no_other_part_of_a_report_names_the_method():
     folder = Path(halfmask.report.__file__).parent
-    naming = {
-        path
-        for path in folder.rglob("*.*")
-        if path.suffix in {".py", ".html"} and "allspark" in path.read_text().lower()
-    }
-    assert naming == {folder / "of_method" / "allspark.py", folder / "of_method" / "allspark.html"}
+    files = [path for path in folder.rglob("*.*") if path.suffix in {".py", ".html"}]
+    assert len(files) > 20
+    naming = {path for path in files if "allspark" in path.read_text().lower()}
+    assert naming == {folder / "of_method" / "allspark.py"}

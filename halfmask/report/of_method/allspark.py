@@ -5,6 +5,7 @@ channels per class chosen by the grouping (Figure 6), slots of the memory beside
 All from the last checkpoint, in evaluation mode, on the middle of the images.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -38,56 +39,34 @@ _BARS = 12
 
 
 class Channels(NamedTuple):
-    """One labeled image and some of its channels (Figure 5).
+    """One labeled image and some of its channels (Figure 5)."""
 
-    Args:
-        id: of the image.
-        image: the part that was used.
-        numbers: of the channels shown: those that vary most over the image, before and after.
-        before: the encoder's last map.
-        after: the bottleneck's result.
-        likeness: mean absolute correlation of two channels, before and after; lower is more diverse.
-    """
-
-    id: str
-    image: UInt8[np.ndarray, "H W 3"]
-    numbers: tuple[int, ...]
-    before: Float[np.ndarray, "n h w"]
-    after: Float[np.ndarray, "n h w"]
-    likeness: tuple[float, float]
+    id: str  # of the image
+    image: UInt8[np.ndarray, "H W 3"]  # the part that was used
+    numbers: tuple[int, ...]  # of the channels shown: those that vary most over the image, before and after
+    before: Float[np.ndarray, "n h w"]  # the encoder's last map
+    after: Float[np.ndarray, "n h w"]  # the bottleneck's result
+    likeness: tuple[float, float]  # mean absolute correlation of two channels, before and after; lower is more diverse
 
 
 class Grouping(NamedTuple):
-    """How channels are spread over the classes (Figure 6).
+    """How channels are spread over the classes (Figure 6)."""
 
-    Args:
-        images: how many unlabeled images.
-        channels: per image.
-        chosen: mean channels per class and image.
-        share: of the images' predicted pixels.
-        examples: some images with their own numbers of channels and shares.
-    """
-
-    images: int
-    channels: int
-    chosen: Float[np.ndarray, " K"]
-    share: Float[np.ndarray, " K"]
+    images: int  # how many unlabeled images
+    channels: int  # per image
+    chosen: Float[np.ndarray, " K"]  # mean channels per class and image
+    share: Float[np.ndarray, " K"]  # of the images' predicted pixels
+    # some images with their own numbers of channels and shares
     examples: tuple[tuple[str, UInt8[np.ndarray, "H W 3"], Int[np.ndarray, " K"], Float[np.ndarray, " K"]], ...]
 
 
 class Slots(NamedTuple):
-    """Newest slots of one class (Figure 7).
+    """Newest slots of one class (Figure 7)."""
 
-    Args:
-        name: of the class.
-        filled: part of its slots that hold a channel.
-        maps: the channels, as maps.
-        sources: id and picture of the image that each came from; `None` where the list has changed since.
-    """
-
-    name: str
-    filled: float
-    maps: Float[np.ndarray, "n h w"]
+    name: str  # of the class
+    filled: float  # part of its slots that hold a channel
+    maps: Float[np.ndarray, "n h w"]  # the channels, as maps
+    # id and picture of the image that each came from; `None` where the list has changed since
     sources: tuple[tuple[str, UInt8[np.ndarray, "H W 3"]] | None, ...]
 
 
@@ -172,14 +151,8 @@ def _channels(method: AllSpark, id: str, image: Float[Tensor, "1 C H W"], uses_m
     before, after = features[-1][0].float(), result[0].float()  # (D, h, w)
     spread = _rank(before) + _rank(after)
     numbers = tuple(sorted(spread.argsort(descending=True)[:_SHOWN_CHANNELS].tolist()))
-    return Channels(
-        id,
-        _picture(image),
-        numbers,
-        before[list(numbers)].cpu().numpy(),
-        after[list(numbers)].cpu().numpy(),
-        (_likeness(before), _likeness(after)),
-    )
+    shown = [maps[list(numbers)].cpu().numpy() for maps in (before, after)]
+    return Channels(id, _picture(image), numbers, shown[0], shown[1], (_likeness(before), _likeness(after)))
 
 
 def _rank(maps: Float[Tensor, "D h w"]) -> Float[Tensor, " D"]:
@@ -190,33 +163,26 @@ def _rank(maps: Float[Tensor, "D h w"]) -> Float[Tensor, " D"]:
 def _likeness(maps: Float[Tensor, "D h w"]) -> float:
     """Compute the mean absolute correlation between different channels; dead channels are left out."""
     flat = maps.flatten(1)
-    flat = flat - flat.mean(1, keepdim=True)
-    norm = flat.norm(dim=1)
-    flat = flat[norm > 1e-6] / norm[norm > 1e-6].unsqueeze(1)
+    flat = flat[(flat - flat.mean(1, keepdim=True)).norm(dim=1) > 1e-6]
     count = len(flat)
-    if count < 2:
-        return float("nan")
-    return float(((flat @ flat.T).abs().sum() - count) / (count * (count - 1)))
+    return float((torch.corrcoef(flat).abs().sum() - count) / (count * (count - 1))) if count > 1 else math.nan
 
 
 def _grouping(method: AllSpark, dataset: Dataset, ids: Sequence[str]) -> Grouping | None:
     if not ids:
         return None
     classes = method.task.n_classes
-    rows, shares, examples = [], [], []
-    for number, id in enumerate(ids):
+    found = []
+    for id in ids:
         image = _crop(dataset, id, method)
         logits = method._label(image)
         tokens, _ = method.bottleneck.embed(method.student.encode(image)[-1])
         grouped = channel_classes(tokens, logits, (method.side, method.side), method.grouping)[0]
         chosen = torch.bincount(grouped.cpu(), minlength=classes).numpy()
         predicted = torch.bincount(logits.argmax(1).flatten().cpu(), minlength=classes).double()
-        share = (predicted / predicted.sum()).numpy()
-        rows.append(chosen)
-        shares.append(share)
-        if number < _EXAMPLES:
-            examples.append((id, _picture(image), chosen, share))
-    return Grouping(len(ids), int(rows[0].sum()), np.mean(rows, axis=0), np.mean(shares, axis=0), tuple(examples))
+        found.append((id, _picture(image), chosen, (predicted / predicted.sum()).numpy()))
+    means = [np.mean(rows, axis=0) for rows in ([one[2] for one in found], [one[3] for one in found])]
+    return Grouping(len(ids), int(found[0][2].sum()), means[0], means[1], tuple(found[:_EXAMPLES]))
 
 
 def _slots(method: AllSpark, dataset: Dataset, listed: Sequence[str], names: Sequence[str]) -> tuple[Slots, ...]:
@@ -229,18 +195,14 @@ def _slots(method: AllSpark, dataset: Dataset, listed: Sequence[str], names: Seq
     pictures: dict[int, tuple[str, UInt8[np.ndarray, "H W 3"]]] = {}
     for k in sorted(chosen):
         size, pointer = memory.slots.shape[1], int(memory.pointer[k])
-        order = [(pointer - 1 - back) % size for back in range(size)]  # newest first
-        picked: dict[int, int] = {}  # one slot per image, so that different images are seen
-        for slot in order:
-            origin = int(memory.origin[k, slot])
-            if origin >= 0 and origin not in picked:
-                picked[origin] = slot
-            if len(picked) == _SLOTS:
-                break
+        newest: dict[int, int] = {}  # one slot per image, so that different images are seen
+        for slot in ((pointer - 1 - back) % size for back in range(size)):
+            if (origin := int(memory.origin[k, slot])) >= 0:
+                newest.setdefault(origin, slot)
+        picked = dict(list(newest.items())[:_SLOTS])
         for origin in picked:
             if origin not in pictures and origin < len(listed):
-                image = dataset.read_image(listed[origin])
-                pictures[origin] = (listed[origin], three_bands(image[-1] if image.ndim == 4 else image))
+                pictures[origin] = (listed[origin], three_bands(dataset.read_image(listed[origin])))
         maps = memory.slots[k, list(picked.values())].float().cpu().numpy().reshape(-1, method.side, method.side)
         found.append(Slots(names[k], filled[k], maps, tuple(pictures.get(origin) for origin in picked)))
     return tuple(found)
@@ -250,7 +212,6 @@ def _crop(dataset: Dataset, id: str, method: AllSpark) -> Float[Tensor, "1 C S S
     """Cut the middle out of an image at the training crop's size; what is missing is black."""
     crop = int(method.student.spec["crop"])
     image = dataset.read_image(id)
-    image = image[-1] if image.ndim == 4 else image
     height, width = image.shape[:2]
     top, left = max((height - crop) // 2, 0), max((width - crop) // 2, 0)
     part = image[top : top + crop, left : left + crop]
