@@ -217,3 +217,21 @@ class Method(nn.Module):
     def plan(cls, recipe: "Recipe") -> list[Stage]:
         """Stages of the run; more than one only for multi-stage methods."""
         return [Stage("train")]
+
+
+class DomainMethod(Method):
+    """A method that learns several datasets in turns (`data.domains`): a method of each over what they share.
+
+    It is built with a task and a builder per domain, by name, in the order of the turns.
+    """
+
+    names: tuple[str, ...]  # of the domains
+
+    @classmethod
+    def of_each(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `{name, **params}` of the method that each domain is trained by; `params` are this method's."""
+        raise NotImplementedError(f"{cls.__name__} must define of_each()")
+
+    def of(self, domain: str) -> Method:
+        """Return the method of one domain."""
+        raise NotImplementedError(f"{type(self).__name__} must define of()")

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from halfmask.batch import Batch, Progress
 from halfmask.errors import DataError, RecipeError
-from halfmask.method import Method, ModelBuilder, ParamGroup, StepOutput, Update
+from halfmask.method import DomainMethod, Method, ModelBuilder, ParamGroup, StepOutput, Update
 from halfmask.models.model import Model
 from halfmask.plugins import params_model, resolve
 from halfmask.recipe.explain import explain_all
@@ -56,7 +56,7 @@ def _checked(method: str | dict[str, Any]) -> dict[str, Any]:
     return {"name": name, **checked.model_dump(mode="json")}
 
 
-class MultiDomain(Method):
+class MultiDomain(DomainMethod):
     """One method per domain over a shared encoder; domains take turns, step by step.
 
     Args:
@@ -92,6 +92,11 @@ class MultiDomain(Method):
         first = self.of(self.names[0])
         self.draws, self.draws_share_images = first.draws, first.draws_share_images
         self.smallest_batch, self.host_sync = first.smallest_batch, first.host_sync
+
+    @classmethod
+    def of_each(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the wrapped method with its parameters."""
+        return _checked(params.get("method", "cct"))
 
     def of(self, domain: str) -> Method:
         """Return the method of one domain."""

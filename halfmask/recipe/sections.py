@@ -157,7 +157,7 @@ class DataRecipe(Section):
 
     Args:
         root: folder of the dataset (`--data`).
-        domains: several datasets instead, by name, learned in turns with `method.name=multi_domain`; keys of one:
+        domains: several datasets instead, by name, learned in turns by a method that wraps another; keys of one:
             `root, dataset, split, splits, labeled, labeled_seed, unlabeled, val, crop, scale`.
         dataset: layout and encoding: `{name: folder | pascal | cityscapes | ade20k | coco | camvid | sun_rgbd, ...}`;
             image pairs: `change_folder | levir | whu`; one label per image: `class_folder | cifar | stl10`.

@@ -1,32 +1,35 @@
-"""Runs over several domains: prepared, validated and shipped here; all other code sees one method.
+"""Runs over several domains: all that is special about them stands here; other code sees one method and `Sources`.
 
-Prepare a run over several domains: each is opened and checked like a run of its own, then all share a method.
-
-Validation of a run over several domains: each by its own network on its own images, and the mean of all.
+Each domain is opened and checked like a run of its own, then all share a method (`halfmask.method.DomainMethod`). Each
+is validated by its own network on its own images; the mean of all chooses the checkpoint.
 """
 
+import json
 import os
 import re
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from halfmask.atomic import write_text
 from halfmask.data.folder.class_lines import named_in_file
 from halfmask.data.folder.files import ids_of
-from halfmask.data.loading.loader import Source
+from halfmask.data.loading.loader import Source, TrainLoader, turn_loader
 from halfmask.data.loading.sampler import steps_per_epoch
 from halfmask.data.splits import split as splits
 from halfmask.data.splits.verify import default_folder
 from halfmask.errors import DataError, RecipeError, ShapeError, bullet_list
 from halfmask.infer.bundle import save_bundle
-from halfmask.method import Method
-from halfmask.methods.multi_domain import MultiDomain
+from halfmask.infer.domains import DOMAINS
+from halfmask.method import DomainMethod, Method
 from halfmask.models.build import Builder
-from halfmask.plugins import resolve
+from halfmask.plugins import names, resolve
 from halfmask.recipe.read import DataRecipe, Entry, Recipe
+from halfmask.run.folder import RunDir, describe_split
 from halfmask.run.module import LitMethod
 from halfmask.run.prepared import (
     Prepared,
@@ -38,7 +41,8 @@ from halfmask.run.prepared import (
     lengths,
 )
 from halfmask.run.progress import LookingLine
-from halfmask.run.validation import Evaluate, Examination, origin_of
+from halfmask.run.sources import Sources, evaluator_of
+from halfmask.run.validation import Evaluate, Examination, Examiner, origin_of
 
 _Made = TypeVar("_Made")
 
@@ -50,25 +54,14 @@ _TAKEN = frozenset(
 )
 
 
-def refuse_one_domain(cls: type[Method], recipe: Recipe) -> None:
-    """Refuse a method of several domains where there is one dataset."""
-    if issubclass(cls, MultiDomain):
-        wrapped = recipe.method.params.get("method") or {}
-        name = wrapped.get("name", "cct") if isinstance(wrapped, dict) else wrapped
-        raise RecipeError(
-            f"method multi_domain learns from several datasets, but data.domains names none. Name them: data.domains="
-            f"{{NAME: {{root: DIR}}, OTHER: {{root: DIR}}}}; or train on one: method.name={name}."
-        )
-
-
 def domain_recipe(recipe: Recipe, name: str) -> Recipe:
     """Return the recipe of one domain: its own data, the wrapped method, what is published of it."""
     domains = recipe.data.domains or {}
     own = domains[name]
     section = {key: getattr(own, key) for key in _OWN} | {"domains": None}
     section |= {key: value for key in ("crop", "scale") if (value := getattr(own, key)) is not None}
-    wrapped = recipe.method.params.get("method", "cct")
-    method = Entry(name=wrapped) if isinstance(wrapped, str) else Entry.model_validate(wrapped)
+    cls = resolve("methods", recipe.method.name)
+    method = Entry.model_validate(cls.of_each(recipe.method.params))
     expected = recipe.expected.of_domain(name) if recipe.expected else None
     return recipe.model_copy(
         update={"data": recipe.data.model_copy(update=section), "method": method, "expected": expected}
@@ -77,12 +70,19 @@ def domain_recipe(recipe: Recipe, name: str) -> Recipe:
 
 def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: bool) -> Prepared:
     """Open every domain, build one method for all, and check that they fit; arguments and errors as of `prepare`."""
-    _check_names(recipe)
     cls = resolve("methods", recipe.method.name)
-    if not issubclass(cls, MultiDomain):
+    if recipe.data.domains is None:
+        raise RecipeError(
+            f"method {recipe.method.name} learns from several datasets, but data.domains names none. Name them: "
+            "data.domains={NAME: {root: DIR}, OTHER: {root: DIR}}; or train on one: "
+            f"method.name={cls.of_each(recipe.method.params)['name']}."
+        )
+    _check_names(recipe)
+    if not issubclass(cls, DomainMethod):
+        wrapping = next(name for name in names("methods") if issubclass(resolve("methods", name), DomainMethod))
         raise RecipeError(
             f"method {recipe.method.name} learns from one dataset, but data.domains names "
-            f"{len(recipe.data.domains or {})}. Wrap it: method={{name: multi_domain, method: {recipe.method.name}}}."
+            f"{len(recipe.data.domains)}. Wrap it: method={{name: {wrapping}, method: {recipe.method.name}}}."
         )
     recipes = {name: domain_recipe(recipe, name) for name in recipe.data.domains or {}}
     opened = _for_each(recipes, lambda _, own: _open(own.data))
@@ -119,21 +119,8 @@ def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: boo
     first = next(iter(domains.values()))
     return Prepared(
         recipe, first.dataset, first.unlabeled, first.split, method, per_epoch, total, every, tuple(warnings),
-        first.balance, domains,
+        first.balance, sources=Domains(domains),
     )  # fmt: skip
-
-
-def describe_domains(prepared: Prepared) -> str:
-    """Say what each domain brings."""
-    wide = max(map(len, prepared.domains))
-    lines = []
-    for name, source in prepared.domains.items():
-        split = source.split
-        lines.append(
-            f"{name:{wide}}  {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} "
-            f"validation image{'s' * (len(split.val) != 1)}, {source.dataset.task.n_classes} classes"
-        )
-    return "\n         ".join(lines)
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -149,7 +136,7 @@ def _check_names(recipe: Recipe) -> None:
             f"{given[0].replace('data.', f'data.domains.{first}.')}"
         )
     if recipe.data.weak is not None:
-        problems.append("data.weak is of a single dataset: leave it out, or train that dataset alone with method cct")
+        problems.append("data.weak is of a single dataset: leave it out, or train on that dataset alone")
     names: dict[str, str] = {}
     roots: dict[str, str] = {}
     for name, own in domains.items():
@@ -225,8 +212,8 @@ def _check_label_space(data: DataRecipe, source: Source) -> None:
 
 
 def _build(
-    cls: type[MultiDomain], recipe: Recipe, recipes: Mapping[str, Recipe], opened: Mapping[str, Source]
-) -> MultiDomain:
+    cls: type[DomainMethod], recipe: Recipe, recipes: Mapping[str, Recipe], opened: Mapping[str, Source]
+) -> DomainMethod:
     """Build the method of all domains, the networks seeded like those of a run of one domain."""
     datasets = {name: source.dataset for name, source in opened.items()}
     for what, values in (
@@ -259,7 +246,9 @@ def _build(
         for name, own in recipes.items()
     }
     tasks = {name: dataset.task for name, dataset in datasets.items()}
-    return cls(tasks, builders, **recipe.method.params)
+    made: type[Any] = cls  # which parameters it has is its own affair
+    method: DomainMethod = made(tasks, builders, **recipe.method.params)
+    return method
 
 
 def _checked(method: Method, recipe: Recipe, source: Source, world: int) -> Source:
@@ -284,22 +273,84 @@ def _passes(source: Source, draws: int) -> int:
     return steps_per_epoch(len(length), batch, drop_last=data.drop_last)
 
 
-class DomainExaminer:
-    """Examines every domain.
+class Domains(Sources):
+    """Several datasets that take turns, step by step.
 
     Args:
-        prepared: what is trained.
+        by_name: every domain, in the order of the turns.
+    """
+
+    def __init__(self, by_name: Mapping[str, Source]) -> None:
+        self.by_name = dict(by_name)
+
+    def describe(self) -> str:
+        """Say what each domain brings."""
+        wide = max(map(len, self.by_name))
+        lines = []
+        for name, source in self.by_name.items():
+            split = source.split
+            lines.append(
+                f"{name:{wide}}  {len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} "
+                f"validation image{'s' * (len(split.val) != 1)}, {source.dataset.task.n_classes} classes"
+            )
+        return "\n         ".join(lines)
+
+    def classes(self) -> list[str]:
+        """List the classes of all domains, under the names of these."""
+        return [f"{name}/{label}" for name, source in self.by_name.items() for label in source.dataset.task.classes]
+
+    def lists(self) -> dict[str, Any]:
+        """Return the lists of all domains, under the names of these."""
+        return {
+            f"{name}/{part}": entry
+            for name, source in self.by_name.items()
+            for part, entry in describe_split(source.split).items()
+        }
+
+    def loader(self, recipe: DataRecipe, **settings: Any) -> TrainLoader:
+        """Build the loader of all domains in turns."""
+        shared = {"batch": recipe.batch, "workers": recipe.workers}
+        sources = {
+            name: replace(source, recipe=source.recipe.model_copy(update=shared))
+            for name, source in self.by_name.items()
+        }
+        return turn_loader(sources, **settings)
+
+    def examiner(self, recipe: Recipe) -> Examiner:
+        """Build what scores the networks of every domain that has images to validate on."""
+        found = {
+            name: evaluator_of(domain_recipe(recipe, name), source.dataset, source.split)
+            for name, source in self.by_name.items()
+        }
+        return DomainExaminer(self.by_name, {name: one for name, one in found.items() if one is not None})
+
+    def write(self, run: RunDir, recipe: Recipe) -> None:
+        """Write what the folder of each domain holds beside its bundle: data and protocol, and its lists."""
+        write_text(run.path / DOMAINS, json.dumps(list(self.by_name)) + "\n")
+        for name, source in self.by_name.items():
+            part = RunDir(run.path / name)
+            part.path.mkdir(parents=True, exist_ok=True)
+            write_text(part.recipe, domain_recipe(recipe, name).to_yaml())
+            write_text(part.split, json.dumps(describe_split(source.split), indent=1) + "\n")
+
+
+class DomainExaminer:
+    """Scores the networks of every domain.
+
+    Args:
+        domains: all of them, by name.
         evaluators: of each domain that has images to validate on.
     """
 
-    def __init__(self, prepared: Prepared, evaluators: Mapping[str, Evaluate]) -> None:
-        self.domains, self.evaluators = prepared.domains, dict(evaluators)
-        self.main_metric, self.has_images = prepared.dataset.task.main_metric, bool(self.evaluators)
+    def __init__(self, domains: Mapping[str, Source], evaluators: Mapping[str, Evaluate]) -> None:
+        self.domains, self.evaluators = domains, dict(evaluators)
+        first = next(iter(domains.values()))
+        self.main_metric, self.has_images = first.dataset.task.main_metric, bool(self.evaluators)
 
     def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
         """Scores are `val/<domain>/<score>`; `val/<main score>` is the mean over the domains and chooses the best."""
         method = module.method
-        assert isinstance(method, MultiDomain)
+        assert isinstance(method, DomainMethod)
         values: dict[str, float] = {}
         main: dict[str, float] = {}
         for name in method.of(method.names[0]).predictors():
@@ -318,7 +369,7 @@ class DomainExaminer:
     def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
         """Write a bundle of each domain into the folder of its name."""
         method = module.method
-        assert isinstance(method, MultiDomain)
+        assert isinstance(method, DomainMethod)
         for domain, source in self.domains.items():
             name, model = next(iter(method.of(domain).predictors().items()))
             dataset = source.dataset

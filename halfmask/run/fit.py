@@ -10,23 +10,17 @@ from typing import Any
 
 import lightning as L
 
-from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import ids_of
-from halfmask.data.splits.split import Split, part_ids
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.forms import plain_forms
 from halfmask.infer.devices import is_first_rank
-from halfmask.infer.evaluate import DatasetItems, evaluate_model
-from halfmask.infer.metrics import Scores
 from halfmask.method import Stage
-from halfmask.models.model import Model
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
-from halfmask.run.domains import DomainExaminer, domain_recipe
-from halfmask.run.folder import RunDir, describe_split, describe_splits, stage_names
+from halfmask.run.folder import RunDir, stage_names
 from halfmask.run.module import LitMethod
 from halfmask.run.optim import base_rate
 from halfmask.run.prepare import describe, prepare
@@ -35,7 +29,6 @@ from halfmask.run.progress import ProgressLine
 from halfmask.run.stages import train_stages
 from halfmask.run.trainer import make_trainer, prepare_networks, with_precision
 from halfmask.run.twin import TwinResult
-from halfmask.run.validation import Evaluate, Examiner, TaskExaminer
 
 # A resumed run may change how it is computed, not what is computed.
 _FREE_ON_RESUME = (
@@ -190,12 +183,7 @@ def _train_stage(
     )
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
     checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not is_first_rank()))
-    examiner: Examiner = (
-        DomainExaminer(prepared, _domain_evaluator(prepared))
-        if prepared.domains
-        else TaskExaminer(dataset.task, _evaluator(prepared))
-    )
-    validation = Validation(run, log, examiner, prepared.eval_every)
+    validation = Validation(run, log, prepared.sources.examiner(recipe), prepared.eval_every)
     prepare_networks(method, recipe.run)
     kept = KeepCheckpoints(run, keep, prepared.total_steps)
     trainer = make_trainer(recipe.run, run.path, method, [log, validation, kept, checkpoints])
@@ -244,27 +232,16 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start:
 
 
 def _meta(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
-    """What every checkpoint says about the run it is of; of several domains, under their names."""
+    """Return what every checkpoint says about the run it is of."""
     dataset = prepared.dataset
-    classes = list(dataset.task.classes)
-    if prepared.domains:
-        tasks = {name: source.dataset.task for name, source in prepared.domains.items()}
-        classes = [f"{name}/{label}" for name, task in tasks.items() for label in task.classes]
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "classes": classes,
-        "split": {name: entry["sha256"] for name, entry in _lists(prepared).items()},
+        "classes": prepared.sources.classes(),
+        "split": {name: entry["sha256"] for name, entry in prepared.sources.lists().items()},
         "range": dataset.value_range,
         "nodata": dataset.nodata,
         "ids": ids_of(dataset),
     }
-
-
-def _lists(prepared: Prepared) -> dict[str, Any]:
-    """The lists as split.json has them."""
-    if prepared.domains:
-        return describe_splits({name: source.split for name, source in prepared.domains.items()})
-    return describe_split(prepared.split)
 
 
 def _open_run(
@@ -279,43 +256,14 @@ def _open_run(
                 "H407",
             )
         point = resume_point(run)
-        now = {name: entry["ids"] for name, entry in _lists(prepared).items()}
+        now = {name: entry["ids"] for name, entry in prepared.sources.lists().items()}
         check_matches(point.checkpoint, point.header, meta, run.recorded_lists(), now)
         return repair(run, point) if is_first_rank() else point
     if is_first_rank():
         run.create(overwrite=overwrite)
-        run.write_start(recipe, prepared.split)
-        if prepared.domains:
-            recipes = {name: domain_recipe(recipe, name) for name in prepared.domains}
-            run.write_domains(recipes, {name: source.split for name, source in prepared.domains.items()})
+        run.write_start(recipe, prepared.sources.lists())
+        prepared.sources.write(run, recipe)
     return None
-
-
-def _evaluator(prepared: Prepared) -> Evaluate | None:
-    return _evaluator_of(prepared.recipe, prepared.dataset, prepared.split)
-
-
-def _domain_evaluator(prepared: Prepared) -> dict[str, Evaluate]:
-    """Evaluators of the domains that have images to validate on."""
-    found = {
-        name: _evaluator_of(domain_recipe(prepared.recipe, name), source.dataset, source.split)
-        for name, source in prepared.domains.items()
-    }
-    return {name: evaluate for name, evaluate in found.items() if evaluate is not None}
-
-
-def _evaluator_of(recipe: Recipe, dataset: Dataset, split: Split) -> Evaluate | None:
-    part = recipe.eval.select_on
-    ids = split.val if part == "val" else part_ids(recipe.data, dataset, part)
-    if not ids:
-        return None
-    items, task = DatasetItems(dataset, ids), dataset.task
-
-    def evaluate(model: Model, rank: int, world: int) -> Scores:
-        device = next(model.parameters()).device
-        return evaluate_model(model, items, task, recipe.eval, device, crop=recipe.data.crop, rank=rank, world=world)
-
-    return evaluate
 
 
 def _check_resume_overrides(overrides: tuple[str, ...]) -> None:

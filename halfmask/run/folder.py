@@ -162,21 +162,11 @@ class RunDir:
         for name in ("tb", "checkpoints", "predictions", "cache", "report", "pseudo_masks", "pseudo_masks.part"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def write_start(self, recipe: Recipe, split: Split) -> None:
-        """Write recipe, environment and split of a new run."""
+    def write_start(self, recipe: Recipe, lists: Mapping[str, Any]) -> None:
+        """Write recipe, environment and lists of a new run."""
         write_text(self.recipe, recipe.to_yaml(origins=True))
         write_text(self.environment, json.dumps(environment(), indent=2) + "\n")
-        write_text(self.split, json.dumps(describe_split(split), indent=1) + "\n")
-
-    def write_domains(self, recipes: Mapping[str, Recipe], splits: Mapping[str, Split]) -> None:
-        """Write what the folder of each domain holds beside its bundle: data and protocol, and its lists."""
-        write_text(self.path / DOMAINS, json.dumps(list(recipes)) + "\n")
-        write_text(self.split, json.dumps(describe_splits(splits), indent=1) + "\n")
-        for name, recipe in recipes.items():
-            part = RunDir(self.path / name)
-            part.path.mkdir(parents=True, exist_ok=True)
-            write_text(part.recipe, recipe.to_yaml())
-            write_text(part.split, json.dumps(describe_split(splits[name]), indent=1) + "\n")
+        write_text(self.split, json.dumps(lists, indent=1) + "\n")
 
     def recorded_lists(self) -> dict[str, list[str]]:
         """Return the ids of each list of a run that has begun; nothing where they cannot be read."""
@@ -257,11 +247,6 @@ def describe_split(split: Split) -> dict[str, Any]:
         }
         for name, ids in lists.items()
     }
-
-
-def describe_splits(splits: Mapping[str, Split]) -> dict[str, Any]:
-    """Return the lists of several domains likewise, under their names."""
-    return {f"{name}/{part}": entry for name in splits for part, entry in describe_split(splits[name]).items()}
 
 
 def environment() -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 import torch
 
+from halfmask.data.loading.loader import Source
 from halfmask.data.loading.sampler import steps_per_epoch
 from halfmask.data.splits import split as splits
 from halfmask.data.splits.verify import default_folder
 from halfmask.errors import DataError
-from halfmask.method import Method
+from halfmask.method import DomainMethod, Method
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe
-from halfmask.run.domains import describe_domains, prepare_domains, refuse_one_domain
+from halfmask.run.domains import prepare_domains
 from halfmask.run.optim import base_rate
 from halfmask.run.prepared import (
     Prepared,
@@ -24,6 +25,7 @@ from halfmask.run.prepared import (
     weak_of,
 )
 from halfmask.run.progress import LookingLine, require_logger
+from halfmask.run.sources import OneSource
 
 __all__ = ["Prepared", "describe", "prepare"]
 
@@ -47,7 +49,8 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     world = run.devices * run.nodes
     require_logger(run.logger)
     check_batches(recipe, world)
-    if data.domains is not None:
+    cls = resolve("methods", recipe.method.name)
+    if data.domains is not None or issubclass(cls, DomainMethod):
         return prepare_domains(recipe, limit, look=look, quiet=quiet)
     dataset = splits.open_dataset(data)
     split = splits.resolve_split(data, dataset)
@@ -55,8 +58,6 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     builder = Builder(
         recipe.model, dataset.task, crop=data.crop, channels=dataset.channels, mean=dataset.mean, std=dataset.std
     )
-    cls = resolve("methods", recipe.method.name)
-    refuse_one_domain(cls, recipe)
     check_task(cls, recipe, dataset.task.kind)
     check_pairing(cls, recipe)
     method: Method = cls(dataset.task, builder, **recipe.method.params)
@@ -92,25 +93,20 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
                 dataset, split, unlabeled, pseudo=weak.masks, stamps=default_folder(), on_file=on_file
             )
         warnings = (*warnings, *found)
-    return Prepared(recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings, balance, weak=weak)
+    sources = OneSource(Source(data, dataset, unlabeled, split, balance, weak))
+    return Prepared(
+        recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings, balance, weak=weak,
+        sources=sources,
+    )  # fmt: skip
 
 
 def describe(prepared: Prepared) -> str:
     """Say in a few lines what will be trained."""
-    split, recipe = prepared.split, prepared.recipe
-    images = "image pairs" if prepared.dataset.dates > 1 else "images"
+    recipe = prepared.recipe
     parameters = sum(parameter.numel() for parameter in prepared.method.student.parameters()) / 1e6
     epochs = prepared.total_steps / prepared.steps_per_epoch
-    data = (
-        describe_domains(prepared)
-        if prepared.domains
-        else (
-            f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, {len(split.val)} validation "
-            f"{images}, {prepared.dataset.task.n_classes} classes"
-        )
-    )
     return (
-        f"data     {data}\n"
+        f"data     {prepared.sources.describe()}\n"
         f"method   {recipe.method.name}; network {parameters:.2f} M parameters\n"
         f"training {prepared.total_steps} steps ({epochs:.1f} epochs), crop {recipe.data.crop}, batch "
         f"{recipe.data.batch.labeled} labeled"

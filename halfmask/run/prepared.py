@@ -1,7 +1,6 @@
 """What a prepared run consists of, and whether its parts fit together: method, task, batches, network."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from halfmask.data.contract import Dataset, count_classes
-from halfmask.data.loading.loader import HostBatch, Source, train_loader, turn_loader
+from halfmask.data.loading.loader import HostBatch
 from halfmask.data.loading.sampler import ClassBalance, StepSampler
 from halfmask.data.splits.split import Split
 from halfmask.data.splits.weak import NOTHING_KNOWN, Weak, load_weak
@@ -17,9 +16,11 @@ from halfmask.errors import RecipeError, ShapeError
 from halfmask.losses.class_weights import class_weights
 from halfmask.method import Method
 from halfmask.models.model import Model
+from halfmask.plugins import names, resolve
 from halfmask.recipe.read import Recipe
 from halfmask.recipe.sections import MOST_STEPS
 from halfmask.run.module import MakeLoader
+from halfmask.run.sources import Sources
 
 _FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20
 
@@ -39,7 +40,7 @@ class Prepared:
         eval_every: steps between validations.
         warnings: to be shown before training.
         balance: draws the labeled samples by class.
-        domains: all of them by name, where there are several; else empty.
+        sources: the same data, be it one dataset or several that take turns.
         weak: what is known of the unlabeled images.
     """
 
@@ -53,8 +54,8 @@ class Prepared:
     eval_every: int
     warnings: tuple[str, ...] = ()
     balance: ClassBalance | None = None
-    domains: Mapping[str, Source] = field(default_factory=dict)
     weak: Weak = NOTHING_KNOWN
+    sources: Sources = field(kw_only=True)
 
 
 def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int]:
@@ -111,11 +112,16 @@ def weak_of(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> W
         uses = f"only data.weak.{' and '.join(sorted(method.weak_labels))}" if method.weak_labels else "no weak labels"
         raise RecipeError(
             f"data.weak names {' and '.join(sorted(named))}, but method {recipe.method.name} uses {uses}. "
-            "Leave data.weak out, or use method.name=cct, which learns from both."
+            f"Leave data.weak out, or use a method that learns from them: {', '.join(_learning_from(named))}."
         )
     if "masks" in named and "masks" in method.weak_labels:
         asked = asked.model_copy(update={"tags": None})  # the masks were made of them
     return load_weak(asked, dataset, method.task, split.unlabeled)
+
+
+def _learning_from(named: set[str]) -> list[str]:
+    """List the methods that use these weak labels."""
+    return [name for name in names("methods") if named <= resolve("methods", name).weak_labels]
 
 
 def check_batches(recipe: Recipe, world: int) -> None:
@@ -219,23 +225,7 @@ def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
             "pin": torch.cuda.is_available() and recipe.run.accelerator != "cpu",
             "cache": out / "cache",
         }
-        if prepared.domains:
-            shared = {"batch": recipe.data.batch, "workers": recipe.data.workers}  # trials change them
-            sources = {
-                name: replace(source, recipe=source.recipe.model_copy(update=shared))
-                for name, source in prepared.domains.items()
-            }
-            loader = turn_loader(sources, **settings)
-        else:
-            loader = train_loader(
-                prepared.dataset,
-                prepared.unlabeled,
-                prepared.split,
-                recipe.data,
-                balance=prepared.balance,
-                weak=prepared.weak,
-                **settings,
-            )
+        loader = prepared.sources.loader(recipe.data, **settings)
         loader.steps.start, loader.steps.stop = start, stop
         return loader
 

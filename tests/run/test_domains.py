@@ -352,8 +352,8 @@ def test_real_streets_and_facades_share_an_encoder(shared: Path, tmp_path: Path)
     }  # fmt: skip
     made = load(plain, ["data.crop=64", "run.steps=4", "run.eval_every=4", "data.domains.camvid.val=none"])
     looked = train_module.prepare(made, look=False)
-    assert [source.dataset.task.n_classes for source in looked.domains.values()] == [11, 7]
-    assert len(looked.domains["camvid"].split.unlabeled) == 363
+    assert [source.dataset.task.n_classes for source in looked.sources.by_name.values()] == [11, 7]
+    assert len(looked.sources.by_name["camvid"].split.unlabeled) == 363
     train(made, tmp_path / "run", quiet=True)
     scores = evaluate_domains(tmp_path / "run", part="test", limit=2, quiet=True)
     assert scores["camvid"].classes != scores["facades"].classes
