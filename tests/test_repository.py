@@ -298,3 +298,35 @@ def test_layers_name_existing_modules_once():
     assert len(LEVEL) == sum(len(names) for names in LAYERS)
     present = {home(path) for path in SOURCES}
     assert LEVEL.keys() == present
+
+
+CORE = {"run", "infer", "data", "recipe", "models", "losses", "views", "teaching", "suggest", "method.py"}
+# The baseline that a twin is, and the default of a recipe.
+NAMED_ANYWHERE = {"supervised", "fixmatch"}
+
+
+def named_in_code(tree: ast.AST) -> Iterator[str]:
+    """Words of every text in the code, docstrings left out."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield from re.findall(r"\w+", node.value)
+
+
+def test_no_core_module_names_a_method():
+    """What is special about a method is asked through the contract."""
+    methods = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - {"__init__"} - NAMED_ANYWHERE
+    assert {"multi_domain", "cct", "cam"} <= methods
+    wrong = {
+        f"{relative(path)}: {word}"
+        for path, tree in SOURCES.items()
+        if path.relative_to(PACKAGE).parts[0] in CORE
+        for word in named_in_code(tree)
+        if word in methods
+    }
+    assert wrong == set()
