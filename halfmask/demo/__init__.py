@@ -1,1 +1,1 @@
-"""The demonstration: still lifes rendered on the spot, and what their unlabeled images are worth."""
+"""The demonstration: render still lifes, train with and without the unlabeled ones, and compare."""

@@ -15,7 +15,7 @@ from halfmask.palette import colorize
 
 _TILE, _GAP, _MARGIN, _LEGEND = 192, 6, 150, 40
 _INK, _PAPER = (112, 116, 128), (0, 0, 0, 0)  # legible on a light and on a dark page, which shows through
-# The first scenes of the test part: chosen by number, not by how well they came out.
+# The first scenes of the test part: chosen by number, not by score.
 SHOWN = 6
 
 

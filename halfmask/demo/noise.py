@@ -78,7 +78,7 @@ def cells(
 
 
 def smoothstep(low: float, high: float, x: Float32[np.ndarray, "*S"]) -> Float32[np.ndarray, "*S"]:
-    """Rise smoothly from 0 at `low` to 1 at `high`."""
+    """Return 0 below `low`, 1 above `high`, and a smooth rise between them."""
     t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
     return float32(t * t * (3 - 2 * t))
 
@@ -86,7 +86,7 @@ def smoothstep(low: float, high: float, x: Float32[np.ndarray, "*S"]) -> Float32
 def blend(
     a: Float32[np.ndarray, "*S 3"], b: Float32[np.ndarray, "*T 3"], t: Float32[np.ndarray, " N"]
 ) -> Float32[np.ndarray, "N 3"]:
-    """Go from color a (t = 0) to color b (t = 1)."""
+    """Blend color a (t = 0) into color b (t = 1)."""
     return float32(a + (b - a) * t[:, None])
 
 

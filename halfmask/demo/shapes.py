@@ -62,14 +62,14 @@ class Apple(Shape):
         self.height = rng.uniform(1.05, 1.25)
 
     def distance(self, p: Points) -> Numbers:
-        """Torus around the axis, wider above than below, and a capsule."""
+        """Return the distance to a torus around the axis, wider above than below, and a capsule."""
         y = (p[:, 1] - 0.58) / self.height
         r = np.hypot(p[:, 0], p[:, 2]) / (1 + 0.22 * np.clip(y, -0.5, 0.5))
         body = np.hypot(r - 0.25, y) - 0.48
         return float32(np.minimum(body, capsule(p, (0.0, 0.9, 0.0), (0.1, 1.22, 0.03), 0.035)))
 
     def color(self, p: Points, normal: Points) -> Points:
-        """Meridian streaks, pale dots, a brown stem."""
+        """Paint meridian streaks, pale dots, a brown stem."""
         angle = np.arctan2(p[:, 2], p[:, 0])
         around = np.stack([np.cos(angle) * 4, np.sin(angle) * 4, p[:, 1] * 0.8], 1).astype(np.float32)
         streaks = fractal_noise(around, 3, self.salt)
@@ -96,7 +96,7 @@ class Mug(Shape):
         self.drink = hsv(rng.uniform(0.05, 0.1), 0.75, rng.uniform(0.2, 0.5))
 
     def distance(self, p: Points) -> Numbers:
-        """A wall, a floor, the drink, and half a ring outside."""
+        """Return the distance to a wall, a floor, the drink, and half a ring outside."""
         x, y, z = p[:, 0], p[:, 1], p[:, 2]
         r = np.hypot(x, z)
         wall = box2(np.abs(r - 0.47) - 0.015, np.abs(y - 0.56) - 0.5) - 0.035
@@ -105,7 +105,7 @@ class Mug(Shape):
         return float32(np.minimum(np.minimum(wall, filling), np.maximum(ring, 0.45 - r)))
 
     def color(self, p: Points, normal: Points) -> Points:
-        """Stripes, dots, a dipped half, or plain; pale inside."""
+        """Paint stripes, dots, a dipped half, or plain; pale inside."""
         y, angle, r = p[:, 1], np.arctan2(p[:, 2], p[:, 0]), np.hypot(p[:, 0], p[:, 2])
         if self.pattern == 0:
             mark = smoothstep(-0.2, 0.2, np.sin(y * 20).astype(np.float32)) * (np.abs(y - 0.55) < 0.3)
@@ -124,7 +124,7 @@ class Mug(Shape):
         return float32(np.where((r < 0.465)[:, None], surface, outside))
 
     def pose(self, rng: np.random.Generator) -> tuple[Array, float]:
-        """Standing, the handle to any side."""
+        """Choose the pose: standing, the handle to any side."""
         return turn(rng.uniform(0, 2 * np.pi)), 0.0
 
 
@@ -142,7 +142,7 @@ class Can(Shape):
         self.edge = rng.uniform(0.2, 0.4)
 
     def distance(self, p: Points) -> Numbers:
-        """A cylinder with two rims and a sunken lid."""
+        """Return the distance to a cylinder with two rims and a sunken lid."""
         y = p[:, 1] - 0.6
         r = np.hypot(p[:, 0], p[:, 2])
         rim = 0.025 * smoothstep(0.5, 0.56, np.abs(y))
@@ -151,7 +151,7 @@ class Can(Shape):
         return float32(np.maximum(hull, -sunk))
 
     def color(self, p: Points, normal: Points) -> Points:
-        """Bands, badges and lines of print; bare metal at the ends."""
+        """Paint bands, badges and lines of print; bare metal at the ends."""
         y, angle, r = p[:, 1] - 0.6, np.arctan2(p[:, 2], p[:, 0]), np.hypot(p[:, 0], p[:, 2])
         print_ = blend(self.label, self.band, smoothstep(self.edge, self.edge + 0.02, np.abs(y)))
         badge = np.hypot((angle % (2 * np.pi / 3) - np.pi / 3) * 0.4, y)
@@ -163,7 +163,7 @@ class Can(Shape):
         return float32(np.where(((np.abs(y) > 0.53) | (r < 0.36))[:, None], metal, print_))
 
     def pose(self, rng: np.random.Generator) -> tuple[Array, float]:
-        """Standing in two cases of three."""
+        """Choose the pose: standing in two cases of three."""
         around = turn(rng.uniform(0, 2 * np.pi))
         if rng.uniform() < 0.66:
             return around, 0.0
@@ -186,14 +186,14 @@ class Block(Shape):
         self.signs = rng.permutation(4)
 
     def distance(self, p: Points) -> Numbers:
-        """A rounded cube."""
+        """Return the distance to a rounded cube."""
         q = np.abs(p - np.array([0, 0.44, 0], np.float32)) - 0.37
         x, y, z = (np.maximum(q[:, axis], 0) for axis in range(3))
         inside = np.minimum(np.maximum(np.maximum(q[:, 0], q[:, 1]), q[:, 2]), 0)
         return float32(np.sqrt(x * x + y * y + z * z) + inside - 0.07)
 
     def color(self, p: Points, normal: Points) -> Points:
-        """Wood grain below a painted frame and one sign per pair of faces."""
+        """Paint wood grain below a painted frame and one sign per pair of faces."""
         q = p - np.array([0, 0.44, 0], np.float32)
         face = np.abs(normal).argmax(1)
         u = np.choose(face, [q[:, 2], q[:, 0], q[:, 0]])
@@ -226,7 +226,7 @@ class Mushroom(Shape):
         self.dome = rng.uniform(0.38, 0.52)
 
     def distance(self, p: Points) -> Numbers:
-        """Half an ellipsoid on a cone that widens below."""
+        """Return the distance to half an ellipsoid on a cone that widens below."""
         y, r = p[:, 1], np.hypot(p[:, 0], p[:, 2])
         stretched = np.hypot(r / 0.64, (y - 0.5) / self.dome)
         cap = np.maximum((stretched - 1) * self.dome, 0.5 - y)
@@ -234,7 +234,7 @@ class Mushroom(Shape):
         return float32(np.minimum(cap, stem))
 
     def color(self, p: Points, normal: Points) -> Points:
-        """Pale flecks on the cap, gills below it, fibers on the stem."""
+        """Paint pale flecks on the cap, gills below it, fibers on the stem."""
         y, r, angle = p[:, 1], np.hypot(p[:, 0], p[:, 2]), np.arctan2(p[:, 2], p[:, 0])
         shade = fractal_noise((p * 5).astype(np.float32), 2, self.salt)
         cap = self.cap * (0.6 + 0.7 * shade)[:, None]
@@ -264,7 +264,7 @@ class Leaf(Shape):
         self.width, self.curl = rng.uniform(0.36, 0.52), rng.uniform(0.1, 0.45)
 
     def distance(self, p: Points) -> Numbers:
-        """A thin sheet over its outline, bent upward, with a stalk."""
+        """Return the distance to a thin sheet over its outline, bent upward, with a stalk."""
         x, y, z = p[:, 0], p[:, 1], p[:, 2]
         t = np.clip(1 - (x / 0.95) ** 2, 0, 1)
         width = self.width * t**0.75 * (1 - 0.25 * x) * (1 - self.lobes * (1 + np.cos(x * 17)))
@@ -274,7 +274,7 @@ class Leaf(Shape):
         return float32(np.minimum(blade, capsule(p, (-1.18, 0.06, 0.05), (-0.85, 0.1, 0.0), 0.025)))
 
     def color(self, p: Points, normal: Points) -> Points:
-        """Veins, a wilting edge, brown spots."""
+        """Paint veins, a wilting edge, brown spots."""
         x, z = p[:, 0], p[:, 2]
         side = np.abs(z)
         vein = np.minimum(np.abs(((x - side * 0.7) * 6) % 1 - 0.5) * 0.16 + 0.01, side)
@@ -283,7 +283,7 @@ class Leaf(Shape):
         return blend(blade, self.blade * 0.5 + np.float32(0.35), smoothstep(0.035, 0.012, vein.astype(np.float32)))
 
     def pose(self, rng: np.random.Generator) -> tuple[Array, float]:
-        """Flat, or a little tilted."""
+        """Choose the pose: flat, or a little tilted."""
         tilt = np.eye(3, dtype=np.float32)
         angle = rng.uniform(-0.08, 0.08)
         tilt[0, :2], tilt[1, :2] = (np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))
@@ -304,12 +304,12 @@ class Donut(Shape):
         self.waves = int(rng.integers(5, 10))
 
     def distance(self, p: Points) -> Numbers:
-        """A torus, a little swollen on top."""
+        """Return the distance to a torus, a little swollen on top."""
         r = np.hypot(p[:, 0], p[:, 2])
         return float32(np.hypot(r - 0.43, (p[:, 1] - 0.25) * 1.02) - 0.24)
 
     def color(self, p: Points, normal: Points) -> Points:
-        """Icing down to a wavy edge; short strokes of many colors."""
+        """Paint icing down to a wavy edge; short strokes of many colors."""
         angle = np.arctan2(p[:, 2], p[:, 0])
         edge = 0.25 + 0.05 * np.sin(angle * self.waves) + 0.03 * np.sin(angle * 3 + self.salt)
         dough = self.dough * (0.7 + 0.5 * fractal_noise((p * 9).astype(np.float32), 3, self.salt))[:, None]

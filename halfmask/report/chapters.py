@@ -24,11 +24,11 @@ _SHIPPED, _TWIN, _SECOND, _THIRD = range(4)  # colors of curves
 class Chapter(NamedTuple):
     """One section of a page."""
 
-    name: str  # its address in the page; of its template, too, where that is not named
-    link: str  # its name in the navigation
-    title: str  # its heading
-    values: dict[str, Any]  # what its template calls `it`
-    template: str  # file
+    name: str  # address in the page
+    link: str  # text in the navigation
+    title: str  # heading
+    values: dict[str, Any]  # the variable `it` of its template
+    template: str  # file name
 
 
 def run_page(found: Material) -> str:
@@ -48,7 +48,7 @@ def run_page(found: Material) -> str:
 
 
 def headline(found: Material) -> str:
-    """Say the most important thing in one sentence."""
+    """Return the main result as one sentence."""
     metric = METRIC_NAMES[found.run.metric]
     if found.gain is not None and not found.supervised:
         return verdict(found.gain.main)[1]
@@ -61,9 +61,9 @@ def headline(found: Material) -> str:
 
 
 def verdict(gain: Interval) -> tuple[str, str]:
-    """Judge a difference by its interval: a word for styles, and a sentence."""
+    """Judge a difference by its interval: return `good`, `bad` or `open`, and a sentence."""
     if math.isnan(gain.low):
-        return "open", "Whether the unlabeled images helped cannot be told from a single image"
+        return "open", "A single image cannot show whether the unlabeled images helped"
     if gain.low > 0:
         return "good", "The unlabeled images helped"
     if gain.high < 0:
@@ -117,7 +117,7 @@ def _key_figures(found: Material) -> list[tuple[str, str, str]]:
 
 
 def _result(found: Material) -> dict[str, Any]:
-    """Best and last validation of every network, and what stands beside the published number."""
+    """Return the best and the last validation of every network, and the score beside the published number."""
     run, number, ours = found.run, found.published, ""
     curves = [(name, run.curve(f"{name}/val/{run.metric}")) for name in run.predictors]
     networks = [(name, max(curve, key=lambda point: point[1]), curve[-1]) for name, curve in curves if curve]
@@ -131,7 +131,7 @@ def _result(found: Material) -> dict[str, Any]:
 
 
 def _twin(found: Material) -> dict[str, Any]:
-    """Whether unlabeled data helped, and what the answer rests on."""
+    """Return whether the unlabeled images helped, and what makes the comparison unfair."""
     if found.gain is None or found.twin is None:
         return {}
     kind, sentence = verdict(found.gain.main)
@@ -145,7 +145,7 @@ def _unfair(run: Run, twin: Run) -> list[str]:
         found.append(f"Not equal: the twin trained {twin.steps:,} steps, the run {run.steps:,}.")
     lists = ("labeled", "val")
     if any(run.split.get(n, {}).get("sha256") != twin.split.get(n, {}).get("sha256") for n in lists):
-        found.append("Not equal: the twin's lists of labeled or validation images are others.")
+        found.append("Not equal: the twin's lists of labeled or validation images are different.")
     found += [
         f"Not equal: the twin's {name} differs (section `{key}` of its recipe)."
         for name, key in (("network", "model"), ("optimizer", "optim"))
@@ -202,13 +202,13 @@ def _classes(found: Material) -> dict[str, Any]:
 
 
 def _confused(found: Material) -> Int[np.ndarray, "K K"]:
-    """Sum over the images; rows are targets. Targets that are no class are left out."""
+    """Sum the counts of all images; rows are targets. Pixels without a valid class are left out."""
     assert found.tally is not None
     return np.asarray(found.tally.counts[:, :-1].sum(0))
 
 
 def _confusion(found: Material) -> dict[str, Any]:
-    """The confusion matrix as shares of its rows, and the confusions that cost most pixels."""
+    """Compute the confusion matrix as shares of its rows, and the confusions with the most pixels."""
     matrix = _confused(found)
     share = matrix / matrix.sum(1, keepdims=True).clip(1)
     wrong = matrix.copy()
@@ -221,9 +221,9 @@ def _confusion(found: Material) -> dict[str, Any]:
 def _images(found: Material) -> dict[str, Any]:
     task = found.run.task
     titles = {
-        "samples": ("Some images", "Evenly spread over the list: chosen by place, not by how well they came out."),
-        "worst": ("Worst images", "Lowest score of their own. What they share is what to label next."),
-        "best": ("Best images", "Highest score of their own."),
+        "samples": ("Some images", "Taken from the list at equal distances, whatever their score."),
+        "worst": ("Worst images", "The lowest scores. Look for what they have in common: label more of it next."),
+        "best": ("Best images", "The highest scores."),
     }
     if task is None:
         return {"groups": []}

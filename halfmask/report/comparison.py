@@ -43,7 +43,7 @@ class Member:
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation over seeds; nan for want of numbers."""
+    """Mean and standard deviation over seeds; nan without numbers."""
 
     mean: float
     sd: float
@@ -54,7 +54,7 @@ class Spread(NamedTuple):
 class Row:
     """Runs of the same recipe."""
 
-    name: str  # what tells it from the other rows
+    name: str  # the method, and the settings that differ from other rows
     members: tuple[Member, ...]  # one per seed
     published: Published | None = None  # the paper's number for the setting
     gain: Scored | None = None  # this row's first run minus the first row's, on the same images
@@ -100,7 +100,7 @@ def compare(groups: Sequence[tuple[Run, ...]], wishes: Wishes) -> list[Row]:
 
 
 def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return plain data; what has no number is left out."""
+    """Return plain data; scores without a number are left out."""
     found = []
     for row in rows:
         entry: dict[str, Any] = {"name": row.name, "runs": [str(member.run.path) for member in row.members]}

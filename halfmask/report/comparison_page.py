@@ -64,7 +64,7 @@ def _heading(rows: Sequence[Row], metric: str) -> str:
 
 
 def _table(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """The rows' scores, and every setting's runs, mean and spread on one scale: what an ablation is looked at for."""
+    """Compute the figures with the runs, mean and spread of every row, and the notes below the table."""
     charts = []
     for score, name in (("last", f"{metric} at the end"), ("shown", f"{metric} of the shipped model, here")):
         groups = [Group(row.name, row.values(score), number % _COLORS) for number, row in enumerate(rows)]
@@ -104,7 +104,7 @@ def _curves(rows: Sequence[Row], metric: str) -> dict[str, Any]:
 
 
 def _classes(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """First run of each row that was judged and has the classes of the first one."""
+    """Return the first run of each row, as far as it was judged and has the same classes as the first row."""
     judged = [(row.name, number % _COLORS, row.members[0]) for number, row in enumerate(rows)]
     judged = [one for one in judged if one[2].scores is not None]
     if not judged:

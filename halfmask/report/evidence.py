@@ -1,4 +1,4 @@
-"""Read what takes images or networks: the judged images, counts of every image, the last checkpoint.
+"""Read the parts of a run that need images or networks: judged images, counts of every image, the last checkpoint.
 
 Results are kept in `<run>/report/`. Each is stored with a key made of everything it depends on (weights, protocol,
 files), and is computed again when the key has changed.
@@ -135,7 +135,7 @@ def tally(run: Path, images: Images) -> Tally:
 
 
 def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
-    """Build the method of a run and load its last checkpoint: all networks, and what it remembers.
+    """Build the method of a run and load its last checkpoint: all networks, and its buffers.
 
     Raises:
         CheckpointError: there is none, or it does not fit.

@@ -72,7 +72,7 @@ def report(
         RecipeError: no run was named, or a twin for a comparison.
     """
     if not runs:
-        raise RecipeError("of which run? Name its folder: halfmask report RUN")
+        raise RecipeError("no run was named. Name its folder: halfmask report RUN")
     groups = [group for run in runs for group in members(run)]
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
         wishes = Wishes(data, part, twin, pick_device(device), workers, limit, _ticker(bar))
@@ -117,7 +117,7 @@ def _place(folder: Path, out: str | Path | None) -> Path:
 
 
 def _ticker(bar: Progress) -> Tick:
-    """Show each piece of work as a bar of its own."""
+    """Return a function that shows the progress of each piece of work as a bar."""
     tasks: dict[str, Any] = {}
 
     def tick(what: str, done: int, total: int) -> None:

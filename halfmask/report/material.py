@@ -1,4 +1,4 @@
-"""Compute what costs time in a report: scores, examples, pseudo-labels against held-out masks, the look at the data.
+"""Compute the slow parts of a report: scores, examples, pseudo-labels against held-out masks, the look at the data.
 
 What cannot be computed (no validation images, data moved away, no checkpoint) leaves a sentence in `missing`.
 """
@@ -113,7 +113,7 @@ def gather(stages: tuple[Run, ...], wishes: Wishes) -> Material:
 
 
 def chapter_of(method: str) -> ModuleType | None:
-    """Return the module of a method's own chapter: `of_method/NAME.py`, if there is one."""
+    """Return the module of a method's own chapter, `of_method/NAME.py`, if there is one."""
     path = Path(__file__).parent / "of_method" / f"{method}.py"
     return import_module(f"halfmask.report.of_method.{method}") if method.isidentifier() and path.is_file() else None
 

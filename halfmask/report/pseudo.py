@@ -184,7 +184,7 @@ def _one_class(run: Run) -> list[str]:
             row = row + 1 if share > _ONE_CLASS else 0
             if row == _IN_A_ROW:
                 return [
-                    f"Collapse to one class: from step {step} on or before, more than {_ONE_CLASS:.0%} of the "
+                    f"Collapse to one class: at step {step} at the latest, more than {_ONE_CLASS:.0%} of the "
                     f"pseudo-labels were `{name}`. A higher `method.threshold` or a lower `method.unlabeled_weight` "
                     "may help."
                 ]

@@ -9,6 +9,7 @@ import torch
 import halfmask.report
 from halfmask.report.evidence import Wishes, load_method, open_images
 from halfmask.report.make import report
+from halfmask.report.material import chapter_of
 from halfmask.report.of_method.allspark import allspark_figures
 from halfmask.report.records import read_run
 from halfmask.run.fit import train
@@ -88,6 +89,12 @@ def test_without_memory_or_checkpoint_a_sentence_stands_instead(shapes, tmp_path
 
 def test_other_methods_have_no_such_chapter(fix):
     assert 'id="allspark"' not in report(fix, quiet=True).page.read_text()
+
+
+def test_a_chapter_is_found_by_the_name_of_its_method():
+    assert chapter_of("allspark").TITLE.startswith("AllSpark")
+    assert chapter_of("fixmatch") is None
+    assert chapter_of("my.module:AllSpark") is None
 
 
 def test_no_other_part_of_a_report_names_the_method():
