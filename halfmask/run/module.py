@@ -1,7 +1,8 @@
 """The only LightningModule: it drives a `Method` by manual optimization and keeps the step counter."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -17,6 +18,7 @@ from halfmask.method import Method
 from halfmask.recipe.read import OptimRecipe
 from halfmask.run.optim import make_optimizers, rate_factor, set_rates
 
+T = TypeVar("T")
 CHECKPOINT_FORMAT = 1
 MakeLoader = Callable[[int, int, int, int], DataLoader[HostBatch]]  # start, stop, rank, world
 
@@ -67,12 +69,7 @@ class LogSums:
 
     def state(self) -> list[dict[str, Tensor]]:
         """Return the sums of every process; each must call it."""
-        own = {name: torch.stack(sums).cpu() for name, sums in self._sums.items()}
-        if not (dist.is_available() and dist.is_initialized()):
-            return [own]
-        gathered: list[dict[str, Tensor]] = [{}] * dist.get_world_size()
-        dist.all_gather_object(gathered, own)
-        return gathered
+        return _of_all_ranks({name: torch.stack(sums).cpu() for name, sums in self._sums.items()})
 
     def load(self, state: Sequence[Mapping[str, Tensor]], rank: int, world: int) -> None:
         """Continue with saved sums; of another number of processes, the first one takes those of all.
@@ -88,6 +85,31 @@ class LogSums:
             for name, (total, count) in sums.items():
                 before = self._sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
                 self._sums[name] = (before[0] + total, before[1] + count)
+
+
+def own_buffers(method: Method) -> list[dict[str, Tensor]]:
+    """Return the buffers that differ between the processes of a run, of each process; every one must call it.
+
+    Batch statistics without synchronization differ, and memories that are not shared.
+    """
+    kept = method.state_dict().keys()
+    buffers = {name: buffer.detach().cpu() for name, buffer in method.named_buffers() if name in kept}
+    digests = {name: hashlib.sha256(_bytes(buffer)).hexdigest() for name, buffer in buffers.items()}
+    others = _of_all_ranks(digests)
+    differing = [name for name in digests if any(other[name] != digests[name] for other in others)]
+    return _of_all_ranks({name: buffers[name] for name in differing})
+
+
+def _bytes(buffer: Tensor) -> bytes:
+    return buffer.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if buffer.numel() else b""
+
+
+def _of_all_ranks(own: T) -> list[T]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    gathered: list[T] = [own] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    return gathered
 
 
 class LitMethod(L.LightningModule):
@@ -178,6 +200,7 @@ class LitMethod(L.LightningModule):
             "best": dict(self.best),
             "best_steps": dict(self.best_steps),
             "log_sums": self.log_sums.state(),
+            "own_buffers": own_buffers(self.method),
             **self.meta,
         }
 
@@ -190,10 +213,14 @@ class LitMethod(L.LightningModule):
         self.step = checkpoint["halfmask"]["step"]
         self.validated = checkpoint["halfmask"].get("validated", self.step)
         self.best = dict(checkpoint["halfmask"]["best"])
-        # Checkpoints of before have neither of these.
+        # Checkpoints of before have none of these.
         self.best_steps = dict(checkpoint["halfmask"].get("best_steps", {}))
         sums = checkpoint["halfmask"].get("log_sums", [])
         self.log_sums.load(sums, self.global_rank, self.trainer.world_size)
+        own = checkpoint["halfmask"].get("own_buffers", [])
+        if len(own) == self.trainer.world_size:  # else every process goes on with those of the first
+            buffers: dict[str, Tensor] = own[self.global_rank]
+            checkpoint["state_dict"] |= {f"method.{name}": buffer for name, buffer in buffers.items()}
 
     def _image_dtype(self) -> torch.dtype:
         return torch.float64 if str(self.trainer.precision) == "64-true" else torch.float32

@@ -11,9 +11,10 @@ import torch
 from halfmask.errors import CheckpointError
 from halfmask.run.callbacks import Validation
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
 from halfmask.run.folder import RunDir
 from halfmask.run.module import LogSums
+from halfmask.run.train import train
+from tests.run.kills import kill_and_resume
 from tests.run.same import assert_same_run
 from tests.run.tiny import recipe, write_dataset
 
@@ -163,3 +164,11 @@ def test_sums_of_two_processes_go_on_in_one() -> None:
     other = LogSums()
     other.load(saved, 2, 3)
     assert other.read() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path, processes: int) -> None:
+    tally = kill_and_resume(2, tmp_path, processes=processes, seed=5)
+    assert tally.kills == 2
+    assert not tally.differences, "\n".join(tally.differences)
