@@ -3,9 +3,9 @@
     python -m tests.run.kills --kills 100                 one process
     python -m tests.run.kills --kills 50 --processes 2    two processes on one CPU; one of them is killed, or both
 
-Half of the kills come while a file is being written: the disk is made slow, so that such moments are long. Some runs are
-killed a second time after they were resumed. Everything is compared: every tensor of every checkpoint, the optimizer's
-state, the records, the lists and the bundle. What differs is printed, and the exit code is 1.
+Half of the kills come while a file is being written: the disk is made slow, so that such moments are long. Some runs
+are killed a second time after they were resumed. Everything is compared: every tensor of every checkpoint, the
+optimizer's state, the records, the lists and the bundle. What differs is printed, and the exit code is 1.
 """
 
 import argparse
