@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +23,7 @@ from torch import Tensor
 from halfmask import __version__
 from halfmask.atomic import atomic_path, flush, json_text
 from halfmask.errors import CheckpointError, RecipeError, bullet_list
-from halfmask.models.build import build_model
+from halfmask.models.build import build_model, read_task
 from halfmask.models.model import Model
 from halfmask.models.weights import misfits
 from halfmask.recipe.read import EvalRecipe
@@ -122,17 +121,32 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
             f"{weights} is not the file that {_META} describes (SHA-256 differs). Copy both files of the bundle again.",
             "H406",
         )
-    try:
-        model = build_model(meta["model"]).to(device)
-        task = _task(meta["task"])
-    except (KeyError, TypeError, ValidationError) as error:
-        raise CheckpointError(
-            f"{folder / _META}: the model or task entry is incomplete ({error!r}).", "H402"
-        ) from error
-    except RecipeError as error:
-        raise CheckpointError(f"{folder / _META}: the model cannot be built here. {error}", error.code) from error
+    model = build_from_meta(meta, folder / _META).to(device)
     _load_state(model, state, weights)
-    return Bundle(model.eval(), task, meta, folder)
+    return Bundle(model.eval(), read_task(meta["task"]), meta, folder)
+
+
+def build_from_meta(meta: Mapping[str, Any], path: Path) -> Model:
+    """Build the network that a model.json describes, with random weights.
+
+    Args:
+        meta: its content.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: the entry is damaged, or the network is unknown here.
+    """
+    try:
+        return build_model(meta["model"])
+    except RecipeError as error:
+        raise CheckpointError(f"{path}: the model cannot be built here. {error}", error.code) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _incomplete(path, "model", error) from error
+
+
+def _incomplete(path: Path, entry: str, error: Exception) -> CheckpointError:
+    reason = f"{type(error).__name__}: {error}"
+    return CheckpointError(f"{path}: the {entry} entry is incomplete ({reason}). Copy the file again.", "H402")
 
 
 def _describe(model: Model, task: Task) -> dict[str, Any]:
@@ -214,18 +228,11 @@ def read_meta(path: Path) -> dict[str, Any]:
     absent = [key for key in _NEEDED if key not in meta]
     if absent:
         raise CheckpointError(f"{path}: the entries {', '.join(absent)} are missing. Save the bundle anew.", "H402")
+    try:
+        read_task(meta["task"])
+    except ValueError as error:
+        raise _incomplete(path, "task", error) from error
     return meta
-
-
-def _task(plain: Mapping[str, Any]) -> Task:
-    foreground, palette = plain.get("foreground"), plain.get("palette")
-    return Task(
-        kind=plain["kind"],
-        classes=tuple(plain["classes"]),
-        ignore_index=plain["ignore_index"],
-        foreground=None if foreground is None else tuple(foreground),
-        palette=None if palette is None else tuple((r, g, b) for r, g, b in palette),
-    )
 
 
 def _load_state(model: Model, state: Mapping[str, Tensor], path: Path) -> None:

@@ -20,7 +20,7 @@ from halfmask.data.folder.lists import Finder
 from halfmask.data.splits.split import open_dataset, part_ids, resolve_split
 from halfmask.errors import CheckpointError, DataError, OutOfMemoryError, RecipeError, bullet_list, nearest
 from halfmask.infer.bundle import Bundle, bundle_folder, read_meta
-from halfmask.recipe.read import DataRecipe, EvalRecipe, load
+from halfmask.recipe.read import DataRecipe, EvalRecipe, load, missing_sections
 
 _RESTORE = "Restore the file, or remove it to use the bundle alone."
 
@@ -135,6 +135,8 @@ def _stored_sections(folder: Path, sections: Sequence[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error}). {_RESTORE}", "H402") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: not a recipe. {_RESTORE}", "H402")
+    if absent := missing_sections(raw):
+        raise CheckpointError(f"{path}: cut short, {', '.join(absent)} is missing. {_RESTORE}", "H402")
     return {name: raw[name] for name in sections if name in raw}
 
 
@@ -145,7 +147,9 @@ def _recorded_val(folder: Path) -> list[str] | None:
     try:
         return [str(id) for id in json.loads(path.read_text(encoding="utf-8"))["val"]["ids"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}). {_RESTORE}", "H402") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}). {_RESTORE}", "H402"
+        ) from error
 
 
 _PARTS = ("val", "test", "train", "all")

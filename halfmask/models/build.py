@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from halfmask.errors import RecipeError, bullet_list
 from halfmask.forms import use_plain_layers
@@ -21,6 +21,7 @@ from halfmask.recipe.explain import explain
 from halfmask.recipe.sections import Entry, ModelRecipe
 from halfmask.task import Task
 
+_TASK = TypeAdapter(Task)
 _ENTRIES: dict[str, Kind] = {"encoder": "encoders", "decoder": "decoders", "bottleneck": "bottlenecks"}
 _FINAL: dict[str, type[Model]] = {
     "segmentation": Segmenter,
@@ -121,6 +122,15 @@ class Builder:
         )
 
 
+def read_task(plain: Mapping[str, Any]) -> Task:
+    """Build the task from plain data, as stored in bundles and checkpoints.
+
+    Raises:
+        pydantic.ValidationError: an entry is missing, or of a wrong type.
+    """
+    return _TASK.validate_python(plain)
+
+
 def build_model(spec: Mapping[str, Any], *, pretrained: bool = False) -> Model:
     """Build the network that `Model.spec` describes.
 
@@ -128,16 +138,9 @@ def build_model(spec: Mapping[str, Any], *, pretrained: bool = False) -> Model:
         spec: plain data, as stored in bundles and checkpoints.
         pretrained: also load the encoder's published weights (not needed where a state dict follows).
     """
-    task = spec["task"]
     builder = Builder(
         ModelRecipe.model_validate(spec["model"]),
-        Task(
-            kind=task["kind"],
-            classes=tuple(task["classes"]),
-            ignore_index=task["ignore_index"],
-            foreground=None if task["foreground"] is None else tuple(task["foreground"]),
-            palette=None if task["palette"] is None else tuple((r, g, b) for r, g, b in task["palette"]),
-        ),
+        read_task(spec["task"]),
         crop=spec["crop"],
         channels=spec["channels"],
         mean=None if spec["mean"] is None else tuple(spec["mean"]),

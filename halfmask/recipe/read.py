@@ -122,6 +122,11 @@ def load(
     return recipe.model_copy(update={"origins": {key: _origin(key, origins) for key in keys}})
 
 
+def missing_sections(raw: Mapping[str, Any]) -> list[str]:
+    """Return the sections that a resolved recipe always has and this one lacks: then its file was cut short."""
+    return [name for name in ("method", "model", "data", "optim", "eval", "run") if name not in raw]
+
+
 def entry_kinds(raw: Any = None) -> dict[str, Kind]:
     """Return the dotted keys that name a class, with the kind of class; with a recipe, also those of its own names."""
     return {dotted: kind for dotted, (kind, _) in _entries(Recipe, raw, "").items()}

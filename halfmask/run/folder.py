@@ -214,12 +214,12 @@ class RunDir:
         if not self.metrics.exists():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue  # the line that the kill cut short
+            except (ValueError, LookupError, TypeError):
+                continue  # the line that the kill cut short, or what a crash left of one
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
 

@@ -41,7 +41,10 @@ def read_list(path: Path) -> list[Entry]:
     text = read_text(Path(path), "H211")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     is_csv = Path(path).suffix.lower() == ".csv"
-    rows = list(csv.reader(lines)) if is_csv else [_split_line(line) for line in lines]
+    try:
+        rows = list(csv.reader(lines)) if is_csv else [_split_line(line) for line in lines]
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file ({error}). Write it anew, one image per line.", "H211") from None
     if is_csv and rows and rows[0][0].strip().lower() in _HEADERS:
         rows = rows[1:]
     if not rows:
@@ -54,6 +57,14 @@ def read_list(path: Path) -> list[Entry]:
                 "H211",
             )
     return [_entry([_clean(column) for column in row]) for row in rows]
+
+
+def _is_file(path: Path) -> bool:
+    """Look for a file; a name too long for the disk is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def write_list(path: Path, ids: Sequence[str]) -> None:
@@ -136,7 +147,7 @@ class Finder:
 
     def id_of(self, name: str) -> str | None:
         """Return the id of an image as named in a list, or `None` if there is no such image."""
-        if name in self.known or (self.root / name).is_file():
+        if name in self.known or _is_file(self.root / name):
             return name
         if (rerooted := self.reroot(name)) is not None:
             return rerooted
@@ -148,14 +159,14 @@ class Finder:
         parts = name.split("/")
         for dropped in (self._dropped, *range(1, len(parts) - 1)):
             tail = "/".join(parts[dropped:])
-            if dropped and tail and (tail in self.known or (self.root / tail).is_file()):
+            if dropped and tail and (tail in self.known or _is_file(self.root / tail)):
                 self._dropped = dropped
                 return tail
         return None
 
     def mask_of(self, name: str) -> str | None:
         """Return the path of a mask as named in a list, relative to the root, or `None` if there is no such file."""
-        return name if (self.root / name).is_file() else self.reroot(name)
+        return name if _is_file(self.root / name) else self.reroot(name)
 
 
 def _split_line(line: str) -> list[str]:
