@@ -2,7 +2,8 @@
 
     halfmask.app("runs/first")     arguments and errors: `halfmask.app.app.app`
 
-`app` is the page, `look` takes one image from its bytes to what the page shows.
+Read `look` first (one image, from its bytes to its mask), then `results` (several images), `page` (what is shown, with
+gradio) and `app` (the server).
 """
 
 from halfmask.verbs import make_callable

@@ -1,10 +1,9 @@
-"""One image, from its bytes to what a page shows: the picture, the mask over it, the share of each class.
+"""Predict one image from its bytes: return the picture to show, the mask, and the share of each class.
 
     picture    JPEG of the upright image, at most 1600 pixels a side; of more than three bands the first three
-    colored    PNG of the mask's colors, of the same size; ignored pixels are transparent
     mask       palette PNG of the image's own size, pixel value = class id: the file that `halfmask predict` writes
 
-A model of classification gives the classes with their probabilities, and no mask.
+A model of classification gives the probability of each class, and no mask.
 """
 
 import io
@@ -31,7 +30,7 @@ from halfmask.infer.inference import class_map, probabilities
 from halfmask.infer.outputs import reading_of
 from halfmask.infer.predict_tiled import without_data
 from halfmask.infer.runs import memory_cure, open_run
-from halfmask.palette import Color, colorize, palette_of
+from halfmask.palette import palette_of
 
 LARGEST = 30_000_000  # pixels: `halfmask predict` takes larger ones in tiles
 _SHOWN_SIDE = 1600
@@ -39,27 +38,38 @@ _SHOWN_SIDE = 1600
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen in an image.
+    """The prediction for one image.
 
     Args:
+        name: of the image file.
         size: rows and columns of the upright image.
         shares: by class: part of the pixels that have a class, or the probability of the image's label.
         picture: JPEG to show.
         seconds: that reading and prediction took.
-        colored: PNG to lay over the picture; `None` for classification.
         mask: PNG of class ids; `None` for classification.
     """
 
+    name: str
     size: tuple[int, int]
     shares: tuple[float, ...]
     picture: bytes
     seconds: float
-    colored: bytes | None = None
     mask: bytes | None = None
+
+    def pixels(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the picture."""
+        return np.asarray(Image.open(io.BytesIO(self.picture)))
+
+    def class_ids(self) -> Integer[np.ndarray, "h w"] | None:
+        """Return the class of each pixel of the picture; `None` for classification."""
+        if self.mask is None:
+            return None
+        size = Image.open(io.BytesIO(self.picture)).size
+        return np.asarray(Image.open(io.BytesIO(self.mask)).resize(size, Image.Resampling.NEAREST))
 
 
 class Looker:
-    """A model, ready to look at images one at a time, from any thread.
+    """Predicts images one at a time with one model, from any thread.
 
     Args:
         run: run folder, bundle folder or model.json.
@@ -87,7 +97,7 @@ class Looker:
 
     @property
     def bands(self) -> int:
-        """Bands that an image must have."""
+        """Number of bands that an image must have."""
         return self._reading.channels
 
     def wait(self) -> None:
@@ -109,20 +119,24 @@ class Looker:
         with self._busy:
             start = time.perf_counter()
             picture = self._read(data, name)
-            shown, ratio = _reduced(picture.pixels)
+            shown = _reduced(picture.pixels)
             pixels = torch.from_numpy(np.moveaxis(picture.pixels, -1, 0).copy())[None].to(self._device)
             pixels = pixels.to(self._bundle.model.mean.dtype) / 255
             with memory_cure(self._protocol):
                 if self.task.kind == "classification":
                     found = probabilities(self._bundle.model, pixels, self._protocol, self._bundle.crop)[0]
                     size = (picture.pixels.shape[0], picture.pixels.shape[1])
-                    return Look(size, tuple(found.tolist()), shown, time.perf_counter() - start)
+                    return Look(name, size, tuple(found.tolist()), shown, time.perf_counter() - start)
                 classes = class_map(self._bundle.model, pixels, self._protocol, self._bundle.crop)[0]
             mask = np.asarray(classes.cpu().numpy())
             empty = without_data((picture,))
             if empty is not None:
                 mask = np.where(empty, np.asarray(self.task.ignore_index, mask.dtype), mask)
-            return self._seen(mask, shown, ratio, time.perf_counter() - start)
+            known = mask[mask < self.task.n_classes]
+            shares = np.bincount(known.ravel(), minlength=self.task.n_classes) / max(known.size, 1)
+            png = _png(mask_image(mask, palette_of(self.task)))
+            size = (mask.shape[0], mask.shape[1])
+            return Look(name, size, tuple(shares.tolist()), shown, time.perf_counter() - start, png)
 
     def _read(self, data: bytes, name: str) -> Picture:
         suffix = Path(name).suffix.lower()
@@ -145,28 +159,15 @@ class Looker:
             except DataError as error:
                 raise DataError(str(error).replace(str(path), name or "image"), error.code) from error
 
-    def _seen(self, mask: Integer[np.ndarray, "H W"], shown: bytes, ratio: int, seconds: float) -> Look:
-        colors = palette_of(self.task)
-        known = mask[mask < self.task.n_classes]
-        shares = np.bincount(known.ravel(), minlength=self.task.n_classes) / max(known.size, 1)
-        size = (mask.shape[0], mask.shape[1])
-        colored = _colored(mask[ratio // 2 :: ratio, ratio // 2 :: ratio], colors)
-        return Look(size, tuple(shares.tolist()), shown, seconds, colored, _png(mask_image(mask, colors)))
 
-
-def _reduced(pixels: UInt8[np.ndarray, "H W C"]) -> tuple[bytes, int]:
-    """Return a JPEG of the image, and by which whole number its sides were divided."""
+def _reduced(pixels: UInt8[np.ndarray, "H W C"]) -> bytes:
+    """Return a JPEG of the image, its sides divided by a whole number where they are too long for a page."""
     bands = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
     ratio = -(-max(pixels.shape[:2]) // _SHOWN_SIDE)
     image = Image.fromarray(np.ascontiguousarray(bands))
     buffer = io.BytesIO()
     (image if ratio == 1 else image.reduce(ratio)).save(buffer, "JPEG", quality=88)
-    return buffer.getvalue(), ratio
-
-
-def _colored(mask: Integer[np.ndarray, "H W"], colors: tuple[Color, ...]) -> bytes:
-    opaque = np.where(mask < len(colors), np.uint8(255), np.uint8(0))
-    return _png(Image.fromarray(np.dstack([colorize(mask, colors), opaque])))
+    return buffer.getvalue()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""`halfmask app`: a local page to drop an image on and see its mask."""
+"""`halfmask app`: a local page to drop images on and see their masks."""
 
 import json
 from typing import Annotated
@@ -25,15 +25,16 @@ def app(
 ) -> None:
     """Drop images on a local page and see their masks.
 
-    The page shows the mask over the image, the share of each class, and gives the mask as a palette PNG. It needs no
-    network, and listens on this machine only. Ctrl-C stops it.
+    The page shows the masks over the images and the share of each class; click a class to see it alone. It gives the
+    masks as palette PNGs in a zip file. It loads nothing from elsewhere, and listens on this machine only. Ctrl-C stops
+    it. Needs the extra app.
     """
     flags.check_overrides(overrides or (), folder="")
     from halfmask.app.app import app as serve
 
     def ready(url: str) -> None:
         print(json.dumps({"url": url}) if output.as_json else url, flush=True)
-        flags.say("drop an image on this page; Ctrl-C stops it", output.quiet)
+        flags.say("drop images on this page; Ctrl-C stops it", output.quiet)
 
     serve(
         run,

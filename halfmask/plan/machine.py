@@ -29,7 +29,7 @@ FEATURES = {
     "geo": "GeoTIFF with more than 8 bits or 4 bands, and its coordinates",
     "coco": "nothing that is not built in: its readers confirm ours in the tests",
     "fast": "faster decoding of JPEG and PNG images",
-    "serve": "halfmask app, which needs no further package",
+    "app": "halfmask app, a page to try a model on images",
 }
 _GIB = 2**30
 # Loader workers hand batches over in shared memory; containers often have 64 MB of it.
