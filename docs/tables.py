@@ -128,7 +128,7 @@ def results() -> str:
 
 
 def _measured(*, bench: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Files of benchmarks/results: `bench_*.json` of `halfmask bench --out`, or all others, which compare methods."""
+    """Files of benchmarks/results: `bench_*.json` of `operations.py --out`, or all others, which compare methods."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         if path.name.startswith("bench_") == bench:
             yield path, json.loads(path.read_text(encoding="utf-8"))
@@ -154,7 +154,7 @@ def _scores(rows: list[dict[str, Any]]) -> str:
 
 
 def speed() -> str:
-    """One table per file of benchmarks/results that `halfmask bench --out` wrote; rows that lose are in it."""
+    """One table per file of results of `benchmarks/operations.py`; rows that lose are in it."""
     parts = []
     for path, content in _measured(bench=True):
         rows = content["rows"]

@@ -1,1 +1,1 @@
-"""`halfmask bench`: every fast path against its plain formulation, as ratios that anyone can repeat."""
+"""`halfmask bench RECIPE`: images per second, memory, and where a training step waits."""
