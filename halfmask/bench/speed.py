@@ -32,7 +32,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
