@@ -84,7 +84,6 @@ FLAGS = {
     "--devices": Flag("run.devices", "N"),
     "--workers": Flag("data.workers", "N|auto", read=lambda value: {"data.workers": number_or_text(value)}),
     "--twin": Flag("run.twin"),
-    "--reference": Flag("run.reference"),
 }
 
 

@@ -38,7 +38,6 @@ from halfmask.errors import RecipeError, ShapeError
 from halfmask.models.coarse_logits import place_of, row_mix
 from halfmask.models.model import ChangeSegmenter, Model, Segmenter
 from halfmask.recipe.read import EvalRecipe
-from halfmask.reference import class_map as reference
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -268,7 +267,7 @@ def _full_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-Implementation = Literal["auto", "bands", "reference"]
+Implementation = Literal["auto", "bands", "whole"]
 
 _BAND_BYTES = 5 * 2**19  # fits the cache; half of what 32 rows of 19 classes would take
 # A GPU has one kernel launch per band to pay; below this size of the upsampled tensor it is faster whole.
@@ -290,7 +289,7 @@ def upsampled_argmax(
         size: rows and columns of the upsampled map.
         align_corners: convention of the interpolation.
         keep: rows and columns to return, when the input was padded at the bottom and right; default: all.
-        impl: `bands`, `reference` (textbook), or `auto`.
+        impl: `bands` of rows, `whole` (all upsampled logits at once), or `auto`.
 
     Returns:
         Class ids, uint8 if K <= 255, else int64.
@@ -302,10 +301,10 @@ def upsampled_argmax(
     dtype = torch.uint8 if logits.shape[1] <= 255 else torch.int64
     upsampled_bytes = logits.shape[0] * logits.shape[1] * size[0] * size[1] * 4
     if impl == "auto":
-        impl = "reference" if logits.device.type != "cpu" and upsampled_bytes <= _WHOLE_BYTES else "bands"
+        impl = "whole" if logits.device.type != "cpu" and upsampled_bytes <= _WHOLE_BYTES else "bands"
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-    if impl == "reference" or logits.shape[-2:] == size:
-        best = reference.upsampled_argmax(logits, size, align_corners)
+    if impl == "whole" or logits.shape[-2:] == size:
+        best = F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners).argmax(1)
         return best[:, :rows, :columns].to(dtype)
     top, bottom, weight = row_mix(logits.shape[2], size[0], align_corners, logits.device, logits.dtype)
     result = torch.empty(logits.shape[0], rows, columns, dtype=dtype, device=logits.device)

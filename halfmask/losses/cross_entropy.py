@@ -13,16 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from halfmask.forms import has_plain_form
 from halfmask.losses.upsampled import summed_cross_entropy
 from halfmask.models.coarse_logits import CoarseLogits, full
-from halfmask.reference import losses as reference
 
 LossName = Literal["ce", "ohem"]
 _SKIP = -100  # label of pixels left out; never a class
 
 
-@has_plain_form(reference.cross_entropy)
 def cross_entropy(
     logits: Float[Tensor, "B K *S"] | CoarseLogits,
     target: Int[Tensor, "B *S"],
@@ -47,7 +44,6 @@ def cross_entropy(
     return _mean(_pixel_loss(logits, target, ignore_index), keep, weights)
 
 
-@has_plain_form(reference.masked_cross_entropy)
 def masked_cross_entropy(
     logits: Float[Tensor, "B K *S"] | CoarseLogits,
     target: Int[Tensor, "B *S"],
@@ -76,7 +72,6 @@ def masked_cross_entropy(
     return total / denominator.sum().clamp_min(1)
 
 
-@has_plain_form(reference.ohem_cross_entropy)
 def ohem_cross_entropy(
     logits: Float[Tensor, "B K *S"] | CoarseLogits,
     target: Int[Tensor, "B *S"],
@@ -110,7 +105,6 @@ def ohem_cross_entropy(
     return _mean(loss, keep, _weight_of(target, weight))
 
 
-@has_plain_form(reference.bootstrapped_cross_entropy)
 def bootstrapped_cross_entropy(
     logits: Float[Tensor, "B K *S"] | CoarseLogits,
     target: Int[Tensor, "B *S"],

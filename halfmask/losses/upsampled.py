@@ -2,8 +2,8 @@
 
 Bilinear upsampling and the loss are computed band by band of output rows, forward and backward at once: a band's
 gradient goes into the gradient of the coarse logits, and the band is freed. At 150 classes and 518 pixels an image's
-logits take 161 MB, and so do their softmax and their gradient; a band takes 3 MB on a CPU. The result is that of
-`halfmask.reference.losses.upsampled_cross_entropy`. It cannot be differentiated twice.
+logits take 161 MB, and so do their softmax and their gradient; a band takes 3 MB on a CPU. It cannot be
+differentiated twice.
 """
 
 from typing import Any, Literal
@@ -14,9 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmask.models.coarse_logits import row_mix
-from halfmask.reference import losses as reference
 
-# Below this size of the upsampled logits the plain form is faster on a CPU; on a GPU the number is an estimate.
+# Below this size of the upsampled logits holding them is faster on a CPU; on a GPU the number is an estimate.
 STREAM_BYTES = 512 * 2**20
 # Upsampled logits of one band. On a CPU 3 MiB took a third less time than 40; on a GPU the number is an estimate.
 _BAND_BYTES = {"cpu": 3 * 2**20, "other": 64 * 2**20}
@@ -29,7 +28,7 @@ def upsampled_cross_entropy(
     ignore_index: int = 255,
     weight: Float[Tensor, "B H W"] | None = None,
     *,
-    impl: Literal["auto", "stream", "reference"] = "auto",
+    impl: Literal["auto", "stream", "whole"] = "auto",
 ) -> Float[Tensor, ""]:
     """Average the cross-entropy over labeled pixels, of logits upsampled to the size of the target.
 
@@ -39,7 +38,7 @@ def upsampled_cross_entropy(
         align_corners: convention of the interpolation.
         ignore_index: label of unknown pixels.
         weight: factor of each pixel's loss; the denominator stays the number of labeled pixels.
-        impl: `stream`, `reference` (plain), or `auto`: by the size of the upsampled logits.
+        impl: `stream`, `whole` (all upsampled logits at once), or `auto`: by the size of the upsampled logits.
 
     >>> loss = upsampled_cross_entropy(torch.zeros(1, 4, 2, 2), torch.full((1, 6, 6), 3), True, impl="stream")
     >>> round(loss.item(), 4)
@@ -48,10 +47,13 @@ def upsampled_cross_entropy(
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if impl == "auto":
         whole = logits.shape[0] * logits.shape[1] * target.shape[1] * target.shape[2] * logits.element_size()
-        impl = "stream" if whole > STREAM_BYTES else "reference"
-    if impl == "reference":
-        return reference.upsampled_cross_entropy(logits, target, align_corners, ignore_index, weight)
-    total = summed_cross_entropy(logits, target, align_corners, ignore_index, weight)
+        impl = "stream" if whole > STREAM_BYTES else "whole"
+    if impl == "whole":
+        upsampled = F.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=align_corners)
+        loss = F.cross_entropy(upsampled, target.long(), ignore_index=ignore_index, reduction="none")
+        total = (loss if weight is None else loss * weight).sum()
+    else:
+        total = summed_cross_entropy(logits, target, align_corners, ignore_index, weight)
     return total / (target != ignore_index).sum().clamp_min(1)
 
 

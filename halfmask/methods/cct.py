@@ -35,7 +35,6 @@ from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.errors import RecipeError, nearest
-from halfmask.forms import plain_forms_wanted
 from halfmask.losses.auxiliary_heads import AuxiliaryHeads, Perturbed
 from halfmask.losses.consistency import Distance, Objective, pixel_weight
 from halfmask.losses.cross_entropy import bootstrapped_cross_entropy, cross_entropy
@@ -177,7 +176,7 @@ class CCT(Method):
         self.pairwise_weight = terms["pairwise"]
         self.ramp, self.ramp_up, self.consistency, self.threshold = ramp, ramp_up, consistency, threshold
         self.loss, self.ignore_padding = loss, ignore_padding
-        self.head_group = 0 if plain_forms_wanted() else head_group
+        self.head_group = head_group
         self.labeled_loss = partial(
             cross_entropy if loss == "ce" else bootstrapped_cross_entropy, ignore_index=task.ignore_index
         )

@@ -41,7 +41,6 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.forms import plain_forms_wanted
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model, eval_mode
@@ -124,7 +123,7 @@ class UniMatchV2(Method):
         self.draws = 2 if mixes and cutmix_partner == "shuffle" else 1
         flips = mixes and cutmix_partner == "flip"
         self.smallest_batch = 2 if flips or dropout != "none" else 1  # one image would always lose channels
-        self.one_pass = not self.student.has_batch_stats and not plain_forms_wanted()
+        self.one_pass = not self.student.has_batch_stats
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""

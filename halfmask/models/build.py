@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from halfmask.errors import RecipeError, bullet_list
-from halfmask.forms import use_plain_layers
 from halfmask.models.bottlenecks._bottleneck import require_map
 from halfmask.models.model import ChangeSegmenter, Classifier, Model, Segmenter
 from halfmask.plugins import Kind, params_model, resolve
@@ -67,7 +66,6 @@ class Builder:
         section = _merge(self.recipe.model_dump(mode="json"), overrides)
         recipe = _validated(section)
         model = self._smp(recipe) if recipe.name == "smp" else self._own(recipe)
-        use_plain_layers(model)
         model.spec = {
             "model": recipe.model_dump(mode="json"),
             "task": _plain_task(self.task),

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from halfmask.errors import ShapeError
-from halfmask.forms import plain_forms_wanted
 from halfmask.models.coarse_logits import CoarseLogits
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
@@ -123,7 +122,7 @@ class ChangeSegmenter(Model):
         Raises:
             ShapeError: the images are not pairs.
         """
-        apart = plain_forms_wanted() or (self.encoder.training and has_batch_norm(self.encoder))
+        apart = self.encoder.training and has_batch_norm(self.encoder)
         return date_differences(super().encode, image, apart=apart)
 
     def classify(self, embedding: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Logits:

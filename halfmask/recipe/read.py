@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from halfmask.errors import RecipeError, bullet_list
 from halfmask.plugins import Kind, params_model, resolve
 from halfmask.recipe.explain import explain_all
+from halfmask.recipe.retired import drop_retired
 from halfmask.recipe.sections import (
     BatchRecipe,
     DataRecipe,
@@ -102,6 +103,7 @@ def load(
         _set(raw, key, value, problems)
         origins = {known: origin for known, origin in origins.items() if not f"{known}.".startswith(f"{key}.")}
         origins |= {known: "override" for known in (_flatten({key: value}) if isinstance(value, dict) else [key])}
+    drop_retired(raw)
     _name_entries(raw)
     recipe = None
     try:

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from halfmask.recipe.retired import without_retired_parts
 
 
 class Section(BaseModel):
@@ -73,6 +75,11 @@ class ModelRecipe(Section):
     decoder: Named = Entry(name="deeplabv3plus")
     bottleneck: Named | None = None
     arch: str = "unet"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, value: Any) -> Any:
+        return without_retired_parts(value) if isinstance(value, dict) else value
 
 
 class BatchRecipe(Section):
@@ -316,7 +323,6 @@ class RunRecipe(Section):
         eval_every: steps between validations; `null` = once per epoch, but 10 to 20 times in a run.
         log_every: steps between lines of metrics.jsonl.
         deterministic: deterministic kernels.
-        reference: compute with the plain formulations of `halfmask/reference/` instead of the fast ones: for checks.
         stream_loss: take cross-entropies of upsampled logits band by band: far less memory where classes are many (150:
             161 MB per image and copy at 518 pixels), slower where they are few; other losses upsample as usual.
         recompute: activation checkpointing: blocks of the encoder are computed again in the backward pass. Less memory,
@@ -337,7 +343,6 @@ class RunRecipe(Section):
     eval_every: PositiveInt | None = None
     log_every: PositiveInt = 20
     deterministic: bool = False
-    reference: bool = False
     stream_loss: bool = False
     recompute: bool = False
     compile: bool = False

@@ -12,7 +12,6 @@ import lightning as L
 
 from halfmask.data.folder.files import ids_of
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
-from halfmask.forms import plain_forms
 from halfmask.infer.devices import is_first_rank
 from halfmask.method import Stage
 from halfmask.plugins import resolve
@@ -39,7 +38,6 @@ _FREE_ON_RESUME = (
     "run.nodes",
     "run.accelerator",
     "run.logger",
-    "run.reference",
     "run.twin",
 )
 
@@ -115,14 +113,11 @@ def train(
         recipe = load(recipe.model_dump(mode="json"), overrides)
     stages: list[Stage] = resolve("methods", recipe.method.name).plan(recipe)
     options: dict[str, Any] = {"dry_run": dry_run, "quiet": quiet}
-    with plain_forms(recipe.run.reference):
-        if len(stages) > 1 or stages[0].after is not None or stages[0].overrides:
-            one = partial(_train_stage, **options)
-            return train_stages(recipe, run, stages, one, resume=resume, overwrite=overwrite, limit=limit, **options)
-        return _train_stage(
-            recipe, run, resume=resume, overwrite=overwrite, limit=limit, initialize=None if resume else initialize,
-            **options,
-        )  # fmt: skip
+    if len(stages) > 1 or stages[0].after is not None or stages[0].overrides:
+        one = partial(_train_stage, **options)
+        return train_stages(recipe, run, stages, one, resume=resume, overwrite=overwrite, limit=limit, **options)
+    first = None if resume else initialize
+    return _train_stage(recipe, run, resume=resume, overwrite=overwrite, limit=limit, initialize=first, **options)
 
 
 def _train_stage(

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from halfmask.forms import plain_forms_wanted
 from halfmask.method import Method
 from halfmask.recipe.read import OptimRecipe
 
@@ -55,7 +54,7 @@ def make_optimizers(method: Method, optim: OptimRecipe, lr: float, fused: bool =
                 if params:
                     settings = {"name": group.name, "base_lr": base_lr, "lr": base_lr, "weight_decay": decay}
                     torch_groups.append({"params": params, **settings})
-        optimizers[key] = _optimizer(torch_groups, optim, fused and not plain_forms_wanted())
+        optimizers[key] = _optimizer(torch_groups, optim, fused)
     return optimizers
 
 

@@ -76,7 +76,7 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
         raise RecipeError("run.recompute and run.compile together are not tested: choose one of them.")
     for module in method.modules():
         if isinstance(module, Model):
-            module.streams_loss = recipe.stream_loss and not recipe.reference
+            module.streams_loss = recipe.stream_loss
             if recipe.recompute and not recompute_blocks(module.encoder):
                 raise RecipeError(
                     f"run.recompute: encoder {type(module.encoder).__name__} has no list of blocks to compute again. "

@@ -5,7 +5,7 @@ Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, arX
     teacher = decay * teacher + (1 - decay) * student        after every optimizer step
 
 Floating-point tensors are averaged, integers (counters, index tables) are copied: averaging an index table by
-multiplication and truncation destroys it. The plain version is `halfmask.reference.ema`.
+multiplication and truncation destroys it.
 """
 
 import copy
@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError
-from halfmask.forms import has_plain_form
-from halfmask.reference import ema as reference
 
 Buffers = Literal["ema", "copy", "own"]
 Net = TypeVar("Net", bound=nn.Module)
@@ -114,7 +112,6 @@ def ema_copy(net: Net, buffers: Buffers = "ema") -> Teacher[Net]:
     return Teacher(copy.deepcopy(net), buffers)
 
 
-@has_plain_form(reference.lerp_)
 def lerp_(average: list[Tensor], target: list[Tensor], weight: float) -> None:
     """Move each tensor of `average` the part `weight` of the way to its partner in `target`, in place."""
     if not average:

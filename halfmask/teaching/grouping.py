@@ -12,14 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmask.forms import has_plain_form
-from halfmask.reference import allspark as reference
 
 Grouping = Literal["logits_cosine", "probs_dot", "probs_cosine", "none"]
 
 
 @torch.no_grad()
-@has_plain_form(reference.channel_classes)
 def channel_classes(
     tokens: Float[Tensor, "B d C"],
     logits: Float[Tensor, "B K H W"],

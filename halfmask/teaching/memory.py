@@ -3,7 +3,7 @@
 As in AllSpark's Semantic Memory (Wang et al., CVPR 2024, arXiv:2403.01818, section 3.3 and Algorithm 1): a vector of
 class k goes to the next slot of class k, the oldest is overwritten. A whole batch is written at once: on a device
 without reading a value on the host, on a CPU by NumPy, whose small operations and copies of rows cost a quarter. Both
-give the same bits as the plain loop, `halfmask.reference.allspark.enqueue`.
+give the same bits as a loop over images and classes.
 """
 
 from typing import Any, Literal
@@ -14,8 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError
-from halfmask.forms import has_plain_form
-from halfmask.reference import allspark as reference
 from halfmask.teaching.dist import broadcast, gather
 
 MemorySync = Literal["gather", "rank0", "local"]
@@ -91,15 +89,6 @@ class ClassMemory(nn.Module):
         _write(self.slots, self.origin, self.pointer, vectors.to(self.slots.dtype), classes, index)
 
 
-def _write_one_by_one(
-    slots: Tensor, origin: Tensor, pointer: Tensor, vectors: Tensor, classes: Tensor, index: Tensor
-) -> None:
-    images = index[:, None, None].expand(*classes.shape, 1)
-    reference.enqueue(origin[..., None], pointer.clone(), images, classes)
-    reference.enqueue(slots, pointer, vectors, classes)
-
-
-@has_plain_form(_write_one_by_one)
 def _write(slots: Tensor, origin: Tensor, pointer: Tensor, vectors: Tensor, classes: Tensor, index: Tensor) -> None:
     images = index.unsqueeze(1).expand_as(classes).flatten()
     _at_once(pointer, classes.flatten(), (slots, vectors.flatten(0, 1)), (origin, images))

@@ -6,15 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from halfmask.forms import has_plain_form
 from halfmask.models.coarse_logits import CoarseLogits, top_class
-from halfmask.reference import pseudo as reference
 
 _RANGES = "pseudo/confidence_range/"  # logs of one family: a histogram, one number per range
 _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 
 
-@has_plain_form(reference.pseudo_label)
 def pseudo_label(logits: Float[Tensor, "B K *S"] | CoarseLogits) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
     """Return the most probable class and its probability, without gradient.
 
@@ -29,7 +26,6 @@ def pseudo_label(logits: Float[Tensor, "B K *S"] | CoarseLogits) -> tuple[Int[Te
 
 
 @torch.no_grad()
-@has_plain_form(reference.pseudo_logs)
 def pseudo_logs(
     label: Int[Tensor, "B *S"],
     confidence: Float[Tensor, "B *S"],

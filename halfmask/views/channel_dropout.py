@@ -9,7 +9,6 @@ arXiv:2410.10777): with b images in each of two views and D channels,
     m = m' = 1                                  for half of the images, which stay as they are in both views
 
 and all feature maps of an image share its row, where they are equally wide. Masks are 0, 1 or 2, exact in every dtype.
-The plain version is `halfmask.reference.channel_dropout`.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from halfmask.forms import has_plain_form
-from halfmask.reference import channel_dropout as reference
 
 
 def channel_masks(
@@ -92,12 +89,6 @@ def _masks(undropped: Bool[Tensor, " b"], width: int, views: int, complementary:
     return torch.cat(masks[:views])
 
 
-def _pair_one_by_one(kept: Tensor, undropped: Tensor) -> list[Tensor]:
-    mask = reference.complementary_mask(kept, undropped.nonzero().flatten().tolist())
-    return list(mask.to(kept.device).chunk(2))
-
-
-@has_plain_form(_pair_one_by_one)
 def _pair(kept: Bool[Tensor, "b D"], undropped: Bool[Tensor, " b"]) -> list[Float[Tensor, "b D"]]:
     mask = (2 * kept.float()).masked_fill(undropped[:, None], 1.0)
     return [mask, 2 - mask]  # 1 stays 1

@@ -20,8 +20,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from halfmask.errors import ShapeError
-from halfmask.forms import has_plain_form
-from halfmask.reference import mixing as reference
 
 _TRIES = 16  # rectangles drawn at once per image; more than 99 % of the images need no second round
 _MAX_ROUNDS = 1000
@@ -69,7 +67,6 @@ def box_mask(
     return _inside(bounds.to(device, non_blocking=True), height, width)
 
 
-@has_plain_form(reference.paste)
 def paste(box: Bool[Tensor, "B *S"], *tensors: Tensor, partner: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
     """Replace the inside of each image's box by the partner image; whatever belongs to it travels along.
 
@@ -142,12 +139,6 @@ def _uniform(*shape: int, generator: torch.Generator | None) -> np.ndarray:
     return torch.rand(shape, dtype=torch.float64, device="cpu", generator=generator).numpy()
 
 
-def _drawn(corners: Int[Tensor, "B 4"], height: int, width: int) -> Bool[Tensor, "B H W"]:
-    boxes = [(top, left, bottom, right) for top, left, bottom, right in corners.tolist()]
-    return reference.boxes_to_mask(boxes, height, width).to(corners.device)
-
-
-@has_plain_form(_drawn)
 def _inside(corners: Int[Tensor, "B 4"], height: int, width: int) -> Bool[Tensor, "B H W"]:
     top, left, bottom, right = corners[:, :, None].unbind(1)  # (B, 1) each
     rows = torch.arange(height, device=corners.device)

@@ -5,7 +5,7 @@ ST++ and AllSpark: with probability 0.8 color jitter (brightness, contrast, satu
 order), with 0.2 grayscale, with 0.5 Gaussian blur of a radius from U(0.1, 2). Geometry is not touched, so pseudo-labels
 of the weak view fit the strong one.
 
-Two forms with equal results (`halfmask.reference.strong_views` is the oracle of both):
+Two forms with equal results:
 
   * on a CPU, image by image, doing only what was drawn; the parameters lie in host memory anyway, and one image fits
     the cache;
@@ -20,8 +20,6 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from halfmask.forms import has_plain_form
-from halfmask.reference import strong_views as reference
 from halfmask.views import color
 from halfmask.views.blur import gaussian_blur
 
@@ -46,11 +44,6 @@ class StrongParams(NamedTuple):
     factors: Float[Tensor, "N 4"]
     gray: Bool[Tensor, " N"]
     radius: Float[Tensor, " N"]
-
-
-def _whole_chain(_: nn.Module, image: Tensor, params: StrongParams, **__: object) -> Tensor:
-    """Make the views by the plain form, one image after the other."""
-    return reference.strong_views(image.flatten(0, -4), **params._asdict()).reshape(image.shape)
 
 
 class StrongAugment(nn.Module):
@@ -127,7 +120,6 @@ class StrongAugment(nn.Module):
         )
 
     @torch.no_grad()
-    @has_plain_form(_whole_chain)
     def apply_params(
         self, image: Float[Tensor, "B *T C H W"], params: StrongParams, *, batched: bool | None = None
     ) -> Float[Tensor, "B *T C H W"]:

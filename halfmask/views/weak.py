@@ -5,9 +5,8 @@ arXiv:2403.01818) and CCT (Ouali et al., CVPR 2020, arXiv:2003.09005): the long 
 [int(lo L), int(hi L)], the other side keeps the aspect; padding goes to the right and the bottom; the corner of the
 crop is uniform; the flip comes last, so it may move the padding to the left.
 
-Only the crop is resampled, never the whole image: 2 to 8 times less work. The plain form is
-`halfmask.reference.geometry`; bytes differ by at most 2 levels, few where the image shrinks, up to a sixth where it
-grows.
+Only the crop is resampled, never the whole image: 2 to 8 times less work. Against a crop of the resized whole image,
+bytes differ by at most 2 levels, few where the image shrinks, up to a sixth where it grows.
 """
 
 import math
@@ -16,8 +15,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
-
-from halfmask.reference.geometry import cut_whole
 
 Resample = Literal["bilinear", "bicubic"]
 
@@ -108,14 +105,11 @@ def cut_image(
     *,
     fill: UInt8[np.ndarray, " C"],
     resample: Resample = "bilinear",
-    plain: bool = False,
 ) -> UInt8[np.ndarray, "C S S"]:
     """Resample the window of an image, antialiased when it shrinks, and pad it with a color.
 
-    Any number of bands: Pillow takes them three at a time. `plain`: resize the whole image, then cut.
+    Any number of bands: Pillow takes them three at a time.
     """
-    if plain:
-        return _cut_whole(image, window, crop, fill, resample)
     (left, top), (width, height) = window.corner, window.extent
     kernel, reach = _FILTERS[resample]
     across = _source_span(left, width, window.size[0], image.shape[1], reach)
@@ -152,17 +146,6 @@ def covered(window: Window, crop: int) -> tuple[int, int, int]:
     """
     width, height = window.extent
     return (crop - width, crop, height) if window.flip else (0, width, height)
-
-
-def _cut_whole(
-    image: np.ndarray, window: Window, crop: int, fill: np.ndarray, resample: Resample
-) -> UInt8[np.ndarray, "C S S"]:
-    place: dict[str, Any] = {"size": window.size, "corner": window.corner, "crop": crop, "flip": window.flip}
-    kernel, _ = _FILTERS[resample]
-    planes = [
-        cut_whole(image[:, :, band], **place, fill=int(fill[band]), resample=kernel) for band in range(image.shape[2])
-    ]
-    return np.stack(planes)
 
 
 class _Span(NamedTuple):

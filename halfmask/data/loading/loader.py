@@ -28,7 +28,6 @@ from halfmask.data.loading.streams import Cutter, ImageStream, LabeledStream, Ps
 from halfmask.data.splits.split import Split
 from halfmask.data.splits.weak import NOTHING_KNOWN, Weak
 from halfmask.errors import DataError, HalfmaskError
-from halfmask.forms import plain_forms_wanted
 from halfmask.recipe.sections import DataRecipe
 from halfmask.task import Task
 from halfmask.views.weak import Geometry, covered, cut_image, cut_target, point_of
@@ -169,7 +168,7 @@ class StepReader(TorchDataset[Any]):
         around = point_of(target, key.shows, rng) if shown else None  # type: ignore[arg-type]  # both are there
         window = cutter.geometry.sample(rng, image.shape[1], image.shape[0], around)
         fill = cutter.fill(image.shape[2])
-        cut = cut_image(image, window, crop, fill=fill, resample=cutter.resample, plain=cutter.plain)
+        cut = cut_image(image, window, crop, fill=fill, resample=cutter.resample)
         if target is None or not target.ndim:  # nothing, or a label of the whole image
             return cut, covered(window, crop), target
         mask = cut_target(target, window, crop, ignore=self.ignore)
@@ -331,7 +330,6 @@ def _parts(
         black=recipe.pad == "black",
         mean=labeled.mean or IMAGENET_MEAN,
         seed=seed,
-        plain=plain_forms_wanted(),
     )
     sampler = StepSampler(
         len(split.labeled),

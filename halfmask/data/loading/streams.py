@@ -15,14 +15,13 @@ ReadArray = Callable[[str], np.ndarray]
 
 @dataclass(slots=True)
 class Cutter:
-    """What the recipe says about crops: ranges, filter, padding, seed of the draws, and whether the plain form cuts."""
+    """What the recipe says about crops: ranges, filter, padding, seed of the draws."""
 
     geometry: Geometry
     resample: Resample
     black: bool
     mean: tuple[float, ...]
     seed: int
-    plain: bool = False
 
     def fill(self, bands: int) -> UInt8[np.ndarray, " C"]:
         """Return the color of the padding; the mean of one date serves both dates of a pair."""

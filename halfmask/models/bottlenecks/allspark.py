@@ -43,7 +43,7 @@ class AllSpark(Bottleneck):
         cross_heads: of labeled images: every head attends to the keys of all (`pooled`, the published code), or to its
             own (`separate`).
         share_projections: one set of weights for labeled and unlabeled images, as the paper's text suggests.
-        impl: `auto` streams over keys where the scores would be large; `reference`, `dense`, `stream`, `sdpa` force one
+        impl: `auto` streams over keys where the scores would be large; `dense`, `stream`, `sdpa` force one
             form. All are exact.
     """
 

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from halfmask.errors import RecipeError
 from halfmask.models.decoders._decoder import Decoder
-from halfmask.reference.dpt import upsampled_mix
 
 # UniMatch V2: token width -> (fusion width, widths of the four projected maps).
 _WIDTHS: dict[int, tuple[int, tuple[int, int, int, int]]] = {
@@ -95,7 +94,6 @@ class _Fusion(nn.Module):
         self.skip = _ResidualUnit(width) if skip else None
         self.unit = _ResidualUnit(width)
         self.out = nn.Conv2d(width, width, 1)
-        self.impl = "auto"  # `reference`: in the order of the paper
 
     def forward(
         self, x: Float[Tensor, "B E h w"], skip: Float[Tensor, "B E h w"] | None, size: tuple[int, int]
@@ -103,9 +101,21 @@ class _Fusion(nn.Module):
         if self.skip is not None and skip is not None:
             x = x + self.skip(skip)
         x = self.unit(x)
-        if self.impl == "reference":
-            return upsampled_mix(x, self.out.weight, self.out.bias, size)
-        return F.interpolate(self.out(x), size=size, mode="bilinear", align_corners=True)
+        return mix_and_upsample(x, self.out.weight, self.out.bias, size)
+
+
+def mix_and_upsample(
+    x: Float[Tensor, "B E h w"],
+    weight: Float[Tensor, "E E 1 1"],
+    bias: Float[Tensor, " E"] | None,
+    size: tuple[int, int],
+) -> Float[Tensor, "B E h2 w2"]:
+    """Mix the channels by a 1x1 convolution, then upsample to `size` (H, W), corners aligned.
+
+    The paper upsamples first. Both orders give the same, as the weights of the interpolation sum to 1, and this one
+    multiplies a quarter of the cells.
+    """
+    return F.interpolate(F.conv2d(x, weight, bias), size=size, mode="bilinear", align_corners=True)
 
 
 class _ResidualUnit(nn.Module):

@@ -25,7 +25,6 @@ from halfmask.errors import ShapeError
 from halfmask.models.encoders._attention import fused_attention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
 from halfmask.models.weights import Release, load_weights
-from halfmask.reference.attention import attention
 
 Size = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
 _DEPTHS: dict[Size, tuple[int, int, int, int]] = {
@@ -132,7 +131,6 @@ class _Attention(nn.Module):
     def __init__(self, width: int, heads: int, reduction: int) -> None:
         super().__init__()
         self.heads, self.reduction = heads, reduction
-        self.fused_attn = True  # `False`: the plain form
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -146,7 +144,7 @@ class _Attention(nn.Module):
             source = self.norm(_to_tokens(self.sr(_to_map(x, height, width))))
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
         k, v = self.kv(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = fused_attention(q, k, v) if self.fused_attn else attention(q, k, v)
+        out = fused_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
