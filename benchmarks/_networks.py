@@ -1,7 +1,7 @@
 """Rows of parts of networks and of whole training steps: the library's form against the textbook's."""
 
-import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,6 @@ from _pairs import Disagreement, Measure, Pair, Row, Setting, close, forms, seco
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.forms import plain_forms, use_plain_layers
 from halfmask.losses.auxiliary_heads import AuxiliaryHeads, Perturbed
 from halfmask.losses.consistency import Objective, pixel_weight
 from halfmask.methods.unimatch_v2 import UniMatchV2
@@ -21,12 +20,13 @@ from halfmask.models.decoders.psp import SubPixel
 from halfmask.models.decoders.segformer import SegFormer
 from halfmask.models.model import Model
 from halfmask.recipe.sections import ModelRecipe
-from halfmask.reference import allspark, cct
-from halfmask.reference.ema import ema_update
-from halfmask.reference.unimatch import unimatch_v2_loss
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy
 from halfmask.teaching.memory import enqueue
+from halfmask.testing.oracles import allspark, cct
+from halfmask.testing.oracles.ema import ema_update
+from halfmask.testing.oracles.forms import plain_forms
+from halfmask.testing.oracles.unimatch import unimatch_v2_loss
 from halfmask.views.feature_noise import ChannelDrop, FeatureDrop, FeatureNoise, KeepContext, KeepObjects, make_guide
 from halfmask.views.vat import Adversarial
 
@@ -74,19 +74,18 @@ def _segformer(setting: Setting) -> Pair:
     embedding, side = setting.size(768, 16), setting.size(513, 65)
     torch.manual_seed(setting.seed)
     head = SegFormer(widths, strides, embedding=embedding, dropout=0.0).to(setting.device)
-    plain = copy.deepcopy(head)
-    plain.impl = "reference"
     cells = [(side - 1) // stride + 1 for stride in strides]
     features = [setting.normal(1, width, n, n).requires_grad_() for width, n in zip(widths, cells, strict=True)]
     weight = setting.normal(1, embedding, cells[0], cells[0])
 
-    def run(head: SegFormer) -> Tensors:
-        out = head.fuse(features)
+    def run(context: Callable[[], AbstractContextManager[None]]) -> Tensors:
+        with context():
+            out = head.fuse(features)
         # Biases before a normalization have no gradient but rounding.
         weights = [parameter for parameter in head.parameters() if parameter.ndim > 1]
         return out.detach(), *torch.autograd.grad((out * weight).mean(), [*features, *weights])
 
-    return forms(run, plain, head, close(atol=2e-4), flops=True, graph=True)
+    return forms(run, plain_forms, nullcontext, close(atol=2e-4), flops=True, graph=True)
 
 
 def _decoders(setting: Setting, side: int, count: int) -> tuple[AuxiliaryHeads, Tensor, Tensor]:
@@ -324,25 +323,23 @@ def _unimatch(setting: Setting, size: str, side: int, images: int, half: bool) -
     method.boxes = lambda *_, **__: inputs.box
     method.dropout = lambda _, widths, **__: [inputs.mask(width) for width in widths]
     student, teacher = network(setting, build).train(), network(setting, build).eval()
-    with plain_forms():
-        use_plain_layers(student)
-        use_plain_layers(teacher)
 
     def gradients(loss: Tensor, of: Model) -> list[Tensor]:
         found = torch.autograd.grad(loss, list(of.parameters()), allow_unused=True)
         return [gradient for gradient in found if gradient is not None][-6:]  # of the decoder and classifier
 
     def plain() -> Tensors:
-        loss = unimatch_v2_loss(
-            student,
-            teacher,
-            (inputs.labeled, inputs.target),
-            (inputs.weak, inputs.valid),
-            inputs.strong,
-            [inputs.box] * 2,
-            inputs.mask(student.encoder.channels[0]),
-            threshold=0.0,
-        )
+        with plain_forms():  # of the layers; the rest is plain already
+            loss = unimatch_v2_loss(
+                student,
+                teacher,
+                (inputs.labeled, inputs.target),
+                (inputs.weak, inputs.valid),
+                inputs.strong,
+                [inputs.box] * 2,
+                inputs.mask(student.encoder.channels[0]),
+                threshold=0.0,
+            )
         found = gradients(loss, student)
         ema_update(teacher, student, 0.996)
         return loss.detach(), *found

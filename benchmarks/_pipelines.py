@@ -29,9 +29,9 @@ from halfmask.data.loading.loader import HostBatch, HostSamples, to_batch
 from halfmask.data.splits.split import open_dataset
 from halfmask.errors import DataError
 from halfmask.recipe.sections import DataRecipe
-from halfmask.reference.loading import load_labeled, load_unlabeled, to_normalized
 from halfmask.run.cost import max_resident_unit
 from halfmask.task import Task
+from halfmask.testing.oracles.loading import load_labeled, load_unlabeled, to_normalized
 from halfmask.views.strong import StrongAugment
 from halfmask.views.weak import Geometry, Window, covered, cut_image, cut_target
 

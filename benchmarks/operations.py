@@ -33,9 +33,9 @@ from halfmask.infer.metrics import ConfusionMatrix
 from halfmask.losses.cross_entropy import hard_pixels, ohem_cross_entropy
 from halfmask.losses.upsampled import upsampled_cross_entropy
 from halfmask.recipe.read import EvalRecipe
-from halfmask.reference import class_map, confusion, losses, mixing, pseudo, strong_views
 from halfmask.run.folder import environment
 from halfmask.teaching.pseudo_label import pseudo_label
+from halfmask.testing.oracles import class_map, confusion, losses, mixing, pseudo, strong_views
 from halfmask.views.mixing import box_mask, paste
 from halfmask.views.strong import StrongAugment, StrongParams
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from halfmask.errors import RecipeError
-from halfmask.recipe.read import Recipe, load
+from halfmask.recipe.read import ModelRecipe, Recipe, load
 from halfmask.run.module import step_seed
 
 
@@ -167,3 +167,25 @@ def test_the_largest_seed_draws() -> None:
     seed = load({}, [f"run.seed={2**63 - 1}"]).run.seed
     assert torch.manual_seed(seed).initial_seed() == seed
     assert step_seed(seed, 0, 7) != step_seed(seed, 0, 8)
+
+
+def test_keys_of_earlier_versions_are_dropped_with_a_remark_where_they_asked_for_something(recwarn):
+    model = {"decoder": {"name": "segformer", "impl": "auto"}, "bottleneck": {"name": "allspark", "impl": "stream"}}
+    found = load({"run": {"steps": 3, "reference": False}, "model": model})
+    assert "impl" not in found.model.decoder.params
+    assert found.model.bottleneck.params["impl"] == "stream"
+    assert not recwarn.list
+    model = {
+        "decoder": {"name": "segformer", "impl": "reference"},
+        "bottleneck": {"name": "allspark", "impl": "reference"},
+    }
+    found = load({"run": {"steps": 3, "reference": True}, "model": model})
+    assert found.model.bottleneck.params["impl"] == "auto"
+    assert ["run.reference", "model.decoder.impl", "model.bottleneck.impl"] == [
+        str(warning.message).partition("=")[0] for warning in recwarn.list
+    ]
+
+
+def test_a_model_section_of_an_earlier_bundle_is_read():
+    found = ModelRecipe.model_validate({"decoder": {"name": "segformer", "impl": "auto", "dropout": 0.2}})
+    assert found.decoder.params == {"dropout": 0.2}

@@ -18,8 +18,7 @@ SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(
 # Lowest first. A module imports its own package, its neighbors of the same set, and whatever stands lower.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "codes", "atomic", "verbs", "written"}),
-    frozenset({"reference"}),
-    frozenset({"task", "batch", "plugins", "recipe", "palette", "docstrings", "forms"}),
+    frozenset({"task", "batch", "plugins", "recipe", "palette", "docstrings"}),
     frozenset({"losses", "views", "teaching", "models"}),
     frozenset({"method"}),
     frozenset({"methods"}),
@@ -32,8 +31,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__", "__init__"}),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-NO_TRAINER = {"reference", "losses", "views", "teaching", "models", "method", "methods"}
-REFERENCE_NEEDS = {"torch", "numpy", "PIL", "jaxtyping"}
+NO_TRAINER = {"losses", "views", "teaching", "models", "method", "methods"}
+ORACLES_NEED = {"torch", "numpy", "PIL", "jaxtyping"}
 VAGUE = {"util", "utils", "misc", "helper", "helpers", "common"}
 
 MAX_FILE_LINES = 400
@@ -235,10 +234,10 @@ def test_the_textbook_versions_need_torch_numpy_and_pillow_only():
     wrong = [
         f"{relative(path)} imports {module}"
         for path, tree in SOURCES.items()
-        if home(path) == "reference"
+        if path.parent == PACKAGE / "testing" / "oracles" and path.name != "forms.py"
         for module in imports(tree)
-        if not module.startswith("halfmask.reference")
-        and module.split(".")[0] not in REFERENCE_NEEDS | set(sys.stdlib_module_names)
+        if not module.startswith("halfmask.testing.oracles")
+        and module.split(".")[0] not in ORACLES_NEED | set(sys.stdlib_module_names)
     ]
     assert wrong == []
 

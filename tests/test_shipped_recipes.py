@@ -49,10 +49,8 @@ def output_shape(task: Task, section: str, crop: int) -> tuple[int, ...]:
     """What a network gives for two images; many recipes share one network."""
     recipe = ModelRecipe.model_validate_json(section)
     # Shapes only: no memory for 80 million weights, no computation.
-    # The folded SegFormer decoder switches autocast off, which does not know the meta device.
-    plain = {"decoder": {"impl": "reference"}} if recipe.decoder.name == "segformer" else {}
     with torch.device("meta"):
-        model = Builder(recipe, task, crop=crop, pretrained=False)(**plain)
+        model = Builder(recipe, task, crop=crop, pretrained=False)()
         dates = (2,) if task.kind == "change" else ()
         return tuple(model(torch.empty(2, *dates, 3, crop, crop)).shape)
 

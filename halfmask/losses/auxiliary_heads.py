@@ -1,8 +1,7 @@
 """Auxiliary decoders: K copies of a classifier with weights of their own, trained against one target.
 
-Ouali et al., "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020, arXiv:2003.09005. The
-plain form, one decoder after the other with all its maps kept for backward, is `halfmask.reference.cct`. Here, with the
-same result:
+Ouali et al., "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020, arXiv:2003.09005.
+Faster than one decoder after the other with all its maps kept for backward, with the same result:
 
   * Weights are stored stacked, (K, ...) each; `head_state` and `load_head` give and take those of one decoder.
   * A factor without channels commutes with a 1x1 convolution without bias, W (z * m) = m * (W z), and a factor without

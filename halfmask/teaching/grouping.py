@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
 Grouping = Literal["logits_cosine", "probs_dot", "probs_cosine", "none"]
 
 

@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-
 def channel_masks(
     images: int,
     widths: Sequence[int],

@@ -10,7 +10,7 @@ bytes differ by at most 2 levels, few where the image shrinks, up to a sixth whe
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8

@@ -17,7 +17,8 @@ from halfmask.infer.inference import class_map, probabilities, upsampled_argmax,
 from halfmask.infer.metrics import ConfusionMatrix
 from halfmask.models.model import ChangeSegmenter
 from halfmask.recipe.read import EvalRecipe
-from halfmask.reference.confusion import areas
+from halfmask.testing.oracles.class_map import upsampled_argmax as plain
+from halfmask.testing.oracles.confusion import areas
 from tests.run.toy import random_window_model, small_model, window_model
 
 Golden = Callable[[str], dict[str, Tensor]]
@@ -218,7 +219,8 @@ def test_row_bands_equal_the_textbook_class_map(
     size: tuple[tuple[int, int], tuple[int, int]], align_corners: bool
 ) -> None:
     logits = torch.randn(2, 5, *size[0], dtype=torch.float64)
-    expected = upsampled_argmax(logits, size[1], align_corners, impl="reference")
+    expected = plain(logits, size[1], align_corners).byte()
+    assert torch.equal(upsampled_argmax(logits, size[1], align_corners, impl="whole"), expected)
     assert torch.equal(upsampled_argmax(logits, size[1], align_corners, impl="bands"), expected)
     kept = upsampled_argmax(logits, size[1], align_corners, keep=(4, 3), impl="bands")
     assert torch.equal(kept, expected[:, :4, :3])
@@ -227,7 +229,7 @@ def test_row_bands_equal_the_textbook_class_map(
 def test_row_bands_in_float32_differ_only_where_classes_tie() -> None:
     logits = torch.randn(1, 19, 32, 64)
     bands = upsampled_argmax(logits, (256, 512), False, impl="bands")
-    expected = upsampled_argmax(logits, (256, 512), False, impl="reference")
+    expected = plain(logits, (256, 512), False)
     best = F.interpolate(logits, (256, 512), mode="bilinear").topk(2, dim=1).values
     differs = bands != expected
     assert differs.float().mean() < 1e-4

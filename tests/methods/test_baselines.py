@@ -12,8 +12,8 @@ from halfmask.methods.mean_teacher import MeanTeacher
 from halfmask.methods.pseudo_label import PseudoLabel
 from halfmask.methods.supervised import Supervised
 from halfmask.plugins import names, resolve
-from halfmask.reference import losses as plain
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
+from halfmask.testing.oracles import losses as plain
 
 TASK = tiny_task()
 START = Progress(0, 100, 10)

@@ -11,8 +11,8 @@ from halfmask.batch import Progress
 from halfmask.methods import unimatch_v2
 from halfmask.methods.unimatch import UniMatch
 from halfmask.methods.unimatch_v2 import UniMatchV2
-from halfmask.reference import pseudo as plain
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
+from halfmask.testing.oracles import pseudo as plain
 
 TASK = tiny_task()
 START = Progress(0, 1000, 10)

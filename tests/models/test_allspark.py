@@ -1,5 +1,6 @@
 """The bottleneck plugs into any encoder and decoder, takes any image, keeps nothing large, and says what is wrong."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from halfmask.models.encoders._encoder import Encoder
 from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
 from halfmask.testing import tiny_builder, tiny_task
+from halfmask.testing.oracles.forms import plain_forms
 
 TASK = Task("segmentation", ("road", "tree", "sky"))
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -166,9 +168,9 @@ def test_a_training_pass_keeps_no_tensor_of_the_size_of_the_scores(dropout, monk
     assert features.grad.isfinite().all()
 
 
-def saved(classes: int, images: int, dropout: float, impl: str) -> tuple[int, int]:
+def saved(classes: int, images: int, dropout: float, forms: AbstractContextManager) -> tuple[int, int]:
     """Bytes that attention to a memory keeps, and entries of the largest tensor: 512 channels, 289 tokens, 2 heads."""
-    bottleneck = AllSpark(512, dropout=dropout, impl=impl).to("meta").train()
+    bottleneck = AllSpark(512, dropout=dropout).to("meta").train()
     tokens = torch.empty(images, 289, 512, device="meta", requires_grad=True)
     memory = torch.empty(classes, 512, 289, device="meta")
     storages = {}
@@ -178,7 +180,7 @@ def saved(classes: int, images: int, dropout: float, impl: str) -> tuple[int, in
         storages[storage._cdata] = storage.nbytes(), storage.nbytes() // tensor.itemsize
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with forms, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = bottleneck.attention(tokens, memory, labeled=images)
     assert out.requires_grad
     return sum(size for size, _ in storages.values()), max(entries for _, entries in storages.values())
@@ -190,9 +192,9 @@ def test_auto_keeps_no_scores_at_the_published_sizes(classes, images, fewer, dro
     """Pascal, COCO and ADE20K at crop 513, against whole score matrices; no size is forced to stream."""
     monkeypatch.setattr(channel_attention, "_random_state", lambda _: torch.zeros(1))  # there is none for shapes
     scores = (2 * 512) * (classes * 2 * 512)  # entries, of one image
-    plain, largest = saved(classes, images, dropout, "reference")
+    plain, largest = saved(classes, images, dropout, plain_forms())
     assert largest >= scores
-    ours, largest = saved(classes, images, dropout, "auto")
+    ours, largest = saved(classes, images, dropout, nullcontext())
     assert largest < scores
     assert plain >= fewer * ours
 

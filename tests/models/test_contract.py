@@ -49,7 +49,7 @@ DECODERS: dict[str, list[dict[str, Any]]] = {
         {"upscale": 1, "dropout": 0.1, "align_branches": True},
         {"upscale": 2},
     ],
-    "segformer": [{"embedding": 12}, {"embedding": 12, "impl": "reference"}, {"embedding": 12, **PLAIN_TRANSFORMER}],
+    "segformer": [{"embedding": 12}, {"embedding": 12, **PLAIN_TRANSFORMER}],
 }
 
 BOTTLENECKS: dict[str, list[dict[str, Any]]] = {

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError
 from halfmask.models.model import eval_mode
-from halfmask.reference.ema import ema_update
 from halfmask.teaching import ema
 from halfmask.teaching.ema import ema_copy
+from halfmask.testing.oracles.ema import ema_update
 
 
 class Net(nn.Module):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from halfmask.reference import allspark as reference
 from halfmask.teaching.grouping import channel_classes
 from halfmask.testing import no_host_sync
+from halfmask.testing.oracles import allspark as reference
 
 VARIANTS = ["logits_cosine", "probs_cosine", "probs_dot", "none"]
 

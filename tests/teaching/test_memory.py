@@ -6,10 +6,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from halfmask.errors import CheckpointError
-from halfmask.reference import allspark as reference
 from halfmask.teaching import memory as module
 from halfmask.teaching.memory import ClassMemory, enqueue
 from halfmask.testing import no_host_sync
+from halfmask.testing.oracles import allspark as reference
 from tests.teaching.two_processes import in_two_processes
 
 

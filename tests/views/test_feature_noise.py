@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from halfmask.errors import ShapeError
 from halfmask.models.decoders.psp import SubPixel
-from halfmask.reference import cct as plain
+from halfmask.testing.oracles import cct as plain
 from halfmask.views import feature_noise as perturb
 from halfmask.views.components import Boxes, object_boxes
 from halfmask.views.feature_noise import (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from halfmask.errors import ShapeError
-from halfmask.reference.mixing import boxes_to_mask, draw_box, paste_by_index
+from halfmask.testing.oracles.mixing import boxes_to_mask, draw_box, paste_by_index
 from halfmask.views.mixing import box_mask, paste
 
 

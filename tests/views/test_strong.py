@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional as tv
 
-from halfmask.reference import strong_views
+from halfmask.testing.oracles import strong_views
 from halfmask.views import color
 from halfmask.views.blur import gaussian_blur
 from halfmask.views.mixing import box_mask, paste

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.reference.geometry import cut_whole
+from halfmask.testing.oracles.geometry import cut_whole
 from halfmask.views.weak import Geometry, Window, covered, cut_image, cut_target, scaled_size
 
 SIZES = [(500, 375), (375, 500), (333, 500), (101, 67), (480, 360)]

@@ -1,8 +1,8 @@
 """AllSpark's operations as its paper and its code write them: whole score matrices, loops over images and classes.
 
 Wang et al., "AllSpark: Reborn Labeled Features from Unlabeled in Transformer for Semi-Supervised Semantic
-Segmentation", CVPR 2024, arXiv:2403.01818. Oracle and baseline of `blocks/channel_attention.py`, `blocks/memory.py`
-and `blocks/grouping.py`, with the same signatures.
+Segmentation", CVPR 2024, arXiv:2403.01818. Oracle of `models/channel_attention.py`,
+`teaching/memory.py` and `teaching/grouping.py`, with the same signatures.
 """
 
 import torch

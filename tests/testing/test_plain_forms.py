@@ -1,5 +1,6 @@
-"""`run.reference`: the plain formulations train to the same losses and weights as the fast forms."""
+"""The textbook forms train to the same losses and weights as the fast ones."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import halfmask.reference
+import halfmask.testing.oracles
 from halfmask.batch import Progress
-from halfmask.forms import has_plain_form, plain_forms
 from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import names, resolve
@@ -20,13 +20,14 @@ from halfmask.recipe.sections import ModelRecipe
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import train
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
-from halfmask.testing.tiny import CROP
+from halfmask.testing.oracles.forms import PLAIN, plain_forms
+from halfmask.views import mixing
 from tests.run.tiny import recipe, write_dataset
 
-FOLDER = str(Path(halfmask.reference.__file__).parent)
+FOLDER = str(Path(halfmask.testing.oracles.__file__).parent)
 PIXELS = {"pseudo_label", "pseudo_logs", "paste", "boxes_to_mask", "strong_view", "masked_cross_entropy"}
 LABELED = {"cross_entropy"}
-# What each method's step computes by `halfmask.reference` (cct: also its own plain loop, `head_group: 0`).
+# What each method's step computes by `halfmask.testing.oracles` (cct: also its own plain loop, `head_group: 0`).
 USED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "supervised": ({"loss": "ohem", "ohem_min_kept": 50}, {"ohem_cross_entropy", "hard_pixels"}),
     "fixmatch": ({"threshold": 0.3, "cutmix": 1.0}, PIXELS | LABELED | {"lerp_"}),
@@ -46,7 +47,7 @@ USED: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 @contextmanager
 def recorded() -> Iterator[set[str]]:
-    """Names of the functions of `halfmask/reference/` that run."""
+    """Names of the functions of `halfmask/testing/oracles/` that run."""
     found: set[str] = set()
 
     def note(frame: Any, event: str, _: Any) -> None:
@@ -60,11 +61,13 @@ def recorded() -> Iterator[set[str]]:
         sys.setprofile(None)
 
 
-def trained(name: str, norm: bool, params: dict[str, Any]) -> tuple[list[Tensor], Method, set[str]]:
+def trained(name: str, norm: bool, params: dict[str, Any], one_pass: bool) -> tuple[list[Tensor], Method, set[str]]:
     """Three steps in float64, so that only the formulas can differ."""
     torch.manual_seed(1)
     task = tiny_task()
     method = resolve("methods", name)(task, tiny_builder(task, norm=norm), **params).double().train()
+    if not one_pass and hasattr(method, "one_pass"):
+        method.one_pass = False
     groups = method.parameter_groups()
     optimizers = {
         key: torch.optim.SGD([p for group in groups[key] for p in group.params], lr=0.05, momentum=0.9)
@@ -90,9 +93,10 @@ def trained(name: str, norm: bool, params: dict[str, Any]) -> tuple[list[Tensor]
 @pytest.mark.parametrize("name", names("methods"))
 def test_every_method_trains_alike_in_both_forms(name: str, norm: bool) -> None:
     params, expected = USED[name]
-    fast, one, _ = trained(name, norm, params)
+    fast, one, _ = trained(name, norm, params, one_pass=True)
+    params = params | ({"head_group": 0} if name == "cct" else {})
     with plain_forms():
-        plain, other, found = trained(name, norm, params)
+        plain, other, found = trained(name, norm, params, one_pass=False)
     assert expected <= found
     torch.testing.assert_close(torch.stack(plain), torch.stack(fast), rtol=1e-6, atol=1e-8)
     weights = other.state_dict()
@@ -102,7 +106,11 @@ def test_every_method_trains_alike_in_both_forms(name: str, norm: bool) -> None:
 
 NETWORKS = {
     "mit": ({"name": "mit", "size": "b0"}, {"name": "segformer", "embedding": 8}, {"attention", "fused_map"}),
-    "dinov2": ({"name": "dinov2", "dim": 24, "heads": 2}, {"name": "dpt", "features": 8}, {"upsampled_mix"}),
+    "dinov2": (
+        {"name": "dinov2", "dim": 24, "heads": 2},
+        {"name": "dpt", "features": 8},
+        {"attention", "upsampled_mix"},
+    ),
 }
 
 
@@ -130,38 +138,32 @@ def test_networks_compute_alike_in_both_forms(name: str, kind: str) -> None:
         torch.testing.assert_close(plain[key], gradient, rtol=1e-4, atol=1e-7, msg=key)
 
 
-def test_timms_attention_is_the_plain_one() -> None:
-    section = ModelRecipe.model_validate({"encoder": {"name": "dinov2", "dim": 24, "heads": 2}, "decoder": "dpt"})
-    with plain_forms():
-        blocks = Builder(section, tiny_task(), crop=CROP)().encoder.net.blocks
-    assert [block.attn.fused_attn for block in blocks] == [False] * 12
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "shapes")
 
 
-def test_a_run_of_a_recipe_uses_the_plain_forms_from_disk_to_weights(data: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_recipe_can_use_the_plain_forms_from_disk_to_weights(data: Path, tmp_path: Path) -> None:
     # Crops are not scaled here, so that both ways of cutting give the same bytes.
     settings = ("run.steps=2", "run.eval_every=2", "data.scale=[1.0, 1.0]", "optim.name=sgd")
     train(recipe(data, *settings), tmp_path / "fast", quiet=True)
-    with recorded() as found:
-        train(recipe(data, *settings, "run.reference=true"), tmp_path / "plain", quiet=True)
+    with plain_forms(), recorded() as found:
+        train(recipe(data, *settings), tmp_path / "plain", quiet=True)
     assert PIXELS | LABELED | {"cut_whole", "lerp_", "fused_map"} <= found
     states = [read_checkpoint(tmp_path / out / "checkpoints" / "last.ckpt")["state_dict"] for out in ("fast", "plain")]
     for key, tensor in states[0].items():
         torch.testing.assert_close(states[1][key], tensor, rtol=1e-3, atol=1e-5, msg=key)
 
 
-def test_the_switch_ends_with_its_context() -> None:
-    @has_plain_form(lambda: "plain")
-    def form() -> str:
-        return "fast"
-
+def test_the_fast_forms_come_back_in_modules_that_were_imported_meanwhile_too(monkeypatch) -> None:
+    fast = mixing.paste
+    monkeypatch.delitem(sys.modules, "halfmask.methods.fixmatch")
     with plain_forms():
-        assert form() == "plain"
-        with plain_forms(wanted=False):
-            assert form() == "fast"
-        assert form() == "plain"
-    assert form() == "fast"
+        assert mixing.paste is PLAIN[fast]
+        meanwhile = importlib.import_module("halfmask.methods.fixmatch")
+        assert meanwhile.paste is PLAIN[fast]
+    assert mixing.paste is meanwhile.paste is fast
+
+
+def test_no_two_fast_forms_share_a_plain_one() -> None:
+    assert len({*PLAIN.values()}) == len(PLAIN)  # or the way back would be lost

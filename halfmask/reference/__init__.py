@@ -1,1 +1,0 @@
-"""Textbook formulations: oracle of the tests and baseline of the benchmark."""
