@@ -154,6 +154,17 @@ def test_every_module_imports_only_what_stands_lower():
     assert wrong == []
 
 
+def test_only_tests_and_benchmarks_use_the_textbook_forms():
+    wrong = [
+        f"{relative(path)} imports {module}"
+        for path, tree in SOURCES.items()
+        if home(path) != "testing"
+        for module in imports(tree)
+        if module.startswith("halfmask.testing.oracles")
+    ]
+    assert wrong == []
+
+
 def module_of(path: Path) -> str:
     """Full name of the module in a file; a package is its `__init__`."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
