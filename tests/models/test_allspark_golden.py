@@ -4,7 +4,8 @@ The recordings were computed in float64 and stored in float32, hence 1e-6 absolu
 In float32 outputs are within 1e-5 and gradients within 1e-4 of the largest one, as their README states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from halfmask.models import channel_attention
 from halfmask.models.bottlenecks.allspark import AllSpark
 from halfmask.teaching.grouping import channel_classes
 from halfmask.teaching.memory import enqueue
+from halfmask.testing.oracles.forms import plain_forms
 
 C, SIDE, B = 12, 3, 2
 PRECISIONS = [(torch.float64, 1e-6, 1e-6), (torch.float32, 1e-5, 1e-4)]  # dtype, of outputs, of gradients
@@ -47,15 +49,19 @@ def attention_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours({OFFICIAL[name]: value for name, value in part(tensors, "weight/").items()})
 
 
-@pytest.fixture(params=["auto", "reference", "stream", "sdpa"])
-def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.dtype], AllSpark]:
+@pytest.fixture(params=["auto", "plain", "stream", "sdpa"])
+def make(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[torch.dtype], AllSpark]]:
     # Chunks of 64 keys, the smallest: several per score matrix even at this size.
     monkeypatch.setitem(channel_attention._CHUNK_BYTES, "cpu", 1)
 
     def build(dtype: torch.dtype) -> AllSpark:
-        return AllSpark(C, heads=2, dropout=0.0, impl=request.param).to(dtype)
+        impl = "auto" if request.param == "plain" else request.param
+        return AllSpark(C, heads=2, dropout=0.0, impl=impl).to(dtype)
 
-    return build
+    with plain_forms() if request.param == "plain" else nullcontext():
+        yield build
 
 
 def _close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
