@@ -63,6 +63,19 @@ CODES: dict[str, Code] = {
     "H151": Code("symbolic links that are not followed", "copy the files, or link the single files"),
     "H152": Code("files of kinds that are not read", "convert them to PNG, JPEG or TIFF"),
     "H153": Code("a split list names images that are not there", "draw the split anew: halfmask split --data DIR"),
+    "H160": Code(
+        "shapes without area in annotation files: lines, points, outlines smaller than a pixel",
+        "outline them as polygons, or give lines a width: `line_width: 3` in halfmask.yaml",
+    ),
+    "H161": Code("shapes outside of their image", "look whether the annotation file belongs to this image"),
+    "H162": Code(
+        "class names that differ in upper case, spaces or hyphens only", "give them one name, if they are one class"
+    ),
+    "H163": Code(
+        "COCO crowds (iscrowd 1) are read as unknown", "`crowds: [NAME]` in halfmask.yaml, if they are the class"
+    ),
+    "H164": Code("json files beside COCO instances that are not used", "nothing; or move them out of the folder"),
+    "H165": Code("COCO annotations of images that the file does not list", "export again, with these images"),
     "H200": Code("data that cannot be used, for a reason without a code of its own", "the message says"),
     "H201": Code("a file is missing, empty, broken or not to be opened", "copy it again, or remove it"),
     "H202": Code(

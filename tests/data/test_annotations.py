@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from halfmask.data.annotations import fill, geojson, labelme, polygons
-from halfmask.data.annotations.coco import CocoFile, decode_runs, unpack_counts
-from halfmask.data.annotations.coco_writer import CocoWriter, pack_counts, run_lengths
+from halfmask.data.annotations.coco import CocoFile
+from halfmask.data.annotations.coco_regions import decode_region, run_lengths
+from halfmask.data.annotations.coco_writer import CocoWriter
+from halfmask.data.annotations.drawing import labels_of
 from halfmask.data.annotations.label_studio import image_name
 from halfmask.data.check import take_fingerprint
 from halfmask.data.convert.convert import FORMATS, convert, write_outlines
@@ -123,15 +125,12 @@ def test_fewer_than_three_points_are_no_polygon():
 # --- COCO --------------------------------------------------------------------------------------------------------
 
 
-def test_run_lengths_are_those_of_the_reference_code():
-    coco = pytest.importorskip("pycocotools.mask")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_run_lengths_read_back_exactly():
     for mask in random_maps(40, ignore=False):
-        region = mask == 1
-        ours = run_lengths(region)
-        reference = coco.encode(np.asfortranarray(region.astype(np.uint8)))
-        assert ours["counts"] == reference["counts"].decode()
-        np.testing.assert_array_equal(decode_runs(unpack_counts(ours["counts"]), *region.shape), region)
-    assert unpack_counts(pack_counts([5, 100_000, 3, 7, 2**20])) == [5, 100_000, 3, 7, 2**20]
+        for region in (mask == 1, mask >= 0, mask < 0):
+            code = json.loads(json.dumps(run_lengths(region)))
+            np.testing.assert_array_equal(decode_region(code, *region.shape), region)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -155,7 +154,7 @@ def test_coco_json_reads_back_exactly(geometry, tmp_path):
     path.write_text(json.dumps(writer.content()))
     file = CocoFile(path, {name: id for id, name in enumerate(CLASSES)})
     for name, mask in maps.items():
-        np.testing.assert_array_equal(file.paint(name), mask)
+        np.testing.assert_array_equal(file.draw(name).target, mask)
 
 
 # --- labelme and GeoJSON -----------------------------------------------------------------------------------------
@@ -168,8 +167,8 @@ def test_outline_files_read_back_exactly(module, classes):
     for mask in [NESTED, *random_maps(30)]:
         extra = ("../images/a.png",) if module is labelme else ()
         content = json.loads(json.dumps(module.encode(mask, classes, *extra)))
-        np.testing.assert_array_equal(module.decode(content, ids, *mask.shape), mask)
-        assert module.labels_in(content) <= set(classes)
+        np.testing.assert_array_equal(module.decode(content, ids, *mask.shape).target, mask)
+        assert labels_of(module.shapes_in(content)) <= set(classes)
 
 
 def signed_area(ring):
@@ -236,7 +235,7 @@ def test_predictions_of_a_geotiff_come_as_geojson_of_its_place(tmp_path):
         expected = mask.read(1)
     content = json.loads((tmp_path / "out/geojson/field.geojson").read_text())
     ids = {name: id for id, name in enumerate(THREE.classes)}
-    painted = geojson.decode(content, ids, *expected.shape, Ground(image).to_pixels)
+    painted = geojson.decode(content, ids, *expected.shape, to_pixels=Ground(image).to_pixels).target
     np.testing.assert_array_equal(painted, expected)
     assert len(np.unique(expected)) > 1
     convert(
@@ -257,7 +256,7 @@ def test_labelme_shapes_of_all_kinds():
         {"label": "leaf", "shape_type": "point", "points": [[9, 9]]},
         {"label": "fruit", "shape_type": "circle", "points": [[12, 4], [14.1, 4]]},
     ]
-    target = labelme.decode({"shapes": shapes}, {name: id for id, name in enumerate(CLASSES)}, 8, 16)
+    target = labelme.decode({"shapes": shapes}, {name: id for id, name in enumerate(CLASSES)}, 8, 16).target
     expected = np.zeros((8, 16), dtype=np.uint8)
     expected[1:5, 2:6] = 1
     expected[1:3, 2:4] = 2
@@ -322,10 +321,15 @@ def test_masks_alone_are_converted_too(tmp_path):
     save(tmp_path / "pred/a.png", np.kron(NESTED % 255, np.ones((2, 2), np.uint8)))
     assert convert(tmp_path / "pred", tmp_path / "out", to="labelme") == 1
     content = json.loads((tmp_path / "out/a.json").read_text())
-    assert labelme.labels_in(content) == {"class_0", "class_1", "class_2", "class_3"}  # class 0 inside the ring
+    assert labels_of(labelme.shapes_in(content)) == {
+        "class_0",
+        "class_1",
+        "class_2",
+        "class_3",
+    }  # class 0 inside the ring
     named = convert(tmp_path / "pred", tmp_path / "o2", to="geojson", overrides=["data.dataset.classes=[b, x, y, z]"])
     assert named == 1
-    assert geojson.labels_in(json.loads((tmp_path / "o2/a.geojson").read_text())) == {"b", "x", "y", "z"}
+    assert labels_of(geojson.shapes_in(json.loads((tmp_path / "o2/a.geojson").read_text()))) == {"b", "x", "y", "z"}
 
 
 def test_the_images_of_masks_alone_are_found_by_name(tmp_path, capsys):
@@ -483,11 +487,11 @@ def test_predictions_come_as_outlines_that_fill_to_the_masks(to, tmp_path):
         ids = {name: id for id, name in enumerate(THREE.classes)}
         if to == "coco":
             file = CocoFile(tmp_path / "out/coco/annotations.json", ids)
-            painted = file.paint(f"day {number}/im.png")
+            painted = file.draw(f"day {number}/im.png").target
         else:
             path = tmp_path / f"out/{to}/day {number}/im.{'json' if to == 'labelme' else 'geojson'}"
             content = json.loads(path.read_text())
-            painted = {"labelme": labelme, "geojson": geojson}[to].decode(content, ids, *expected.shape)
+            painted = {"labelme": labelme, "geojson": geojson}[to].decode(content, ids, *expected.shape).target
             if to == "labelme":  # opens in labelme from where it lies
                 assert (path.parent / content["imagePath"]).resolve() == tmp_path / f"in/day {number}/im.png"
         np.testing.assert_array_equal(painted, expected)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfmask.data.annotations.coco import decode_region, unpack_counts
+from halfmask.data.annotations.coco_regions import decode_region
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.camvid import CamVid
 from halfmask.data.datasets.folder import Folder
@@ -366,7 +366,6 @@ def test_run_length_codes_and_polygons_agree_with_the_reference_implementation()
         region = np.asfortranarray(rng.random((height, width)) < 0.4)
         packed = reference.encode(region.astype(np.uint8, order="F"))["counts"].decode()
         assert np.array_equal(decode_region({"size": [height, width], "counts": packed}, height, width), region)
-        assert sum(unpack_counts(packed)) == height * width
     for _ in range(20):
         angles = np.sort(rng.random(7) * 2 * np.pi)
         polygon = np.stack([32 + 25 * np.cos(angles), 30 + 20 * np.sin(angles)], axis=1).ravel().tolist()

@@ -120,14 +120,14 @@ def test_a_suggestion_ranks_the_unlabeled_images_and_writes_everything(run: Path
     drawn = json.loads(file.read_text())
     assert (file.parent / drawn["imagePath"]).resolve() == (data / found.ids[0]).resolve()
     ids = {label: number for number, label in enumerate(("background", "disc", "bar"))}
-    assert np.array_equal(labelme.decode(drawn, ids, *mask.shape), mask)
+    assert np.array_equal(labelme.decode(drawn, ids, *mask.shape).target, mask)
     coco = json.loads((tmp_path / "next" / "coco" / "annotations.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == [Path(id).name for id in found.ids]  # as CVAT has them
     tasks = json.loads((tmp_path / "next" / "label_studio" / "tasks.json").read_text())
     assert [task["data"]["image"] for task in tasks] == [f"/data/local-files/?d={id}" for id in found.ids]
     (prediction,) = tasks[0]["predictions"]  # a draft, no annotation: nothing trains on it uncorrected
     assert "annotations" not in tasks[0]
-    assert np.array_equal(label_studio.decode(prediction["result"], ids, *mask.shape), mask)
+    assert np.array_equal(label_studio.decode(prediction["result"], ids, *mask.shape).target, mask)
     again = suggest(run, 3, out=tmp_path / "again", quiet=True)
     assert again.ids == found.ids
     assert json.loads((tmp_path / "again" / "suggest.json").read_text()) == content

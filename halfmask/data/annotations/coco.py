@@ -1,59 +1,72 @@
-"""Read COCO json (instances): polygons and run-length codes painted as class ids, without any extra package.
+"""Read COCO json (instances): polygons and run-length codes painted as class ids, classes joined by their names.
 
-Format: Lin et al., "Microsoft COCO", ECCV 2014, and the description of its run-length code at cocodataset.org.
-Polygons are filled by the even-odd rule at pixel centers; the parts of one instance are united.
+Format: Lin et al., "Microsoft COCO", ECCV 2014, and cocodataset.org. Parts of one instance are united; smaller
+instances lie on top of larger ones, as the format knows no order.
 """
 
-import json
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
-from halfmask.data.annotations.exports import ImageNames
-from halfmask.data.annotations.fill import fill
+from halfmask.data.annotations.coco_files import Read, choose, load, read_json, remarks_on
+from halfmask.data.annotations.coco_regions import NO_CATEGORY, decode_region, problem_of, rings_of
+from halfmask.data.annotations.drawing import FLAT, Drawing, Remark, why_empty
+from halfmask.data.annotations.exports import ImageNames, twins
+from halfmask.data.annotations.layers import IGNORE_LABEL, clean
 from halfmask.data.folder.layouts import PART_NAMES
 from halfmask.data.folder.masks import IGNORE
-from halfmask.errors import DataError
+from halfmask.errors import DataError, bullet_list, nearest
 
 LABELED = {"halfmask": "labeled"}  # of an image: that it has no annotation is no accident
+UNKNOWN = {"halfmask": "unknown"}  # of a crowd: unknown pixels, of no class
 BACKGROUND_NAMES = ("background", "_background_")
 
 
 class CocoFile:
-    """One json file with `images`, `annotations` and `categories`.
+    """One json file with `images`, `annotations` and `categories`; category ids belong to their file.
 
     Args:
         path: the file.
         classes: class name -> training id, for every category that is used.
         fill_value: training id of what no annotation covers.
+        crowds: classes whose crowds (`iscrowd: 1`) are read as the class, not as unknown.
+        content: of the file, where it has been read already.
 
     Raises:
-        DataError: not such a file, or a category that is no class.
+        DataError: not such a file, a category that is no class, or annotations that cannot be drawn: all together.
     """
 
-    def __init__(self, path: Path, classes: Mapping[str, int], fill_value: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        classes: Mapping[str, int],
+        fill_value: int = 0,
+        *,
+        crowds: Iterable[str] = (),
+        content: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path, self.fill_value = path, fill_value
-        content = load(path)
+        content = content if content is not None else load(path)
         self.images: dict[str, dict[str, Any]] = {str(image["file_name"]): image for image in content["images"]}
-        self.annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            self.annotations[annotation["image_id"]].append(annotation)
-        used = {annotation["category_id"] for annotation in content["annotations"]}
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        unknown = sorted(str(names.get(id, id)) for id in used if names.get(id) not in classes)
-        if unknown:
+        self.names = names_of(content)
+        ids = dict(classes) | {IGNORE_LABEL: IGNORE}
+        used = {annotation.get("category_id") for annotation in content["annotations"]}
+        strange = sorted(self.names[id] for id in used if id in self.names and self.names[id] not in ids)
+        if strange:
             raise DataError(
-                f"{path}: categories that are no class: {', '.join(unknown)}. Add them to `classes` in "
-                "halfmask.yaml, or rename them in the annotation tool.",
+                f"{path}: categories that are no class: {', '.join(strange)}.{nearest(strange[0], classes)} Add them "
+                "to `classes` in halfmask.yaml, or rename them in the annotation tool.",
                 "H203",
             )
         # Always through `categories`: ids may have gaps and start anywhere.
-        self._training_id = {id: classes[name] for id, name in names.items() if name in classes}
+        self._training_id = {id: ids[name] for id, name in self.names.items() if name in ids}
+        self._crowds = {id for id, name in self.names.items() if name in set(crowds)}
+        self.homeless: Counter[str] = Counter()  # annotations of images that the file does not list, by class
+        self.annotations = self._sorted(content["annotations"], {image["id"]: image for image in content["images"]})
 
     def __contains__(self, file_name: object) -> bool:
         return file_name in self.images
@@ -63,39 +76,79 @@ class CocoFile:
         image = self.images[file_name]
         return bool(self.annotations.get(image["id"])) or image.items() >= LABELED.items()
 
-    def paint(self, file_name: str) -> UInt8[np.ndarray, "H W"]:
-        """Paint the annotations of an image: crowds (255) first, then instances, the largest first.
+    def drawn(self, file_name: str) -> list[tuple[str, Any, bool]]:
+        """Return what the file draws in an image, to be compared with another file: class, outline, crowd."""
+        found = self.annotations.get(self.images[file_name]["id"], [])
+        return [(self.names[one["category_id"]], one.get("segmentation"), bool(one.get("iscrowd"))) for one in found]
+
+    def crowds_of(self, file_name: str) -> dict[str, list[int]]:
+        """Count the annotations of each class of an image that are crowds, and all."""
+        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for one in self.annotations.get(self.images[file_name]["id"], []):
+            if not one.items() >= UNKNOWN.items():
+                counts[self.names[one["category_id"]]][0] += bool(one.get("iscrowd"))
+                counts[self.names[one["category_id"]]][1] += 1
+        return counts
+
+    def draw(self, file_name: str) -> Drawing:
+        """Draw the annotations of an image: crowds (255) first, then instances, the largest first.
 
         Raises:
-            DataError: an annotation without an outline, or a broken one.
+            DataError: a run-length code that does not fill the image.
+            MissingExtraError: a run-length code, and pycocotools is not installed.
         """
         image = self.images[file_name]
-        height, width = int(image["height"]), int(image["width"])
-        target = np.full((height, width), self.fill_value, dtype=np.uint8)
+        drawing = Drawing.blank(int(image["height"]), int(image["width"]), self.fill_value)
+        size = drawing.target.shape
         painted: list[tuple[bool, int, int, np.ndarray]] = []
         for annotation in self.annotations.get(image["id"], []):
+            category = annotation["category_id"]
             try:
-                region = decode_region(annotation.get("segmentation"), height, width)
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+                region = decode_region(annotation["segmentation"], *size)
+            except ValueError as error:
                 raise DataError(
-                    f"{self.path}: annotation {annotation.get('id')} of {file_name}: {error}. "
-                    "Export polygons or masks, not boxes only.",
-                    "H203",
+                    f"{self.path}: annotation {annotation.get('id')} of {file_name}: {error}. Export it again.", "H203"
                 ) from error
-            crowd = bool(annotation.get("iscrowd", 0))
-            label = IGNORE if crowd else self._training_id[annotation["category_id"]]
+            unknown = annotation.items() >= UNKNOWN.items()
+            crowd = bool(annotation.get("iscrowd", 0)) and (unknown or category not in self._crowds)
+            label = IGNORE if crowd else self._training_id[category]
             painted.append((not crowd, -int(region.sum()), label, region))
+            if not region.any():
+                why = FLAT if isinstance(annotation["segmentation"], dict) else why_empty(rings_of(annotation), *size)
+                drawing.left_out[why, self.names[category]] += 1
         for _, _, label, region in sorted(painted, key=lambda item: item[:2]):
-            target[region] = label
-        return target
+            drawing.target[region] = label
+        return drawing
+
+    def _sorted(
+        self, annotations: Iterable[dict[str, Any]], images: Mapping[Any, Mapping[str, Any]]
+    ) -> dict[Any, list[dict[str, Any]]]:
+        """Sort the annotations by image; what is wrong with them is told at once, each kind with its count."""
+        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        wrong: dict[str, Counter[str]] = defaultdict(Counter)
+        for one in annotations:
+            name = self.names.get(one.get("category_id"), "")
+            image = images.get(one.get("image_id"))
+            problem = problem_of(one, image) if name else NO_CATEGORY
+            if image is None and name:
+                self.homeless[name] += 1
+            elif problem:
+                wrong[problem][name or str(one.get("category_id"))] += 1
+            elif image is not None:
+                by_image[image["id"]].append(one)
+        if wrong:
+            lines = [f"{sum(found.values())} {problem} ({_counts(found)})" for problem, found in wrong.items()]
+            raise DataError(f"{self.path}: annotations that cannot be read:\n{bullet_list(lines)}", "H203")
+        return by_image
 
 
 class CocoFolder:
-    """The json files of a folder, joined with its images by file name.
+    """The json files of a folder, joined with its images by file name, and with one another by names of classes.
 
     Training id 0 is the background; the categories follow in the order of their ids. Images that no file lists, and
     listed ones without any annotation, count as unlabeled: tools also list what nobody has annotated yet. Those that
-    `CocoWriter` has marked as background alone are labeled.
+    `CocoWriter` has marked as background alone are labeled. Captions, keypoints and the like beside instances are left
+    aside, and a remark says so.
 
     Args:
         root: the folder.
@@ -103,151 +156,135 @@ class CocoFolder:
         images: ids of all images below `root`.
         named: class names by training id, where somebody named them; they count if all categories in use are
             among them. If even the first one is a category, what no annotation covers is unknown (255).
+        crowds: classes whose crowds are read as the class.
+
+    Raises:
+        DataError: no instances, broken ones, or two files that draw one image differently.
     """
 
     def __init__(
-        self, root: Path, paths: Sequence[Path], images: Sequence[str], named: Sequence[str] | None = None
+        self,
+        root: Path,
+        paths: Sequence[Path],
+        images: Sequence[str],
+        named: Sequence[str] | None = None,
+        crowds: Sequence[str] = (),
     ) -> None:
-        contents = [load(path) for path in paths]
-        categories = _class_names(contents)
+        self._root = root
+        read, left = choose([Read(path, read_json(path)) for path in paths])
+        categories = _class_names([one.content for one in read])
         use_names = named is not None and set(categories[1:]) <= set(named)
         self.classes = tuple(named) if named is not None and use_names else categories
         covered = use_names and self.classes[0] in categories[1:]
+        self.categories = _category_ids([one.content for one in read], self.classes)
         ids = {name: id for id, name in enumerate(self.classes)} | dict.fromkeys(BACKGROUND_NAMES, 0)
+        if strange := sorted(set(crowds) - set(ids)):
+            raise DataError(f"{root}: `crowds` in halfmask.yaml names {', '.join(strange)}, which is no class.", "H209")
         self.parts: dict[str, list[str]] = defaultdict(list)
         self._file_of: dict[str, tuple[CocoFile, str]] = {}
-        here = ImageNames(images)
-        for path in paths:
-            file = CocoFile(path, ids, IGNORE if covered else 0)
+        here, files = ImageNames(images), []
+        for path, content in read:
+            file = CocoFile(path, ids, IGNORE if covered else 0, crowds=crowds, content=content)
+            files.append(file)
             for name in file.images:
                 found = _locate(name, path, root, here)
                 if found is not None and file.is_annotated(name):
+                    self._require_alike(found, file, name)
                     self._file_of[found] = (file, name)
                 if found is not None:
                     self.parts[part_of(path, root)].append(found)
         listed = {id for part in self.parts.values() for id in part}
         self.left_out = sorted(listed - self._file_of.keys())
-        self.categories = _category_ids(contents, self.classes)
         self.parts["unlabeled"] = [id for id in images if id not in listed]
         self.parts = {part: sorted(set(held)) for part, held in self.parts.items()}
+        self.remarks = (
+            *remarks_on(left, root), *_homeless(files), *self._crowds(set(crowds)), *twins(self.classes)
+        )  # fmt: skip
 
     def file_of(self, id: str) -> Path | None:
         """The json file that annotates an image."""
         return self._file_of[id][0].path if id in self._file_of else None
 
-    def paint(self, id: str) -> UInt8[np.ndarray, "H W"]:
-        """Paint the annotations of an image."""
+    def draw(self, id: str) -> Drawing:
+        """Draw the annotations of an image."""
         file, name = self._file_of[id]
-        return file.paint(name)
+        return file.draw(name)
+
+    def _require_alike(self, id: str, file: CocoFile, name: str) -> None:
+        if id not in self._file_of:
+            return
+        other, its_name = self._file_of[id]
+        if other.drawn(its_name) != file.drawn(name):
+            raise DataError(
+                f"{self._root}: {id} is annotated in two files, differently: {other.path.name} and {file.path.name}. "
+                "Which counts? Move the other one out of the folder.",
+                "H208",
+            )
+
+    def _crowds(self, read_as_class: set[str]) -> list[Remark]:
+        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        for file, name in self._file_of.values():
+            for label, (crowds, every) in file.crowds_of(name).items():
+                found = counts[label]
+                found[:] = found[0] + crowds, found[1] + every, found[2] + bool(crowds)
+        ignored = {label: one for label, one in counts.items() if one[0] and label not in read_as_class}
+        remarks = []
+        for only in (True, False):
+            chosen = {label: one for label, one in sorted(ignored.items()) if (one[0] == one[1]) is only}
+            if not chosen:
+                continue
+            shown = ", ".join(f"{label} ({one[0]} of {one[1]})" for label, one in chosen.items())
+            what = "every annotation is a crowd (iscrowd 1)" if only else "some annotations are crowds (iscrowd 1)"
+            remarks.append(
+                Remark(
+                    "warning" if only else "note",
+                    "H163",
+                    f"of these classes {what}, which is read as unknown (255), not as the class: {shown}",
+                    sum(one[0] for one in chosen.values()),
+                    f"if they are masks of the class, as CVAT writes those of a brush: `crowds: [{', '.join(chosen)}]` "
+                    "in halfmask.yaml; if they are groups that nobody outlined one by one: nothing",
+                    labels=tuple(chosen),
+                )
+            )
+        return remarks
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a json file of COCO form.
-
-    Raises:
-        DataError: broken json, or one of the three lists is missing.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a json file ({error}).", "H201") from error
-    absent = [key for key in ("images", "annotations", "categories") if key not in content]
-    if absent:
-        raise DataError(f"{path}: no {', '.join(absent)}; export it as COCO instances (COCO 1.0).", "H208")
-    return dict(content)
-
-
-def decode_region(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "H W"]:
-    """Turn polygons, or a run-length code (list or string), into a mask.
-
-    Raises:
-        ValueError: empty, or not one of the three forms.
-    """
-    if isinstance(segmentation, dict):
-        size, counts = segmentation["size"], segmentation["counts"]
-        if list(size) != [height, width]:
-            raise ValueError(f"run-length code of size {size} in an image of {[height, width]}")
-        return decode_runs(unpack_counts(counts) if isinstance(counts, str | bytes) else counts, height, width)
-    if not segmentation:
-        raise ValueError("no segmentation")
-    region = np.zeros((height, width), dtype=np.bool_)
-    for polygon in segmentation:
-        region |= fill_polygon(polygon, height, width)
-    return region
-
-
-def fill_polygon(polygon: Sequence[int | float], height: int, width: int) -> Bool[np.ndarray, "H W"]:
-    """Fill x0, y0, x1, y1, ... : pixels whose center (x + 0.5, y + 0.5) is inside by the even-odd rule.
-
-    >>> fill_polygon([1, 0, 3, 0, 3, 1, 1, 1], 2, 4).astype(int).tolist()
-    [[0, 1, 1, 0], [0, 0, 0, 0]]
-
-    Raises:
-        ValueError: fewer than three points.
-    """
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError(f"a polygon of {len(polygon)} numbers")
-    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-    return fill([points], height, width).whole(height, width)
-
-
-def decode_runs(counts: Sequence[int], height: int, width: int) -> Bool[np.ndarray, "H W"]:
-    """Expand runs that alternate 0, 1, beginning with 0, down the columns first.
-
-    >>> decode_runs([1, 2, 1], 2, 2).astype(int).tolist()
-    [[0, 1], [1, 0]]
-
-    Raises:
-        ValueError: the runs do not fill the image.
-    """
-    if sum(counts) != height * width:
-        raise ValueError(f"runs cover {sum(counts)} of {height * width} pixels")
-    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return np.ascontiguousarray(flat.reshape(width, height).T)
-
-
-def unpack_counts(packed: str | bytes) -> list[int]:
-    """Unpack the string form of run lengths.
-
-    Each number is a chain of characters (code - 48): 5 value bits, bit 5 = more follow, sign-extended from bit 4 of
-    the last; from the fourth number on it is the difference to the one two places before.
-
-    >>> unpack_counts("112")
-    [1, 1, 2]
-    """
-    text = packed.decode("ascii") if isinstance(packed, bytes) else packed
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if not bits & 0x20:
-            if bits & 0x10:
-                value -= 1 << shift
-            counts.append(value + counts[-2] if len(counts) > 2 else value)
-            value = shift = 0
-    if shift:
-        raise ValueError("run-length string ends in the middle of a number")
-    return counts
-
-
-def _class_names(contents: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    used = {annotation["category_id"] for content in contents for annotation in content["annotations"]}
-    categories = {category["id"]: category for content in contents for category in content["categories"]}
-    # Some exporters add a parent category that no annotation uses; it is no class.
-    parents = {category.get("supercategory") for category in categories.values()}
-    names = [
-        str(category["name"])
-        for id, category in sorted(categories.items())
-        if category["name"] not in BACKGROUND_NAMES and (id in used or category["name"] not in parents)
+def _homeless(files: Sequence[CocoFile]) -> list[Remark]:
+    return [
+        Remark(
+            "warning",
+            "H165",
+            f"{file.path.name}: annotations of images that it does not list: {_counts(file.homeless)}",
+            sum(file.homeless.values()),
+            "nothing, if the images were removed on purpose; else export again, with them",
+            (file.path.name,),
+        )
+        for file in files
+        if file.homeless
     ]
-    return ("background", *dict.fromkeys(names))
 
 
-def _category_ids(contents: Sequence[dict[str, Any]], classes: Sequence[str]) -> tuple[int, ...] | None:
+def names_of(content: Mapping[str, Any]) -> dict[Any, str]:
+    """Return the name of each category of a file by its id."""
+    return {category["id"]: clean(category["name"]) for category in content["categories"]}
+
+
+def _class_names(contents: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Join the categories of all files by name, in the order of their ids."""
+    order: dict[str, Any] = {}
+    for content in contents:
+        used = {annotation.get("category_id") for annotation in content["annotations"]}
+        # Some exporters add a parent category that no annotation uses; it is no class.
+        parents = {category.get("supercategory") for category in content["categories"]}
+        for id, name in names_of(content).items():
+            if name not in {*BACKGROUND_NAMES, IGNORE_LABEL} and (id in used or name not in parents):
+                order[name] = min(id, order.get(name, id))
+    return ("background", *sorted(order, key=lambda name: (order[name], name)))
+
+
+def _category_ids(contents: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> tuple[int, ...] | None:
     """Category id of each class, 0 of the background; `None` where the files do not agree, or lack one."""
-    found = {(str(category["name"]), category["id"]) for content in contents for category in content["categories"]}
+    found = {(name, id) for content in contents for id, name in names_of(content).items()}
     ids = dict(found)
     background = {0} if classes[0] in BACKGROUND_NAMES or classes[0] not in ids else set()
     wanted = [0 if place in background else ids.get(name, 0) for place, name in enumerate(classes)]
@@ -288,3 +325,7 @@ def part_of(path: Path, root: Path) -> str:
         if parts:  # also `train_val.json`: used for training
             return "train"
     return "train"
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in sorted(found.items(), key=lambda item: -item[1])[:6])

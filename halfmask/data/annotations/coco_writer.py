@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Integer
 
-from halfmask.data.annotations.coco import BACKGROUND_NAMES, LABELED
+from halfmask.data.annotations.coco import BACKGROUND_NAMES, LABELED, UNKNOWN
+from halfmask.data.annotations.coco_regions import run_lengths
 from halfmask.data.annotations.contours import Region, polygons
 from halfmask.data.annotations.fill import fill
 from halfmask.data.folder.ids import IdTable
@@ -60,6 +61,7 @@ class CocoWriter:
                     "area": int(ignored.sum()),
                     "bbox": box,
                     "iscrowd": 1,
+                    **UNKNOWN,
                 }
             )
         if len(self.annotations) == before:
@@ -95,35 +97,3 @@ class CocoWriter:
                 "iscrowd": 0,
             }
         )
-
-
-def run_lengths(region: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
-    """Encode a mask as compressed run lengths, down the columns first.
-
-    >>> run_lengths(np.array([[0, 1], [1, 0]], dtype=bool))
-    {'size': [2, 2], 'counts': '121'}
-    """
-    flat = region.T.ravel()
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    bounds = np.concatenate([[0], changes, [flat.size]])
-    counts = np.diff(bounds).tolist()
-    if flat.size and flat[0]:
-        counts = [0, *counts]  # the first run is of zeros
-    return {"size": [int(region.shape[0]), int(region.shape[1])], "counts": pack_counts(counts)}
-
-
-def pack_counts(counts: Sequence[int]) -> str:
-    """Pack run lengths into the string form: the inverse of `halfmask.data.annotations.coco.unpack_counts`.
-
-    >>> pack_counts([1, 1, 2])
-    '112'
-    """
-    text: list[str] = []
-    for position, count in enumerate(counts):
-        value = count - counts[position - 2] if position > 2 else count
-        more = True
-        while more:
-            bits, value = value & 0x1F, value >> 5
-            more = value != (-1 if bits & 0x10 else 0)
-            text.append(chr((bits | 0x20 if more else bits) + 48))
-    return "".join(text)

@@ -1,13 +1,13 @@
 """What annotations of many images in one json file have in common, whatever tool exported them."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import UInt8
+from halfmask.data.annotations.drawing import Drawing, Remark
 
 
 @runtime_checkable
@@ -18,6 +18,7 @@ class Exports(Protocol):
         classes: names by training id.
         parts: sorted ids per part.
         left_out: images that a file lists without an annotation, so that they count as unlabeled.
+        remarks: what is worth saying of the files.
         categories: category id by training id, 0 of the background; `None`: the tool numbers no classes.
     """
 
@@ -25,18 +26,42 @@ class Exports(Protocol):
     parts: dict[str, list[str]]
     left_out: list[str]
     categories: tuple[int, ...] | None
+    remarks: tuple[Remark, ...]
 
     def file_of(self, id: str) -> Path | None:
         """The json file that annotates an image, if one does."""
         ...
 
-    def paint(self, id: str) -> UInt8[np.ndarray, "H W"]:
-        """Paint the annotations of an image as training ids.
+    def draw(self, id: str) -> Drawing:
+        """Draw the annotations of an image as training ids.
 
         Raises:
             DataError: one that cannot be read, or a label that is no class.
         """
         ...
+
+
+def twins(classes: Iterable[str]) -> tuple[Remark, ...]:
+    """Say which classes may be one, because their names differ in upper case, spaces or hyphens only.
+
+    >>> [remark.labels for remark in twins(["Road", "road", "traffic-light", "traffic light", "sky"])]
+    [('Road', 'road'), ('traffic-light', 'traffic light')]
+    """
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        alike[re.sub(r"[\s_-]+", "", name.casefold()) or name].append(name)
+    return tuple(
+        Remark(
+            "warning",
+            "H162",
+            f"{len(names)} classes whose names are nearly the same: {', '.join(names)}",
+            len(names),
+            "give them one name in the annotation tool, if they are one class: each is learned on its own",
+            labels=tuple(names),
+        )
+        for names in alike.values()
+        if len(names) > 1
+    )
 
 
 class ImageNames:

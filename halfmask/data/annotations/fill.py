@@ -25,6 +25,14 @@ class Patch(NamedTuple):
         """Number of filled pixels."""
         return int(self.inside.sum())
 
+    def clipped(self, height: int, width: int) -> "Patch":
+        """Return the part that lies in an image of that size."""
+        rows, columns = (
+            slice(max(0, -self.top), max(0, height - self.top)),
+            slice(max(0, -self.left), max(0, width - self.left)),
+        )
+        return Patch(max(0, self.top), max(0, self.left), self.inside[rows, columns])
+
     def paint(self, canvas: np.ndarray, value: int) -> None:
         """Set the filled pixels of a larger array."""
         height, width = self.inside.shape

@@ -5,15 +5,15 @@ are pixels: x runs to the right and y down from the upper left corner, as QuPath
 `class`, or `classification.name`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Integer
 
 from halfmask.data.annotations.contours import polygons
-from halfmask.data.annotations.fill import fill
-from halfmask.data.annotations.layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of
+from halfmask.data.annotations.drawing import OUTSIDE, Drawing, Shape, draw
+from halfmask.data.annotations.layers import BACKGROUND_LABEL, clean, label_of
 from halfmask.data.folder.masks import IGNORE
 
 # From points (x, y) to others.
@@ -58,60 +58,78 @@ def encode(
     return {"type": "FeatureCollection", "features": features}
 
 
-def labels_in(content: Mapping[str, Any]) -> set[str]:
-    """Names of the classes that a file's features carry."""
-    return {_name(feature) for feature in _features(content)} - {IGNORE_LABEL, BACKGROUND_LABEL}
-
-
 def decode(
     content: Mapping[str, Any],
     ids: Mapping[str, int],
     height: int,
     width: int,
+    line_width: float | None = None,
     to_pixels: Transform | None = None,
-) -> UInt8[np.ndarray, "H W"]:
-    """Paint the polygons of a file in their order, later ones on top; points and lines have no area.
+) -> Drawing:
+    """Draw the features of a file in their order, later ones on top.
 
     Args:
         content: of the file.
         ids: class name -> training id.
         height: of the upright image.
         width: likewise.
+        line_width: of lines, in pixels; `None`: they are left out.
         to_pixels: from the file's coordinates; `None`: they are pixels.
 
     Raises:
         ValueError: no feature collection, or coordinates that are no pixels of the image.
         UnknownLabelError: a class that is not known.
     """
-    target = np.zeros((height, width), dtype=np.uint8)
-    within = outside = 0
-    for feature in _features(content):
-        geometry = feature.get("geometry") or {}
-        coordinates = geometry.get("coordinates", [])
-        parts = {"Polygon": [coordinates], "MultiPolygon": coordinates}.get(str(geometry.get("type")), [])
-        for part in parts:
-            rings = [np.asarray(ring, dtype=np.float64)[:, :2] for ring in part]
-            if to_pixels is not None:
-                rings = [np.asarray(to_pixels(ring), dtype=np.float64).round(2) for ring in rings]
-                apart = (rings[0] > (width, height)).all(0) | (rings[0] < 0).all(0)
-                outside, within = outside + bool(apart.any()), within + (not apart.any())
-            elif any((ring[:, 0].min() < -1) or (ring[:, 1].min() < -1) for ring in rings):
-                raise ValueError("negative coordinates: they are not pixels of the image")
-            fill(rings, height, width).paint(target, id_of(_name(feature), ids))
-    if outside and not within:
-        raise ValueError(
-            "no outline lies on its image. Beside a GeoTIFF, coordinates are longitude and latitude (WGS 84)"
-        )
-    return target
+    shapes = [_moved(shape, to_pixels) for shape in shapes_in(content)]
+    drawing = draw(shapes, ids, height, width, line_width)
+    outlines = sum(bool(shape.rings) for shape in shapes)
+    lost = [(why, label) for (why, label), _ in drawing.left_out.items() if why == OUTSIDE]
+    if outlines and sum(drawing.left_out[key] for key in lost) == len(shapes):
+        system = "longitude and latitude (WGS 84)" if to_pixels is not None else "pixels, from the upper left corner"
+        raise ValueError(f"no outline lies on its image: coordinates are {system} beside such an image")
+    return drawing
 
 
-def _features(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def shapes_in(content: Mapping[str, Any]) -> Iterator[Shape]:
+    """Return the features of a file in their order; several polygons of one are several shapes.
+
+    Raises:
+        ValueError: no feature collection.
+    """
     kind = content.get("type")
-    if kind == "Feature":
-        return [content]
-    if kind != "FeatureCollection":
+    if kind not in {"Feature", "FeatureCollection"}:
         raise ValueError(f"a FeatureCollection is expected, not {kind!r}")
-    return list(content.get("features", []))
+    for feature in [content] if kind == "Feature" else content.get("features", []):
+        yield from _parts(clean(_name(feature)), feature.get("geometry") or {})
+
+
+def _parts(label: str, geometry: Mapping[str, Any]) -> Iterator[Shape]:
+    parts = geometry.get("coordinates") or []
+    match geometry.get("type"):
+        case "GeometryCollection":
+            for inner in geometry.get("geometries", []):
+                yield from _parts(label, inner)
+        case "Polygon" | "MultiPolygon" as kind:
+            for rings in [parts] if kind == "Polygon" else parts:
+                yield Shape(label, rings=tuple(map(_points, rings)))
+        case "LineString" | "MultiLineString" as kind:
+            yield Shape(label, lines=tuple(map(_points, [parts] if kind == "LineString" else parts)))
+        case _:
+            yield Shape(label)
+
+
+def _points(ring: Any) -> np.ndarray:
+    return np.asarray(ring, dtype=np.float64).reshape(len(ring), -1)[:, :2]
+
+
+def _moved(shape: Shape, to_pixels: Transform | None) -> Shape:
+    if to_pixels is None:
+        return shape
+    rings, lines = (
+        tuple(np.asarray(to_pixels(ring), dtype=np.float64).round(2) for ring in group)
+        for group in (shape.rings, shape.lines)
+    )
+    return shape._replace(rings=rings, lines=lines)
 
 
 def _name(feature: Mapping[str, Any]) -> str:

@@ -22,16 +22,15 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 
 from halfmask.data.annotations import label_studio
-from halfmask.data.annotations.exports import ImageNames
-from halfmask.data.annotations.fill import fill
+from halfmask.data.annotations.drawing import Drawing, Shape, draw, ellipse, labels_of
+from halfmask.data.annotations.exports import ImageNames, twins
 from halfmask.data.annotations.layers import (
-    BACKGROUND_LABEL,
     IGNORE_LABEL,
     UnknownLabelError,
-    id_of,
+    clean,
     label_of,
     layers,
     unknown_label,
@@ -102,11 +101,6 @@ class LabelStudioWriter:
         )
 
 
-def labels_in(result: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of the classes that the regions of an annotation carry."""
-    return {label for label, _ in _regions(result)} - {IGNORE_LABEL, BACKGROUND_LABEL}
-
-
 def size_in(result: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> tuple[int, int] | None:
     """Height and width of the image as the annotator saw it, if a region or our own task tells them."""
     told = [(region.get("original_height"), region.get("original_width")) for region in result]
@@ -115,15 +109,20 @@ def size_in(result: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> tup
 
 
 def decode(
-    result: Sequence[Mapping[str, Any]], ids: Mapping[str, int], height: int, width: int
-) -> UInt8[np.ndarray, "H W"]:
-    """Paint the regions of an annotation: polygons, rectangles and ellipses. Key points have no area.
+    result: Sequence[Mapping[str, Any]],
+    ids: Mapping[str, int],
+    height: int,
+    width: int,
+    line_width: float | None = None,
+) -> Drawing:
+    """Draw the regions of an annotation: polygons, rectangles, ellipses and open lines. Key points have no area.
 
     Args:
         result: of one annotation.
         ids: class name -> training id.
         height: of the upright image, which annotators see.
         width: likewise.
+        line_width: of lines; `None`: they are left out.
 
     Raises:
         ValueError: a region without a class, or in a turned image.
@@ -131,16 +130,13 @@ def decode(
         UnknownLabelError: a label that is no class.
         DataError: a drawing of a brush.
     """
-    target = np.zeros((height, width), dtype=np.uint8)
-    for label, value in _regions(result):
-        outline = _outline(value, height / width) * (width / 100, height / 100)
-        fill([outline], height, width).paint(target, id_of(label, ids))
-    return target
+    return draw(shapes_in(result, height, width), ids, height, width, line_width)
 
 
-def _regions(result: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Return label and value of every region that has an area."""
+def shapes_in(result: Sequence[Mapping[str, Any]], height: int = 100, width: int = 100) -> Iterator[Shape]:
+    """Return every region that names a class, in pixels of an image of that size."""
     named = {region.get("id") for region in result if _labels(region)} - {None}
+    scale = (width / 100, height / 100)
     for region in result:
         kind, value = str(region.get("type", "")), region.get("value") or {}
         if "rle" in value or kind.startswith(("brush", "bitmask")):
@@ -149,21 +145,26 @@ def _regions(result: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping
                 'Studio as COCO ("Brush labels to COCO") or PNG, or draw polygons.',
                 "H208",
             )
-        if kind.startswith("keypoint") or not {"points", "x"} & value.keys():
-            continue  # no area; or an answer about the whole image
+        if not {"points", "vertices", "x"} & value.keys():
+            continue  # an answer about the whole image
         labels = _labels(region)
-        if not labels and region.get("id") in named:
+        if not labels and (region.get("id") in named or kind.startswith("keypoint")):
             continue  # the configuration has a tag of its own for labels: the outline comes again, with its label
         if len(labels) != 1:
             raise ValueError(f"a region with {len(labels) or 'no'} classes: give each one")
         if region.get("image_rotation"):
             raise ValueError("the image was turned in Label Studio: turn it back, and export again")
-        yield labels[0], value
+        if kind.startswith("keypoint"):
+            yield Shape(labels[0])
+            continue
+        outline = _outline(value, height / width) * scale
+        is_open = value.get("closed") is False
+        yield Shape(labels[0], lines=(outline,)) if is_open else Shape(labels[0], rings=(outline,))
 
 
 def _labels(region: Mapping[str, Any]) -> list[str]:
     value = region.get("value") or {}
-    return [str(label) for key, found in value.items() if key.endswith("labels") for label in found]
+    return [clean(label) for key, found in value.items() if key.endswith("labels") for label in found]
 
 
 def _outline(value: Mapping[str, Any], aspect: float) -> np.ndarray:
@@ -173,11 +174,11 @@ def _outline(value: Mapping[str, Any], aspect: float) -> np.ndarray:
         value: of the region.
         aspect: height by width of the image: in percent of unlike sides, a turn is no turn.
     """
-    if "points" in value:
-        return np.asarray(value["points"], dtype=np.float64)
+    if "points" in value or "vertices" in value:
+        points = value.get("points") or [[corner["x"], corner["y"]] for corner in value.get("vertices", ())]
+        return np.asarray(points, dtype=np.float64).reshape(-1, 2)
     if "radiusX" in value:
-        angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
-        around = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (value["radiusX"], value["radiusY"])
+        around = ellipse((0.0, 0.0), (float(value["radiusX"]), float(value["radiusY"])), 180)
     else:
         around = _CORNERS * (value["width"], value["height"])
     turn = np.deg2rad(value.get("rotation", 0))
@@ -214,14 +215,20 @@ class LabelStudioFolder:
         paths: json files.
         images: ids of all images below `root`.
         named: class names by training id, where somebody named them.
+        line_width: of open lines, in pixels; `None`: they are left out.
     """
 
     categories: tuple[int, ...] | None = None
 
     def __init__(
-        self, root: Path, paths: Sequence[Path], images: Sequence[str], named: Sequence[str] | None = None
+        self,
+        root: Path,
+        paths: Sequence[Path],
+        images: Sequence[str],
+        named: Sequence[str] | None = None,
+        line_width: float | None = None,
     ) -> None:
-        self.root, self._named = root, named
+        self.root, self._named, self._line_width = root, named, line_width
         here = ImageNames(images)
         self._of: dict[str, tuple[Path, Annotation]] = {}
         drafts: list[str] = []
@@ -240,6 +247,7 @@ class LabelStudioFolder:
             raise DataError(f"{root}: no task in {listed} shows an image that is here. Copy its images there.", "H208")
         self.left_out = sorted(set(drafts) - self._of.keys())
         self.classes = tuple(named) if named is not None else self._found()
+        self.remarks = twins(self.classes)
         self.parts: dict[str, list[str]] = defaultdict(list)
         for id in sorted(images):
             self.parts[part_of_folders(id)].append(id)
@@ -248,8 +256,8 @@ class LabelStudioFolder:
         """The json file that annotates an image."""
         return self._of[id][0] if id in self._of else None
 
-    def paint(self, id: str) -> UInt8[np.ndarray, "H W"]:
-        """Paint the annotation of an image.
+    def draw(self, id: str) -> Drawing:
+        """Draw the annotation of an image.
 
         Raises:
             DataError: a region that cannot be read, or a label that is no class.
@@ -257,7 +265,9 @@ class LabelStudioFolder:
         size = self._checked(id, lambda annotation: label_studio.size_in(annotation.result, annotation.data))
         height, width = size or self._size_of_image(id)
         ids = {name: number for number, name in enumerate(self.classes)}
-        return self._checked(id, lambda annotation: label_studio.decode(annotation.result, ids, height, width))
+        return self._checked(
+            id, lambda annotation: label_studio.decode(annotation.result, ids, height, width, self._line_width)
+        )
 
     def _size_of_image(self, id: str) -> tuple[int, int]:
         if not (self.root / id).exists():
@@ -271,7 +281,7 @@ class LabelStudioFolder:
     def _found(self) -> tuple[str, ...]:
         labels: set[str] = set()
         for id in self._of:
-            labels |= self._checked(id, lambda annotation: label_studio.labels_in(annotation.result))
+            labels |= self._checked(id, lambda one: labels_of(label_studio.shapes_in(one.result), self._line_width))
         return ("background", *sorted(labels - {"background"}))
 
     def _checked(self, id: str, use: Callable[[Annotation], T]) -> T:

@@ -1,23 +1,26 @@
 """labelme json: one file per image, shapes painted in their order, later ones on top.
 
-labelme knows no holes: see `halfmask.data.annotations.layers`.
+labelme knows no holes: see `halfmask.data.annotations.layers`. X-AnyLabeling writes the same form, with rectangles of
+four corners and turned ones.
 """
 
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 from PIL import Image
 
-from halfmask.data.annotations.fill import Patch, fill
-from halfmask.data.annotations.layers import BACKGROUND_LABEL, IGNORE_LABEL, id_of, label_of, layers
+from halfmask.data.annotations.drawing import Drawing, Shape, box, draw, ellipse
+from halfmask.data.annotations.fill import Patch
+from halfmask.data.annotations.layers import clean, label_of, layers
 
-# Points and lines have no area.
-_FLAT = {"point", "points", "line", "linestrip"}
+_POLYGONS = {"polygon", "quadrilateral"}
+_BOXES = {"rectangle", "rotation", "rotated_rectangle", "oriented_rectangle"}
+_LINES, _POINTS = {"line", "linestrip"}, {"point", "points"}
 
 
 def encode(mask: Integer[np.ndarray, "H W"], classes: Sequence[str], image_path: str) -> dict[str, Any]:
@@ -53,12 +56,6 @@ def encode(mask: Integer[np.ndarray, "H W"], classes: Sequence[str], image_path:
     }
 
 
-def labels_in(content: Mapping[str, Any]) -> set[str]:
-    """Names of the classes that a file's shapes carry."""
-    shapes = [shape for shape in content.get("shapes", []) if shape.get("shape_type") not in _FLAT]
-    return {str(shape["label"]) for shape in shapes} - {IGNORE_LABEL, BACKGROUND_LABEL}
-
-
 def size_in(content: Mapping[str, Any]) -> tuple[int, int] | None:
     """Height and width of the image as the annotator saw it, if the file tells them."""
     height, width = content.get("imageHeight"), content.get("imageWidth")
@@ -74,43 +71,57 @@ def image_in(content: Mapping[str, Any]) -> str:
     return str(content["imagePath"]).replace("\\", "/")
 
 
-def decode(content: Mapping[str, Any], ids: Mapping[str, int], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
-    """Paint the shapes of a file.
+def decode(
+    content: Mapping[str, Any],
+    ids: Mapping[str, int],
+    height: int,
+    width: int,
+    line_width: float | None = None,
+) -> Drawing:
+    """Draw the shapes of a file.
 
     Args:
         content: of the json file.
         ids: class name -> training id.
         height: of the upright image, which annotators see.
         width: likewise.
+        line_width: of lines; `None`: they are left out.
 
     Raises:
-        ValueError: a shape without area, or of an unknown kind.
+        ValueError: a shape of an unknown kind, or coordinates that are no numbers.
         KeyError: a shape without label or points.
         UnknownLabelError: a label that is no class.
     """
-    target = np.zeros((height, width), dtype=np.uint8)
+    return draw(shapes_in(content), ids, height, width, line_width)
+
+
+def shapes_in(content: Mapping[str, Any]) -> Iterator[Shape]:
+    """Return the shapes of a file in their order; those of a group (`group_id`) are one object, and drawn as others.
+
+    Raises:
+        ValueError: one of an unknown kind.
+        KeyError: one without label or points.
+    """
     for shape in content["shapes"]:
-        if shape.get("shape_type") not in _FLAT:
-            _patch(shape, height, width).paint(target, id_of(str(shape["label"]), ids))
-    return target
+        label, kind = clean(shape["label"]), shape.get("shape_type") or "polygon"
+        points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
+        if kind in _POINTS:
+            yield Shape(label)
+        elif kind in _LINES:
+            yield Shape(label, lines=(points,))
+        elif kind in _POLYGONS:
+            yield Shape(label, rings=(points,))
+        elif kind in _BOXES:
+            yield Shape(label, rings=(box(points),))
+        elif kind == "circle":
+            radius = math.dist(points[0], points[1]) if len(points) > 1 else 0.0
+            yield Shape(label, rings=(ellipse(points[0].tolist(), (radius, radius), max(32, int(4 * radius))),))
+        elif kind == "mask":
+            yield Shape(label, patch=_bitmap(shape["mask"], *np.rint(points[0]).astype(int).tolist()))
+        else:
+            raise ValueError(f"a shape of kind {kind!r}")
 
 
-def _patch(shape: Mapping[str, Any], height: int, width: int) -> Patch:
-    points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
-    match shape.get("shape_type") or "polygon":
-        case "polygon":
-            return fill([points], height, width)
-        case "rectangle":
-            (x0, y0), (x1, y1) = points[0], points[-1]
-            return fill([np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])], height, width)
-        case "circle":
-            center, radius = points[0], math.dist(points[0], points[1])
-            angle = np.linspace(0, 2 * np.pi, max(32, int(4 * radius)), endpoint=False)
-            return fill([center + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)], height, width)
-        case "mask":
-            with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as drawn:
-                inside = np.array(drawn).astype(np.bool_)
-            left, top = np.rint(points[0]).astype(int).tolist()
-            inside = inside[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
-            return Patch(max(0, top), max(0, left), inside)
-    raise ValueError(f"a shape of kind {shape.get('shape_type')!r}")
+def _bitmap(coded: str | bytes, left: int, top: int) -> Patch:
+    with Image.open(io.BytesIO(base64.b64decode(coded))) as drawn:
+        return Patch(top, left, np.array(drawn).astype(np.bool_))

@@ -12,7 +12,7 @@ from jaxtyping import Int, Integer
 from halfmask.data.annotations.contours import polygons
 from halfmask.data.annotations.fill import fill
 from halfmask.data.folder.masks import IGNORE
-from halfmask.errors import DataError
+from halfmask.errors import DataError, nearest
 
 IGNORE_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
 
@@ -33,6 +33,15 @@ def layers(mask: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, Int[np.ndarr
             continue
         patch.paint(covered, True)
         yield region.value, region.exterior
+
+
+def clean(label: object) -> str:
+    """Return a label without spaces that nobody sees.
+
+    >>> clean(" traffic  light ")
+    'traffic light'
+    """
+    return " ".join(str(label).split())
 
 
 def label_of(id: int, classes: Sequence[str]) -> str:
@@ -65,8 +74,10 @@ def unknown_label(where: Path | str, error: UnknownLabelError, classes: Sequence
         classes: that somebody named; empty if nobody did.
     """
     named = f" ({', '.join(classes)})" if classes else ""
+    meant = nearest(str(error.args[0]), classes)
     return DataError(
-        f"{where}: {error} names no class{named}. Add it to `classes` in halfmask.yaml, or correct the label.", "H203"
+        f"{where}: {error} names no class{named}.{meant} Add it to `classes` in halfmask.yaml, or correct the label.",
+        "H203",
     )
 
 

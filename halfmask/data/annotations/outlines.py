@@ -7,13 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import numpy as np
-from jaxtyping import UInt8
-
 from halfmask.data.annotations import geojson, labelme
+from halfmask.data.annotations.drawing import Drawing, Remark, labels_of
+from halfmask.data.annotations.exports import twins
 from halfmask.data.annotations.layers import UnknownLabelError, unknown_label, what_is_wrong
 from halfmask.data.folder.geotiff import Ground, is_georeferenced
 from halfmask.data.folder.images import read_header
+from halfmask.data.folder.masks import fit_to_image
 from halfmask.errors import DataError
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ class Outlines:
         kind: "labelme" or "geojson".
         files: json file of each annotated image, both relative to the root.
         named: class names by training id, where somebody named them.
+        line_width: of lines, in pixels; `None`: they are left out.
+        resize: bring masks of another size than the image to its size.
         images: the images are there; without them the files tell the sizes, which those of labelme alone can.
     """
 
@@ -41,9 +43,11 @@ class Outlines:
         files: Mapping[str, str],
         named: Sequence[str] | None = None,
         *,
+        line_width: float | None = None,
+        resize: bool = False,
         images: bool = True,
     ) -> None:
-        self.root, self.files = root, files
+        self.root, self.files, self._line_width, self._resize = root, files, line_width, resize
         self._format, self._images = _FORMATS[kind], images
         self._named = tuple(named) if named is not None else None
 
@@ -54,28 +58,38 @@ class Outlines:
             return self._named
         found: set[str] = set()
         for file in sorted(set(self.files.values())):
-            found |= self._checked(self.root / file, self._format.labels_in)
+            found |= self._checked(
+                self.root / file, lambda content: labels_of(self._format.shapes_in(content), self._line_width)
+            )
         return ("background", *sorted(found - {"background"}))
 
-    def paint(self, id: str) -> UInt8[np.ndarray, "H W"]:
-        """Paint the outlines of an image as training ids, in the size of the upright image.
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What is worth saying of the files as a whole."""
+        return twins(self.classes)
+
+    def draw(self, id: str) -> Drawing:
+        """Draw the outlines of an image as training ids, in the size of the upright image.
 
         Raises:
-            DataError: broken file, or a label that is no class.
+            DataError: broken file, a label that is no class, or a file made for an image of another size.
         """
         path = self.root / self.files[id]
-        size = read_header(self.root / id).upright if self._images else self._size_told(path)
+        told = self._size_told(path) if self._format is labelme else None
+        size = told if told is not None else read_header(self.root / id).upright
         ids = {name: number for number, name in enumerate(self.classes)}
         geo = self._format is geojson and is_georeferenced(self.root / id)
         place = {"to_pixels": Ground(self.root / id).to_pixels} if geo else {}
-        painted: UInt8[np.ndarray, "H W"] = self._checked(
-            path, lambda content: self._format.decode(content, ids, *size, **place)
+        drawing: Drawing = self._checked(
+            path, lambda content: self._format.decode(content, ids, *size, self._line_width, **place)
         )
-        return painted
+        if self._images:
+            drawing.target = fit_to_image(drawing.target, path, self.root / id, self._resize)
+        return drawing
 
-    def _size_told(self, path: Path) -> tuple[int, int]:
-        size: tuple[int, int] | None = self._checked(path, self._format.size_in)
-        if size is None:
+    def _size_told(self, path: Path) -> tuple[int, int] | None:
+        size: tuple[int, int] | None = self._checked(path, labelme.size_in)
+        if size is None and not self._images:
             raise DataError(
                 f"{path}: it tells no size (`imageHeight`, `imageWidth`), and the image is not there to tell it. Copy "
                 "the image there, or export again.",

@@ -7,6 +7,7 @@ from halfmask.data.check.finding import Finding, plural
 from halfmask.data.check.fingerprint import Fingerprint
 from halfmask.data.check.image_rules import split_cure
 from halfmask.data.check.mask_rules import labels_of, training_counts
+from halfmask.data.check.shape_rules import remarks_of
 from halfmask.data.folder.masks import IGNORE
 
 # Below either, a class is reported as rare.
@@ -73,7 +74,8 @@ def unknown_classes(seen: Fingerprint) -> Iterator[Finding]:
 def absent_classes(seen: Fingerprint) -> Iterator[Finding]:
     """Classes that no labeled, or no validation, mask shows."""
     labeled = count_classes(seen)
-    absent = [count for count in labeled if not count.pixels]
+    crowds = {name for remark in remarks_of(seen) if remark.code == "H163" for name in remark.labels}
+    absent = [count for count in labeled if not count.pixels and count.name not in crowds]  # which has its own cure
     if any(mask.error is not None for mask in seen.masks.values()):
         absent = []  # what the broken ones show is not known
     if absent and len(absent) == len(labeled) and seen.parts.get("labeled"):

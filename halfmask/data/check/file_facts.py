@@ -65,6 +65,7 @@ class MaskFacts:
         values: value -> pixels.
         colors: color -> pixels, where it holds colors.
         told: what its ids mean, where halfmask wrote it.
+        left_out: shapes that are not in it, by reason and label.
         error: why it cannot be read.
     """
 
@@ -74,6 +75,7 @@ class MaskFacts:
     values: dict[int, int] = field(default_factory=dict)
     colors: dict[Color, int] = field(default_factory=dict)
     told: Mapping[int, str | None] | None = None
+    left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
     error: HalfmaskError | None = None
 
 
@@ -107,7 +109,8 @@ def look_at_mask(dataset: Dataset, id: str) -> MaskFacts | None:
         if not isinstance(dataset, FileDataset) or path.suffix.lower() in {".json", ".geojson"}:
             target = np.asarray(dataset.read_target(id))
             area = (target.shape[0], target.shape[1]) if target.ndim == 2 else None  # or the class of a whole image
-            return MaskFacts(name, area, "painted", count_values(target))
+            left_out = dataset.shapes_left_out(id) if isinstance(dataset, FileDataset) else {}
+            return MaskFacts(name, area, "painted", count_values(target), left_out=left_out)
         stored = read_stored(path)
     except HalfmaskError as error:
         return MaskFacts(name, error=error)

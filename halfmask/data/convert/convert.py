@@ -188,6 +188,8 @@ def convert(
             image = Path(found.name_of_image(id))
         writer.add(name, found.read(id), image, found.root / id)
     writer.close()
+    for note in () if quiet else found.notes():
+        print(f"note: {note}", file=sys.stderr)
     if found.left_out and not quiet:
         print(_told(found.left_out), file=sys.stderr)
     if to in _LINKED and not found.images_known and not quiet:

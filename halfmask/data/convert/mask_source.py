@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Integer
 
-from halfmask.data.annotations.coco import CocoFolder, load
+from halfmask.data.annotations.coco import CocoFolder
+from halfmask.data.annotations.coco_files import load
+from halfmask.data.annotations.drawing import Tally
 from halfmask.data.annotations.exports import Exports, ImageNames
 from halfmask.data.annotations.label_studio import LabelStudioFolder, read_annotations
 from halfmask.data.annotations.outlines import Outlines
@@ -50,6 +52,7 @@ class MaskSource:
         left_out: images that the annotations list, but that have none.
         image_root: folder of the images, where it is not `root`.
         images_known: `False`: an id names a mask, and nothing says where its image lies.
+        notes: what annotation files hold that is not in the masks, once these have been read.
     """
 
     root: Path
@@ -61,6 +64,7 @@ class MaskSource:
     left_out: tuple[str, ...] = ()
     image_root: Path | None = None
     images_known: bool = True
+    notes: Callable[[], Sequence[str]] = tuple
 
     def with_images(self, folder: Path) -> "MaskSource":
         """Take the images from below a folder, by the names of the masks without suffix.
@@ -96,22 +100,40 @@ def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
         return _export(source, _described(source.parent, recipe))
     if source.is_dir() and (files := _labelme_alone(source)):
         said = _described(source, recipe)
-        outlines = Outlines(source, "labelme", {file: file for file in files}, _names(said), images=False)
+        outlines = Outlines(
+            source, "labelme", {file: file for file in files}, _names(said), line_width=said.line_width, images=False
+        )
+        drawn = _Drawn(outlines)
 
         def image(id: str) -> str:
             return normpath(PurePosixPath(id).parent / outlines.image_of(id)).replace("\\", "/")
 
         task = _task(outlines.classes, said)
-        return MaskSource(source, tuple(files), task, _table(task, said), outlines.paint, image)
+        return MaskSource(source, tuple(files), task, _table(task, said), drawn.read, image, notes=drawn.notes)
     dataset = open_dataset(recipe, source)
     ids = tuple(_labeled(dataset))
     if ids:
         left_out = tuple(dataset.left_out) if isinstance(dataset, Folder) else ()
         table = dataset.id_table() if isinstance(dataset, FileDataset) else IdTable.plain(dataset.task.n_classes)
-        return MaskSource(dataset.root, ids, dataset.task, table, dataset.read_target, left_out=left_out)
+        return MaskSource(
+            dataset.root, ids, dataset.task, table, dataset.read_target, left_out=left_out, notes=lambda: dataset.notes
+        )
     if isinstance(dataset, Folder) and dataset.layout.name == "plain":
         return _masks_alone(dataset)
     raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
+
+
+class _Drawn:
+    """Reads masks from annotation files, and remembers what is not in them."""
+
+    def __init__(self, source: Exports | Outlines) -> None:
+        self._source, self._tally = source, Tally()
+
+    def read(self, id: str) -> Integer[np.ndarray, "H W"]:
+        return self._tally.take(id, self._source.draw(id))
+
+    def notes(self) -> list[str]:
+        return list(map(str, (*self._source.remarks, *self._tally.remarks)))
 
 
 def find_images(ids: Sequence[str], folder: Path) -> dict[str, str]:
@@ -166,16 +188,17 @@ def _export(path: Path, said: Description) -> MaskSource:
     exports: Exports
     if head_of(path).startswith("["):  # COCO json is an object
         names = list(read_annotations(path))
-        exports = LabelStudioFolder(path.parent, [path], names, _names(said))
+        exports = LabelStudioFolder(path.parent, [path], names, _names(said), said.line_width)
     else:
         names = [str(image["file_name"]) for image in load(path)["images"]]
-        exports = CocoFolder(path.parent, [path], names, _names(said))
+        exports = CocoFolder(path.parent, [path], names, _names(said), said.crowds)
     ids = tuple(name for name in names if exports.file_of(name) is not None)
     if not ids:
         raise DataError(f"{path}: no image has an annotation. Draw some, and export again.", "H210")
     left_out = tuple(exports.left_out)
-    task = _task(exports.classes, said)
-    return MaskSource(path.parent, ids, task, _table(task, said, exports.categories), exports.paint, left_out=left_out)
+    task, drawn = _task(exports.classes, said), _Drawn(exports)
+    table = _table(task, said, exports.categories)
+    return MaskSource(path.parent, ids, task, table, drawn.read, left_out=left_out, notes=drawn.notes)
 
 
 def _labelme_alone(folder: Path) -> list[str]:

@@ -88,8 +88,8 @@ class COCO(FileDataset):
         path = self.existing_mask(id)
         if path.suffix != ".json":
             return super().read_target(id)
-        target = self._files[Path(id).parent.name].paint(Path(id).name)
-        return fit_to_image(target, path, self.root / id)
+        drawing = self._files[Path(id).parent.name].draw(Path(id).name)
+        return fit_to_image(drawing.target, path, self.root / id)
 
     @cached_property
     def _files(self) -> dict[str, CocoFile]:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from halfmask.data.annotations.coco import CocoFolder
+from halfmask.data.annotations.drawing import Remark, Tally
 from halfmask.data.annotations.exports import Exports
 from halfmask.data.annotations.label_studio import LabelStudioFolder
 from halfmask.data.annotations.outlines import Outlines
@@ -95,6 +96,7 @@ class Folder(FileDataset):
                 "halfmask.yaml; pairs are read with data.dataset=change_folder.",
                 "H209",
             )
+        self._tally = Tally()
         self._mask_options = {"resize": resize_masks, "transparent_ignored": transparent_ignored}
         self._known = self._known_dataset()
         self._exports = self._open_exports()
@@ -138,6 +140,21 @@ class Folder(FileDataset):
         """Return the images that an export lists without an annotation: they count as unlabeled."""
         return self._exports.left_out if self._exports is not None else ()
 
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What is worth saying of annotation files as a whole."""
+        outlined = self._exports or self._outlines
+        return outlined.remarks if outlined is not None else ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]  # known when the masks have been read
+        """Say what annotation files hold that is not in the masks."""
+        return tuple(map(str, (*self.remarks, *self._tally.remarks)))
+
+    def shapes_left_out(self, id: str) -> Mapping[tuple[str, str], int]:
+        """Number of shapes of an image that are not in its mask, by reason and label; known when it has been read."""
+        return self._tally.left_out.get(id, {})
+
     def find_mask(self, id: str) -> Path | None:
         """Return the mask that pairs with an image."""
         if self._known is not None:
@@ -176,9 +193,10 @@ class Folder(FileDataset):
         """Decode a mask as training ids; image pixels without data are ignored."""
         path = self.existing_mask(id)
         if self._exports is not None and path.suffix == ".json":
-            target = fit_to_image(self._exports.paint(id), path, self.root / id)
+            drawn = self._tally.take(id, self._exports.draw(id))
+            target = fit_to_image(drawn, path, self.root / id, self._mask_options["resize"])
         elif self._outlines is not None:
-            target = self._outlines.paint(id)
+            target = self._tally.take(id, self._outlines.draw(id))
         else:
             target = super().read_target(id)
         if self.nodata is not None:
@@ -211,13 +229,20 @@ class Folder(FileDataset):
         arguments = (self.root, self.layout.annotations, self.ids_found(), self._names)
         match self.layout.name:
             case "coco json":
-                return CocoFolder(*arguments)
+                return CocoFolder(*arguments, self._said.crowds)
             case "label studio":
-                return LabelStudioFolder(*arguments)
+                return LabelStudioFolder(*arguments, self._said.line_width)
         return None
 
     def _open_outlines(self) -> Outlines:
-        return Outlines(self.root, self.layout.name, self.layout.masks, self._names)
+        return Outlines(
+            self.root,
+            self.layout.name,
+            self.layout.masks,
+            self._names,
+            line_width=self._said.line_width,
+            resize=self._mask_options["resize"],
+        )
 
     @property
     def _names(self) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@
     palette: {0: [0, 0, 0], 1: "#ff0000"}  colors of masks saved as colors (255: [..] = ignore), and for display
     foreground: [crack]                    object-like classes
     bands: 3   range: [0, 4095]   mean: [..]   std: [..]   nodata: 0
+    crowds: [road]   line_width: 3         COCO crowds that are the class itself; pixels of the lines of labelme
     same_light: true                       image pairs: one camera, one light; another color is a change
 
 Without it `classes.txt`, `class_names.txt` or `labelmap.txt` next to the data name the classes (`class_lines`).
@@ -67,6 +68,8 @@ class Description(BaseModel):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     nodata: float | None = None
+    crowds: list[str] = Field(default_factory=list)
+    line_width: Annotated[float, Field(gt=0, le=1000)] | None = None
     same_light: bool | None = None
 
     def training_ids(self) -> dict[int, int]:

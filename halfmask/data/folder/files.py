@@ -6,7 +6,7 @@ Read the small text files beside a dataset: lists, class names, descriptions.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class FileDataset(Dataset):
     @abstractmethod
     def find_mask(self, id: str) -> Path | None:
         """Where the mask of an id lies by the dataset's own rule, or `None`."""
+
+    def shapes_left_out(self, id: str) -> Mapping[tuple[str, str], int]:
+        """Number of shapes of annotation tools that are not in a mask, by reason and label."""
+        return {}
 
     @abstractmethod
     def labels_of(self, mask: Path) -> LabelMap:

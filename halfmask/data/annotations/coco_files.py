@@ -1,0 +1,103 @@
+"""Tell the json files that COCO publishes and tools export apart, and choose those with instances."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from halfmask.data.annotations.drawing import Remark
+from halfmask.errors import DataError
+
+_KINDS = {
+    "captions": "captions, no outlines",
+    "keypoints": "keypoints of persons",
+    "panoptic": "segments of panoptic PNG",
+    "list": "a list of images, without annotations",
+    "other": "no images, annotations and categories",
+}
+
+
+class Read(NamedTuple):
+    """A json file and what it holds."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a json file of COCO instances.
+
+    Raises:
+        DataError: broken json, or of another kind.
+    """
+    content = read_json(path)
+    kind = _kind(content)
+    if kind not in {"instances", "keypoints"}:
+        raise _not_instances([(path, kind)])
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a json file; of one that is no object, nothing.
+
+    Raises:
+        DataError: broken json.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a json file ({error}).", "H201") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    """Tell which of the files that COCO publishes one is."""
+    if not isinstance(content.get("images"), list):
+        return "other"
+    if not isinstance(annotations := content.get("annotations"), list):
+        return "list" if "categories" in content else "other"
+    keys = {key for one in annotations[:100] if isinstance(one, dict) for key, value in one.items() if value}
+    if "segments_info" in keys:
+        return "panoptic"
+    if "caption" in keys and "category_id" not in keys:
+        return "captions"
+    if not isinstance(categories := content.get("categories"), list):
+        return "other"
+    return "keypoints" if "keypoints" in keys or any(one.get("keypoints") for one in categories) else "instances"
+
+
+def choose(read: Sequence[Read]) -> tuple[list[Read], list[tuple[Path, str]]]:
+    """Choose the files to use; keypoints have outlines too, and serve for images that no other file lists.
+
+    Raises:
+        DataError: there are none.
+    """
+    kinds = [(one, _kind(one.content)) for one in read]
+    chosen = [one for one, kind in kinds if kind == "instances"]
+    listed = {image["file_name"] for one in chosen for image in one.content["images"]}
+    for one, kind in kinds:
+        if kind == "keypoints" and not listed >= {image["file_name"] for image in one.content["images"]}:
+            chosen.append(one)
+    if not chosen:
+        raise _not_instances([(one.path, kind) for one, kind in kinds])
+    return chosen, [(one.path, kind) for one, kind in kinds if one not in chosen]
+
+
+def _not_instances(found: Sequence[tuple[Path, str]]) -> DataError:
+    path = found[0][0]
+    held = "; ".join(f"{path.name}: {_KINDS[kind]}" for path, kind in found[:5])
+    return DataError(
+        f"{path.parent if len(found) > 1 else path}: no COCO instances ({held}). Export it as COCO instances "
+        "(COCO 1.0: `images`, `annotations` with `segmentation`, `categories`), or put that file there.",
+        "H208",
+    )
+
+
+def remarks_on(aside: Sequence[tuple[Path, str]], root: Path) -> list[Remark]:
+    """Say which files are not used, and what they hold."""
+    if not aside:
+        return []
+    shown = ", ".join(f"{path.relative_to(root).as_posix()} ({_KINDS[kind]})" for path, kind in aside[:4])
+    files = tuple(path.relative_to(root).as_posix() for path, _ in aside)
+    text = f"json files beside the instances that are not used: {shown}"
+    return [Remark("note", "H164", text, len(aside), "nothing; or move them out of the folder", files)]

@@ -1,0 +1,100 @@
+"""The outlines of COCO annotations: polygons and run-length codes as masks, what is wrong with them, and back.
+
+Polygons are filled by the even-odd rule at pixel centers, which is exact for outlines along the edges of pixels, as
+they are written here: pycocotools rounds polygons on a finer grid, OpenCV and Pillow also fill the pixels of the
+outline itself, and the contours of OpenCV run through centers of pixels. Run-length codes are those of pycocotools
+(extra `annotate`).
+"""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from halfmask.data.annotations.drawing import has_area
+from halfmask.data.annotations.fill import fill
+from halfmask.errors import MissingExtraError
+
+NO_CATEGORY = "of a category id that `categories` does not list: export again, with all categories"
+_NO_OUTLINE = "with a box but no outline: export polygons or masks, or outline them; boxes are no masks"
+
+
+def problem_of(annotation: Mapping[str, Any], image: Mapping[str, Any] | None) -> str:
+    """Say what is wrong with an annotation, and what mends it; empty if nothing is."""
+    found = annotation.get("segmentation")
+    if isinstance(found, dict):
+        size, counts = found.get("size"), found.get("counts")
+        if not isinstance(counts, str | bytes | list) or not isinstance(size, list):
+            return "with a run-length code without `size` or `counts`: export them again"
+        expected = [image.get("height"), image.get("width")] if image is not None else size
+        if size != expected:
+            return (
+                f"with a run-length code of another size than the image, such as {size} in one of {expected}: export "
+                "masks of the size of the images"
+            )
+        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
+            return "with a run-length code that does not fill the image: export them again"
+        return ""
+    polygons = _polygons(annotation) if isinstance(found, list) else None
+    if not polygons or not any(polygons):
+        return _NO_OUTLINE
+    if any(len(polygon) % 2 for polygon in polygons) or not all(map(_are_numbers, polygons)):
+        return "with a polygon that is no list of x, y, x, y, ...: export them again"
+    return ""
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and abs(value) < 1e9 for value in values)
+
+
+def _polygons(annotation: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the polygons; some tools write a single one without a list around it."""
+    found = annotation["segmentation"]
+    return [found] if found and isinstance(found[0], int | float) else list(found)
+
+
+def rings_of(annotation: Mapping[str, Any]) -> list[np.ndarray]:
+    """Return the points of the polygons of an annotation."""
+    return [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in _polygons(annotation)]
+
+
+def decode_region(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "H W"]:
+    """Turn polygons, or a run-length code (list or string), into a mask; polygons without area are left out.
+
+    Raises:
+        ValueError: a run-length code that does not fill the image.
+        MissingExtraError: a run-length code, and pycocotools is not installed.
+    """
+    region = np.zeros((height, width), dtype=np.bool_)
+    if not isinstance(segmentation, dict):
+        for ring in rings_of({"segmentation": segmentation}):
+            region |= fill([ring], height, width).whole(height, width) if has_area([ring]) else False
+        return region
+    coco, counts = _coco(), segmentation["counts"]
+    code = dict(segmentation) if isinstance(counts, str | bytes) else coco.frPyObjects(segmentation, height, width)
+    region = np.asarray(coco.decode(code)).astype(np.bool_)
+    given = code["counts"].encode() if isinstance(code["counts"], str) else code["counts"]
+    if coco.encode(np.asfortranarray(region.astype(np.uint8)))["counts"] != given:  # pycocotools fills up short codes
+        raise ValueError("a run-length code that does not fill the image")
+    return region
+
+
+def run_lengths(region: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
+    """Encode a mask as compressed run lengths, down the columns first.
+
+    Raises:
+        MissingExtraError: pycocotools is not installed.
+    """
+    code = _coco().encode(np.asfortranarray(region.astype(np.uint8)))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
+
+
+def _coco() -> ModuleType:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise MissingExtraError("Run-length codes of COCO json", "annotate") from error
+    module: ModuleType = mask
+    return module
