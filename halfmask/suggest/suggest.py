@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from halfmask.atomic import require_writable
+from halfmask.data.annotations.coco_regions import pycocotools
 from halfmask.data.contract import count_classes
 from halfmask.errors import DataError, RecipeError, nearest
 from halfmask.infer.bundle import load_bundle
@@ -160,6 +161,8 @@ def _check(formats: Sequence[str], measure: str, weights: Weights, n: int) -> No
     for name in formats:
         if name not in FORMATS:
             raise RecipeError(f"--format {name}: unknown.{nearest(name, FORMATS)} Known: {', '.join(FORMATS)}.", "H303")
+    if "coco" in formats:
+        pycocotools()
     if measure not in get_args(Measure):
         raise RecipeError(f"--measure {measure}: unknown. Known: {', '.join(get_args(Measure))}.", "H303")
     if min(weights) < 0 or not any(weights):

@@ -238,3 +238,5 @@ def test_without_pycocotools_polygons_are_read_and_run_lengths_name_the_extra(
     assert opened.draw("a.png").target[0, 0] == 1
     with pytest.raises(MissingExtraError, match=r'Run-length codes .*pip install "halfmask\[annotate\]"'):
         opened.draw("b.png")
+    with pytest.raises(MissingExtraError):
+        convert(tmp_path, tmp_path / "out", to="coco")

@@ -72,7 +72,7 @@ def decode_region(segmentation: Any, height: int, width: int) -> Bool[np.ndarray
         for ring in rings_of({"segmentation": segmentation}):
             region |= fill([ring], height, width).whole(height, width) if has_area([ring]) else False
         return region
-    coco, counts = _coco(), segmentation["counts"]
+    coco, counts = pycocotools(), segmentation["counts"]
     code = dict(segmentation) if isinstance(counts, str | bytes) else coco.frPyObjects(segmentation, height, width)
     region = np.asarray(coco.decode(code)).astype(np.bool_)
     given = code["counts"].encode() if isinstance(code["counts"], str) else code["counts"]
@@ -87,11 +87,16 @@ def run_lengths(region: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
     Raises:
         MissingExtraError: pycocotools is not installed.
     """
-    code = _coco().encode(np.asfortranarray(region.astype(np.uint8)))
+    code = pycocotools().encode(np.asfortranarray(region.astype(np.uint8)))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
-def _coco() -> ModuleType:
+def pycocotools() -> ModuleType:
+    """Return the module of run-length codes.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         from pycocotools import mask
     except ImportError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from halfmask.data.annotations.coco import BACKGROUND_NAMES, LABELED, UNKNOWN
-from halfmask.data.annotations.coco_regions import run_lengths
+from halfmask.data.annotations.coco_regions import pycocotools, run_lengths
 from halfmask.data.annotations.contours import Region, polygons
 from halfmask.data.annotations.fill import fill
 from halfmask.data.folder.ids import IdTable
@@ -29,9 +29,13 @@ class CocoWriter:
         classes: names; a first one called "background" is what no annotation covers.
         geometry: "polygon" where a region has no holes, or "rle" for all.
         table: ids of the classes, which their categories have too; by default they are numbered from 1.
+
+    Raises:
+        MissingExtraError: pycocotools is not installed.
     """
 
     def __init__(self, classes: Sequence[str], geometry: Geometry = "polygon", table: IdTable | None = None) -> None:
+        pycocotools()  # nearly every mask has a hole somewhere: better told now than after hours of predictions
         self.classes, self.geometry = tuple(classes), geometry
         self._background = {0} if classes and classes[0] in BACKGROUND_NAMES else set()
         ids = tuple(range(len(classes))) if table is None else table.categories or table.ids
