@@ -148,9 +148,8 @@ def test_boxes_without_outlines_are_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"] = []
     path.write_text(json.dumps(content))
-    data = Folder(tmp_path)
-    with pytest.raises(DataError, match="Export polygons or masks"):
-        data.read_target("images/a.png")
+    with pytest.raises(DataError, match="a box but no outline: export polygons or masks"):
+        Folder(tmp_path)
 
 
 def test_masks_beside_their_images(tmp_path: Path) -> None:
