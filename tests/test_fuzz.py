@@ -151,7 +151,7 @@ def test_a_damaged_run_is_an_error_or_used_rightly(run: Path, tmp_path: Path, se
         copy, out = shutil.copytree(run, tmp_path / str(number)), tmp_path / f"out{number}"
         path = copy / damager.random.choice(names)
         what = f"seed {seed}, {number}: {path.relative_to(copy)} {damager.damage(path)}"
-        command = damager.random.choice(("evaluate", "evaluate", "predict", "predict", "recipe", "resume"))
+        command = damager.random.choice(("evaluate", "evaluate", "predict", "predict", "recipe", "report", "resume"))
         found += crash(f"{what}, {command}", commands(copy, run.parent / "data" / "images", out)[command])
         shutil.rmtree(copy)
     assert not found, "\n".join(found)
@@ -167,6 +167,7 @@ READ = {
     "evaluate": ("recipe.yaml", "split.json", "model.json", "model.safetensors"),
     "predict": ("recipe.yaml", "split.json", "model.json", "model.safetensors"),
     "export": ("model.json", "model.safetensors"),
+    "report": ("recipe.yaml", "split.json", "model.json", "environment.json"),
 }
 
 

@@ -17,11 +17,10 @@ from jaxtyping import Integer, UInt8
 from halfmask.data.check import judge, take_fingerprint
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
 from halfmask.infer.bootstrap import Scored, difference, image_scores, scored
-from halfmask.infer.bundle import load_bundle
+from halfmask.infer.bundle import build_from_meta, load_bundle
 from halfmask.infer.domains import domain_names
 from halfmask.infer.inference import class_map
 from halfmask.infer.runs import Published, open_run, published
-from halfmask.models.build import build_model
 from halfmask.plugins import resolve
 from halfmask.report.evidence import Images, Tally, Wishes, cached_json, digest, open_images, tally
 from halfmask.report.pictures import three_bands
@@ -122,7 +121,7 @@ def _look_at_network(found: Material) -> None:
     assert found.run.meta is not None
     try:
         with torch.device("meta"):
-            model = build_model(found.run.meta["model"])
+            model = build_from_meta(found.run.meta, found.run.path / "model.json")
         found.parameters = sum(parameter.numel() for parameter in model.parameters())
         found.draws = int(resolve("methods", found.run.method).draws)
     except HalfmaskError as error:

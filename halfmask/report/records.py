@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from halfmask.errors import CheckpointError
+from halfmask.errors import CheckpointError, RecipeError
 from halfmask.infer.bundle import STAGES, read_meta
+from halfmask.models.build import read_task
+from halfmask.recipe.read import load, missing_sections
 from halfmask.run.folder import RunDir
 from halfmask.task import Task
 
@@ -60,10 +62,7 @@ class Run:
         """The task of the model; `None` before the first validation."""
         if self.meta is None:
             return None
-        plain = self.meta["task"]
-        colors = plain.get("palette")
-        palette = None if colors is None else tuple((r, g, b) for r, g, b in colors)
-        return Task(plain["kind"], tuple(plain["classes"]), plain["ignore_index"], palette=palette)
+        return read_task(self.meta["task"])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -125,20 +124,14 @@ def read_run(path: str | Path) -> Run:
             "halfmask train --out.",
             "H407",
         )
-    text = folder.recipe.read_text(encoding="utf-8")
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{folder.recipe}: not valid YAML ({error}). Restore the file.", "H402") from None
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("method"), dict):
-        raise CheckpointError(f"{folder.recipe}: not a resolved recipe. Restore the file.", "H402")
+    recipe, text = _recipe(folder.recipe)
     meta = folder.path / "model.json"
     return Run(
         path=folder.path,
         recipe=recipe,
         settings=tuple(_settings(text)),
         records=tuple(_records(folder.metrics)),
-        split=_json(folder.split),
+        split=_split(folder.split),
         environment=_json(folder.environment),
         meta=read_meta(meta) if meta.is_file() else None,
         warnings=tuple(_warnings(folder.log)),
@@ -173,6 +166,30 @@ def members(path: str | Path) -> list[tuple[Run, ...]]:
     return [stages for seed in seeds for stages in members(seed)]
 
 
+def _recipe(path: Path) -> tuple[dict[str, Any], str]:
+    """Read recipe.yaml as plain data, and as text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Restore the file.", "H402") from None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("method"), dict) or missing_sections(recipe):
+        raise CheckpointError(f"{path}: not a resolved recipe, or cut short. Restore the file.", "H402")
+    try:
+        # The method may be of a file that is not here; the numbers that a page shows are of these sections.
+        load({name: recipe[name] for name in ("optim", "eval", "run")})
+    except RecipeError as error:
+        raise CheckpointError(f"{path}: damaged. Restore the file. {error}", "H402") from None
+    return recipe, text
+
+
+def _split(path: Path) -> dict[str, Any]:
+    split = _json(path)
+    if not all(isinstance(entry, dict) and isinstance(entry.get("count"), int) for entry in split.values()):
+        raise CheckpointError(f"{path}: not the lists of a run. Restore the file, or remove it.", "H402")
+    return split
+
+
 def _settings(text: str) -> list[Setting]:
     """Read the lines `key: value  # origin` that `Recipe.to_yaml` writes."""
     found: list[Setting] = []
@@ -190,17 +207,24 @@ def _settings(text: str) -> list[Setting]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; a killed run may have left half a line at its end."""
+    """Read metrics.jsonl; a killed run may have left half a line at its end.
+
+    Raises:
+        CheckpointError: no line of it is a record.
+    """
     found: list[dict[str, Any]] = []
     if not path.is_file():
         return found
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue
-        if isinstance(record, dict) and "step" in record:
-            found.append(record)
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            found.append({name: value for name, value in record.items() if isinstance(value, int | float)})
+    if lines and not found:
+        raise CheckpointError(f"{path}: holds no records. Restore the file, or remove it.", "H402")
     return found
 
 

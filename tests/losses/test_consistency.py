@@ -47,6 +47,15 @@ def test_nothing_confident_gives_0_with_a_gradient(golden, distance):
     assert (logits.grad == 0).all()
 
 
+@pytest.mark.parametrize("distance", ["mse", "kl"])
+def test_a_target_exactly_as_confident_as_the_threshold_does_not_count(distance):
+    target = torch.tensor([[[0.75, 0.5], [0.25, 0.5]]])  # (1, 2 classes, 2 pixels)
+    loss = consistency_loss(torch.randn(1, 2, 2), target, distance=distance, threshold=0.75)
+    assert loss.item() == 0
+    below = consistency_loss(torch.randn(1, 2, 2), target, distance=distance, threshold=0.7499)
+    assert below.item() > 0
+
+
 def test_counts_of_confident_pixels(golden, shared):
     table = json.loads((shared / "golden" / "cct" / "losses.json").read_text())
     tensors = golden("cct/losses")

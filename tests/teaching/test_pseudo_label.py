@@ -65,6 +65,14 @@ def test_the_ranges_of_confidence_are_a_histogram_of_the_valid_pixels():
     assert sure == pytest.approx((confidence[valid] >= 0.95).float().mean().item())
 
 
+def test_a_confidence_at_an_edge_belongs_to_the_range_above_it():
+    below = torch.nextafter(torch.tensor(0.5), torch.tensor(0.0)).item()
+    confidence, everywhere = torch.tensor([0.5, 0.95, below]), torch.ones(3, dtype=torch.bool)
+    logs = pseudo_logs(torch.zeros(3, dtype=torch.long), confidence, everywhere, everywhere, 2)
+    found = {inside for name, value in logs.items() if (inside := confidence_range(name)) and value > 0}
+    assert found == {"0.50-0.70", "0.95-0.98", "0.00-0.50"}
+
+
 def test_statistics_of_an_all_padded_batch_are_zero():
     label, nothing = torch.zeros(2, 4, 4, dtype=torch.long), torch.zeros(2, 4, 4, dtype=torch.bool)
     logs = pseudo_logs(label, torch.ones(2, 4, 4), nothing, nothing, 3)

@@ -107,6 +107,19 @@ def test_the_corner_is_uniform_over_all_positions():
     assert not corners[:, 1].any()  # the image is lower than the crop: padded, never moved
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("point", [(0.001, 0.001), (0.999, 0.999), (0.5, 0.2)])
+def test_a_crop_around_a_point_holds_the_point_and_may_have_it_anywhere(point: tuple[float, float], flip: float):
+    geometry, rng = Geometry(crop=40, scale=(0.5, 2.0), flip=flip), np.random.default_rng(0)
+    for _ in range(200):
+        window = geometry.sample(rng, 100, 80, around=point)
+        for place, corner, side, extent in zip(point, window.corner, window.size, window.extent, strict=True):
+            assert corner <= place * side < corner + extent
+            assert 0 <= corner <= side - extent
+    corners = {geometry.sample(rng, 100, 80, around=(0.5, 0.5)).corner[0] for _ in range(200)}
+    assert len(corners) > 20
+
+
 def test_image_mask_and_coverage_agree_under_flip_and_padding():
     image = np.full((30, 40, 3), 200, dtype=np.uint8)
     target = np.full((30, 40), 3, dtype=np.uint8)

@@ -1,0 +1,288 @@
+"""Do the tests notice when a formula is wrong? Change one place at a time in a copy of the tree, and run its tests.
+
+    python tests/mutations.py                 all of the table; some minutes
+    python tests/mutations.py ema metrics     those whose name or file holds one of these words
+
+Prints one line per mutation, and the survivors at the end; the exit code is 1 if there are any. A survivor means that
+a test is missing: write it, instead of taking the line off the table. `tests/test_mutations.py` checks that every
+pattern still occurs exactly once in its file.
+"""
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# What takes long to import, and what no mutation touches: imported once, and shared by the process of each mutation.
+HEAVY = ("torch", "torchvision", "lightning", "timm", "pydantic", "beartype", "jaxtyping", "scipy.ndimage", "rich")
+
+
+class Mutation(NamedTuple):
+    """One change that a test has to notice.
+
+    Args:
+        file: below the root of the repository.
+        old: text that occurs once in it.
+        new: what it becomes.
+        tests: files that should fail.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+# Each file, the tests that should fail, and changes: text that occurs once in the file, and what it becomes.
+TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "halfmask/losses/cross_entropy.py",
+        "tests/losses/test_cross_entropy.py",
+        (
+            ("return total / denominator.sum()", "return total / keep.sum()"),
+            ("hard = probability <= smallest", "hard = probability < smallest"),
+            ("too_few = valid.sum() < min_kept", "too_few = valid.sum() > min_kept"),
+        ),
+    ),
+    (
+        "halfmask/losses/consistency.py",
+        "tests/losses/test_consistency.py",
+        (
+            ("target_rows.max(1).values > threshold", "target_rows.max(1).values >= threshold"),
+            ("denominator = classes * keep.sum() if", "denominator = classes * valid.sum() if"),
+        ),
+    ),
+    (
+        "halfmask/losses/class_weights.py",
+        "tests/losses/test_class_weights.py",
+        (("min(raw(count), ceiling) / mean if", "raw(count) / mean if"),),
+    ),
+    (
+        "halfmask/views/mixing.py",
+        "tests/views/test_mixing.py",
+        (
+            ("corners[on >= p] = 0", "corners[on < p] = 0"),
+            ("(rows < bottom)", "(rows <= bottom)"),
+            ("u_ratio * (1 / aspect - aspect)", "u_ratio / aspect"),
+        ),
+    ),
+    (
+        "halfmask/views/strong.py",
+        "tests/views/test_strong.py",
+        (
+            ("gray=on[:, 1] < self.gray", "gray=on[:, 1] > self.gray"),
+            ("low + uniform() * (high - low)", "low + uniform() * high"),
+            ("(torch.arange(4, device=device) != HUE)", "(torch.arange(4, device=device) >= 0)"),
+        ),
+    ),
+    (
+        "halfmask/views/channel_dropout.py",
+        "tests/views/test_channel_dropout.py",
+        (("order.argsort() < images // 2", "order.argsort() <= images // 2"),),
+    ),
+    (
+        "halfmask/views/weak.py",
+        "tests/views/test_weak.py",
+        (("min(last, pixel)\n", "last\n"),),
+    ),
+    (
+        "halfmask/views/vat.py",
+        "tests/views/test_vat.py",
+        (("w = p * (v - (p * v)", "w = p * (v + (p * v)"),),
+    ),
+    (
+        "halfmask/teaching/ema.py",
+        "tests/teaching/test_ema.py",
+        (("in averaged], 1 - decay)", "in averaged], decay)"),),
+    ),
+    (
+        "halfmask/teaching/ramps.py",
+        "tests/teaching/test_ramps.py",
+        (
+            ("return min(1 - 1 / (step + 1), decay)", "return min(1 - 1 / (step + 2), decay)"),
+            ("0.0 if step < start else", "0.0 if step <= start else"),
+        ),
+    ),
+    (
+        "halfmask/teaching/alignment.py",
+        "tests/teaching/test_alignment.py",
+        (("return logits + ratio.log()", "return logits - ratio.log()"),),
+    ),
+    (
+        "halfmask/teaching/memory.py",
+        "tests/teaching/test_memory.py",
+        (("slot = (start[classes] + rank) % slots", "slot = (start[classes] + rank + 1) % slots"),),
+    ),
+    (
+        "halfmask/teaching/pseudo_label.py",
+        "tests/teaching/test_pseudo_label.py",
+        (("((confidence >= edge) & valid)", "((confidence > edge) & valid)"),),
+    ),
+    (
+        "halfmask/methods/fixmatch.py",
+        "tests/methods/test_baselines.py",
+        (
+            ("keep = valid & (confidence >=", "keep = valid & (confidence >"),
+            ("keep = valid & (confidence >=", "keep = (confidence >="),
+            ("/ (1 + self.unlabeled_weight)", "/ 2"),
+        ),
+    ),
+    (
+        "halfmask/methods/unimatch.py",
+        "tests/methods/test_unimatch.py tests/methods/test_unimatch_switches.py",
+        (("(1 - self.feature_weight) * loss_s", "self.feature_weight * loss_s"),),
+    ),
+    (
+        "halfmask/methods/unimatch_v2.py",
+        "tests/methods/test_unimatch.py tests/methods/test_unimatch_switches.py",
+        (("keep = valid_v & (confidence_v >=", "keep = valid_v & (confidence_v >"),),
+    ),
+    (
+        "halfmask/methods/mean_teacher.py",
+        "tests/methods/test_baselines.py",
+        (("return StepOutput(loss_l + weight", "return StepOutput(loss_l - weight"),),
+    ),
+    (
+        "halfmask/methods/cct.py",
+        "tests/methods/test_cct.py",
+        (
+            (
+                "None if self.threshold is None else confidence > self.threshold",
+                "None if self.threshold is None else confidence >= self.threshold",
+            ),
+        ),
+    ),
+    (
+        "halfmask/methods/allspark.py",
+        "tests/methods/test_allspark.py",
+        (("progress.epoch >= self.warmup_epochs", "progress.epoch > self.warmup_epochs"),),
+    ),
+    (
+        "halfmask/run/optim.py",
+        "tests/run/test_optim.py",
+        (
+            ("if parameter.ndim > 1]", "if parameter.ndim > 2]"),
+            ("max(step - optim.schedule_lag, 0)", "max(step, 0)"),
+            ('group["base_lr"] * factor', 'group["lr"] * factor'),
+        ),
+    ),
+    (
+        "halfmask/run/callbacks.py",
+        "tests/run/test_train.py tests/run/test_crash.py",
+        (("score <= module.best[name]", "score < module.best[name]"),),
+    ),
+    (
+        "halfmask/run/module.py",
+        "tests/run/test_train.py tests/run/test_crash.py",
+        (("SeedSequence([seed, rank, step])", "SeedSequence([seed, rank, 0])"),),
+    ),
+    (
+        "halfmask/run/checkpoint.py",
+        "tests/run/test_crash.py",
+        (("newest = max(intact", "newest = min(intact"),),
+    ),
+    (
+        "halfmask/data/loading/sampler.py",
+        "tests/data/test_sampler.py tests/data/test_balance.py",
+        (
+            ("(self.seed, self.stream, number)", "(self.seed, self.stream, 0)"),
+            ("np.flatnonzero(counts[:, number]) for", "np.flatnonzero(counts[:, number] > 10) for"),
+        ),
+    ),
+    (
+        "halfmask/data/splits/drawing.py",
+        "tests/data/test_splits.py",
+        (
+            ("best = max(present", "best = min(present"),
+            ("(uses[list(present[id])] > 1)", "(uses[list(present[id])] > 0)"),
+        ),
+    ),
+    (
+        "halfmask/data/folder/masks.py",
+        "tests/data/test_masks.py tests/data/test_folder.py",
+        (("return stored if 0 <= stored < self.classes", "return stored if 0 < stored < self.classes"),),
+    ),
+    (
+        "halfmask/infer/metrics.py",
+        "tests/infer/test_metrics.py",
+        (
+            ("union = target + predicted - hits", "union = target + predicted"),
+            ('if absent == "zero" else', 'if absent == "skip" else'),
+        ),
+    ),
+    (
+        "halfmask/infer/inference.py",
+        "tests/infer/test_inference.py",
+        (
+            ("total.div_(_coverage(boxes, (height, width)).to(total))", "total"),
+            ("found = found.flip(-1) if flip else found", "found = found"),
+            ("bottom < height and right < width", "bottom <= height and right <= width"),
+        ),
+    ),
+    (
+        "halfmask/infer/tiles.py",
+        "tests/infer/test_tiles.py",
+        (("(place - start - zero)", "(place - start)"),),
+    ),
+)
+
+MUTATIONS = tuple(
+    Mutation(file, old, new, tuple(tests.split())) for file, tests, changes in TABLE for old, new in changes
+)
+
+
+def copy_tree(to: Path) -> None:
+    """Copy what the tests need: the package, the tests, and what they read."""
+    for name in ("halfmask", "tests", "recipes", "docs"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, to / name)
+
+
+def notice(folder: Path, tests: tuple[str, ...]) -> bool | None:
+    """Return whether a test fails; `None` if the tests could not run."""
+    child = os.fork()
+    if child == 0:
+        with open(os.devnull, "w") as nowhere:
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere.fileno(), stream.fileno())
+            os.chdir(folder)
+            sys.path.insert(0, str(folder))
+            os._exit(int(pytest.main(["-q", "-x", "-n0", "-p", "no:cacheprovider", "--rootdir", str(folder), *tests])))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None if code not in (0, 1) else code == 1
+
+
+def main(words: list[str]) -> int:
+    """Try the mutations, all or those named."""
+    chosen = [one for one in MUTATIONS if not words or any(word in f"{one.file} {one.old}" for word in words)]
+    os.environ.setdefault("HALFMASK_SHARED", str(ROOT.parent / "shared"))  # the copy has no such neighbor
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for module in HEAVY:
+        importlib.import_module(module)
+    survivors = []
+    with tempfile.TemporaryDirectory(prefix="halfmask-mutations-") as name:
+        folder = Path(name)
+        copy_tree(folder)
+        for number, mutation in enumerate(chosen, 1):
+            path = folder / mutation.file
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+            found = notice(folder, mutation.tests)
+            path.write_text(text, encoding="utf-8")
+            verdict = {True: "noticed", False: "SURVIVED", None: "TESTS DID NOT RUN"}[found]
+            change = f"{mutation.old.strip()}  ->  {mutation.new.strip()}"
+            print(f"{number:3} of {len(chosen)}  {verdict:9}  {mutation.file}: {change}", flush=True)
+            survivors += [] if found else [f"{mutation.file}: {change}"]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} noticed", *survivors, sep="\n  ")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
