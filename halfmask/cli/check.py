@@ -1,8 +1,7 @@
 """`halfmask check`: look at every image and mask before anything is trained."""
 
+import itertools
 import json
-import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -31,9 +30,15 @@ def check(
     if data is None and not any(item.startswith("data.root=") for item in overrides or ()):
         raise RecipeError("of which images? Name their folder: --data DIR")
     from halfmask.data.check.check import check as look
+    from halfmask.progress import Bars
 
-    with _Bar(quiet) as bar:
-        report = look(data, overrides=overrides or (), fix=fix, limit=limit, workers=workers, tick=bar.tick)
+    seen = itertools.count(1)
+    with Bars(quiet) as bars:
+
+        def tick(total: int) -> None:
+            bars.show("check", next(seen), total)
+
+        report = look(data, overrides=overrides or (), fix=fix, limit=limit, workers=workers, tick=tick)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -45,24 +50,3 @@ def check(
         flags.say("nothing to write: the files tell nothing that halfmask.yaml does not say already", quiet)
     if not report.usable:
         raise typer.Exit(1)
-
-
-class _Bar:
-    """A progress bar on stderr, where stderr is a terminal."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(
-            console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()
-        )
-        self._task = self._progress.add_task("check", total=None)
-        self.tick: Callable[[int], None] = lambda total: self._progress.update(self._task, total=total, advance=1)
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()

@@ -6,15 +6,12 @@ takes every world-size-th image and none twice, so the scores do not depend on t
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int, Integer, UInt8
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from halfmask import __version__
@@ -27,6 +24,7 @@ from halfmask.infer.inference import center, class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix, Scores
 from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
 from halfmask.models.model import Model, eval_mode
+from halfmask.progress import Bars
 from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
 
@@ -217,11 +215,11 @@ def evaluate(
         dataset, ids = open_part(opened.data, data, part, None if changed else opened.recorded_val)
         ids = ids[:limit]
         check_classes(bundle, dataset)
-        with Progress(console=Console(stderr=True), disable=quiet or not ranks.first, transient=True) as progress:
-            bar = progress.add_task("evaluate", total=len(range(0, len(ids), ranks.world)))
+        with Bars(quiet or not ranks.first) as bars:
+            count = bars.counter("evaluate", len(range(0, len(ids), ranks.world)))
             with memory_cure(opened.protocol):
                 items = DatasetItems(dataset, ids)
-                options: Pass = {"crop": bundle.crop, "workers": workers, "on_batch": partial(progress.advance, bar)}
+                options: Pass = {"crop": bundle.crop, "workers": workers, "on_batch": count}
                 share = {"rank": ranks.rank, "world": ranks.world}
                 scores = evaluate_model(
                     bundle.model, items, bundle.task, opened.protocol, ranks.device, **share, **options

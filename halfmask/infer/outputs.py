@@ -24,8 +24,6 @@ import numpy as np
 import torch
 from jaxtyping import Integer, UInt8
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
 from halfmask.data.convert.convert import describe, mask_image
 from halfmask.data.folder.geotiff import write_mask as write_geotiff
@@ -38,6 +36,7 @@ from halfmask.infer.inference import read_ahead
 from halfmask.infer.inputs import RECORD
 from halfmask.infer.runs import memory_cure
 from halfmask.palette import overlay, palette_of
+from halfmask.progress import Bars
 from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
 from halfmask.written import Written
@@ -204,8 +203,8 @@ def predict_labels(
         if name not in rows or (probabilities and "probabilities" not in rows[name])
     ]
     failed: list[DataError] = []
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        bar = progress.add_task("predict", total=len(images), completed=len(images) - len(wanted))
+    with Bars(quiet) as bars:
+        count = bars.counter("predict", len(images), len(images) - len(wanted))
         try:
             for name, image in read_ahead(partial(_read, bundle=bundle), wanted, workers):
                 if isinstance(image, DataError):
@@ -213,7 +212,7 @@ def predict_labels(
                 else:
                     with memory_cure(protocol):
                         rows[name] = _row(image, bundle, protocol, device, probabilities=probabilities)
-                progress.advance(bar)
+                count(1)
         finally:
             _write(files, bundle, rows)
     if failed:

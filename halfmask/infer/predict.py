@@ -28,8 +28,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from halfmask.atomic import require_writable
@@ -47,6 +45,7 @@ from halfmask.infer.outputs import Job, Writing, predict_labels, reading_of, rec
 from halfmask.infer.predict_tiled import Predictor, predict_tiled, without_data
 from halfmask.infer.runs import memory_cure, open_run
 from halfmask.infer.tiles import choose_tiling
+from halfmask.progress import Bars
 from halfmask.task import Kind
 from halfmask.written import Written
 
@@ -164,19 +163,19 @@ def _predict_all(
 ) -> list[DataError]:
     """Predict images; gives what is wrong with those that could not be read."""
     failed: list[DataError] = []
-    with _bar(quiet) as progress, warnings.catch_warnings():
+    with Bars(quiet) as bars, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are what tiles are for
-        task = progress.add_task("predict", total=len(jobs), completed=len(jobs) - len(open_jobs))
+        count = bars.counter("predict", len(jobs), len(jobs) - len(open_jobs))
         for job, read in read_ahead(partial(_read, reading=predictor.reading, whole=whole), open_jobs, workers):
             if isinstance(read, DataError):
                 failed.append(read)
             else:
                 with memory_cure(predictor.protocol):
                     if read is None:
-                        failed += _predict_large(job, predictor, progress)
+                        failed += _predict_large(job, predictor, bars)
                     else:
                         _predict_one(job, read, predictor)
-            progress.advance(task)
+            count(1)
     return failed
 
 
@@ -250,16 +249,16 @@ def _read(job: Job, reading: Reading, whole: int) -> tuple[Job, tuple[Picture, .
         return job, error
 
 
-def _predict_large(job: Job, predictor: Predictor, progress: Progress) -> list[DataError]:
-    rows = progress.add_task(f"rows of {job.image.name}", total=None)
+def _predict_large(job: Job, predictor: Predictor, bars: Bars) -> list[DataError]:
+    rows = f"rows of {job.image.name}"
     try:
-        predict_tiled(job, predictor, lambda done, of: progress.update(rows, completed=done, total=of))
+        predict_tiled(job, predictor, lambda done, of: bars.show(rows, done, of))
     except DataError as error:
         if error.code == "H502":  # of the place that is written to, not of the image
             raise
         return [error]
     finally:
-        progress.remove_task(rows)
+        bars.hide(rows)
     return []
 
 
@@ -291,8 +290,3 @@ def _to_numpy(classes: Tensor) -> Integer[np.ndarray, "H W"]:
 def _limit_of_whole(tile: int | None) -> int:
     """Most pixels of an image that is predicted at once."""
     return LARGE if tile is None else sys.maxsize if tile == 0 else 0
-
-
-def _bar(quiet: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)

@@ -16,8 +16,8 @@ from halfmask.data.splits.split import resolve_split, unlabeled_dataset, verify
 from halfmask.data.splits.verify import default_folder
 from halfmask.errors import DataError
 from halfmask.infer.devices import is_first_rank
+from halfmask.progress import looking_at_files
 from halfmask.recipe.sections import DataRecipe
-from halfmask.run.progress import LookingLine
 from halfmask.task import Kind, Task
 from halfmask.views.components import cell_boxes
 
@@ -103,7 +103,7 @@ def look_at_data(recipe: DataRecipe, *, unlabeled: bool = True, quiet: bool = Tr
         )
     dataset = seen.dataset
     if is_first_rank():
-        with LookingLine(quiet) as on_file:  # before any of them is read in trials
+        with looking_at_files(quiet) as on_file:  # before any of them is read in trials
             others = unlabeled_dataset(recipe, dataset) if unlabeled else None
             verify(dataset, split, others, stamps=default_folder(), on_file=on_file)
     counts = count_classes(dataset, _spread(split.labeled, _COUNTED)).sum(0)

@@ -4,16 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from halfmask.atomic import write_json, write_text
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.devices import pick_device
+from halfmask.progress import Bars
 from halfmask.report.chapters import headline, run_page
 from halfmask.report.comparison import Row, compare, to_dict
 from halfmask.report.comparison_page import comparison_page, plain_table
-from halfmask.report.evidence import Tick, Wishes
+from halfmask.report.evidence import Wishes
 from halfmask.report.material import Material, gather
 from halfmask.report.records import members
 from halfmask.task import METRIC_NAMES
@@ -74,8 +72,8 @@ def report(
     if not runs:
         raise RecipeError("no run was named. Name its folder: halfmask report RUN")
     groups = [group for run in runs for group in members(run)]
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
-        wishes = Wishes(data, part, twin, pick_device(device), workers, limit, _ticker(bar))
+    with Bars(quiet) as bars:
+        wishes = Wishes(data, part, twin, pick_device(device), workers, limit, bars.show)
         if len(groups) == 1:
             return _one(gather(groups[0], wishes), Path(runs[0]), out)
         if twin is not None:
@@ -114,18 +112,6 @@ def _place(folder: Path, out: str | Path | None) -> Path:
         return folder / "report.html"
     path = Path(out)
     return path if path.suffix.lower() in {".html", ".htm"} else path / "report.html"
-
-
-def _ticker(bar: Progress) -> Tick:
-    """Return a function that shows the progress of each piece of work as a bar."""
-    tasks: dict[str, Any] = {}
-
-    def tick(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done, total=total)
-
-    return tick
 
 
 def _without_nan(values: Any) -> Any:

@@ -28,6 +28,7 @@ from halfmask.infer.domains import DOMAINS
 from halfmask.method import DomainMethod, Method
 from halfmask.models.build import Builder
 from halfmask.plugins import names, resolve
+from halfmask.progress import looking_at_files
 from halfmask.recipe.read import DataRecipe, Entry, Recipe
 from halfmask.run.folder import RunDir, describe_split
 from halfmask.run.module import LitMethod
@@ -40,7 +41,6 @@ from halfmask.run.prepared import (
     check_task,
     lengths,
 )
-from halfmask.run.progress import LookingLine
 from halfmask.run.sources import Sources, evaluator_of
 from halfmask.run.validation import Evaluate, Examination, Examiner, origin_of
 
@@ -109,7 +109,7 @@ def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: boo
 
         def look_at(name: str, own: Recipe) -> tuple[str, ...]:
             source = domains[name]
-            with LookingLine(quiet) as on_file:
+            with looking_at_files(quiet) as on_file:
                 return splits.verify(
                     source.dataset, source.split, source.unlabeled, stamps=default_folder(), on_file=on_file
                 )

@@ -10,6 +10,7 @@ from halfmask.errors import DataError
 from halfmask.method import DomainMethod, Method
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
+from halfmask.progress import looking_at_files
 from halfmask.recipe.read import Recipe
 from halfmask.run.domains import prepare_domains
 from halfmask.run.optim import base_rate
@@ -24,7 +25,7 @@ from halfmask.run.prepared import (
     lengths,
     weak_of,
 )
-from halfmask.run.progress import LookingLine, require_logger
+from halfmask.run.progress import require_logger
 from halfmask.run.sources import OneSource
 
 __all__ = ["Prepared", "describe", "prepare"]
@@ -88,7 +89,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     per_epoch = steps_per_epoch(length, batch, drop_last=data.drop_last)
     total, every = lengths(recipe, per_epoch, limit)
     if look:
-        with LookingLine(quiet) as on_file:
+        with looking_at_files(quiet) as on_file:
             found = splits.verify(
                 dataset, split, unlabeled, pseudo=weak.masks, stamps=default_folder(), on_file=on_file
             )

@@ -1,27 +1,21 @@
-"""What a training run shows: the progress line, and loggers beside metrics.jsonl.
-
-The progress line of a training run: a live bar in a terminal, plain lines elsewhere, nothing with `quiet`.
-
-Loggers beside metrics.jsonl, by name.
-"""
+"""Show the progress of a training run, as a bar or as lines, and make the loggers beside metrics.jsonl."""
 
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from halfmask.errors import MissingExtraError
+from halfmask.progress import Bars
 from halfmask.task import METRIC_NAMES
 
 
 class ProgressLine:
-    """Writes to stderr: stdout carries results.
+    """Shows steps, losses and validations of a training run on stderr: stdout carries results.
 
     Args:
         quiet: write nothing but warnings.
@@ -32,7 +26,7 @@ class ProgressLine:
         self.quiet = quiet
         self.log: Path | None = None  # every line also goes here, with the time
         self.console = Console(file=stream or sys.stderr, highlight=False)
-        self._bar: Progress | None = None
+        self._bars: Bars | None = None
         self._total, self._began, self._first = 0, 0.0, 0
 
     def start(self, step: int, total: int) -> None:
@@ -40,30 +34,20 @@ class ProgressLine:
         self._total, self._began, self._first = total, time.monotonic(), step
         if self.quiet or not self.console.is_terminal:
             return
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
-            TextColumn("eta"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            transient=False,
-        )
-        self._bar.add_task("", total=total, completed=step)
-        self._bar.start()
+        self._bars = Bars(console=self.console, keep=True)
+        self.advance(step)
 
     def advance(self, step: int) -> None:
         """Move the bar."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step)
+        if self._bars is not None:
+            self._bars.show("step", step, self._total)
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Show loss, coverage and speed."""
         text = describe(values)
         self.keep(f"step {step}/{self._total}  {text}")
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        if self._bars is not None:
+            self._bars.show("step", step, self._total, text)
         elif not self.quiet:
             pace = (time.monotonic() - self._began) / max(step - self._first, 1)
             self._print(f"step {step}/{self._total}  {text}  eta {_clock(pace * (self._total - step))}")
@@ -94,48 +78,9 @@ class ProgressLine:
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-class LookingLine:
-    """Shows that files are being looked at, where that takes longer than a moment: a bar, or a line now and then.
-
-    Args:
-        quiet: show nothing.
-        every: seconds between plain lines, and before the first of them.
-    """
-
-    def __init__(self, quiet: bool = False, every: float = 5.0) -> None:
-        self.quiet, self.every = quiet, every
-        self.console = Console(file=sys.stderr, highlight=False)
-        self._bar: Progress | None = None
-        self._shown = 0.0
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        """Start the clock and give the function to call with the files done, and in all."""
-        self._shown = time.monotonic()
-        return self._advance
-
-    def __exit__(self, *failure: object) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _advance(self, done: int, total: int) -> None:
-        if self.quiet:
-            return
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
-        elif self.console.is_terminal and time.monotonic() - self._shown > 1:
-            columns = (TextColumn("looking at files"), MofNCompleteColumn(), BarColumn(bar_width=24))
-            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self.console, transient=True)
-            self._bar.add_task("", total=total, completed=done)
-            self._bar.start()
-        elif time.monotonic() - self._shown > self.every:
-            self._shown = time.monotonic()
-            self.console.print(f"looked at {done} of {total} files", markup=False)
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
 
 def describe(values: dict[str, float]) -> str:

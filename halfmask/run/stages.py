@@ -29,11 +29,12 @@ from halfmask.infer.devices import is_first_rank, pick_device
 from halfmask.method import Artifacts, Method, Stage
 from halfmask.models.model import Model
 from halfmask.palette import palette_of
+from halfmask.progress import looking_at_files
 from halfmask.recipe.read import Recipe, UnlabeledRecipe, load
 from halfmask.run.checkpoint import load_networks
 from halfmask.run.folder import RunDir
 from halfmask.run.loop import build_method
-from halfmask.run.progress import LookingLine, ProgressLine
+from halfmask.run.progress import ProgressLine
 
 if TYPE_CHECKING:
     from halfmask.run.fit import TrainResult
@@ -215,7 +216,7 @@ class FinishedStage:
         part, colors = folder.with_name(f"{name}.part"), palette_of(self.dataset.task)
         for unfinished in part.rglob(".*.part.png"):
             unfinished.unlink()
-        with LookingLine(self.quiet) as on_file:
+        with looking_at_files(self.quiet) as on_file:
             for number, id in enumerate(ids, 1):
                 path = part / Path(id).with_suffix(".png")
                 if not path.is_file():

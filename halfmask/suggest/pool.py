@@ -10,8 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer, UInt8
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from halfmask.data.contract import Dataset
@@ -21,6 +19,7 @@ from halfmask.infer.bundle import Bundle
 from halfmask.infer.inference import class_map, probabilities, read_ahead
 from halfmask.infer.runs import memory_cure
 from halfmask.models.model import Model
+from halfmask.progress import Bars
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load
 from halfmask.suggest.scores import Measure, disagreement, uncertainty
 
@@ -163,14 +162,14 @@ def look_at_all(
         DataError: an image cannot be read.
     """
     measured, known = Measured(), []
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task("suggest", total=len(ids) + len(pool.labeled))
+    with Bars(quiet) as bars:
+        count = bars.counter("suggest", len(ids) + len(pool.labeled))
         for image in read_ahead(partial(_read, pool.unlabeled), ids, workers):
             looker.look(image, measured)
-            progress.advance(task)
+            count(1)
         for image in read_ahead(partial(_read, pool.dataset), pool.labeled, workers):
             known.append(looker.features_of(image))
-            progress.advance(task)
+            count(1)
     return measured, np.stack(known) if known else np.zeros((0, len(measured.features[0])))
 
 
