@@ -99,6 +99,9 @@ CODES: dict[str, Code] = {
         "a mask that halfmask wrote has other class ids than the masks beside it",
         "predict or convert it again, with a model or masks of the ids that halfmask.yaml names",
     ),
+    "H221": Code(
+        "a mask that halfmask wrote lies among the images", "move results out of the data, or into a folder of masks"
+    ),
     "H301": Code("settings or options that are missing or do not fit together", "change the ones the message names"),
     "H302": Code("a size or shape that does not fit", "use one that the message names"),
     "H303": Code(

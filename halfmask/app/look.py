@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Integer, UInt8
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from halfmask.data.convert.convert import mask_image
 from halfmask.data.folder.geotiff import is_georeferenced
+from halfmask.data.folder.ids import IdTable, told_in_png
 from halfmask.data.folder.images import IMAGE_SUFFIXES
 from halfmask.data.folder.rasters import Picture, image_size, read_picture
 from halfmask.errors import DataError, RecipeError
@@ -47,6 +48,7 @@ class Look:
         picture: JPEG to show.
         seconds: that reading and prediction took.
         mask: PNG of class ids; `None` for classification.
+        table: of its ids; `None`: they are training ids.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Look:
     picture: bytes
     seconds: float
     mask: bytes | None = None
+    table: IdTable | None = None
 
     def pixels(self) -> UInt8[np.ndarray, "h w 3"]:
         """Return the picture."""
@@ -65,7 +68,8 @@ class Look:
         if self.mask is None:
             return None
         size = Image.open(io.BytesIO(self.picture)).size
-        return np.asarray(Image.open(io.BytesIO(self.mask)).resize(size, Image.Resampling.NEAREST))
+        stored = np.asarray(Image.open(io.BytesIO(self.mask)).resize(size, Image.Resampling.NEAREST))
+        return stored if self.table is None else self.table.restore(stored)
 
 
 class Looker:
@@ -134,9 +138,10 @@ class Looker:
                 mask = np.where(empty, np.asarray(self.task.ignore_index, mask.dtype), mask)
             known = mask[mask < self.task.n_classes]
             shares = np.bincount(known.ravel(), minlength=self.task.n_classes) / max(known.size, 1)
-            png = _png(mask_image(mask, palette_of(self.task)))
+            table = IdTable.of_meta(self._bundle.meta, self.task)
+            png = _png(mask_image(mask, palette_of(self.task), table), told_in_png(table, self.task))
             size = (mask.shape[0], mask.shape[1])
-            return Look(name, size, tuple(shares.tolist()), shown, time.perf_counter() - start, png)
+            return Look(name, size, tuple(shares.tolist()), shown, time.perf_counter() - start, png, table)
 
     def _read(self, data: bytes, name: str) -> Picture:
         suffix = Path(name).suffix.lower()
@@ -170,7 +175,7 @@ def _reduced(pixels: UInt8[np.ndarray, "H W C"]) -> bytes:
     return buffer.getvalue()
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, told: PngImagePlugin.PngInfo | None = None) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", pnginfo=told)
     return buffer.getvalue()

@@ -175,6 +175,38 @@ def test_run_length_codes_of_every_form_are_read(tmp_path: Path) -> None:
         decode_region(cut, SIDE, SIDE)
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "told"),
+    [
+        ("images", {"file_name": None}, "1 of 1 images without `file_name`"),
+        ("images", {"height": None}, "1 of 1 images without `height`"),
+        ("categories", {"name": None}, "1 of 2 categories without `name`"),
+        ("categories", {"id": 2}, "1 ids of categories given twice, such as 2"),
+    ],
+)
+def test_entries_that_lack_a_key_or_share_an_id_are_refused(kind: str, change: dict, told: str, tmp_path: Path) -> None:
+    content = coco(["a.png"], [(1, SQUARE)])
+    content[kind][0] |= change
+    with pytest.raises(DataError, match=told) as caught:
+        Folder(write(tmp_path, {"instances.json": content}))
+    assert caught.value.code == "H208"
+
+
+def test_an_image_that_is_listed_twice_keeps_all_its_annotations(tmp_path: Path) -> None:
+    content = coco(["a.png", "a.png"])
+    outlines = (SQUARE, [[4, 4, 8, 4, 8, 8, 4, 8]])
+    content["annotations"] = [
+        {"id": n, "image_id": n, "category_id": n, "segmentation": outline} for n, outline in enumerate(outlines, 1)
+    ]
+    target = Folder(write(tmp_path, {"instances.json": content})).read_target("a.png")
+    assert (target[0, 0], target[7, 7]) == (1, 2)
+
+
+def test_files_of_other_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no image that x\.json lists is here"):
+        Folder(write(tmp_path, {"x.json": coco(["other.png"], [(1, SQUARE)])}))
+
+
 BROKEN = {
     "a category of no list": ([(9, SQUARE), (8, SQUARE)], r"4 of a category id that .* \(9: 2, 8: 2\)"),
     "boxes": ([(1, []), (2, SQUARE)], r"2 with a box but no outline: .* \(car: 2\)"),

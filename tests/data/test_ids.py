@@ -17,6 +17,8 @@ from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.files import ids_of
 from halfmask.data.folder.ids import IdTable, told_ids, told_in_png
 from halfmask.data.folder.masks import read_stored
+from halfmask.data.splits.split import Split
+from halfmask.data.splits.verify import verify
 from halfmask.errors import DataError
 from halfmask.infer.bundle import save_bundle
 from halfmask.infer.predict import predict
@@ -208,6 +210,18 @@ def test_masks_of_another_stored_idsare_found(tmp_path: Path) -> None:
     assert set(np.unique(Folder(tmp_path).read_target("images/im_0.png"))) == {1, 2}
     put(IdTable((1, 2, 3)), Task("segmentation", ("ground", "leaf", "b")))  # classes that were renamed since
     assert set(np.unique(Folder(tmp_path).read_target("images/im_0.png"))) == {1, 2}
+
+
+def test_results_among_the_images_are_not_trained_on(tmp_path: Path) -> None:
+    trees.folder(tmp_path, labeled=4, unlabeled=1)
+    convert(tmp_path, tmp_path / "unlabeled", to="index")
+    found = [one for one in judge(".", take_fingerprint(load(None, {"data.root": str(tmp_path)}).data)).findings]
+    (error,) = [one for one in found if one.code == "H221"]
+    assert (error.level, error.count) == ("error", 4)
+    data = Folder(tmp_path)
+    split = Split(tuple(data.ids("train")[:4]), (), tuple(data.ids("unlabeled")))
+    with pytest.raises(DataError, match="lies among the images"):
+        verify(data, split, data)
 
 
 def test_a_bundle_of_before_means_training_ids() -> None:

@@ -74,17 +74,17 @@ class CocoFile:
     def is_annotated(self, file_name: str) -> bool:
         """Whether an image has an annotation, or we have marked it as background alone."""
         image = self.images[file_name]
-        return bool(self.annotations.get(image["id"])) or image.items() >= LABELED.items()
+        return bool(self.annotations.get(file_name)) or image.items() >= LABELED.items()
 
     def drawn(self, file_name: str) -> list[tuple[str, Any, bool]]:
         """Return what the file draws in an image, to be compared with another file: class, outline, crowd."""
-        found = self.annotations.get(self.images[file_name]["id"], [])
+        found = self.annotations.get(file_name, [])
         return [(self.names[one["category_id"]], one.get("segmentation"), bool(one.get("iscrowd"))) for one in found]
 
     def crowds_of(self, file_name: str) -> dict[str, list[int]]:
         """Count the annotations of each class of an image that are crowds, and all."""
         counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for one in self.annotations.get(self.images[file_name]["id"], []):
+        for one in self.annotations.get(file_name, []):
             if not one.items() >= UNKNOWN.items():
                 counts[self.names[one["category_id"]]][0] += bool(one.get("iscrowd"))
                 counts[self.names[one["category_id"]]][1] += 1
@@ -101,7 +101,7 @@ class CocoFile:
         drawing = Drawing.blank(int(image["height"]), int(image["width"]), self.fill_value)
         size = drawing.target.shape
         painted: list[tuple[bool, int, int, np.ndarray]] = []
-        for annotation in self.annotations.get(image["id"], []):
+        for annotation in self.annotations.get(file_name, []):
             category = annotation["category_id"]
             try:
                 region = decode_region(annotation["segmentation"], *size)
@@ -122,22 +122,27 @@ class CocoFile:
 
     def _sorted(
         self, annotations: Iterable[dict[str, Any]], images: Mapping[Any, Mapping[str, Any]]
-    ) -> dict[Any, list[dict[str, Any]]]:
+    ) -> dict[str, list[dict[str, Any]]]:
         """Sort the annotations by image; what is wrong with them is told at once, each kind with its count."""
-        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        by_image: dict[str, list[dict[str, Any]]] = defaultdict(list)
         wrong: dict[str, Counter[str]] = defaultdict(Counter)
+        examples: dict[str, str] = {}
         for one in annotations:
             name = self.names.get(one.get("category_id"), "")
             image = images.get(one.get("image_id"))
-            problem = problem_of(one, image) if name else NO_CATEGORY
+            problem, example = problem_of(one, image) if name else (NO_CATEGORY, "")
             if image is None and name:
                 self.homeless[name] += 1
             elif problem:
                 wrong[problem][name or str(one.get("category_id"))] += 1
+                examples.setdefault(problem, example)
             elif image is not None:
-                by_image[image["id"]].append(one)
+                by_image[str(image["file_name"])].append(one)
         if wrong:
-            lines = [f"{sum(found.values())} {problem} ({_counts(found)})" for problem, found in wrong.items()]
+            lines = [
+                f"{sum(found.values())} {problem}{examples[problem]} ({_counts(found)})"
+                for problem, found in wrong.items()
+            ]
             raise DataError(f"{self.path}: annotations that cannot be read:\n{bullet_list(lines)}", "H203")
         return by_image
 
@@ -194,6 +199,9 @@ class CocoFolder:
                 if found is not None:
                     self.parts[part_of(path, root)].append(found)
         listed = {id for part in self.parts.values() for id in part}
+        if not listed:
+            names = ", ".join(one.path.name for one in read)
+            raise DataError(f"{root}: no image that {names} lists is here. Copy the images there.", "H208")
         self.left_out = sorted(listed - self._file_of.keys())
         self.parts["unlabeled"] = [id for id in images if id not in listed]
         self.parts = {part: sorted(set(held)) for part, held in self.parts.items()}

@@ -1,6 +1,7 @@
 """Tell the json files that COCO publishes and tools export apart, and choose those with instances."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ def load(path: Path) -> dict[str, Any]:
     kind = _kind(content)
     if kind not in {"instances", "keypoints"}:
         raise _not_instances([(path, kind)])
+    require_keys(path, content)
     return content
 
 
@@ -48,6 +50,28 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a json file ({error}).", "H201") from error
     return content if isinstance(content, dict) else {}
+
+
+def require_keys(path: Path, content: Mapping[str, Any]) -> None:
+    """Check that the entries of a file of instances have what names and sizes them, and no id twice.
+
+    Raises:
+        DataError: entries that lack a key, by kind, or that share an id.
+    """
+    needed = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
+    problems = []
+    for kind, keys in needed.items():
+        entries = content[kind]
+        for key in keys:
+            absent = sum(not isinstance(one, dict) or one.get(key) is None for one in entries)
+            problems += [f"{absent} of {len(entries)} {kind} without `{key}`"] if absent else []
+        if not all(isinstance(one, dict) for one in entries):
+            problems.append(f"{kind} that are no objects")
+        elif keys:
+            twice = [id for id, count in Counter(str(one.get("id")) for one in entries).items() if count > 1]
+            problems += [f"{len(twice)} ids of {kind} given twice, such as {twice[0]}"] if twice else []
+    if problems:
+        raise DataError(f"{path}: not COCO instances: {'; '.join(problems)}. Export it again.", "H208")
 
 
 def _kind(content: Mapping[str, Any]) -> str:
@@ -73,6 +97,9 @@ def choose(read: Sequence[Read]) -> tuple[list[Read], list[tuple[Path, str]]]:
         DataError: there are none.
     """
     kinds = [(one, _kind(one.content)) for one in read]
+    for one, kind in kinds:
+        if kind in {"instances", "keypoints"}:
+            require_keys(one.path, one.content)
     chosen = [one for one, kind in kinds if kind == "instances"]
     listed = {image["file_name"] for one in chosen for image in one.content["images"]}
     for one, kind in kinds:

@@ -6,7 +6,7 @@ outline itself, and the contours of OpenCV run through centers of pixels. Run-le
 (extra `annotate`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -21,32 +21,28 @@ NO_CATEGORY = "of a category id that `categories` does not list: export again, w
 _NO_OUTLINE = "with a box but no outline: export polygons or masks, or outline them; boxes are no masks"
 
 
-def problem_of(annotation: Mapping[str, Any], image: Mapping[str, Any] | None) -> str:
-    """Say what is wrong with an annotation, and what mends it; empty if nothing is."""
+def problem_of(annotation: Mapping[str, Any], image: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Say what is wrong with an annotation and what mends it, and an example; empty if nothing is."""
     found = annotation.get("segmentation")
     if isinstance(found, dict):
         size, counts = found.get("size"), found.get("counts")
-        if not isinstance(counts, str | bytes | list) or not isinstance(size, list):
-            return "with a run-length code without `size` or `counts`: export them again"
+        if not isinstance(counts, str | bytes | list) or not isinstance(size, list) or len(size) != 2:
+            return "with a run-length code without `size` or `counts`: export them again", ""
         expected = [image.get("height"), image.get("width")] if image is not None else size
         if size != expected:
-            return (
-                f"with a run-length code of another size than the image, such as {size} in one of {expected}: export "
-                "masks of the size of the images"
-            )
+            what = "with a run-length code of another size than the image: export masks of the size of the images"
+            return what, f", such as {size} in one of {expected}"
         if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
-            return "with a run-length code that does not fill the image: export them again"
-        return ""
+            return "with a run-length code that does not fill the image: export them again", ""
+        return "", ""
     polygons = _polygons(annotation) if isinstance(found, list) else None
     if not polygons or not any(polygons):
-        return _NO_OUTLINE
-    if any(len(polygon) % 2 for polygon in polygons) or not all(map(_are_numbers, polygons)):
-        return "with a polygon that is no list of x, y, x, y, ...: export them again"
-    return ""
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and abs(value) < 1e9 for value in values)
+        return _NO_OUTLINE, ""
+    if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in polygons) or not all(
+        isinstance(value, int | float) for polygon in polygons for value in polygon[:1]
+    ):
+        return "with a polygon that is no list of x, y, x, y, ...: export them again", ""
+    return "", ""
 
 
 def _polygons(annotation: Mapping[str, Any]) -> list[list[Any]]:
@@ -64,12 +60,14 @@ def decode_region(segmentation: Any, height: int, width: int) -> Bool[np.ndarray
     """Turn polygons, or a run-length code (list or string), into a mask; polygons without area are left out.
 
     Raises:
-        ValueError: a run-length code that does not fill the image.
+        ValueError: a run-length code that does not fill the image, or coordinates that are no numbers.
         MissingExtraError: a run-length code, and pycocotools is not installed.
     """
     region = np.zeros((height, width), dtype=np.bool_)
     if not isinstance(segmentation, dict):
         for ring in rings_of({"segmentation": segmentation}):
+            if not np.isfinite(ring).all():
+                raise ValueError("a polygon with coordinates that are no numbers")
             region |= fill([ring], height, width).whole(height, width) if has_area([ring]) else False
         return region
     coco, counts = pycocotools(), segmentation["counts"]

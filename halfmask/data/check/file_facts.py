@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset
-from halfmask.data.folder.ids import told_ids
+from halfmask.data.folder.ids import refuse_mask, told_ids
 from halfmask.data.folder.images import Header, decode, read_header, read_image, stored_pixels, turn_upright
 from halfmask.data.folder.masks import Color, count_values, read_stored
 from halfmask.errors import DataError, HalfmaskError
@@ -83,6 +83,7 @@ def look_at_image(dataset: Dataset, id: str) -> ImageFacts:
     """Open an image; whatever is wrong with it becomes `error`."""
     *earlier, path = dataset.image_files(id)
     try:
+        refuse_mask(path)
         if earlier:  # a pair: its reader also compares the two dates
             dataset.read_image(id)
         if dataset.channels == 3 and isinstance(dataset, FileDataset) and path.suffix.lower() != ".npy":

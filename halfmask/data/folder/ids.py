@@ -17,6 +17,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image, PngImagePlugin
 
 from halfmask.data.folder.masks import IGNORE, LabelMap
+from halfmask.errors import DataError
 from halfmask.task import Task
 
 KEY = "halfmask"  # of the text inside a PNG; a TIFF has it as its description, after this word
@@ -137,6 +138,20 @@ def told_ids(path: Path) -> dict[int, str | None] | None:
         return None if said is None else {**{int(k): str(v) for k, v in said["ids"].items()}, int(said["ignore"]): None}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError):
         return None
+
+
+def refuse_mask(path: Path) -> None:
+    """Refuse an image that is a mask which halfmask wrote: results that lie among the images.
+
+    Raises:
+        DataError: it is.
+    """
+    if told_ids(path) is not None:
+        raise DataError(
+            f"{path}: a mask that halfmask wrote (predicted or converted) lies among the images, and would be trained "
+            "on as one. Move these results out of the data.",
+            "H221",
+        )
 
 
 def contradiction(told: Mapping[int, str | None], labels: LabelMap, classes: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ from PIL import Image
 from halfmask import __version__
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset, date_sizes_differ
+from halfmask.data.folder.ids import refuse_mask
 from halfmask.data.folder.images import missing, png_depth, read_header
 from halfmask.data.folder.layouts import Layout, unused_images
 from halfmask.data.splits.weak import PseudoMasks
@@ -221,6 +222,8 @@ class _Look:
     def _read(self, memory: Stamps, key: str, state: State) -> Counts:
         dataset, counts = self.dataset, {}
         images = dataset.image_files(self.id) if isinstance(dataset, FileDataset) else ()
+        for path in images:
+            refuse_mask(path)
         vouched = bool(images) and all(is_plain(path, dataset.channels) for path in images)
         if self.decode or not vouched:
             dataset.read_image(self.id)
