@@ -27,7 +27,7 @@ def without_retired_parts(model: dict[str, Any]) -> dict[str, Any]:
     decoder, bottleneck = parts.get("decoder", {}), parts.get("bottleneck", {})
     if decoder.get("name") == "segformer" and decoder.pop("impl", "auto") == "reference":
         warnings.warn(f"model.decoder.impl=reference is ignored: {_PLAIN}.", stacklevel=2)
-    if bottleneck.get("name") == "allspark" and bottleneck.get("impl") == "reference":
+    if bottleneck.get("impl") == "reference":
         bottleneck["impl"] = "auto"
         warnings.warn(f"model.bottleneck.impl=reference is taken as auto: {_PLAIN}.", stacklevel=2)
     return {**model, **parts}
