@@ -53,12 +53,15 @@ class Batch:
             second draw in `partner`.
         partner: the second unlabeled draw, the mixing partner (UniMatch V1), else `None`.
         domain: whose turn it is when a recipe names several domains.
+        class_weights: of the classes in the loss of labeled images (`optim.class_weights`), for methods that support
+            them; `None`: all alike.
     """
 
     labeled: Samples
     unlabeled: Samples | None
     partner: Samples | None = None
     domain: str = ""
+    class_weights: Float[Tensor, " K"] | None = None
 
     def draw(self, number: int) -> Samples:
         """Return the unlabeled samples of draw 0 (`unlabeled`) or 1 (`partner`).

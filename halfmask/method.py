@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress
 from halfmask.errors import RecipeError
-from halfmask.losses.class_weights import ClassWeighted
-from halfmask.models.model import Model
+from halfmask.models.model import Model, Network
 from halfmask.task import Task
 
 if TYPE_CHECKING:
@@ -59,6 +58,19 @@ class ParamGroup(NamedTuple):
     params: list[nn.Parameter]
 
 
+class Optim(NamedTuple):
+    """Parameters of one optimizer, and what differs for it from the recipe's `optim`.
+
+    Args:
+        groups: its parameters.
+        overrides: keys of `optim`: `{"name": "adam", "lr": 1e-3, "clip_norm": 50}`. A `lr` given here is used as
+            written, whatever the batch. The recipe may change them: `optim.optimizers.KEY.lr=...`.
+    """
+
+    groups: list[ParamGroup]
+    overrides: dict[str, Any] = {}  # noqa: RUF012  # never changed
+
+
 Artifacts = Mapping[str, Path]  # files and folders that finished stages wrote, by the names their `after` gave them
 
 
@@ -89,7 +101,7 @@ class StageContext(Protocol):
         """Folder of the stage, in the folder of the run."""
         ...
 
-    def predictor(self) -> Model:
+    def predictor(self) -> Network:
         """Load the shipped predictor at its best validation, in evaluation mode."""
         ...
 
@@ -143,11 +155,39 @@ class Stage:
     after: Callable[[StageContext], Mapping[str, str | Path]] | None = None
 
 
+def groups_of(*modules: nn.Module) -> list[ParamGroup]:
+    """Return the trainable parameters of some modules: the encoders', and all others (`optim.decoder_lr_scale`)."""
+    parts = [part for module in modules for part in module.modules()]
+    in_encoders = {id(one) for part in parts if isinstance(part, Model) for one in part.encoder.parameters()}
+    encoder: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for parameter in dict.fromkeys(one for module in modules for one in module.parameters()):
+        if parameter.requires_grad:
+            (encoder if id(parameter) in in_encoders else rest).append(parameter)
+    return [ParamGroup("encoder", encoder), ParamGroup("decoder", rest)]
+
+
+def optimizers_of(method: "Method") -> dict[str, Optim]:
+    """Return the optimizers of a method, each as an `Optim`."""
+    return {
+        key: found if isinstance(found, Optim) else Optim(found) for key, found in method.parameter_groups().items()
+    }
+
+
+def trained_models(method: nn.Module) -> dict[str, Model]:
+    """Return the networks of a method that receive gradients, by the name of their attribute."""
+    return {
+        name: module
+        for name, module in method.named_modules()
+        if isinstance(module, Model) and any(parameter.requires_grad for parameter in module.parameters())
+    }
+
+
 class Method(nn.Module):
     """Subclass it, write `__init__` and `step`. The keyword-only constructor arguments ARE the recipe's schema.
 
-    A subclass names its networks as attributes (`self.student`, `self.teacher`) and calls
-    `super().__init__(task)` first.
+    A subclass calls `super().__init__(task)` first and keeps its networks as attributes of any name. The engine knows
+    a method by what is defined here alone.
     """
 
     draws: int = 1  # unlabeled batches a step consumes: 0 supervised, 2 with a mixing partner; may be set in __init__
@@ -156,12 +196,10 @@ class Method(nn.Module):
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change"})
     equal_batches: ClassVar[bool] = False  # True: a step needs as many unlabeled as labeled images
     weak_labels: ClassVar[frozenset[str]] = frozenset()  # what of `data.weak` a step uses: "tags", "masks"
+    supports: ClassVar[frozenset[str]] = frozenset()  # "class_weights": a step uses `batch.class_weights`
     partial_updates: ClassVar[bool] = False  # True: some parameters get no gradient in some updates
     status: ClassVar[str] = "experimental"  # "implemented": equals the paper's by numbers; or "reproduced"
     host_sync: str | None = None  # the reason, if an operator must visit the host; may be set in __init__
-
-    student: Model
-    labeled_loss: Callable[..., Tensor]  # of logits and labels, for `optim.class_weights`; takes `weight`
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -181,37 +219,34 @@ class Method(nn.Module):
     def after_evaluation(self, scores: dict[str, float], progress: Progress) -> None:
         """Run after each validation; keys as in metrics.jsonl."""
 
-    def predictors(self) -> dict[str, Model]:
-        """Networks to evaluate; the first one is shipped."""
-        return {"student": self.student}
-
-    def parameter_groups(self) -> dict[str, list[ParamGroup]]:
-        """Trainable parameters per optimizer: the encoder's, and all others (`optim.decoder_lr_scale`)."""
-        encoder: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
-        encoder_ids = {
-            id(parameter)
-            for module in self.modules()
-            if isinstance(module, Model)
-            for parameter in module.encoder.parameters()
-        }
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                (encoder if id(parameter) in encoder_ids else rest).append(parameter)
-        return {"main": [ParamGroup("encoder", encoder), ParamGroup("decoder", rest)]}
-
-    def weigh_classes(self, weights: Sequence[float]) -> None:
-        """Weight the classes in the loss of labeled images (`optim.class_weights`).
+    def predictors(self) -> Mapping[str, Network]:
+        """Return the networks to evaluate, by name; the first one is shipped. Default: the trained networks.
 
         Raises:
-            RecipeError: the method's own labeled loss takes no weights.
+            RecipeError: the method keeps no network as an attribute.
         """
-        if not hasattr(self, "labeled_loss"):
+        found = trained_models(self)
+        if not found:
             raise RecipeError(
-                f"method {type(self).__name__} has a loss of its own, which takes no weights of classes. Use "
-                "optim.class_weights=none; rare classes can be shown more often instead: data.balance=classes."
+                f"method {type(self).__name__} has no trained network, so there is nothing to evaluate. Make one in "
+                "its constructor (self.net = build()), or let predictors() return what is evaluated."
             )
-        self.labeled_loss = ClassWeighted(self.labeled_loss, weights)
+        return found
+
+    def parameter_groups(self) -> Mapping[str, list[ParamGroup] | Optim]:
+        """Return the trainable parameters of each optimizer, by its key; the default is one optimizer for all.
+
+        Optimizers follow the recipe's `optim`; an `Optim` says what differs for its key.
+        """
+        return {"main": groups_of(self)}
+
+    def class_weights_for_sampling(self) -> Float[Tensor, " K"] | None:
+        """Return how often each class is to be drawn, in any scale, where the recipe says `data.balance=classes`.
+
+        Asked at the start of every epoch; the answer is kept in the checkpoint, and averaged over processes. `None`,
+        the default: all classes equally often.
+        """
+        return None
 
     @classmethod
     def plan(cls, recipe: "Recipe") -> list[Stage]:

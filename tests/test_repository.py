@@ -165,6 +165,18 @@ def test_only_tests_and_benchmarks_use_the_textbook_forms():
     assert wrong == []
 
 
+def test_the_engine_knows_no_network_of_a_method_by_its_name() -> None:
+    """What a method calls its networks is its own business: others ask `predictors()` and its siblings."""
+    named = [
+        f"{relative(path)}:{node.lineno}"
+        for path, tree in SOURCES.items()
+        if home(path) not in {"methods", "testing"}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in {"student", "teacher"}
+    ]
+    assert named == []
+
+
 def module_of(path: Path) -> str:
     """Full name of the module in a file; a package is its `__init__`."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

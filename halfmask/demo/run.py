@@ -117,14 +117,14 @@ def run_demo(
     from halfmask.demo.page import write_page
     from halfmask.infer.evaluate import evaluate
     from halfmask.recipe.read import load
-    from halfmask.run.fit import train
+    from halfmask.run.fit import fit
 
     scores = {}
     for number, method in enumerate(METHODS, start=2):
         clock = time.monotonic()
         about = f"with the {size.unlabeled} unlabeled images" if method != "supervised" else "on labeled images only"
         _say(quiet, f"{number}/4  training {about}: {method}, {steps} steps")
-        train(load(recipe_of(method, out / "data", steps, seed)), out / method, overwrite=overwrite, quiet=quiet)
+        fit(load(recipe_of(method, out / "data", steps, seed)), out / method, overwrite=overwrite, quiet=quiet)
         scores[method] = evaluate(out / method, part="test", quiet=True)
         seconds[method] = time.monotonic() - clock
         _say(quiet, f"     test mIoU {scores[method].miou:.1%}")

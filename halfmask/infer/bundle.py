@@ -23,14 +23,15 @@ from torch import Tensor
 from halfmask import __version__
 from halfmask.atomic import atomic_path, flush, json_text
 from halfmask.errors import CheckpointError, RecipeError, bullet_list
-from halfmask.models.build import build_model, read_task
-from halfmask.models.model import Model
+from halfmask.models.build import build_network, read_task
+from halfmask.models.model import Network
 from halfmask.models.weights import misfits
 from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
 
 FORMAT = "halfmask-bundle"
 FORMAT_VERSION = 1
+_ENSEMBLE_VERSION = 2  # of bundles of several networks, which version 1 cannot express
 
 STAGES = "stages.json"  # in the folder of a staged run: the names of its stages, in order
 _WEIGHTS, _META = "model.safetensors", "model.json"
@@ -48,7 +49,7 @@ class Bundle:
         folder: where it was read from.
     """
 
-    model: Model
+    model: Network
     task: Task
     meta: dict[str, Any]
     folder: Path
@@ -66,7 +67,7 @@ class Bundle:
 
 
 def save_bundle(
-    folder: str | Path, model: Model, task: Task | None = None, *, extra: Mapping[str, Any] | None = None
+    folder: str | Path, model: Network, task: Task | None = None, *, extra: Mapping[str, Any] | None = None
 ) -> Path:
     """Write model.safetensors and model.json; each replaces an earlier file only when complete.
 
@@ -126,7 +127,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     return Bundle(model.eval(), read_task(meta["task"]), meta, folder)
 
 
-def build_from_meta(meta: Mapping[str, Any], path: Path) -> Model:
+def build_from_meta(meta: Mapping[str, Any], path: Path) -> Network:
     """Build the network that a model.json describes, with random weights.
 
     Args:
@@ -137,7 +138,7 @@ def build_from_meta(meta: Mapping[str, Any], path: Path) -> Model:
         CheckpointError: the entry is damaged, or the network is unknown here.
     """
     try:
-        return build_model(meta["model"])
+        return build_network(meta["model"])
     except RecipeError as error:
         raise CheckpointError(f"{path}: the model cannot be built here. {error}", error.code) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -149,10 +150,10 @@ def _incomplete(path: Path, entry: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: the {entry} entry is incomplete ({reason}). Copy the file again.", "H402")
 
 
-def _describe(model: Model, task: Task) -> dict[str, Any]:
+def _describe(model: Network, task: Task) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if len(model.members) == 1 else _ENSEMBLE_VERSION,
         "halfmask": __version__,
         "task": asdict(task),
         "model": model.spec,
@@ -219,10 +220,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a halfmask bundle (its `format` is not {FORMAT!r}).", "H403")
     version = meta.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, _ENSEMBLE_VERSION):
         raise CheckpointError(
-            f"{path}: bundle format {version}, this version reads {FORMAT_VERSION}. It was written by halfmask "
-            f"{meta.get('halfmask', '?')}; install that version, or save the bundle anew.",
+            f"{path}: bundle format {version}, this version reads {FORMAT_VERSION} and {_ENSEMBLE_VERSION}. It was "
+            f"written by halfmask {meta.get('halfmask', '?')}; install that version, or save the bundle anew.",
             "H404",
         )
     absent = [key for key in _NEEDED if key not in meta]
@@ -235,7 +236,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _load_state(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
+def _load_state(model: Network, state: Mapping[str, Tensor], path: Path) -> None:
     if problems := misfits(state, model.state_dict()):
         raise CheckpointError(
             f"{path} does not fit the model that {_META} describes; use the halfmask version named there, "
@@ -247,7 +248,7 @@ def _load_state(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
     model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
 
 
-def _plain_state(model: Model) -> dict[str, Tensor]:
+def _plain_state(model: Network) -> dict[str, Tensor]:
     """State dict on the CPU; tensors that share memory are copied, because safetensors refuses them."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -259,10 +260,13 @@ def _plain_state(model: Model) -> dict[str, Tensor]:
     return state
 
 
-def _license(model: Model) -> str | None:
-    """License of the encoder's published weights, if training started from them."""
-    started = (model.spec.get("model", {}).get("encoder") or {}).get("weights")
-    return (model.encoder.weights_license or "see the source of the weights") if started else None
+def _license(model: Network) -> str | None:
+    """License of the encoders' published weights, if training started from them."""
+    found = []
+    for member in model.members:
+        if (member.spec.get("model", {}).get("encoder") or {}).get("weights"):
+            found.append(member.encoder.weights_license or "see the source of the weights")
+    return "; ".join(dict.fromkeys(found)) or None
 
 
 def _sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import center, class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix, Scores
 from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
-from halfmask.models.model import Model, eval_mode
+from halfmask.models.model import Network, eval_mode
 from halfmask.progress import Bars
 from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
@@ -79,7 +79,7 @@ class Pass(TypedDict, total=False):
 
 
 def evaluate_model(
-    model: Model,
+    model: Network,
     items: Items,
     task: Task,
     protocol: EvalRecipe,
@@ -121,7 +121,7 @@ def evaluate_model(
 
 
 def count(
-    model: Model,
+    model: Network,
     items: Items,
     task: Task,
     protocol: EvalRecipe,
@@ -140,7 +140,7 @@ def count(
 
 
 def count_each(
-    model: Model, items: Items, task: Task, protocol: EvalRecipe, device: torch.device | str, **options: Unpack[Pass]
+    model: Network, items: Items, task: Task, protocol: EvalRecipe, device: torch.device | str, **options: Unpack[Pass]
 ) -> Int[Tensor, "N K1 K"]:
     """Count every image on its own, on the CPU; the sum over images is what `count` gives. Arguments as there."""
     counts = torch.zeros(len(items), task.n_classes + 1, task.n_classes, dtype=torch.int64)
@@ -153,7 +153,7 @@ def count_each(
 
 
 def _predictions(
-    model: Model,
+    model: Network,
     items: Items,
     share: Sequence[int],
     protocol: EvalRecipe,

@@ -34,7 +34,7 @@ from halfmask.errors import CheckpointError, DataError, MissingExtraError, Parit
 from halfmask.infer.bundle import Bundle, load_bundle
 from halfmask.infer.predict import plan
 from halfmask.infer.runs import open_run
-from halfmask.models.model import Model
+from halfmask.models.model import Network
 from halfmask.palette import palette_of
 from halfmask.recipe.read import DataRecipe
 
@@ -157,15 +157,17 @@ def _spread(items: list[T], count: int) -> list[T]:
     return items[:: max(len(items) // count, 1)][:count]
 
 
-def side_multiple(model: Model) -> int:
+def side_multiple(model: Network) -> int:
     """Allowed heights and widths of an exported model are multiples of this many pixels.
 
     The model itself may take any size; rounding at each stride would make the traced shapes depend on the remainder.
     """
-    return math.lcm(model.size_multiple, *model.encoder.strides)
+    return math.lcm(model.size_multiple, *(stride for member in model.members for stride in member.encoder.strides))
 
 
-def trace(model: Model, size: tuple[int, int], dates: int | None = None) -> tuple[torch.export.ExportedProgram, Shapes]:
+def trace(
+    model: Network, size: tuple[int, int], dates: int | None = None
+) -> tuple[torch.export.ExportedProgram, Shapes]:
     """Trace a model with as much freedom of shape as it allows.
 
     Args:

@@ -36,7 +36,8 @@ from torch import Tensor
 
 from halfmask.errors import RecipeError, ShapeError
 from halfmask.models.coarse_logits import place_of, row_mix
-from halfmask.models.model import ChangeSegmenter, Model, Segmenter
+from halfmask.models.ensemble import Ensemble, log_mean_probabilities
+from halfmask.models.model import ChangeSegmenter, Network, Segmenter
 from halfmask.recipe.read import EvalRecipe
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -44,7 +45,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 @torch.inference_mode()
 def class_map(
-    model: Model, image: Float[Tensor, "B *T C H W"], protocol: EvalRecipe, crop: int | None = None
+    model: Network, image: Float[Tensor, "B *T C H W"], protocol: EvalRecipe, crop: int | None = None
 ) -> Integer[Tensor, "B *S"]:
     """Predict the class of every pixel (or image).
 
@@ -71,7 +72,7 @@ def class_map(
 
 @torch.inference_mode()
 def probabilities(
-    model: Model, image: Float[Tensor, "B *T C H W"], protocol: EvalRecipe, crop: int | None = None
+    model: Network, image: Float[Tensor, "B *T C H W"], protocol: EvalRecipe, crop: int | None = None
 ) -> Float[Tensor, "B K *S"]:
     """Predict class probabilities, averaged over scales, flips and overlapping windows.
 
@@ -152,7 +153,7 @@ def _spans(length: int, side: int, stride: int, border: str) -> list[tuple[int, 
     return [(start, min(side, length)) for start in starts]
 
 
-def _slide(model: Model, image: Tensor, protocol: EvalRecipe, crop: int | None) -> Tensor:
+def _slide(model: Network, image: Tensor, protocol: EvalRecipe, crop: int | None) -> Tensor:
     """Mean softmax over all windows that cover a pixel, (B, K, H, W)."""
     height, width = image.shape[-2:]
     boxes = windows((height, width), protocol, crop)
@@ -171,7 +172,7 @@ def _slide(model: Model, image: Tensor, protocol: EvalRecipe, crop: int | None) 
     return total.div_(_coverage(boxes, (height, width)).to(total))
 
 
-def _of_windows(model: Model, stack: Tensor, protocol: EvalRecipe, crop: int | None) -> Tensor:
+def _of_windows(model: Network, stack: Tensor, protocol: EvalRecipe, crop: int | None) -> Tensor:
     """Return probabilities of windows of one size.
 
     Raises:
@@ -209,12 +210,14 @@ def _coverage(boxes: list[Box], size: tuple[int, int]) -> Integer[Tensor, "H W"]
     return count
 
 
-def _whole(model: Model, image: Tensor, protocol: EvalRecipe) -> Tensor:
+def _whole(model: Network, image: Tensor, protocol: EvalRecipe) -> Tensor:
     """Softmax probabilities of one forward, (B, K, H, W), or (B, K) of a classifier."""
     return _fitted_logits(model, image, protocol).softmax(1)
 
 
-def _fitted_logits(model: Model, image: Tensor, protocol: EvalRecipe) -> Tensor:
+def _fitted_logits(model: Network, image: Tensor, protocol: EvalRecipe) -> Tensor:
+    if isinstance(model, Ensemble):  # each model takes the image at a size of its own
+        return log_mean_probabilities([_fitted_logits(member, image, protocol) for member in model.members])
     size = (image.shape[-2], image.shape[-1])
     logits = _full_precision(model(_fit(image, model.size_multiple, protocol)))
     if logits.ndim != 4 or logits.shape[-2:] == size:

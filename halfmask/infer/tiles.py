@@ -28,7 +28,7 @@ from torch import Tensor
 
 from halfmask.data.folder.rasters import Picture
 from halfmask.errors import RecipeError
-from halfmask.models.model import Model
+from halfmask.models.model import Network
 from halfmask.recipe.read import EvalRecipe
 
 _LEAST_SIDE = 512
@@ -68,7 +68,7 @@ class Block(NamedTuple):
 
 
 def choose_tiling(
-    model: Model, protocol: EvalRecipe, crop: int | None, side: int | None = None, overlap: int | None = None
+    model: Network, protocol: EvalRecipe, crop: int | None, side: int | None = None, overlap: int | None = None
 ) -> Tiling:
     """Choose tiles: the window of the protocol, or two training crops but at least 512 pixels; a quarter overlaps.
 
@@ -82,7 +82,7 @@ def choose_tiling(
     Raises:
         RecipeError: the overlap leaves no progress from tile to tile.
     """
-    align = math.lcm(model.size_multiple, model.encoder.strides[-1])
+    align = math.lcm(model.size_multiple, *(member.encoder.strides[-1] for member in model.members))
     if side is None and protocol.mode == "slide":
         side = protocol.window or crop
         if overlap is None and side is not None:

@@ -14,13 +14,8 @@ Weights are scaled to a mean of 1 over the classes that occur; none is more than
 of pixels cannot decide a batch. A class that does not occur has weight 1, which is never used.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
-
-from halfmask.models.coarse_logits import CoarseLogits
+from collections.abc import Sequence
+from typing import Literal
 
 WeightRule = Literal["none", "inverse", "effective"]
 _LARGEST_RATIO = 100.0
@@ -47,21 +42,3 @@ def class_weights(counts: Sequence[int], rule: Literal["inverse", "effective"]) 
     ceiling = _LARGEST_RATIO * raw(max(present))
     mean = sum(min(raw(count), ceiling) for count in present) / len(present)
     return tuple(min(raw(count), ceiling) / mean if count > 0 else 1.0 for count in counts)
-
-
-class ClassWeighted(nn.Module):
-    """A loss of labeled images with weighted classes.
-
-    Args:
-        loss: takes `weight`, a tensor of K numbers.
-        weights: one per class. They move with the method, and are no part of its state: a resumed run counts again.
-    """
-
-    def __init__(self, loss: Callable[..., Tensor], weights: Sequence[float]) -> None:
-        super().__init__()
-        self.loss = loss
-        self.register_buffer("weight", torch.tensor(weights), persistent=False)
-
-    def forward(self, logits: Tensor | CoarseLogits, target: Tensor, **options: Any) -> Tensor:
-        """Compute the loss."""
-        return self.loss(logits, target, weight=self.weight, **options)

@@ -168,10 +168,10 @@ def hard_pixels(
 
 def supervised_loss(
     name: LossName, *, threshold: float = 0.7, min_kept: int = 200_000, ignore_index: int = 255
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Callable[..., Tensor]:
     """Return the loss of labeled images that a recipe names: `ce`, or `ohem` with its two parameters.
 
-    It also takes `weight`, one number per class (`Method.weigh_classes`).
+    It also takes `weight`, one number per class (`Batch.class_weights`).
     """
     if name == "ohem":
         return partial(ohem_cross_entropy, threshold=threshold, min_kept=min_kept, ignore_index=ignore_index)

@@ -65,6 +65,7 @@ class AllSpark(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     equal_batches = True
 
     def __init__(
@@ -129,7 +130,7 @@ class AllSpark(Method):
         embedding = self.student.decode([*features[:-1], last])
         logits_l, logits_u = self.student.classify(embedding, (x_l.shape[-2], x_l.shape[-1])).split(len(x_l))
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)
         logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
         if self.memory is not None:

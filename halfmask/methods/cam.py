@@ -193,6 +193,7 @@ def _label(stage: StageContext) -> dict[str, Path]:
     """Label the tagged images by the trained classifier."""
     method, model = stage.load(), stage.predictor()
     assert isinstance(method, Cam)
+    assert isinstance(model, Model)
 
     def label(id: str, image: Tensor) -> Tensor:
         return method.mask(model, image, stage.tags[id])

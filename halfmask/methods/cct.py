@@ -138,6 +138,7 @@ class CCT(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     weak_labels: ClassVar[frozenset[str]] = frozenset({"masks"})
 
     def __init__(
@@ -189,7 +190,7 @@ class CCT(Method):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
-        loss_l = self._labeled_loss(self.student(x_l), y_l, progress)
+        loss_l = self._labeled_loss(self.student(x_l), y_l, batch.class_weights, progress)
 
         # The main decoder's prediction on unlabeled images: target of all others, and guide of some.
         unlabeled = batch.draw(0)
@@ -218,13 +219,13 @@ class CCT(Method):
             logs["loss_pairwise"] = terms.pair
         return StepOutput(loss_l + loss_u, logs)
 
-    def _labeled_loss(self, logits: Logits, target: Tensor, progress: Progress) -> Tensor:
+    def _labeled_loss(self, logits: Logits, target: Tensor, weight: Tensor | None, progress: Progress) -> Tensor:
         if self.loss == "ce":
-            return self.labeled_loss(logits, target)
+            return self.labeled_loss(logits, target, weight=weight)
         # eta rises from 1/K towards 0.9.
         chance = 1 / self.task.n_classes
         eta = chance + (0.9 - chance) * ramp("log", progress.step, 0.4 * progress.total_steps)
-        return self.labeled_loss(logits, target, threshold=eta)
+        return self.labeled_loss(logits, target, weight=weight, threshold=eta)
 
     def _guide(self, label: Tensor, z: Tensor, image: Tensor) -> Guide | None:
         if not any(self.counts[kind] for kind in GUIDED):

@@ -71,6 +71,7 @@ class FixMatch(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     tasks = frozenset({"segmentation", "change", "classification"})
 
     def __init__(
@@ -132,7 +133,7 @@ class FixMatch(Method):
         else:
             logits_l, logits_s = self.student(x_l), self.student(x_s)
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         keep = valid & (confidence >= self.threshold)
         # Divided by all valid pixels, not by kept ones: an unsure batch should teach less.
         loss_u = masked_cross_entropy(logits_s, label, keep, denominator=valid)

@@ -48,6 +48,7 @@ class MeanTeacher(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class MeanTeacher(Method):
         logits = self.student(torch.cat((x_l, self.strong(x_u))))
         logits_l, logits_s = logits.split((len(x_l), len(x_u)))
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         loss_u = squared_error(logits_s, logits_w, valid)
         weight = self.unlabeled_weight * sigmoid_ramp(progress.step, self.ramp_up * progress.total_steps)
 

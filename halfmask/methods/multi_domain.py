@@ -29,8 +29,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from halfmask.batch import Batch, Progress
 from halfmask.errors import DataError, RecipeError
-from halfmask.method import DomainMethod, Method, ModelBuilder, ParamGroup, StepOutput, Update
-from halfmask.models.model import Model
+from halfmask.method import DomainMethod, Method, ModelBuilder, Optim, ParamGroup, StepOutput, Update, optimizers_of
+from halfmask.models.model import Model, Network
 from halfmask.plugins import params_model, resolve
 from halfmask.recipe.explain import explain_all
 from halfmask.task import Task
@@ -104,11 +104,6 @@ class MultiDomain(DomainMethod):
         assert isinstance(method, Method)
         return method
 
-    @property
-    def student(self) -> Model:  # type: ignore[override]  # an attribute of other methods
-        """Return the network of the first domain: all have the same encoder."""
-        return self.of(self.names[0]).student
-
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of the domain whose turn it is."""
         domain = self._turn(batch, progress)
@@ -132,7 +127,7 @@ class MultiDomain(DomainMethod):
             own = {key.replace(mark, "val/"): value for key, value in scores.items() if mark in key}
             self.of(domain).after_evaluation(own if domain else scores, self.progress_of(domain, progress))
 
-    def predictors(self) -> dict[str, Model]:
+    def predictors(self) -> dict[str, Network]:
         """Return the networks of every domain, `<domain>/<predictor>`; the first one of each domain is shipped."""
         return {
             f"{domain}/{name}" if domain else name: model
@@ -140,17 +135,20 @@ class MultiDomain(DomainMethod):
             for name, model in self.of(domain).predictors().items()
         }
 
-    def parameter_groups(self) -> dict[str, list[ParamGroup]]:
+    def parameter_groups(self) -> dict[str, list[ParamGroup] | Optim]:
         """Join the groups of all domains; parameters that domains share are in one group only."""
         merged: dict[str, dict[str, list[nn.Parameter]]] = {}
+        overrides: dict[str, dict[str, Any]] = {}
         seen: set[int] = set()
         for domain in self.names:
-            for key, groups in self.of(domain).parameter_groups().items():
-                for group in groups:
+            for key, found in optimizers_of(self.of(domain)).items():
+                overrides.setdefault(key, found.overrides)
+                for group in found.groups:
                     new = [parameter for parameter in group.params if id(parameter) not in seen]
                     seen |= {id(parameter) for parameter in new}
                     merged.setdefault(key, {}).setdefault(group.name, []).extend(new)
-        return {key: [ParamGroup(name, params) for name, params in groups.items()] for key, groups in merged.items()}
+        parts = {key: [ParamGroup(*group) for group in groups.items()] for key, groups in merged.items()}
+        return {key: Optim(groups, overrides[key]) if overrides[key] else groups for key, groups in parts.items()}
 
     def progress_of(self, domain: str, progress: Progress) -> Progress:
         """Return how far a domain is: it counts its own steps."""

@@ -44,6 +44,7 @@ class PseudoLabel(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class PseudoLabel(Method):
         logits = self.student(torch.cat((x_l, x_u)))
         logits_l, logits_u = logits.split((len(x_l), len(x_u)))
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)
         logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
         return StepOutput((loss_l + loss_u) / 2, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})

@@ -31,6 +31,7 @@ class Supervised(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     draws = 0
     tasks = frozenset({"segmentation", "change", "classification"})
 
@@ -54,5 +55,5 @@ class Supervised(Method):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
         x_l = self.strong(batch.labeled.image) if self.labeled_color else batch.labeled.image
-        loss = self.labeled_loss(self.student(x_l), batch.labeled.labels)
+        loss = self.labeled_loss(self.student(x_l), batch.labeled.labels, weight=batch.class_weights)
         return StepOutput(loss, {"loss_sup": loss})

@@ -72,6 +72,7 @@ class UniMatch(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class UniMatch(Method):
         views = [self._strong_view(own, other) for _ in range(2)]
         logits_s = self.student(torch.cat([view[0] for view in views]))
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         first, second = (
             self._unlabeled_loss(logits, *view[1:]) for logits, view in zip(logits_s.chunk(2), views, strict=True)
         )

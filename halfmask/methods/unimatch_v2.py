@@ -78,6 +78,7 @@ class UniMatchV2(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change", "classification"})
 
     def __init__(
@@ -123,6 +124,7 @@ class UniMatchV2(Method):
         self.draws = 2 if mixes and cutmix_partner == "shuffle" else 1
         flips = mixes and cutmix_partner == "flip"
         self.smallest_batch = 2 if flips or dropout != "none" else 1  # one image would always lose channels
+        # With drop path, one pass draws otherwise than two: results differ, not their distribution.
         self.one_pass = not self.student.has_batch_stats
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
@@ -143,7 +145,7 @@ class UniMatchV2(Method):
         else:
             logits_l, logits_s = self.student(x_l), self._perturbed(x_s).chunk(self.views)
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         losses = []
         for logits_v, (_, label_v, confidence_v, valid_v) in zip(logits_s, views, strict=True):
             keep = valid_v & (confidence_v >= self.threshold)

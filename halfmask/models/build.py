@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from halfmask.errors import RecipeError, bullet_list
 from halfmask.models.bottlenecks._bottleneck import require_map
-from halfmask.models.model import ChangeSegmenter, Classifier, Model, Segmenter
+from halfmask.models.ensemble import Ensemble
+from halfmask.models.model import ChangeSegmenter, Classifier, Model, Network, Segmenter
 from halfmask.plugins import Kind, params_model, resolve
 from halfmask.recipe.explain import explain
 from halfmask.recipe.sections import Entry, ModelRecipe
@@ -127,6 +128,13 @@ def read_task(plain: Mapping[str, Any]) -> Task:
         pydantic.ValidationError: an entry is missing, or of a wrong type.
     """
     return _TASK.validate_python(plain)
+
+
+def build_network(spec: Mapping[str, Any]) -> Network:
+    """Build what `Network.spec` describes: a model, or an ensemble of several."""
+    if "ensemble" in spec:
+        return Ensemble(*(build_model(member) for member in spec["ensemble"]))
+    return build_model(spec)
 
 
 def build_model(spec: Mapping[str, Any], *, pretrained: bool = False) -> Model:

@@ -6,6 +6,7 @@ lives inside the model, so that augmentation never works on normalized pixels an
 fed wrongly.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,7 +27,34 @@ else:
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
-class Model(nn.Module):
+class Network(nn.Module):
+    """Abstract: what can be evaluated, shipped and exported: one `Model`, or an `Ensemble` of several.
+
+    Call it with an image in [0, 1]; it returns logits.
+    """
+
+    classes: int  # K, number of logits
+    mean: Tensor  # one value per band, for images in [0, 1]; the network normalizes by itself
+    std: Tensor
+    spec: dict[str, Any]  # plain data from which `halfmask.models.build` makes the same network again
+
+    @property
+    def members(self) -> "tuple[Model, ...]":
+        """Return the models it consists of; a model consists of itself."""
+        raise NotImplementedError(f"{type(self).__name__} must define members")
+
+    @property
+    def size_multiple(self) -> int:
+        """Return the number that image sides must be multiples of."""
+        return math.lcm(*(model.encoder.size_multiple for model in self.members))
+
+    @property
+    def has_batch_stats(self) -> bool:
+        """Tell whether there is batch norm inside: then joining two forwards into one changes the algorithm."""
+        return has_batch_norm(self)
+
+
+class Model(Network):
     """Abstract: use one of its final forms.
 
     Args:
@@ -58,18 +86,11 @@ class Model(nn.Module):
         self.spec = spec or {}
         self.register_buffer("mean", torch.tensor(mean or encoder.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std or encoder.std).view(-1, 1, 1))
-        self.mean: Tensor
-        self.std: Tensor
 
     @property
-    def has_batch_stats(self) -> bool:
-        """Tell whether there is batch norm inside: then joining two forwards into one changes the algorithm."""
-        return has_batch_norm(self)
-
-    @property
-    def size_multiple(self) -> int:
-        """Return the number that image sides must be multiples of."""
-        return self.encoder.size_multiple
+    def members(self) -> "tuple[Model, ...]":
+        """Return the model itself."""
+        return (self,)
 
     def encode(self, image: Float[Tensor, "B *T C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
         """Normalize and encode; maps are ordered fine to coarse."""
@@ -122,6 +143,7 @@ class ChangeSegmenter(Model):
         Raises:
             ShapeError: the images are not pairs.
         """
+        # Drop path draws otherwise for one pass over both dates than for two: results differ, not their distribution.
         apart = self.encoder.training and has_batch_norm(self.encoder)
         return date_differences(super().encode, image, apart=apart)
 

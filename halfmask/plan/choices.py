@@ -6,7 +6,8 @@ from typing import Any
 
 from halfmask.models.weights import in_cache, timm_releases
 from halfmask.plan.facts import DataFacts, Machine
-from halfmask.plan.table import LIMITS, NETWORKS, ON_CPU, ON_GPU, RECIPES, SUPERVISED, MethodRow, Network
+from halfmask.plan.table import LIMITS, NETWORKS, ON_CPU, ON_GPU, RECIPES, SUPERVISED, MethodRow, NetworkRow
+from halfmask.plugins import resolve
 from halfmask.recipe.shipped import recipe_names
 
 # Sides that images are shrunk to, as part of their own.
@@ -42,7 +43,7 @@ class Draft:
     """
 
     base: str
-    network: Network | None
+    network: NetworkRow | None
     choices: tuple[Choice, ...]
 
 
@@ -66,7 +67,8 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
     if isinstance(own, str) and own not in {"fixmatch", "supervised", "unimatch_v2"}:
         base = f"{own}/{folder}" if f"{own}/{folder}" in recipe_names() else f"fixmatch/{folder}"
         words = (Choice("method", own, f"as you set; other values from the recipe {base}", {"method.name": own}),)
-        return Draft(base, None, (*words, *_of_data(data, None, given)))
+        takes_weights = "class_weights" in resolve("methods", own).supports
+        return Draft(base, None, (*words, *_of_data(data, None, given, takes_weights=takes_weights)))
     row = SUPERVISED if not data.unlabeled else ON_GPU if machine.gpu else ON_CPU
     network, remark = _network(data, machine, pretrained)
     choices = [_method(row, own, data)]
@@ -104,7 +106,7 @@ def _under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{section}.{key}": values[key] for key in sorted(values, key=lambda key: key != "name")}
 
 
-def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[Network, Choice]:
+def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[NetworkRow, Choice]:
     """Return the best network whose weights may be used, and what is to say about weights."""
     kind = "gpu" if machine.gpu else "cpu"
     rows = [row for row in NETWORKS if row.machine == kind]
@@ -124,7 +126,9 @@ def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[Netwo
     return rows[-1], Choice("weights", "random", cure)
 
 
-def _of_data(data: DataFacts, network: Network | None, given: Mapping[str, Any]) -> Iterator[Choice]:
+def _of_data(
+    data: DataFacts, network: NetworkRow | None, given: Mapping[str, Any], *, takes_weights: bool = True
+) -> Iterator[Choice]:
     if network is not None:
         yield from _crop(data, network, given)
         batch = network.batch
@@ -133,11 +137,11 @@ def _of_data(data: DataFacts, network: Network | None, given: Mapping[str, Any])
             yield Choice("batch", f"{batch}+{batch}", "labeled + unlabeled images per step", settings)
         else:
             yield Choice("batch", f"{batch}", "images per step", settings)
-    yield from _rare_classes(data)
+    yield from _rare_classes(data, takes_weights)
     yield _validation(data, given)
 
 
-def _crop(data: DataFacts, network: Network, given: Mapping[str, Any]) -> Iterator[Choice]:
+def _crop(data: DataFacts, network: NetworkRow, given: Mapping[str, Any]) -> Iterator[Choice]:
     """Crop and scale: as much context as the network can take, without losing the small objects."""
     multiple = network.multiple
     if data.kind == "classification":
@@ -163,7 +167,7 @@ def _crop(data: DataFacts, network: Network, given: Mapping[str, Any]) -> Iterat
         yield Choice("scale", f"{scale:g} of the images", reason, settings)
 
 
-def _rare_classes(data: DataFacts) -> Iterator[Choice]:
+def _rare_classes(data: DataFacts, takes_weights: bool) -> Iterator[Choice]:
     """Crops by class, and weights, where a class has a small part of its even share of the labeled pixels."""
     present = [(share, name) for share, name in zip(data.shares, data.task.classes, strict=True) if share > 0]
     if len(present) < 2:
@@ -175,7 +179,7 @@ def _rare_classes(data: DataFacts) -> Iterator[Choice]:
     things = "images" if data.kind == "classification" else "pixels"
     seen = f"{name} has {_percent(share)} of the labeled {things}"
     yield Choice("crops", "by class", f"{seen}: each class is shown equally often", {"data.balance": "classes"})
-    if part < LIMITS.weigh_below:
+    if part < LIMITS.weigh_below and takes_weights:
         reason = f"{seen}: even its crops are mostly of other classes"
         yield Choice("loss", "weighted by class", reason, {"optim.class_weights": "effective"})
 

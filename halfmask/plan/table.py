@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkRow:
     """A network that suits a kind of machine.
 
     Args:
@@ -64,30 +64,30 @@ _ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "decay_norm_bias": 
 _FINE = {**_ADAMW, "lr": 1e-4, "decoder_lr_scale": 10.0}
 
 # Best first; the first whose weights can be had (or that needs none) is taken.
-NETWORKS: tuple[Network, ...] = (
-    Network(
+NETWORKS: tuple[NetworkRow, ...] = (
+    NetworkRow(
         "DINOv2-S + DPT", "gpu", "the encoder of UniMatch V2's published results",
         {"name": "dinov2", "size": "small", "weights": "lvd142m"}, {"name": "dpt"},
         {"name": "adamw", "lr": 5e-6, "reference_batch": 16, "decoder_lr_scale": 40.0, "weight_decay": 0.01,
          "decay_norm_bias": True, "warmup_steps": 0, "schedule_lag": 1},
         "vit_small_patch14_dinov2", 518, 14, 8, 8000,
     ),
-    Network(
+    NetworkRow(
         "ResNet-50 + DeepLabV3+", "gpu", "pretrained on ImageNet",
         {"name": "resnet", "depth": 50, "stem": "deep", "output_stride": 16, "weights": "imagenet"}, _DECODER, _FINE,
         "resnet50s", 320, 32, 8, 8000,
     ),
-    Network(
+    NetworkRow(
         "ResNet-18 + DeepLabV3+", "gpu", "small enough to learn from random weights",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16}, _DECODER, _ADAMW,
         "", 320, 32, 8, 8000,
     ),
-    Network(
+    NetworkRow(
         "ResNet-18 + DeepLabV3+", "cpu", "no GPU: a small network, pretrained on ImageNet",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 32, "weights": "imagenet"}, _SMALL_DECODER,
         _FINE, "resnet18", 192, 32, 4, 1000,
     ),
-    Network(
+    NetworkRow(
         "ResNet-18 at a quarter of its width + DeepLabV3+", "cpu",
         "no GPU: a small network, small crops and few steps; a GPU run will be better",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16, "width": 16}, _SMALL_DECODER, _ADAMW,

@@ -1,7 +1,7 @@
 """Recipes: one YAML file holds one run.
 
-Reading order: `sections` (the keys and their defaults), `read` (files, overrides, errors), `shipped` (the recipes that
-come with the package).
+Reading order: `sections` and `expected` (the keys and their defaults), `read` (files, overrides, errors), `shipped`
+(the recipes that come with the package).
 """
 
 from typing import Any

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from halfmask.errors import RecipeError, bullet_list
 from halfmask.plugins import Kind, params_model, resolve
+from halfmask.recipe.expected import ExpectedRecipe
 from halfmask.recipe.explain import explain_all
 from halfmask.recipe.retired import drop_retired
 from halfmask.recipe.sections import (
@@ -25,7 +26,6 @@ from halfmask.recipe.sections import (
     DomainRecipe,
     Entry,
     EvalRecipe,
-    ExpectedRecipe,
     ModelRecipe,
     Named,
     OptimRecipe,

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from halfmask.recipe.explain import explain_all
 from halfmask.recipe.retired import without_retired_parts
 
 
@@ -222,17 +223,30 @@ class DataRecipe(Section):
     cache: Literal["none", "memmap", "jpeg95"] = "none"
 
 
+def _checked_optimizers(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Check the values of each optimizer as those of the section they are in."""
+    for key, values in given.items():
+        if odd := {"optimizers", "reference_batch", "class_weights"} & values.keys():
+            raise ValueError(f"{key}: {', '.join(sorted(odd))} cannot differ between optimizers")
+        try:
+            OptimRecipe.model_validate(values)
+        except ValidationError as error:
+            problems = explain_all(error.errors(), OptimRecipe, values)
+            raise ValueError(f"{key}: {'; '.join(problems)}") from None
+    return given
+
+
 class OptimRecipe(Section):
     """Optimizer and schedule; the learning rate is a pure function of the step.
 
     Args:
-        name: `sgd` or `adamw`.
+        name: `sgd`, `adamw` or `adam`.
         lr: rate of the encoder.
         decoder_lr_scale: factor for everything that is not the encoder.
         weight_decay: applied to all parameters, or to some (`decay_norm_bias`).
         decay_norm_bias: decay norms and biases too.
         momentum: of SGD.
-        betas: of AdamW.
+        betas: of AdamW and Adam.
         schedule: `poly` (1 - t/T)^power; `cosine` (1 + cos(pi t/T)) / 2; `cosine_7_16` cos(7 pi t/(16 T)), which ends
             at a fifth; or `constant`.
         power: of `poly`.
@@ -242,9 +256,11 @@ class OptimRecipe(Section):
         clip_norm: largest gradient norm, or `null`.
         class_weights: of the classes in the loss of labeled images, from the pixels each has in the labeled masks:
             `none`; `inverse` to them; or `effective`, which weighs rare classes up and leaves frequent ones alike.
+        optimizers: of a method that has several: what differs for one of them, by its key, for example `{flow: {name:
+            adam, lr: 0.001, clip_norm: 50}}`. What is not given is the method's own, else as above.
     """
 
-    name: Literal["sgd", "adamw"] = "adamw"
+    name: Literal["sgd", "adamw", "adam"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     decoder_lr_scale: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -258,6 +274,12 @@ class OptimRecipe(Section):
     reference_batch: PositiveInt | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     class_weights: Literal["none", "inverse", "effective"] = "none"
+    optimizers: Annotated[dict[str, dict[str, Any]], AfterValidator(_checked_optimizers)] = Field(default_factory=dict)
+
+    def of(self, key: str) -> "OptimRecipe":
+        """Return the section of one optimizer of the method."""
+        whole = self.model_dump(exclude={"optimizers"})
+        return OptimRecipe.model_validate(whole | self.optimizers.get(key, {}))
 
 
 class EvalRecipe(Section):
@@ -349,47 +371,3 @@ class RunRecipe(Section):
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
     twin: bool = False
-
-
-class ExpectedRecipe(Section):
-    """The published number this recipe is compared with by `halfmask evaluate` and by reports.
-
-    Args:
-        metric: name of the score as in metrics.json: `miou`, `acc`, `iou/<class>`.
-        value: as a fraction; one per split where the recipe serves several; with `data.domains` one per domain, and
-            `mean`.
-        source: paper and table.
-        confidence: `high`: read in a public source; `medium`: recalled, check before quoting; per split like `value`.
-        part: images of the published number; `null`: `eval.select_on`; per domain where they differ.
-    """
-
-    metric: str = "miou"
-    value: Fraction | dict[Text, Fraction]
-    source: str
-    confidence: Literal["high", "medium", "low"] | dict[Text, Literal["high", "medium", "low"]] | None = None
-    part: Literal["val", "test"] | dict[Text, Literal["val", "test"]] | None = None
-
-    def number(self, split: str | None) -> float | None:
-        """Return the published value of a split, or `None` where that split has none.
-
-        >>> ExpectedRecipe(value={"92": 0.863}, source="Table 1").number("92")
-        0.863
-        """
-        return self.value.get(split or "") if isinstance(self.value, dict) else self.value
-
-    def of_domain(self, name: str) -> "ExpectedRecipe | None":
-        """Return what is published of one domain, or of the `mean` of all; `None` where nothing is.
-
-        >>> both = ExpectedRecipe(value={"a": 0.4, "mean": 0.5}, source="Table 1", part={"a": "test", "b": "val"})
-        >>> one = both.of_domain("a")
-        >>> one.value, one.part, both.of_domain("b"), both.of_domain("mean")
-        (0.4, 'test', None, None)
-        """
-        value = self.value.get(name) if isinstance(self.value, dict) else self.value if name == "mean" else None
-        mixed = isinstance(self.part, dict) and len(set(self.part.values())) > 1
-        # A mean over the parts of several names is the score of no single evaluation.
-        if value is None or (name == "mean" and mixed):
-            return None
-        confidence = self.confidence.get(name) if isinstance(self.confidence, dict) else self.confidence
-        part = self.part.get(name) if isinstance(self.part, dict) else self.part
-        return self.model_copy(update={"value": value, "confidence": confidence, "part": part})

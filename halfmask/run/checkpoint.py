@@ -29,7 +29,7 @@ from halfmask.errors import CheckpointError, RecipeError, bullet_list
 from halfmask.infer.bundle import STAGES, Bundle, load_bundle
 from halfmask.method import Method
 from halfmask.models.build import Builder
-from halfmask.models.model import Model
+from halfmask.models.model import Network
 from halfmask.models.weights import misfits
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
@@ -247,7 +247,7 @@ def load_networks(method: Method, checkpoint: Path) -> int:
     return int(content["halfmask"]["step"])
 
 
-def open_predictors(bundle: Bundle, device: torch.device) -> dict[str, Model]:
+def open_predictors(bundle: Bundle, device: torch.device) -> dict[str, Network]:
     """Return every predictor of the run that a bundle belongs to, the shipped one first; of a bare bundle just that.
 
     Args:

@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 from halfmask.batch import Progress
 from halfmask.data.loading.loader import to_batch, worker_count
+from halfmask.models.model import has_batch_norm
 from halfmask.recipe.read import BatchRecipe, Recipe
 from halfmask.run.optim import base_rate, make_optimizers
 from halfmask.run.prepared import Prepared, loader_maker
@@ -117,7 +118,7 @@ def predict_cost(prepared: Prepared) -> Cost:
     per_process = recipe.data.batch.labeled // world, recipe.data.batch.unlabeled // world if method.draws else 0
     shared = math.gcd(*per_process)
     unit = per_process[0] // shared, per_process[1] // shared
-    images = 2 if method.student.has_batch_stats else 1
+    images = 2 if has_batch_norm(method) else 1
     fewest = math.ceil(images / unit[0])
     if unit[1]:
         fewest = max(fewest, math.ceil(max(images, method.smallest_batch) / unit[1]))
@@ -175,7 +176,9 @@ class _Trial:
             loaded = time.perf_counter()
             with watch_peak(self.device) as peak:
                 dtype = torch.float64 if recipe.run.precision == "64-true" else torch.float32
-                one = to_batch(host, self.device, method.task, dtype=dtype)
+                weights = prepared.class_weights.get(host.domain)
+                weights = None if weights is None else weights.to(self.device)
+                one = to_batch(host, self.device, method.task, dtype=dtype, class_weights=weights)
                 progress = Progress(step, prepared.total_steps, prepared.steps_per_epoch)
                 with _autocast(recipe, self.device):
                     for update in method.updates(one, progress):

@@ -32,10 +32,12 @@ from halfmask.progress import looking_at_files
 from halfmask.recipe.read import DataRecipe, Entry, Recipe
 from halfmask.run.folder import RunDir, describe_split
 from halfmask.run.module import LitMethod
+from halfmask.run.optim import with_optimizers
 from halfmask.run.prepared import (
     Prepared,
+    RareClasses,
     attend_to_rare_classes,
-    check_model,
+    check_crop,
     check_pairing,
     check_shares,
     check_task,
@@ -89,10 +91,12 @@ def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: boo
     method = _build(cls, recipe, recipes, opened)
     world = recipe.run.devices * recipe.run.nodes
 
-    def check(name: str, own: Recipe) -> Source:
+    def check(name: str, own: Recipe) -> tuple[Source, RareClasses]:
         return _checked(method.of(name), own, opened[name], world)
 
-    domains = _for_each(recipes, check)
+    checked = _for_each(recipes, check)
+    domains = {name: source for name, (source, _) in checked.items()}
+    weights = {name: one for name, (_, rare) in checked.items() for one in [rare.weights] if one is not None}
     per_epoch = len(domains) * max(_passes(source, method.draws) for source in domains.values())
     total, every = lengths(recipe, per_epoch, limit)
     warnings = [
@@ -118,8 +122,8 @@ def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: boo
         warnings += [f"{name}: {_of_domain(name, warning)}" for name, some in found.items() for warning in some]
     first = next(iter(domains.values()))
     return Prepared(
-        recipe, first.dataset, first.unlabeled, first.split, method, per_epoch, total, every, tuple(warnings),
-        first.balance, sources=Domains(domains),
+        with_optimizers(recipe, method), first.dataset, first.unlabeled, first.split, method, per_epoch, total, every,
+        tuple(warnings), first.balance, sources=Domains(domains), class_weights=weights,
     )  # fmt: skip
 
 
@@ -251,9 +255,9 @@ def _build(
     return method
 
 
-def _checked(method: Method, recipe: Recipe, source: Source, world: int) -> Source:
+def _checked(method: Method, recipe: Recipe, source: Source, world: int) -> tuple[Source, RareClasses]:
     """Check one domain against its method, and attend to its rare classes."""
-    check_model(method.student, recipe)
+    check_crop(method, recipe)
     if method.draws and not source.split.unlabeled:
         raise DataError(
             f"method {recipe.method.name} learns from unlabeled images and there are none: every image has a mask in "
@@ -261,9 +265,9 @@ def _checked(method: Method, recipe: Recipe, source: Source, world: int) -> Sour
             "H210",
         )
     check_shares(method, recipe, source.split, world)
-    balance = attend_to_rare_classes(method, recipe, source.dataset, source.split)
+    rare = attend_to_rare_classes(method, recipe, source.dataset, source.split)
     unlabeled = source.unlabeled if method.draws else None
-    return Source(source.recipe, source.dataset, unlabeled, source.split, balance)
+    return Source(source.recipe, source.dataset, unlabeled, source.split, rare.balance), rare
 
 
 def _passes(source: Source, draws: int) -> int:

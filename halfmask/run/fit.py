@@ -1,4 +1,4 @@
-"""`train`: from a recipe to a run folder. Every check that needs no training comes first."""
+"""`fit`: from a recipe to a run folder. Every check that needs no training comes first."""
 
 import re
 import time
@@ -67,7 +67,7 @@ class TrainResult:
     twin: TwinResult | None = None
 
 
-def train(
+def fit(
     recipe: Recipe | str | Path | None,
     out: str | Path,
     *,
@@ -139,6 +139,7 @@ def _train_stage(
         run.check_free(overwrite=overwrite)  # before minutes of preparation
     recipe = with_precision(recipe)
     prepared = prepare(recipe, limit, look=is_first_rank(), quiet=quiet)
+    recipe = prepared.recipe
     if limit is not None:
         # Written down, so that a resumed run follows the same, shorter schedule.
         shorter = recipe.run.model_copy(update={"steps": prepared.total_steps})
@@ -175,6 +176,7 @@ def _train_stage(
         seed=recipe.run.seed,
         make_loader=loader_maker(prepared, run.path),
         meta=meta,
+        class_weights=prepared.class_weights,
     )
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
     checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not is_first_rank()))

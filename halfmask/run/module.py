@@ -1,7 +1,8 @@
 """The only LightningModule: it drives a `Method` by manual optimization and keeps the step counter."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import lightning as L
@@ -13,10 +14,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from halfmask.batch import Batch, Progress
-from halfmask.data.loading.loader import HostBatch, to_batch
+from halfmask.data.loading.loader import HostBatch, TrainLoader, to_batch
+from halfmask.errors import CheckpointError
 from halfmask.method import Method
 from halfmask.recipe.read import OptimRecipe
-from halfmask.run.optim import make_optimizers, rate_factor, set_rates
+from halfmask.run.optim import make_optimizers, rate_factor, resolve_optimizers, set_rates
 
 T = TypeVar("T")
 CHECKPOINT_FORMAT = 1
@@ -112,6 +114,32 @@ def _of_all_ranks(own: T) -> list[T]:
     return gathered
 
 
+class EpochLoader:
+    """Loads epoch by epoch, so that each is drawn with the chances of the classes that hold at its start.
+
+    Args:
+        loader: of all steps that remain.
+        module: says how often each class is drawn.
+    """
+
+    def __init__(self, loader: DataLoader[HostBatch], module: "LitMethod") -> None:
+        assert isinstance(loader, TrainLoader)
+        self.loader, self.module = loader, module
+        self.first, self.stop = loader.steps.start, loader.steps.stop
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        steps, start = self.loader.steps, self.first
+        while start < self.stop:
+            epoch = start // self.module.steps_per_epoch
+            steps.start, steps.stop = start, min((epoch + 1) * self.module.steps_per_epoch, self.stop)
+            steps.weigh(self.module.sampling)
+            start = steps.stop
+            yield from self.loader
+
+
 class LitMethod(L.LightningModule):
     """Runs a method's updates; own step counter because Lightning counts optimizer steps.
 
@@ -124,6 +152,7 @@ class LitMethod(L.LightningModule):
         seed: of the run.
         make_loader: gives the loader of the steps from `start` to `stop` for one rank of `world`.
         meta: plain data written into every checkpoint (recipe, classes, split hashes).
+        class_weights: for `Batch.class_weights`, by the name of the domain ("" where there is one dataset).
     """
 
     def __init__(
@@ -137,18 +166,21 @@ class LitMethod(L.LightningModule):
         seed: int,
         make_loader: MakeLoader,
         meta: dict[str, Any],
+        class_weights: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.method, self.optim, self.lr = method, optim, lr
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
-        self.make_loader, self.meta = make_loader, meta
+        self.make_loader, self.meta, self.class_weights = make_loader, meta, dict(class_weights)
         self.step = 0
         self.validated = 0  # step of the last validation
         self.best: dict[str, float] = {}  # best validation score of each predictor
         self.best_steps: dict[str, int] = {}  # and the step it is of
         self.log_sums = LogSums()
+        self.sampling: list[float] | None = None  # chances of the classes in this epoch, where the method gives them
         self.optimizer_by_key: dict[str, Optimizer] = {}
+        self.sections: dict[str, OptimRecipe] = {}  # of each optimizer
 
     @property
     def progress(self) -> Progress:
@@ -157,6 +189,8 @@ class LitMethod(L.LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Make the optimizers; rates are set by us before each step, so there is no scheduler."""
+        resolved = resolve_optimizers(self.method, self.optim)
+        self.sections = {key: resolved.of(key) for key in self.method.parameter_groups()}
         self.optimizer_by_key = make_optimizers(self.method, self.optim, self.lr, fused=self.device.type == "cuda")
         return list(self.optimizer_by_key.values())
 
@@ -165,15 +199,21 @@ class LitMethod(L.LightningModule):
         wrapped = self.optimizers(use_pl_optimizer=True)
         wrapped = wrapped if isinstance(wrapped, list) else [wrapped]
         self._wrapped = dict(zip(self.optimizer_by_key, wrapped, strict=True))
-        set_rates(self.optimizer_by_key, rate_factor(self.step, self.total_steps, self.optim))
+        self._set_rates()
 
-    def train_dataloader(self) -> DataLoader[HostBatch]:
+    def train_dataloader(self) -> "DataLoader[HostBatch] | EpochLoader":
         """Load the steps that remain; Lightning asks after a checkpoint is restored."""
-        return self.make_loader(self.step, self.total_steps, self.global_rank, self.trainer.world_size)
+        loader = self.make_loader(self.step, self.total_steps, self.global_rank, self.trainer.world_size)
+        if self.sampling is None:
+            self._read_sampling()
+        return loader if self.sampling is None else EpochLoader(loader, self)
 
     def transfer_batch_to_device(self, batch: HostBatch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy uint8 to the device and make floats, masks and targets there."""
-        return to_batch(batch, device, self.method.task, dtype=self._image_dtype())
+        weights = self.class_weights.get(batch.domain)
+        if weights is not None and weights.device != device:
+            weights = self.class_weights[batch.domain] = weights.to(device)
+        return to_batch(batch, device, self.method.task, dtype=self._image_dtype(), class_weights=weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the method: every update in order, then its bookkeeping."""
@@ -182,14 +222,17 @@ class LitMethod(L.LightningModule):
             optimizer = self._wrapped[update.group]
             optimizer.zero_grad(set_to_none=True)
             self.manual_backward(update.output.loss)
-            if self.optim.clip_norm is not None:
+            clip_norm = self.sections[update.group].clip_norm
+            if clip_norm is not None:
                 own = self.optimizer_by_key[update.group]
-                self.clip_gradients(own, self.optim.clip_norm, gradient_clip_algorithm="norm")
+                self.clip_gradients(own, clip_norm, gradient_clip_algorithm="norm")
             optimizer.step()
             self.log_sums.add({"loss": update.output.loss, **update.output.logs})
         self.method.after_update(self.progress)
         self.step += 1
-        set_rates(self.optimizer_by_key, rate_factor(self.step, self.total_steps, self.optim))
+        self._set_rates()
+        if self.step % self.steps_per_epoch == 0:
+            self._read_sampling()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes a run continue; only tensors and plain types."""
@@ -201,6 +244,8 @@ class LitMethod(L.LightningModule):
             "best_steps": dict(self.best_steps),
             "log_sums": self.log_sums.state(),
             "own_buffers": own_buffers(self.method),
+            "optimizers": list(self.optimizer_by_key),
+            "sampling": self.sampling,
             **self.meta,
         }
 
@@ -211,9 +256,18 @@ class LitMethod(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the saved step."""
         self.step = checkpoint["halfmask"]["step"]
+        own = list(self.method.parameter_groups())
+        keys = checkpoint["halfmask"].get("optimizers", own)  # checkpoints of before do not name them
+        if keys != own:
+            raise CheckpointError(
+                f"the checkpoint was written with the optimizers {', '.join(keys)}, the method now has "
+                f"{', '.join(own)}. Use the version of the method that the run began with.",
+                "H405",
+            )
         self.validated = checkpoint["halfmask"].get("validated", self.step)
         self.best = dict(checkpoint["halfmask"]["best"])
         # Checkpoints of before have none of these.
+        self.sampling = checkpoint["halfmask"].get("sampling")
         self.best_steps = dict(checkpoint["halfmask"].get("best_steps", {}))
         sums = checkpoint["halfmask"].get("log_sums", [])
         self.log_sums.load(sums, self.global_rank, self.trainer.world_size)
@@ -221,6 +275,18 @@ class LitMethod(L.LightningModule):
         if len(own) == self.trainer.world_size:  # else every process goes on with those of the first
             buffers: dict[str, Tensor] = own[self.global_rank]
             checkpoint["state_dict"] |= {f"method.{name}": buffer for name, buffer in buffers.items()}
+
+    def _read_sampling(self) -> None:
+        """Ask the method how often each class is to be drawn in the epoch that begins; all processes take the mean."""
+        wanted = self.method.class_weights_for_sampling()
+        if wanted is not None:
+            mean = self.trainer.strategy.reduce(wanted.detach().clone(), reduce_op="mean")
+            assert isinstance(mean, Tensor)
+            self.sampling = mean.tolist()
+
+    def _set_rates(self) -> None:
+        for key, optimizer in self.optimizer_by_key.items():
+            set_rates({key: optimizer}, rate_factor(self.step, self.total_steps, self.sections[key]))
 
     def _image_dtype(self) -> torch.dtype:
         return torch.float64 if str(self.trainer.precision) == "64-true" else torch.float32

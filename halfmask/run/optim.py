@@ -4,11 +4,15 @@ import math
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from halfmask.method import Method
-from halfmask.recipe.read import OptimRecipe
+from halfmask.errors import RecipeError, bullet_list, nearest
+from halfmask.method import Method, optimizers_of
+from halfmask.recipe.explain import explain_all
+from halfmask.recipe.read import Recipe
+from halfmask.recipe.sections import OptimRecipe
 
 _ENCODER = "encoder"
 
@@ -40,21 +44,67 @@ def base_rate(optim: OptimRecipe, labeled_batch: int) -> float:
     return optim.lr if optim.reference_batch is None else optim.lr * labeled_batch / optim.reference_batch
 
 
+def resolve_optimizers(method: Method, optim: OptimRecipe) -> OptimRecipe:
+    """Return the section with what the method says about each of its optimizers; the recipe's own values win.
+
+    Raises:
+        RecipeError: the recipe names an optimizer that the method does not have, or the method a wrong value.
+    """
+    groups = optimizers_of(method)
+    if odd := [key for key in optim.optimizers if key not in groups]:
+        raise RecipeError(
+            f"optim.optimizers names {', '.join(odd)}, but method {type(method).__name__} has the optimizers "
+            f"{', '.join(groups)}.{nearest(odd[0], groups)}"
+        )
+    merged = {key: {**found.overrides, **optim.optimizers.get(key, {})} for key, found in groups.items()}
+    plain = optim.model_dump(exclude={"optimizers"})
+    try:
+        return OptimRecipe.model_validate({**plain, "optimizers": {key: own for key, own in merged.items() if own}})
+    except ValidationError as error:
+        problems = explain_all(error.errors(), OptimRecipe, {}, prefix="optim")
+        raise RecipeError(
+            f"method {type(method).__name__}: parameter_groups() asks for an optimizer that there is not\n"
+            f"{bullet_list(problems)}",
+            "H303",
+        ) from None
+
+
+def with_optimizers(recipe: Recipe, method: Method) -> Recipe:
+    """Write into the recipe what the method says about its optimizers, so that the run folder and a resume know it."""
+    optim = resolve_optimizers(method, recipe.optim)
+    added = {
+        f"optim.optimizers.{key}.{name}": "method"
+        for key, own in optim.optimizers.items()
+        for name in own
+        if name not in recipe.optim.optimizers.get(key, {})
+    }
+    return recipe.model_copy(update={"optim": optim, "origins": recipe.origins | added})
+
+
 def make_optimizers(method: Method, optim: OptimRecipe, lr: float, fused: bool = False) -> dict[str, Optimizer]:
     """Make one optimizer per key of `method.parameter_groups()`.
 
     Each torch parameter group keeps its base rate under `base_lr`, from which `set_rates` computes `lr`.
+
+    Args:
+        method: whose parameters.
+        optim: section of the recipe.
+        lr: base rate after scaling with the batch; an optimizer with a rate of its own takes that as it is.
+        fused: use the kernels of a GPU that update all parameters at once.
     """
+    optim = resolve_optimizers(method, optim)
     optimizers: dict[str, Optimizer] = {}
-    for key, groups in method.parameter_groups().items():
+    for key, found in optimizers_of(method).items():
+        own = optim.of(key)
+        rate = own.lr if "lr" in optim.optimizers.get(key, {}) else lr
         torch_groups: list[dict[str, Any]] = []
-        for group in groups:
-            base_lr = lr * (1.0 if group.name == _ENCODER else optim.decoder_lr_scale)
-            for params, decay in _by_decay(group.params, optim):
+        for group in found.groups:
+            base_lr = rate * (1.0 if group.name == _ENCODER else own.decoder_lr_scale)
+            for params, decay in _by_decay(group.params, own):
                 if params:
                     settings = {"name": group.name, "base_lr": base_lr, "lr": base_lr, "weight_decay": decay}
                     torch_groups.append({"params": params, **settings})
-        optimizers[key] = _optimizer(torch_groups, optim, fused)
+        optimizers[key] = _optimizer(torch_groups, own, fused)
     return optimizers
 
 
@@ -76,4 +126,5 @@ def _by_decay(params: list[nn.Parameter], optim: OptimRecipe) -> list[tuple[list
 def _optimizer(groups: list[dict[str, Any]], optim: OptimRecipe, fused: bool) -> Optimizer:
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused or None)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused or None)
+    made = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+    return made(groups, lr=optim.lr, betas=optim.betas, fused=fused or None)

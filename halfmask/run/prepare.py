@@ -1,5 +1,8 @@
 """Everything about a run that can be checked before it trains: most of it in seconds, then every file once."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from halfmask.data.loading.loader import Source
@@ -7,18 +10,18 @@ from halfmask.data.loading.sampler import steps_per_epoch
 from halfmask.data.splits import split as splits
 from halfmask.data.splits.verify import default_folder
 from halfmask.errors import DataError
-from halfmask.method import DomainMethod, Method
+from halfmask.method import DomainMethod, Method, trained_models
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
 from halfmask.progress import looking_at_files
 from halfmask.recipe.read import Recipe
 from halfmask.run.domains import prepare_domains
-from halfmask.run.optim import base_rate
+from halfmask.run.optim import base_rate, with_optimizers
 from halfmask.run.prepared import (
     Prepared,
     attend_to_rare_classes,
     check_batches,
-    check_model,
+    check_crop,
     check_pairing,
     check_shares,
     check_task,
@@ -62,7 +65,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     check_task(cls, recipe, dataset.task.kind)
     check_pairing(cls, recipe)
     method: Method = cls(dataset.task, builder, **recipe.method.params)
-    check_model(method.student, recipe)
+    check_crop(method, recipe)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
     warnings = split.remarks
     if not split.val and recipe.eval.select_on == "val" and data.val != "none":
@@ -80,7 +83,13 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
             "H210",
         )
     check_shares(method, recipe, split, world)
-    balance = attend_to_rare_classes(method, recipe, dataset, split)
+    rare = attend_to_rare_classes(method, recipe, dataset, split)
+    if rare.balance is None and method.class_weights_for_sampling() is not None:
+        warnings = (
+            *warnings,
+            f"method {recipe.method.name} says how often each class is to be shown, but data.balance=none walks the "
+            "labeled list as it is. Let it choose: data.balance=classes.",
+        )
     weak = weak_of(method, recipe, unlabeled or dataset, split)
     warnings = (*warnings, *weak.remarks)
     length, batch = (
@@ -94,23 +103,36 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
                 dataset, split, unlabeled, pseudo=weak.masks, stamps=default_folder(), on_file=on_file
             )
         warnings = (*warnings, *found)
-    sources = OneSource(Source(data, dataset, unlabeled, split, balance, weak))
+    sources = OneSource(Source(data, dataset, unlabeled, split, rare.balance, weak))
     return Prepared(
-        recipe, dataset, unlabeled, split, method, per_epoch, total, every, warnings, balance, weak=weak,
-        sources=sources,
+        with_optimizers(recipe, method), dataset, unlabeled, split, method, per_epoch, total, every, warnings,
+        rare.balance, weak=weak, sources=sources, class_weights={} if rare.weights is None else {"": rare.weights},
     )  # fmt: skip
 
 
 def describe(prepared: Prepared) -> str:
     """Say in a few lines what will be trained."""
     recipe = prepared.recipe
-    parameters = sum(parameter.numel() for parameter in prepared.method.student.parameters()) / 1e6
     epochs = prepared.total_steps / prepared.steps_per_epoch
     return (
         f"data     {prepared.sources.describe()}\n"
-        f"method   {recipe.method.name}; network {parameters:.2f} M parameters\n"
+        f"method   {recipe.method.name}; {_networks(prepared.method)}\n"
         f"training {prepared.total_steps} steps ({epochs:.1f} epochs), crop {recipe.data.crop}, batch "
         f"{recipe.data.batch.labeled} labeled"
         + (f" + {recipe.data.batch.unlabeled} unlabeled" if prepared.method.draws else "")
         + f", learning rate {base_rate(recipe.optim, recipe.data.batch.labeled):g}"
+        + "".join(f"\n         optimizer {key}: {_written(own)}" for key, own in recipe.optim.optimizers.items())
     )
+
+
+def _written(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )
+
+
+def _networks(method: Method) -> str:
+    """Write how many networks are trained, and how many parameters in all; what only follows them is not counted."""
+    count = len(trained_models(method))
+    parameters = sum(one.numel() for one in method.parameters() if one.requires_grad) / 1e6
+    return f"{'network' if count == 1 else f'{count} networks,'} {parameters:.2f} M parameters"

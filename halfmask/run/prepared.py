@@ -1,10 +1,13 @@
 """What a prepared run consists of, and whether its parts fit together: method, task, batches, network."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from halfmask.data.contract import Dataset, count_classes
@@ -15,7 +18,7 @@ from halfmask.data.splits.weak import NOTHING_KNOWN, Weak, load_weak
 from halfmask.errors import RecipeError, ShapeError
 from halfmask.losses.class_weights import class_weights
 from halfmask.method import Method
-from halfmask.models.model import Model
+from halfmask.models.model import Model, has_batch_norm
 from halfmask.plugins import names, resolve
 from halfmask.recipe.read import Recipe
 from halfmask.recipe.sections import MOST_STEPS
@@ -42,6 +45,7 @@ class Prepared:
         balance: draws the labeled samples by class.
         sources: the same data, be it one dataset or several that take turns.
         weak: what is known of the unlabeled images.
+        class_weights: of the labeled loss, by the name of the domain ("" where there is one dataset).
     """
 
     recipe: Recipe
@@ -56,6 +60,14 @@ class Prepared:
     balance: ClassBalance | None = None
     weak: Weak = NOTHING_KNOWN
     sources: Sources = field(kw_only=True)
+    class_weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class RareClasses(NamedTuple):
+    """What is done for rare classes: `None` where the recipe asks for nothing."""
+
+    balance: ClassBalance | None = None  # draws the labeled samples by class
+    weights: Tensor | None = None  # (K,), of the labeled loss
 
 
 def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int]:
@@ -79,20 +91,26 @@ def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int
     return total, every
 
 
-def attend_to_rare_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> ClassBalance | None:
+def attend_to_rare_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> RareClasses:
     """Weight the classes in the method's loss, and draw labeled crops by class, where the recipe says so."""
     data, rule = recipe.data, recipe.optim.class_weights
+    if rule != "none" and "class_weights" not in method.supports:
+        raise RecipeError(
+            f"method {recipe.method.name} has a loss of its own, which takes no weights of classes. Use "
+            "optim.class_weights=none; rare classes can be shown more often instead: data.balance=classes."
+        )
     if data.balance == "none" and rule == "none":
-        return None
+        return RareClasses()
     if data.balance != "none" and (data.labeled_cut or not data.independent_shuffle):
         raise RecipeError(
             "data.balance=classes draws labeled images by class; data.labeled_cut and data.independent_shuffle=false "
             "tie them to the unlabeled ones. Use data.labeled_cut=false data.independent_shuffle=true."
         )
     counts = count_classes(dataset, split.labeled)
-    if rule != "none":
-        method.weigh_classes(class_weights(counts.sum(0).tolist(), rule))
-    return ClassBalance(counts, recipe.run.seed) if data.balance == "classes" else None
+    return RareClasses(
+        ClassBalance(counts, recipe.run.seed) if data.balance == "classes" else None,
+        None if rule == "none" else torch.tensor(class_weights(counts.sum(0).tolist(), rule)),
+    )
 
 
 def weak_of(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> Weak:
@@ -158,12 +176,15 @@ def check_task(cls: type[Method], recipe: Recipe, kind: str) -> None:
         )
 
 
-def check_model(model: Model, recipe: Recipe) -> None:
-    """Refuse a crop that the network cannot take."""
-    crop, multiple = recipe.data.crop, model.size_multiple
+def check_crop(method: Method, recipe: Recipe) -> None:
+    """Refuse a crop that one of the method's networks cannot take."""
+    crop = recipe.data.crop
+    models = [module for module in method.modules() if isinstance(module, Model)]
+    multiple = math.lcm(*(model.size_multiple for model in models))
     if crop % multiple:
+        names = dict.fromkeys(str(model.spec["model"]["encoder"]["name"]) for model in models if model.spec)
         raise ShapeError(
-            f"data.crop={crop}, but encoder {recipe.model.encoder.name} needs multiples of {multiple}. Use "
+            f"data.crop={crop}, but encoder {' with '.join(names)} needs multiples of {multiple}. Use "
             f"data.crop={max(crop // multiple, 1) * multiple} or {(crop // multiple + 1) * multiple}; evaluation fits "
             "the size by itself (eval.fit)."
         )
@@ -177,7 +198,7 @@ def check_shares(method: Method, recipe: Recipe, split: Split, world: int) -> No
         images = sampler.smallest_batch(stream) // world
         size = getattr(data.batch, name)
         paired = method.smallest_batch if name == "unlabeled" else 1
-        fewest = max(2 if method.student.has_batch_stats else 1, paired)
+        fewest = max(2 if has_batch_norm(method) else 1, paired)
         if images >= fewest:
             continue
         if size // world >= fewest:  # only the last batch of a pass is too small
@@ -201,7 +222,7 @@ def check_shares(method: Method, recipe: Recipe, split: Split, world: int) -> No
 
 def _reason(method: Method, recipe: Recipe, paired: int) -> str:
     reasons = []
-    if method.student.has_batch_stats:
+    if has_batch_norm(method):
         reasons.append("this model has batch normalization, which needs at least two images on each device")
     if paired > 1:
         reasons.append(

@@ -27,7 +27,7 @@ from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import is_first_rank, pick_device
 from halfmask.method import Artifacts, Method, Stage
-from halfmask.models.model import Model
+from halfmask.models.model import Network
 from halfmask.palette import palette_of
 from halfmask.progress import looking_at_files
 from halfmask.recipe.read import Recipe, UnlabeledRecipe, load
@@ -187,7 +187,7 @@ class FinishedStage:
         """Folder of the stage."""
         return self.run.path
 
-    def predictor(self) -> Model:
+    def predictor(self) -> Network:
         """Load the shipped predictor at its best validation."""
         return load_bundle(self.folder, self.device).model
 

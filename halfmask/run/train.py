@@ -59,13 +59,13 @@ def train(
         if recipe is not None or resume:
             raise RecipeError("a run that begins with the weights of another has its recipe: leave out the recipe.")
         start = begin_from(resume_from, overrides)
-        return engine.train(start.recipe, out, initialize=start.load_into, **options)
+        return engine.fit(start.recipe, out, initialize=start.load_into, **options)
     asked = _recipe_of(recipe, out, tuple(overrides), resume=resume)
     # A twin that was begun is finished, whoever asked for it.
     wanted = asked is not None and (asked.run.twin or (resume and (out / FOLDER / "recipe.yaml").exists()))
     prepared = check_comparable(asked, limit) if asked is not None and wanted and not dry_run else None
     again: dict[str, Any] = {"resume": True, "overrides": tuple(overrides)} if resume else {}
-    result = engine.train(None if resume else asked, out, **options, **again)
+    result = engine.fit(None if resume else asked, out, **options, **again)
     if prepared is None:
         return result
     twin = _train_twin(prepared, out, quiet, tuple(overrides))
@@ -130,8 +130,8 @@ def _train_twin(prepared: Prepared, out: Path, quiet: bool, overrides: tuple[str
     if not quiet:
         line.say(f"twin     now the same without the unlabeled images: supervised, {prepared.total_steps} steps")
     if twin.saved():
-        return engine.train(None, twin.path, resume=True, quiet=quiet, overrides=overrides, root=out)
-    return engine.train(twin_recipe(prepared), twin.path, overwrite=True, quiet=quiet, root=out)
+        return engine.fit(None, twin.path, resume=True, quiet=quiet, overrides=overrides, root=out)
+    return engine.fit(twin_recipe(prepared), twin.path, overwrite=True, quiet=quiet, root=out)
 
 
 def _steps(run: Path) -> int:

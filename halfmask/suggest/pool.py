@@ -18,7 +18,7 @@ from halfmask.errors import CheckpointError, DataError, RecipeError
 from halfmask.infer.bundle import Bundle
 from halfmask.infer.inference import class_map, probabilities, read_ahead
 from halfmask.infer.runs import memory_cure
-from halfmask.models.model import Model
+from halfmask.models.model import Network
 from halfmask.progress import Bars
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load
 from halfmask.suggest.scores import Measure, disagreement, uncertainty
@@ -81,7 +81,7 @@ class Looker:
     """
 
     bundle: Bundle
-    predictors: dict[str, Model]
+    predictors: dict[str, Network]
     protocol: EvalRecipe
     device: torch.device
     measure: Measure
@@ -100,7 +100,7 @@ class Looker:
 
     @torch.inference_mode()
     def features(self, pixels: Float[Tensor, "1 *T C H W"]) -> Float[np.ndarray, " D"]:
-        """Pool the coarsest features of the shipped network, of a small copy of the image."""
+        """Pool the coarsest features of the shipped network (of all its models), of a small copy of the image."""
         model = next(iter(self.predictors.values()))
         side = max(_FEATURE_SIDE, self.bundle.crop or 0)
         factor = min(1.0, side / max(pixels.shape[-2:]))
@@ -108,7 +108,8 @@ class Looker:
         size = [max(round(length * factor / multiple), 1) * multiple for length in pixels.shape[-2:]]
         flat = F.interpolate(pixels.flatten(0, -4), size=size, mode="bilinear", antialias=True)
         small = flat.reshape(*pixels.shape[:-2], *size)
-        return np.asarray(model.encode(small)[-1].mean((-2, -1))[0].float().cpu().numpy())
+        pooled = [member.encode(small)[-1].mean((-2, -1))[0] for member in model.members]
+        return np.asarray(torch.cat(pooled).float().cpu().numpy())
 
     def features_of(self, image: Pixels) -> Float[np.ndarray, " D"]:
         """Pool the features of a decoded image."""

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.method import Method
-from halfmask.models.model import Model
+from halfmask.method import Method, optimizers_of
+from halfmask.models.model import Network
 from halfmask.plugins import params_model
 from halfmask.task import Task
 from halfmask.teaching.ema import Teacher
 from halfmask.testing.host_sync import no_host_sync
 from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
+from halfmask.testing.training import trains
 
 _TOTAL = 8
 _KINDS = ("segmentation", "change", "classification")
@@ -57,6 +58,8 @@ def check_method(cls: type[Method], *, device: torch.device | str = "cpu", **par
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", UserWarning)
                     check(bench)
+    found = trains(cls, kinds[0], params)
+    _rule(not found, f"{cls.__name__}: keeps every other rule, but `halfmask train` ends with\n{found}")
 
 
 class _Bench:
@@ -78,8 +81,8 @@ class _Bench:
 
     def optimizers(self, method: Method) -> dict[str, Optimizer]:
         return {
-            key: torch.optim.SGD([p for group in groups for p in group.params], lr=0.05, momentum=0.9)
-            for key, groups in method.parameter_groups().items()
+            key: torch.optim.SGD([p for group in found.groups for p in group.params], lr=0.05, momentum=0.9)
+            for key, found in optimizers_of(method).items()
         }
 
     def train(self, method: Method, optimizers: dict[str, Optimizer], first: int, last: int) -> list[Tensor]:
@@ -94,6 +97,9 @@ class _Bench:
                 optimizers[update.group].step()
                 losses.append(update.output.loss.detach().clone())
             method.after_update(progress)
+            if step % 2:  # a validation; the scores are arbitrary, but the same in every run
+                scores = {f"{name}/val/miou": 0.1 * step for name in method.predictors()}
+                method.after_evaluation({"val/miou": 0.1 * step, **scores}, progress)
         return losses
 
 
@@ -159,7 +165,7 @@ def _gradients_reach_the_networks_but_no_teacher(bench: _Bench) -> None:
 
 def _parameter_groups_cover_what_is_trained(bench: _Bench) -> None:
     method = bench.method()
-    grouped = [id(p) for groups in method.parameter_groups().values() for group in groups for p in group.params]
+    grouped = [id(p) for found in optimizers_of(method).values() for group in found.groups for p in group.params]
     trainable = {id(p): name for name, p in method.named_parameters() if p.requires_grad}
     twice = [trainable.get(key, "?") for key in set(grouped) if grouped.count(key) > 1]
     _rule(not twice, f"{bench.name}: {twice[:3]} stand in several parameter groups.")
@@ -175,7 +181,8 @@ def _predictors_are_models_of_the_method(bench: _Bench) -> None:
     _rule(bool(predictors), f"{bench.name}: predictors() is empty; nothing can be evaluated or shipped.")
     image = bench.batch(method).labeled.image
     for name, model in predictors.items():
-        _rule(isinstance(model, Model) and id(model) in inside, f"{bench.name}: predictor {name} is not its own Model.")
+        own = isinstance(model, Network) and all(id(member) in inside for member in model.members)
+        _rule(own, f"{bench.name}: predictor {name} is neither a Model of the method nor an Ensemble of such.")
         with torch.no_grad():
             logits = model.eval()(image)
         _rule(bool(logits.isfinite().all()), f"{bench.name}: predictor {name} gives logits that are not finite.")

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from halfmask.batch import Progress
-from halfmask.method import Method
+from halfmask.method import Method, optimizers_of
 from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
 
 Case = type[Method] | tuple[type[Method], dict[str, Any]]
@@ -89,8 +89,8 @@ def _train(cls: type[Method], params: dict[str, Any], rank: int) -> nn.Module:
     make: Callable[..., Method] = cls
     method = make(task, tiny_builder(task, norm=False), **params).train()
     optimizers = {
-        key: torch.optim.SGD([p for group in groups for p in group.params], lr=0.05, momentum=0.9)
-        for key, groups in method.parameter_groups().items()
+        key: torch.optim.SGD([p for group in found.groups for p in group.params], lr=0.05, momentum=0.9)
+        for key, found in optimizers_of(method).items()
     }
     for step in range(_STEPS):
         progress = Progress(step, _STEPS, 2)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from halfmask.codes import CODES
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.cli.processes import run
 from tests.run.tiny import recipe, write_dataset
 
@@ -329,7 +329,7 @@ def place(tmp_path: Path) -> Place:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     made = recipe(write_dataset(root / "data"), "run.steps=2", "run.eval_every=2")
-    train(made, root / "run", quiet=True)
+    fit(made, root / "run", quiet=True)
     return root / "run"
 
 

@@ -37,7 +37,7 @@ def trained(monkeypatch):
         calls.append((recipe, Path(out), options))
         return TrainResult(Path(out), 7, 1.0, {"teacher": 0.5})
 
-    monkeypatch.setattr(engine, "train", record)
+    monkeypatch.setattr(engine, "fit", record)
     return calls
 
 
@@ -208,7 +208,7 @@ def test_failures_have_their_exit_code_and_message(monkeypatch, tmp_path, error,
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(engine, "train", fail)
+    monkeypatch.setattr(engine, "fit", fail)
     command = ["train", "fixmatch/folder", "--data", "D", "--out", tmp_path / "r", "--batch-size", 8, "--crop", 256]
     result = run(*command)
     assert result.exit_code == code

@@ -158,3 +158,22 @@ def test_the_unlabeled_stream_is_walked_as_ever(skewed: Folder, tmp_path: Path):
     for step in range(5):
         one, other = ([key for key in s.keys(step).samples if key.stream] for s in (plain, balanced))
         assert one == other
+
+
+def test_classes_are_drawn_in_proportion_to_weights_and_equally_again_without(skewed: Folder) -> None:
+    balance = ClassBalance(count_classes(skewed, tuple(skewed.ids("train"))), seed=3)
+    equal = [balance.draw(n) for n in range(300)]
+    balance.weigh((1.0, 0.0, 3.0))
+    shown = Counter(shows for _, shows in map(balance.draw, range(2000)))
+    assert set(shown) == {0, 2}
+    assert shown[2] / 2000 == pytest.approx(0.75, abs=0.04)
+    assert [balance.draw(n) for n in range(50)] == [balance.draw(n) for n in range(50)]
+    balance.weigh(None)
+    assert [balance.draw(n) for n in range(300)] == equal
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (1.0, -1.0, 1.0), (float("nan"), 1.0, 1.0)])
+def test_weights_that_are_no_chances_are_refused(skewed: Folder, weights: tuple[float, ...]) -> None:
+    balance = ClassBalance(count_classes(skewed, tuple(skewed.ids("train"))), seed=3)
+    with pytest.raises(DataError, match="class_weights_for_sampling"):
+        balance.weigh(weights)

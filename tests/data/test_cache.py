@@ -14,7 +14,7 @@ from halfmask.data.loading.cache import cached
 from halfmask.data.splits.split import open_dataset
 from halfmask.errors import DataError, RecipeError
 from halfmask.recipe.sections import DataRecipe
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.run.tiny import recipe, write_dataset
 
 
@@ -130,7 +130,7 @@ def test_a_full_disk_is_one_clear_error(data: Dataset, tmp_path: Path, monkeypat
 
 def test_a_run_trains_from_it_and_is_not_resumed_with_other_pixels(tmp_path: Path) -> None:
     root, out = write_dataset(tmp_path / "data"), tmp_path / "run"
-    train(recipe(root, "data.cache=jpeg95", "run.steps=2", "run.eval_every=2"), out, quiet=True)
+    fit(recipe(root, "data.cache=jpeg95", "run.steps=2", "run.eval_every=2"), out, quiet=True)
     assert list((out / "cache").rglob("*.jpg"))
     with pytest.raises(RecipeError, match="different pixels"):
-        train(None, out, resume=True, overrides=("data.cache=memmap",), quiet=True)
+        fit(None, out, resume=True, overrides=("data.cache=memmap",), quiet=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halfmask.plugins import names, resolve
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from halfmask.testing import check_method
 from tests.run.tiny import recipe, write_dataset
 
@@ -29,7 +29,7 @@ def test_each_switch_trains_on_the_device_like_the_plain_run(tmp_path: Path, ove
     losses = []
     for number, extra in enumerate(([], [override])):
         out = tmp_path / str(number)
-        train(recipe(data, "run.accelerator=gpu", "run.steps=4", "data.val=none", *extra), out, quiet=True)
+        fit(recipe(data, "run.accelerator=gpu", "run.steps=4", "data.val=none", *extra), out, quiet=True)
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses.append(torch.tensor([record["train/loss"] for record in records]))
     # Float32 sums in another order, over four steps of training.

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from halfmask.losses.class_weights import ClassWeighted, class_weights
-from halfmask.losses.cross_entropy import bootstrapped_cross_entropy, cross_entropy, ohem_cross_entropy, supervised_loss
+from halfmask.losses.class_weights import class_weights
+from halfmask.losses.cross_entropy import bootstrapped_cross_entropy, cross_entropy, ohem_cross_entropy
 
 
 def test_inverse_weights_give_every_class_the_same_total():
@@ -93,14 +93,3 @@ def test_ignored_pixels_do_not_matter_and_a_batch_of_them_gives_zero(pixels):
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
-
-
-def test_the_wrapper_moves_with_its_module_and_leaves_the_state_alone(pixels):
-    logits, target = pixels
-    holder = torch.nn.Module()
-    holder.labeled_loss = supervised_loss("ce")
-    holder.labeled_loss = ClassWeighted(holder.labeled_loss, (0.2, 0.8, 2.0))
-    assert holder.state_dict() == {}
-    assert holder.double().labeled_loss.weight.dtype == torch.float64
-    weight = torch.tensor([0.2, 0.8, 2.0])
-    assert torch.allclose(holder.labeled_loss(logits, target), cross_entropy(logits, target, weight=weight), rtol=1e-6)

@@ -16,7 +16,7 @@ from halfmask.errors import RecipeError
 from halfmask.methods.cct import CCT, PUBLISHED
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe, load
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from halfmask.run.prepare import prepare
 from halfmask.run.trainer import prepare_networks
 from halfmask.task import Task
@@ -245,7 +245,7 @@ def test_channels_last_trains_a_network_whose_stacked_decoders_have_five_dimensi
     prepare_networks(method, recipe.run)
     (kernel, *_) = [weight for weight in method.student.encoder.parameters() if weight.shape[2:] == (3, 3)]
     assert kernel.is_contiguous(memory_format=torch.channels_last)
-    trained = train(recipe, tmp_path / "run", quiet=True)
+    trained = fit(recipe, tmp_path / "run", quiet=True)
     assert trained.steps == 2
     losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(line["train/loss_unsup"]) for line in losses if "train/loss" in line)

@@ -85,3 +85,20 @@ def test_maps_of_all_other_networks_stay_as_they_are():
     with torch.device("meta"):
         for model in ("test_convnext", "test_efficientnet", "samvit_base_patch16"):  # SAM's norm is a neck of its own
             assert not getattr(Timm(model=model).net, "norm", False)
+
+
+def test_drop_path_is_an_option_of_networks_that_have_it():
+    network = Timm(model="test_vit", drop_path=0.4)
+    rates = [module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.4)
+    assert not [module for module in Timm(model="test_vit").modules() if type(module).__name__ == "DropPath"]
+    image = torch.rand(2, 3, 64, 64)
+    torch.manual_seed(0)
+    one = network.train()(image)[-1]
+    assert not torch.equal(one, network(image)[-1])  # the next pass skips other branches
+    assert torch.equal(network.eval()(image)[-1], network(image)[-1])
+
+
+def test_drop_path_is_refused_where_it_would_do_nothing():
+    with pytest.raises(RecipeError, match="vgg11 has no drop path"):
+        Timm(model="vgg11", drop_path=0.1)

@@ -127,6 +127,13 @@ def test_imbalance_calls_for_balanced_crops_and_more_of_it_for_weights():
     assert "data.balance" not in settings(replace(DATA, shares=(1.0, 0.0)))  # absent: nothing to draw
 
 
+def test_nothing_is_set_that_the_named_method_cannot_take():
+    very = replace(DATA, shares=(0.99, 0.01))
+    for name, weights in (("tests.run.patterns:TwoNets", None), ("mean_teacher", "effective")):
+        found = settings(very, given={"method.name": name})
+        assert (found["data.balance"], found.get("optim.class_weights")) == ("classes", weights)
+
+
 def test_validation_is_said_in_words():
     assert "held out of 12 masks" in chosen()["validation"].reason
     assert "too few masks" in chosen(replace(DATA, val=0, held_out=False))["validation"].reason

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.run import tiny
 
 QUICK = ("run.steps=4", "run.eval_every=2", "run.log_every=1")
@@ -22,8 +22,8 @@ def shapes(tmp_path_factory) -> Path:
 def runs(shapes, tmp_path_factory) -> Path:
     """Folder with `fix` (and its twin `fix/twin`)."""
     out = tmp_path_factory.mktemp("report-runs")
-    train(tiny.recipe(shapes, *QUICK, threshold=0.4), out / "fix", quiet=True)
-    train(tiny.recipe(shapes, *QUICK, method="supervised"), out / "fix" / "twin", quiet=True)
+    fit(tiny.recipe(shapes, *QUICK, threshold=0.4), out / "fix", quiet=True)
+    fit(tiny.recipe(shapes, *QUICK, method="supervised"), out / "fix" / "twin", quiet=True)
     return out
 
 
@@ -36,7 +36,7 @@ def fix(runs) -> Path:
 def allspark(shapes, tmp_path_factory) -> Path:
     """Two by two tokens, three classes, memory in use from the first step."""
     out = tmp_path_factory.mktemp("report-allspark") / "run"
-    train(tiny.recipe(shapes, *QUICK, "data.crop=64", method="allspark", warmup_epochs=0.0), out, quiet=True)
+    fit(tiny.recipe(shapes, *QUICK, "data.crop=64", method="allspark", warmup_epochs=0.0), out, quiet=True)
     return out
 
 
@@ -45,7 +45,7 @@ def seeds(shapes, tmp_path_factory) -> Path:
     """One setting with two seeds."""
     out = tmp_path_factory.mktemp("report-seeds")
     for seed in (0, 1):
-        train(tiny.recipe(shapes, *QUICK, f"run.seed={seed}", method="supervised"), out / f"seed-{seed}", quiet=True)
+        fit(tiny.recipe(shapes, *QUICK, f"run.seed={seed}", method="supervised"), out / f"seed-{seed}", quiet=True)
     return out
 
 
@@ -53,7 +53,7 @@ def seeds(shapes, tmp_path_factory) -> Path:
 def staged(shapes, tmp_path_factory) -> Path:
     """A run of two stages, of which the one called `second` comes first."""
     out = tmp_path_factory.mktemp("report-staged") / "run"
-    train(tiny.recipe(shapes, *QUICK, method="tests.run.staged:Staged"), out, quiet=True)
+    fit(tiny.recipe(shapes, *QUICK, method="tests.run.staged:Staged"), out, quiet=True)
     return out
 
 
@@ -73,7 +73,7 @@ def change(tmp_path_factory) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
     keys = ("data.dataset=change_folder", "data.labeled=3")
-    train(tiny.recipe(root, *QUICK, *keys, threshold=0.5), root / "run", quiet=True)
+    fit(tiny.recipe(root, *QUICK, *keys, threshold=0.5), root / "run", quiet=True)
     return root / "run"
 
 
@@ -90,5 +90,5 @@ def labels(tmp_path_factory) -> Path:
                 Image.fromarray(rng.integers(low, low + 100, (32, 32, 3), dtype=np.uint8)).save(path)
     small = "model.encoder={name: resnet, depth: 18, stem: plain, output_stride: 32, width: 8}"
     keys = ("data.dataset=class_folder", "model.decoder=pool", "data.labeled=4", small)
-    train(tiny.recipe(root, *QUICK, *keys, threshold=0.5), root / "run", quiet=True)
+    fit(tiny.recipe(root, *QUICK, *keys, threshold=0.5), root / "run", quiet=True)
     return root / "run"

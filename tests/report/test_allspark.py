@@ -12,7 +12,7 @@ from halfmask.report.make import report
 from halfmask.report.material import chapter_of
 from halfmask.report.of_method.allspark import allspark_figures
 from halfmask.report.records import read_run
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.report.conftest import QUICK
 from tests.report.pages import assert_offline, read
 from tests.run import tiny
@@ -76,7 +76,7 @@ def test_the_page_has_a_chapter_of_its_own(allspark):
 
 def test_without_memory_or_checkpoint_a_sentence_stands_instead(shapes, tmp_path):
     recipe = tiny.recipe(shapes, *QUICK, "data.crop=64", method="allspark", keys="batch")
-    train(recipe, tmp_path / "run", quiet=True)
+    fit(recipe, tmp_path / "run", quiet=True)
     text = read(report(tmp_path / "run", quiet=True).page).chapter("allspark")
     assert "Channels chosen per class" in text
     assert "recorded no fill" in text

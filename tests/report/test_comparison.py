@@ -52,18 +52,18 @@ def test_a_folder_of_seeds_is_a_comparison_and_the_page_lies_in_it(seeds):
 
 
 def test_settings_that_differ_name_the_rows(fix, shapes, tmp_path):
-    from halfmask.run.fit import train
+    from halfmask.run.fit import fit
     from tests.report.conftest import QUICK
     from tests.run import tiny
 
-    train(tiny.recipe(shapes, *QUICK, threshold=0.9), tmp_path / "run", quiet=True)
+    fit(tiny.recipe(shapes, *QUICK, threshold=0.9), tmp_path / "run", quiet=True)
     rows = report(fix, tmp_path / "run", out=tmp_path, quiet=True).values["rows"]
     assert [row["name"] for row in rows] == ["fixmatch (threshold=0.4)", "fixmatch (threshold=0.9)"]
 
 
 def test_an_ablation_of_perturbations_is_one_command(shapes, tmp_path):
     """Decoders of other kinds and counts are rows of their own, seeds share one; all stand in one figure."""
-    from halfmask.run.fit import train
+    from halfmask.run.fit import fit
     from tests.report.conftest import QUICK
     from tests.run import tiny
 
@@ -75,7 +75,7 @@ def test_an_ablation_of_perturbations_is_one_command(shapes, tmp_path):
     }
     for name, (params, seed) in settings.items():
         made = tiny.recipe(shapes, *QUICK, "run.steps=2", f"run.seed={seed}", method="cct", **params)
-        train(made, tmp_path / name, quiet=True)
+        fit(made, tmp_path / name, quiet=True)
     rows = report(*(tmp_path / name for name in settings), out=tmp_path, quiet=True)
     names = ["cct (heads={f_drop: 1})", "cct (heads={i_vat: 1})", "cct (heads={f_drop: 1, f_noise: 2})"]
     assert [(row["name"], row["last"]["n"]) for row in rows.values["rows"]] == list(zip(names, (2, 1, 1), strict=True))

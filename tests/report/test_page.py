@@ -22,7 +22,7 @@ from halfmask.report import evidence
 from halfmask.report.draw import percent
 from halfmask.report.make import report
 from halfmask.report.records import read_run
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.report.conftest import QUICK
 from tests.report.pages import Page, assert_offline, read
 from tests.run import tiny
@@ -72,7 +72,7 @@ def test_it_says_whether_unlabeled_images_helped(page, fix):
 
 def test_a_named_twin_wins_and_what_differs_is_said(fix, shapes, tmp_path):
     other = tmp_path / "other"
-    train(tiny.recipe(shapes, *QUICK, "run.steps=2", "optim.lr=1e-4", method="supervised"), other, quiet=True)
+    fit(tiny.recipe(shapes, *QUICK, "run.steps=2", "optim.lr=1e-4", method="supervised"), other, quiet=True)
     report(fix, twin=other, out=tmp_path / "page.html", quiet=True)
     text = read(tmp_path / "page.html").chapter("twin")
     assert "the twin trained 2 steps, the run 4" in text
@@ -164,7 +164,7 @@ def test_without_images_the_recorded_curves_remain(fix, tmp_path):
 
 
 def test_a_run_without_validation_says_what_to_name(shapes, tmp_path):
-    train(tiny.recipe(shapes, *QUICK, "data.val=none", threshold=0.4), tmp_path / "run", quiet=True)
+    fit(tiny.recipe(shapes, *QUICK, "data.val=none", threshold=0.4), tmp_path / "run", quiet=True)
     page = read(report(tmp_path / "run", quiet=True).page)
     assert_offline(page, tmp_path / "run")
     assert "--part val | test | all" in page.chapter("result")
@@ -185,7 +185,7 @@ def test_a_supervised_run_has_no_chapter_on_what_it_does_not_do(fix):
 def test_a_class_that_no_image_shows_is_named(shapes, tmp_path):
     data = shutil.copytree(shapes, tmp_path / "data")
     (data / "classes.txt").write_text(tiny.CLASSES + "3\tghost <b>\t0,255,0\n")
-    train(tiny.recipe(data, *QUICK, threshold=0.4), tmp_path / "run", quiet=True)
+    fit(tiny.recipe(data, *QUICK, threshold=0.4), tmp_path / "run", quiet=True)
     page = read(report(tmp_path / "run", quiet=True).page)
     assert_offline(page, tmp_path / "run")
     assert "shows ghost <b>" in page.chapter("classes")

@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    train(recipe(data, MEANS), out, quiet=True)
+    fit(recipe(data, MEANS), out, quiet=True)
     return out
 
 
@@ -56,7 +56,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_newest_intact_one(
     for path in run.checkpoints.glob("best-*.ckpt"):
         path.unlink()
     damage(run.last)
-    train(None, run.path, resume=True, quiet=True)
+    fit(None, run.path, resume=True, quiet=True)
     says = capsys.readouterr().err
     assert ("last.ckpt is missing" if damage is Path.unlink else "last.ckpt is damaged") in says
     assert "going on from previous.ckpt, the newest intact checkpoint, of step 3" in says
@@ -71,7 +71,7 @@ def test_the_newest_intact_checkpoint_may_be_that_of_the_best_validation(finishe
     for path in run.saved():
         if path != best:
             empty(path)
-    train(None, run.path, resume=True, quiet=True)
+    fit(None, run.path, resume=True, quiet=True)
     assert_same_run(finished, run.path, best=False)
 
 
@@ -80,7 +80,7 @@ def test_with_no_intact_checkpoint_the_last_one_is_named(finished: Path, tmp_pat
     for path in run.saved():
         empty(path)
     with pytest.raises(CheckpointError, match=r"last\.ckpt: cannot be opened \(0 bytes\).*damaged") as caught:
-        train(None, run.path, resume=True, quiet=True)
+        fit(None, run.path, resume=True, quiet=True)
     assert caught.value.code == "H402"
 
 
@@ -121,11 +121,11 @@ def test_a_run_that_dies_between_two_writes_is_the_unbroken_one_in_the_end(
     with monkeypatch.context() as patch:
         cut_at(patch, owner, name, call)
         with pytest.raises(PowerCut):
-            train(made, run.path, quiet=True)
+            fit(made, run.path, quiet=True)
     if run.saved():
-        train(None, run.path, resume=True, quiet=True)
+        fit(None, run.path, resume=True, quiet=True)
     else:
-        train(made, run.path, overwrite=True, quiet=True)
+        fit(made, run.path, overwrite=True, quiet=True)
     assert_same_run(finished, run.path)
 
 
@@ -136,11 +136,11 @@ def test_copies_of_the_best_step_that_were_not_made_are_made_by_the_resumed_run(
     with monkeypatch.context() as patch:
         cut_at(patch, RunDir, "copy_best", 1, before=True)
         with pytest.raises(PowerCut):
-            train(recipe(data, MEANS), run.path, quiet=True)
+            fit(recipe(data, MEANS), run.path, quiet=True)
     assert [path.name for path in run.saved()] == ["last.ckpt"]
     leftover = run.checkpoints / ".last.1.part.ckpt"
     leftover.write_bytes(b"half of a checkpoint")
-    train(None, run.path, resume=True, quiet=True)
+    fit(None, run.path, resume=True, quiet=True)
     assert_same_run(finished, run.path)
     assert not leftover.exists()
 

@@ -21,22 +21,22 @@ NETWORK = (
 RUN = """
 import os
 import sys
-from halfmask.run.fit import train
-from halfmask.methods.fixmatch import FixMatch
+from halfmask.run.fit import fit
+from halfmask.run.module import LitMethod
 
-after_update = FixMatch.after_update
+training_step = LitMethod.training_step
 
-def killed(self, progress):
-    after_update(self, progress)
-    if progress.step + 1 == int(os.environ["KILL_AT"]):
+def killed(self, batch, index):
+    training_step(self, batch, index)
+    if self.step == int(os.environ["KILL_AT"]):
         os._exit(9)
 
 if __name__ == "__main__":
     recipe, out, *overrides = sys.argv[1:]
     if "KILL_AT" in os.environ:
-        FixMatch.after_update = killed
+        LitMethod.training_step = killed
     resume = recipe == "--resume"
-    train(None if resume else recipe, out, resume=resume, overrides=tuple(overrides), quiet=True)
+    fit(None if resume else recipe, out, resume=resume, overrides=tuple(overrides), quiet=True)
 """
 
 
@@ -95,17 +95,26 @@ def test_two_processes_train_the_weights_of_one(folder: Path) -> None:
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
-def test_killed_and_resumed_in_two_processes_equals_unbroken_in_two(folder: Path) -> None:
-    settings = ("run.devices=2", "run.eval_every=2", "optim.name=adamw")
-    whole = run(folder, "whole", *settings)
-    killed = start(folder, str(folder / "recipe.yaml"), folder / "killed", *settings, KILL_AT="3")
+@pytest.mark.parametrize(
+    ("method", "predictors"), [("fixmatch", {"teacher", "student"}), ("patterns:Steering", {"net"})]
+)
+def test_killed_and_resumed_in_two_processes_equals_unbroken_in_two(
+    folder: Path, method: str, predictors: set[str]
+) -> None:
+    name = method.partition(":")[0]
+    settings = ("run.devices=2", "run.eval_every=2", "optim.name=adamw", f"method={{name: '{method}'}}")
+    settings = (*settings, "data.balance=classes")
+    whole = run(folder, f"whole-{name}", *settings)
+    killed = start(folder, str(folder / "recipe.yaml"), folder / f"killed-{name}", *settings, KILL_AT="3")
     assert killed.returncode != 0
-    last = folder / "killed" / "checkpoints" / "last.ckpt"
+    last = folder / f"killed-{name}" / "checkpoints" / "last.ckpt"
     assert read_checkpoint(last)["halfmask"]["step"] == 2
-    resumed = start(folder, "--resume", folder / "killed")
+    resumed = start(folder, "--resume", folder / f"killed-{name}")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     saved = read_checkpoint(whole / "checkpoints" / "last.ckpt")
-    assert set(saved["halfmask"]["best"]) == {"teacher", "student"}
+    assert set(saved["halfmask"]["best"]) == predictors
+    assert saved["halfmask"]["sampling"] == read_checkpoint(last)["halfmask"]["sampling"]
+    assert (saved["halfmask"]["sampling"] is not None) == (name == "patterns")
     assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
     one, two = saved, read_checkpoint(last)
     assert one["halfmask"]["step"] == two["halfmask"]["step"] == 4

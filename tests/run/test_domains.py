@@ -21,9 +21,9 @@ from halfmask.infer.runs import published
 from halfmask.methods.multi_domain import MultiDomain
 from halfmask.recipe.read import Recipe, load
 from halfmask.report.make import report
-from halfmask.run import fit as train_module
+from halfmask.run import fit as engine
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from halfmask.run.prepared import loader_maker
 from halfmask.run.train import train as train_with_twin
 from tests.run.tiny import recipe, write_dataset
@@ -64,7 +64,7 @@ def assert_same_weights_and_momentum(first: dict[str, Any], second: dict[str, An
 @pytest.fixture(scope="module")
 def finished(roots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "both"
-    train(several(roots), out, quiet=True)
+    fit(several(roots), out, quiet=True)
     return out
 
 
@@ -110,9 +110,9 @@ def test_a_resumed_run_equals_an_unbroken_one(
     with monkeypatch.context() as patch:
         patch.setattr(MultiDomain, "after_update", killed)
         with pytest.raises((KeyboardInterrupt, SystemExit, HalfmaskError)):
-            train(several(roots, "run.eval_every=1" if stop == 4 else "run.eval_every=3"), out, quiet=True)
+            fit(several(roots, "run.eval_every=1" if stop == 4 else "run.eval_every=3"), out, quiet=True)
     assert last(out)["halfmask"]["step"] == stop
-    train(None, out, resume=True, quiet=True)
+    fit(None, out, resume=True, quiet=True)
     assert_same_weights_and_momentum(last(finished), last(out))
 
 
@@ -137,7 +137,7 @@ def test_published_numbers_stand_beside_the_score_of_each_domain_and_the_mean(
     """A number of other images stands nowhere, nor does a mean over different parts."""
     expected = {"value": {"one": 0.35, "two": 0.537, "mean": 0.444}, "source": "Paper, Table 9", "part": parts}
     plain = several(roots, "run.steps=2", "run.eval_every=2").model_dump(mode="json")
-    train(load(plain | {"expected": expected}), tmp_path, quiet=True)
+    fit(load(plain | {"expected": expected}), tmp_path, quiet=True)
     shown = CliRunner().invoke(app, ["evaluate", str(tmp_path), "-q", "--device", "cpu"])
     assert shown.exit_code == 0, shown.output
     scores = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
@@ -173,7 +173,7 @@ def test_prediction_and_evaluation_of_one_model_name_the_domains(finished: Path,
 
 
 def test_a_domains_lists_are_those_it_has_alone(finished: Path, roots: dict[str, Path], tmp_path: Path) -> None:
-    train(recipe(roots["two"], "data.labeled=5", "run.steps=1"), tmp_path / "alone", quiet=True)
+    fit(recipe(roots["two"], "data.labeled=5", "run.steps=1"), tmp_path / "alone", quiet=True)
     alone = json.loads((tmp_path / "alone" / "split.json").read_text())
     assert json.loads((finished / "two" / "split.json").read_text()) == alone
     together = json.loads((finished / "split.json").read_text())
@@ -186,7 +186,7 @@ def test_overwrite_removes_the_domains_of_the_earlier_run_and_nothing_else(
     out = tmp_path / "again"
     shutil.copytree(finished, out)
     (out / "two" / "notes.txt").write_text("mine")
-    train(recipe(roots["one"], "run.steps=1", "run.eval_every=1"), out, overwrite=True, quiet=True)
+    fit(recipe(roots["one"], "run.steps=1", "run.eval_every=1"), out, overwrite=True, quiet=True)
     assert not (out / "one").exists()
     assert [path.name for path in (out / "two").iterdir()] == ["notes.txt"]
     assert not (out / "domains.json").exists()
@@ -194,7 +194,7 @@ def test_overwrite_removes_the_domains_of_the_earlier_run_and_nothing_else(
 
 
 def test_workers_and_ranks_change_no_batch_and_domains_take_turns(roots: dict[str, Path], tmp_path: Path) -> None:
-    prepared = train_module.prepare(several(roots, "data.batch={labeled: 4, unlabeled: 4}"), look=False)
+    prepared = engine.prepare(several(roots, "data.batch={labeled: 4, unlabeled: 4}"), look=False)
     read = [
         list(loader_maker(replace(prepared, recipe=several(roots, *more)), tmp_path)(1, 5, 0, 1))
         for more in (
@@ -215,15 +215,15 @@ def test_workers_and_ranks_change_no_batch_and_domains_take_turns(roots: dict[st
 def test_batch_norm_of_its_own_and_cct_train_too(roots: dict[str, Path], tmp_path: Path) -> None:
     method = {"name": "cct", "heads": {"f_drop": 1, "dropout": 1}}
     made = several(roots, "method.batch_norm=own", "run.steps=2", "run.eval_every=2", method=method)
-    result = train(made, tmp_path / "cct", quiet=True)
+    result = fit(made, tmp_path / "cct", quiet=True)
     assert set(result.best) == {"student"}
-    train(
+    fit(
         several(roots, "run.steps=2", "data.balance=classes", "optim.class_weights=inverse"), tmp_path / "b", quiet=True
     )
 
 
 def test_dry_run_predicts_memory_and_time(roots: dict[str, Path], tmp_path: Path) -> None:
-    cost = train(several(roots), tmp_path / "dry", dry_run=True, quiet=True).cost
+    cost = fit(several(roots), tmp_path / "dry", dry_run=True, quiet=True).cost
     assert cost is not None
     assert cost.memory > 0
 
@@ -233,7 +233,7 @@ def test_dry_run_predicts_memory_and_time(roots: dict[str, Path], tmp_path: Path
 
 def refused(roots: dict[str, Path], *overrides: str, method: Any = "fixmatch") -> str:
     with pytest.raises(HalfmaskError) as caught:
-        train(several(roots, *overrides, method=method), roots["one"].parent / "never", quiet=True)
+        fit(several(roots, *overrides, method=method), roots["one"].parent / "never", quiet=True)
     assert not (roots["one"].parent / "never").exists()
     return str(caught.value)
 
@@ -269,7 +269,7 @@ def test_domains_that_cannot_be_told_apart(roots: dict[str, Path], domains: str,
     plain = several(roots).model_dump(mode="json")
     given = domains.replace("ROOT", str(roots["one"])).replace("OTHER", str(roots["two"]))
     with pytest.raises(RecipeError, match=text):
-        train(load(plain, [f"data.domains={given}"]), roots["one"].parent / "never", quiet=True)
+        fit(load(plain, [f"data.domains={given}"]), roots["one"].parent / "never", quiet=True)
 
 
 def test_a_name_given_twice_and_an_unknown_key_are_found_while_reading(tmp_path: Path) -> None:
@@ -300,14 +300,14 @@ def test_label_spaces_that_contradict_the_class_file(roots: dict[str, Path]) -> 
 def test_method_and_data_must_both_be_of_several_domains(roots: dict[str, Path], tmp_path: Path) -> None:
     plain = several(roots).model_dump(mode="json")
     with pytest.raises(RecipeError, match=r"method=\{name: multi_domain, method: fixmatch\}"):
-        train(load(plain | {"method": {"name": "fixmatch"}}), tmp_path / "a", quiet=True)
+        fit(load(plain | {"method": {"name": "fixmatch"}}), tmp_path / "a", quiet=True)
     twin = several(roots, "run.twin=true")
     with pytest.raises(RecipeError, match="no supervised twin"):
         train_with_twin(twin, tmp_path / "d", quiet=True)
     with pytest.raises(RecipeError, match=r"data.domains names none.*method.name=fixmatch"):
-        train(load(plain, ["data.domains=null", f"data.root={roots['one']}"]), tmp_path / "b", quiet=True)
+        fit(load(plain, ["data.domains=null", f"data.root={roots['one']}"]), tmp_path / "b", quiet=True)
     with pytest.raises(RecipeError, match=r"data.root would be of a single dataset.*data.domains.one.root"):
-        train(load(plain, [f"data.root={roots['one']}"]), tmp_path / "c", quiet=True)
+        fit(load(plain, [f"data.root={roots['one']}"]), tmp_path / "c", quiet=True)
 
 
 def test_a_wrapped_method_that_does_not_exist(roots: dict[str, Path]) -> None:
@@ -351,10 +351,10 @@ def test_real_streets_and_facades_share_an_encoder(shared: Path, tmp_path: Path)
                     "dataset": {"name": "folder", "foreground": ["Door", "Shop", "Balcony", "Window"]}},
     }  # fmt: skip
     made = load(plain, ["data.crop=64", "run.steps=4", "run.eval_every=4", "data.domains.camvid.val=none"])
-    looked = train_module.prepare(made, look=False)
+    looked = engine.prepare(made, look=False)
     assert [source.dataset.task.n_classes for source in looked.sources.by_name.values()] == [11, 7]
     assert len(looked.sources.by_name["camvid"].split.unlabeled) == 363
-    train(made, tmp_path / "run", quiet=True)
+    fit(made, tmp_path / "run", quiet=True)
     scores = evaluate_domains(tmp_path / "run", part="test", limit=2, quiet=True)
     assert scores["camvid"].classes != scores["facades"].classes
     assert (tmp_path / "run" / "camvid" / "metrics.json").exists()

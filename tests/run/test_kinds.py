@@ -20,7 +20,7 @@ from halfmask.infer.inference import probabilities
 from halfmask.infer.predict import predict
 from halfmask.models.model import ChangeSegmenter, Classifier
 from halfmask.recipe.read import Recipe
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.data import trees
 from tests.run import tiny
 
@@ -80,7 +80,7 @@ def numbers(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def change_run(pairs, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "change"
-    result = train(change_recipe(pairs, "fixmatch"), out, quiet=True)
+    result = fit(change_recipe(pairs, "fixmatch"), out, quiet=True)
     assert result.metric == "changed_iou"
     assert set(result.best) == {"teacher", "student"}
     return out
@@ -91,7 +91,7 @@ def label_run(numbers, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "labels"
     # A run of a few steps needs a quick teacher.
     overrides = ("data.labeled=100", "method.ema_decay=0.8", "run.steps=60", "run.eval_every=60")
-    result = train(label_recipe(numbers, "fixmatch", *overrides), out, quiet=True)
+    result = fit(label_recipe(numbers, "fixmatch", *overrides), out, quiet=True)
     assert result.metric == "acc"
     return out
 
@@ -102,7 +102,7 @@ def label_run(numbers, tmp_path_factory) -> Path:
 @pytest.mark.shared
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_train_on_real_pairs(method, pairs, tmp_path):
-    train(
+    fit(
         change_recipe(pairs, method, "run.steps=4", "run.eval_every=2", "run.log_every=1"), tmp_path / "run", quiet=True
     )
     bundle = load_bundle(tmp_path / "run")
@@ -176,7 +176,7 @@ def test_a_model_of_pairs_is_not_evaluated_on_single_images(change_run, tmp_path
 
 @pytest.mark.parametrize("method", ["supervised", "fixmatch", "unimatch_v2"])
 def test_methods_train_on_labels(method, numbers, tmp_path):
-    train(
+    fit(
         label_recipe(numbers, method, "data.labeled=20", "run.steps=3", "run.log_every=1"), tmp_path / "run", quiet=True
     )
     bundle = load_bundle(tmp_path / "run")
@@ -235,11 +235,11 @@ def test_what_makes_no_sense_for_labels_is_refused(label_run, numbers, tmp_path)
     with pytest.raises(RecipeError, match="leave out --overlay"):
         predict(label_run, numbers / "test", tmp_path, overlay=True, quiet=True)
     with pytest.raises(RecipeError, match=r"eval\.mode=slide cuts windows"):
-        train(label_recipe(numbers, "supervised", "eval.mode=slide"), tmp_path / "a", quiet=True)
+        fit(label_recipe(numbers, "supervised", "eval.mode=slide"), tmp_path / "a", quiet=True)
     with pytest.raises(RecipeError, match="does not work for classification"):
-        train(label_recipe(numbers, "unimatch"), tmp_path / "b", quiet=True)
+        fit(label_recipe(numbers, "unimatch"), tmp_path / "b", quiet=True)
     with pytest.raises(RecipeError, match=r"model\.decoder\.name=pool"):
-        train(label_recipe(numbers, "supervised", "model.name=smp"), tmp_path / "c", quiet=True)
+        fit(label_recipe(numbers, "supervised", "model.name=smp"), tmp_path / "c", quiet=True)
 
 
 # --- the command line -------------------------------------------------------------------------------------------

@@ -10,18 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from halfmask.batch import Progress
+from halfmask.batch import Batch, Progress
 from halfmask.data.contract import count_classes
 from halfmask.errors import Interrupted, RecipeError
-from halfmask.losses.class_weights import ClassWeighted, class_weights
+from halfmask.losses.class_weights import class_weights
 from halfmask.losses.cross_entropy import cross_entropy
-from halfmask.method import Method, StepOutput
+from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.methods.fixmatch import FixMatch
 from halfmask.plugins import names, resolve
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import loader_maker
+from halfmask.task import Task
 from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
 from tests.run.tiny import recipe, write_dataset
 
@@ -40,8 +41,8 @@ def state(out: Path) -> dict[str, torch.Tensor]:
 def test_a_run_with_both_options_resumes_to_the_same_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(recipe(data, *BOTH), tmp_path / "unbroken", quiet=True)
-    train(recipe(data), tmp_path / "plain", quiet=True)
+    fit(recipe(data, *BOTH), tmp_path / "unbroken", quiet=True)
+    fit(recipe(data), tmp_path / "plain", quiet=True)
     after_update = FixMatch.after_update
 
     def stop(self: FixMatch, progress: Any) -> None:
@@ -51,9 +52,9 @@ def test_a_run_with_both_options_resumes_to_the_same_weights(
 
     monkeypatch.setattr(FixMatch, "after_update", stop)
     with pytest.raises(Interrupted):
-        train(recipe(data, *BOTH), tmp_path / "broken", quiet=True)
+        fit(recipe(data, *BOTH), tmp_path / "broken", quiet=True)
     monkeypatch.setattr(FixMatch, "after_update", after_update)
-    train(None, tmp_path / "broken", resume=True, quiet=True)
+    fit(None, tmp_path / "broken", resume=True, quiet=True)
     unbroken, broken, plain = (state(tmp_path / name) for name in ("unbroken", "broken", "plain"))
     assert unbroken.keys() == plain.keys()  # the weights of classes are no part of a checkpoint
     assert all(torch.equal(tensor, broken[name]) for name, tensor in unbroken.items())
@@ -63,9 +64,7 @@ def test_a_run_with_both_options_resumes_to_the_same_weights(
 def test_weights_come_from_the_labeled_masks_alone(data: Path) -> None:
     prepared = prepare(recipe(data, "optim.class_weights=inverse", "data.labeled=2", "data.val=none"), look=False)
     counts = count_classes(prepared.dataset, prepared.split.labeled)
-    weighted = prepared.method.labeled_loss
-    assert isinstance(weighted, ClassWeighted)
-    assert weighted.weight.tolist() == pytest.approx(class_weights(counts.sum(0).tolist(), "inverse"))
+    assert prepared.class_weights[""].tolist() == pytest.approx(class_weights(counts.sum(0).tolist(), "inverse"))
     assert prepared.balance is None
     assert prepare(recipe(data, "data.balance=classes"), look=False).balance is not None
     assert prepare(recipe(data), look=False).balance is None
@@ -83,10 +82,9 @@ def test_every_method_takes_weights_of_classes(name: str) -> None:
     def labeled_loss(weights: tuple[float, ...] | None) -> float:
         torch.manual_seed(0)
         method: Method = cls(task, tiny_builder(task))
-        if weights is not None:
-            method.weigh_classes(weights)
         torch.manual_seed(1)
         batch = tiny_batch(task, draws=method.draws, share_images=method.draws_share_images, size=4)
+        batch.class_weights = None if weights is None else torch.tensor(weights)
         return method.step(batch, Progress(0, 10, 5)).logs["loss_sup"].item()
 
     plain = labeled_loss(None)
@@ -94,20 +92,28 @@ def test_every_method_takes_weights_of_classes(name: str) -> None:
     assert abs(labeled_loss((0.01, 0.01, 2.98)) - plain) > 1e-4
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_WEIGHTS))
-def test_others_refuse_weights_of_classes(name: str) -> None:
-    method: Method = resolve("methods", name)(tiny_task(), tiny_builder(tiny_task()))
-    with pytest.raises(RecipeError, match=r"optim\.class_weights=none"):
-        method.weigh_classes((1.0, 1.0, 1.0))
+def test_methods_say_which_of_them_take_weights() -> None:
+    silent = {name for name in names("methods") if "class_weights" not in resolve("methods", name).supports}
+    assert silent == WITHOUT_WEIGHTS
 
 
-def test_a_method_without_a_labeled_loss_says_what_to_use_instead() -> None:
-    class Own(Method):
-        def step(self, batch: Any, progress: Any) -> StepOutput:
-            return StepOutput(cross_entropy(batch, progress), {})
+class Own(Method):
+    """Supervised, with a loss that never heard of weights."""
 
+    draws = 0
+
+    def __init__(self, task: Task, build: ModelBuilder) -> None:
+        super().__init__(task)
+        self.net = build()
+
+    def step(self, batch: Batch, progress: Progress) -> StepOutput:
+        loss = cross_entropy(self.net(batch.labeled.image), batch.labeled.labels)
+        return StepOutput(loss, {"loss_sup": loss})
+
+
+def test_a_method_that_takes_no_weights_says_what_to_use_instead(data: Path) -> None:
     with pytest.raises(RecipeError, match=r"data\.balance=classes"):
-        Own(tiny_task()).weigh_classes((1.0, 1.0, 1.0))
+        prepare(recipe(data, "optim.class_weights=effective", method=f"{__name__}:Own"), look=False)
 
 
 @pytest.mark.parametrize("tie", ["data.labeled_cut=true", "data.independent_shuffle=false"])

@@ -14,7 +14,7 @@ from halfmask.infer.evaluate import evaluate
 from halfmask.infer.predict import predict
 from halfmask.recipe.read import Recipe
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.run.staged import Staged
 from tests.run.tiny import recipe, write_dataset
 
@@ -27,7 +27,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="module")
 def finished(staged: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert train(staged, out, quiet=True).out == out
+    assert fit(staged, out, quiet=True).out == out
     return out
 
 
@@ -48,9 +48,9 @@ def test_the_folder_of_the_run_stands_for_its_last_stage(finished: Path, tmp_pat
 
 
 def test_a_finished_run_resumes_to_itself_and_is_not_overwritten(staged: Recipe, finished: Path) -> None:
-    assert train(None, finished, resume=True, quiet=True).steps == 3
+    assert fit(None, finished, resume=True, quiet=True).steps == 3
     with pytest.raises(DataError, match="not empty"):
-        train(staged, finished, quiet=True)
+        fit(staged, finished, quiet=True)
 
 
 def test_an_interrupted_run_is_resumed_as_a_whole(
@@ -65,11 +65,11 @@ def test_an_interrupted_run_is_resumed_as_a_whole(
     with monkeypatch.context() as patch:
         patch.setattr(Staged, "after_update", stop)
         with pytest.raises(Interrupted, match=r"step 1 of 2.*--resume \S+/run$"):
-            train(staged, tmp_path / "run", quiet=True)
-    train(None, tmp_path / "run", resume=True, quiet=True)
+            fit(staged, tmp_path / "run", quiet=True)
+    fit(None, tmp_path / "run", resume=True, quiet=True)
     assert load_bundle(tmp_path / "run").meta["sha256"] == load_bundle(finished).meta["sha256"]
 
 
 def test_a_dry_run_writes_nothing(staged: Recipe, tmp_path: Path) -> None:
-    train(staged, tmp_path / "run", dry_run=True, quiet=True)
+    fit(staged, tmp_path / "run", dry_run=True, quiet=True)
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from halfmask.models.coarse_logits import CoarseLogits, full
 from halfmask.plugins import names, resolve
 from halfmask.recipe.sections import RunRecipe
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from halfmask.run.trainer import prepare_networks
 from halfmask.teaching.pseudo_label import agreement, pseudo_label
 from halfmask.testing import no_host_sync, tiny_batch, tiny_builder, tiny_task
@@ -33,8 +33,6 @@ def trained(name: str, params: dict[str, Any], stream: bool) -> tuple[Tensor, Me
     task = tiny_task()
     method = resolve("methods", name)(task, tiny_builder(task), **params).double().train()
     prepare_networks(method, RunRecipe(stream_loss=stream))
-    if name not in ("cam", "multi_domain"):
-        method.weigh_classes((0.5, 1.0, 1.5))
     optimizers = {
         key: torch.optim.SGD([p for group in groups for p in group.params], lr=0.05)
         for key, groups in method.parameter_groups().items()
@@ -43,6 +41,7 @@ def trained(name: str, params: dict[str, Any], stream: bool) -> tuple[Tensor, Me
     for step in range(2):
         share = method.draws_share_images
         batch = tiny_batch(task, draws=method.draws, share_images=share, seed=step, dtype=torch.float64)
+        batch.class_weights = torch.tensor((0.5, 1.0, 1.5), dtype=torch.float64)
         torch.manual_seed(1000 + step)
         for update in method.updates(batch, Progress(step, 8, 4)):
             optimizers[update.group].zero_grad(set_to_none=True)
@@ -147,7 +146,7 @@ def test_a_run_streams_its_losses_and_ends_with_the_same_weights(tmp_path: Path)
     data = write_dataset(tmp_path / "data")
     for out, switch in (("plain", "false"), ("streamed", "true")):
         settings = ("run.steps=2", "run.eval_every=2", "optim.name=sgd", f"run.stream_loss={switch}")
-        train(recipe(data, *settings, method="unimatch_v2"), tmp_path / out, quiet=True)
+        fit(recipe(data, *settings, method="unimatch_v2"), tmp_path / out, quiet=True)
     plain, streamed = (
         read_checkpoint(tmp_path / out / "checkpoints" / "last.ckpt")["state_dict"] for out in ("plain", "streamed")
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.predict import predict
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.run.tiny import recipe, write_dataset
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path) -> Path:
     out = data.parent / "run"
-    train(recipe(data, "run.steps=1", "run.eval_every=1"), out, quiet=True)
+    fit(recipe(data, "run.steps=1", "run.eval_every=1"), out, quiet=True)
     return out
 
 

@@ -18,7 +18,7 @@ from halfmask.infer.bundle import load_bundle
 from halfmask.methods.fixmatch import FixMatch
 from halfmask.run import checkpoint as checkpoint_module
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.run.tiny import failing_at, recipe, write_dataset
 
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    train(recipe(data), out, quiet=True)
+    fit(recipe(data), out, quiet=True)
     return out
 
 
@@ -120,11 +120,11 @@ def test_stopped_in_mid_epoch_and_resumed_equals_unbroken(
 
     monkeypatch.setattr(FixMatch, "after_update", stop)
     with pytest.raises(Interrupted, match=rf"stopped at step {step} of 6 .*halfmask train --resume") as caught:
-        train(recipe(data), tmp_path / "run", quiet=True)
+        fit(recipe(data), tmp_path / "run", quiet=True)
     assert caught.value.exit_code == 143
     monkeypatch.setattr(FixMatch, "after_update", after_update)
     assert state(tmp_path / "run")["halfmask"]["step"] == step
-    train(None, tmp_path / "run", resume=True, quiet=True)
+    fit(None, tmp_path / "run", resume=True, quiet=True)
     assert_same_run(finished, tmp_path / "run")
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_breaks_while_training_ends_in_one_error_and_nothing_is_lost
     with monkeypatch.context() as patch:
         during(patch, 2, spoil)
         with pytest.raises(DataError, match=r"png: cannot be decoded.*\n.*step \d is saved.*train --resume") as caught:
-            train(recipe(mine, f"data.workers={workers}"), tmp_path / "run", quiet=True)
+            fit(recipe(mine, f"data.workers={workers}"), tmp_path / "run", quiet=True)
     assert caught.value.code == "H201"
     assert "from its source.\n  Once an intact copy is in its place" in str(caught.value)  # not: or remove it
     assert any(path.name in str(caught.value) for path in hit)
@@ -173,7 +173,7 @@ def test_a_file_that_breaks_while_training_ends_in_one_error_and_nothing_is_lost
     assert saved < 6
     for path in hit:
         shutil.copy2(kept / path.name, path)
-    train(None, tmp_path / "run", resume=True, quiet=True)
+    fit(None, tmp_path / "run", resume=True, quiet=True)
     assert_same_run(finished, tmp_path / "run")
     assert state(tmp_path / "run")["halfmask"]["best"] == state(finished)["halfmask"]["best"]
     validations = [[line for line in records(out) if "val/miou" in line] for out in (finished, tmp_path / "run")]
@@ -184,7 +184,7 @@ def test_a_wish_to_stop_in_the_last_step_comes_too_late(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     during(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert train(recipe(data), tmp_path / "run", quiet=True).steps == 6
+    assert fit(recipe(data), tmp_path / "run", quiet=True).steps == 6
     assert_same_run(finished, tmp_path / "run")
 
 
@@ -202,15 +202,15 @@ def test_a_second_interrupt_stops_at_once_and_leaves_the_last_checkpoint(
         with pytest.raises(
             Interrupted, match=r"at once in step 5 of 6.*checkpoint of step 3 is saved.*--resume"
         ) as caught:
-            train(recipe(data), tmp_path / "run", quiet=True)
+            fit(recipe(data), tmp_path / "run", quiet=True)
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is before
-    train(None, tmp_path / "run", resume=True, quiet=True)
+    fit(None, tmp_path / "run", resume=True, quiet=True)
     assert_same_run(finished, tmp_path / "run")
 
 
 def test_auto_precision_is_resolved_and_written_down(data: Path, tmp_path: Path) -> None:
-    train(recipe(data, "run.precision=auto", "run.steps=2", "data.val=none"), tmp_path / "run", quiet=True)
+    fit(recipe(data, "run.precision=auto", "run.steps=2", "data.val=none"), tmp_path / "run", quiet=True)
     text = (tmp_path / "run" / "recipe.yaml").read_text()
     assert "precision: bf16-mixed  # auto: native on this device" in text or "precision: 32-true  # auto" in text
     assert all(value.dtype != torch.bfloat16 for value in state(tmp_path / "run")["state_dict"].values())
@@ -218,16 +218,16 @@ def test_auto_precision_is_resolved_and_written_down(data: Path, tmp_path: Path)
 
 def test_a_crash_loses_only_what_came_after_the_last_checkpoint(data: Path, finished: Path, tmp_path: Path) -> None:
     with failing_at(FixMatch, 5, RuntimeError("power cut")), pytest.raises(RuntimeError, match="power cut"):
-        train(recipe(data), tmp_path / "run", quiet=True)
+        fit(recipe(data), tmp_path / "run", quiet=True)
     assert [line["step"] for line in records(tmp_path / "run")][-1] == 4
-    train(None, tmp_path / "run", resume=True, quiet=True)
+    fit(None, tmp_path / "run", resume=True, quiet=True)
     assert_same_run(finished, tmp_path / "run")
     # The record of step 4 is a mean over step 3, which is in the checkpoint, and step 4, which was done twice.
     assert records(tmp_path / "run") == records(finished)
 
 
 def test_workers_do_not_change_the_run(data: Path, finished: Path, tmp_path: Path) -> None:
-    train(recipe(data, "data.workers=2"), tmp_path / "run", quiet=True)
+    fit(recipe(data, "data.workers=2"), tmp_path / "run", quiet=True)
     assert_same_run(finished, tmp_path / "run")
 
 
@@ -236,37 +236,37 @@ def test_deleting_the_masks_of_unlabeled_images_changes_nothing(data: Path, tmp_
     shutil.copytree(data, with_masks)
     (tmp_path / "labeled.txt").write_text("images/shape_00.png masks/shape_00.png\nimages/shape_03.png\n")
     settings = (f"data.labeled={tmp_path / 'labeled.txt'}", "data.val=none", "run.steps=3")
-    train(recipe(with_masks, *settings), tmp_path / "run_with", quiet=True)
+    fit(recipe(with_masks, *settings), tmp_path / "run_with", quiet=True)
     shutil.copytree(with_masks, without)
     for mask in (without / "masks").iterdir():
         if mask.stem not in {"shape_00", "shape_03"}:
             mask.unlink()
-    train(recipe(without, *settings), tmp_path / "run_without", quiet=True)
+    fit(recipe(without, *settings), tmp_path / "run_without", quiet=True)
     assert_same_run(tmp_path / "run_with", tmp_path / "run_without")
 
 
 def test_a_filled_folder_is_refused_and_overwrite_starts_anew(data: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match=r"not empty.*--overwrite.*another --out"):
-        train(recipe(data), tmp_path, quiet=True)
-    train(recipe(data, "run.steps=1", "data.val=none", method="supervised"), tmp_path, overwrite=True, quiet=True)
+        fit(recipe(data), tmp_path, quiet=True)
+    fit(recipe(data, "run.steps=1", "data.val=none", method="supervised"), tmp_path, overwrite=True, quiet=True)
     assert (tmp_path / "holiday.jpg").exists()
 
 
 def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
     before = state(finished)["halfmask"]
-    result = train(None, finished, resume=True, quiet=True)
+    result = fit(None, finished, resume=True, quiet=True)
     assert result.steps == 6
     assert state(finished)["halfmask"] == before
 
 
 def test_a_limited_run_keeps_its_limit_when_resumed(data: Path, tmp_path: Path) -> None:
-    train(recipe(data, "data.val=none"), tmp_path / "run", limit=2, quiet=True)
-    assert train(None, tmp_path / "run", resume=True, quiet=True).steps == 2
+    fit(recipe(data, "data.val=none"), tmp_path / "run", limit=2, quiet=True)
+    assert fit(None, tmp_path / "run", resume=True, quiet=True).steps == 2
 
 
 def test_dry_run_checks_and_writes_nothing(data: Path, tmp_path: Path) -> None:
-    train(recipe(data), tmp_path / "run", dry_run=True, quiet=True)
+    fit(recipe(data), tmp_path / "run", dry_run=True, quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -283,7 +283,7 @@ def test_full_disk_while_saving_keeps_the_earlier_checkpoint(
 
     monkeypatch.setattr(checkpoint_module.torch, "save", full)
     with pytest.raises(CheckpointError, match=r"disk is full.*Free some space"):
-        train(recipe(data), tmp_path / "run", quiet=True)
+        fit(recipe(data), tmp_path / "run", quiet=True)
     assert state(tmp_path / "run")["halfmask"]["step"] == 3
     assert not list((tmp_path / "run" / "checkpoints").glob(".last*"))
 
@@ -322,7 +322,7 @@ def test_misfits_are_found_before_training(
     data: Path, tmp_path: Path, overrides: list[str], error: type[HalfmaskError], cure: str
 ) -> None:
     with pytest.raises(error, match=cure):
-        train(recipe(data, *overrides), tmp_path / "run", quiet=True)
+        fit(recipe(data, *overrides), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -332,7 +332,7 @@ def test_resuming_with_another_class_count_names_both(data: Path, finished: Path
     shutil.copytree(finished, run)
     (other / "classes.txt").write_text("background\ndisc\nbar\nring\n")
     with pytest.raises(CheckpointError, match=r"trained for 3 classes.*data has 4.*new run with another --out"):
-        train(None, run, resume=True, overrides=(f"data.root={other}",), quiet=True)
+        fit(None, run, resume=True, overrides=(f"data.root={other}",), quiet=True)
 
 
 def test_resuming_with_other_lists_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:
@@ -343,14 +343,14 @@ def test_resuming_with_other_lists_is_refused(data: Path, finished: Path, tmp_pa
     (other / "images" / "shape_08.png").unlink()
     says = r"unlabeled list differs.*\n  unlabeled: 1 missing \(images/shape_08\.png\), 1 new \(images/shape_99\.png\)"
     with pytest.raises(CheckpointError, match=says):
-        train(None, run, resume=True, overrides=(f"data.root={other}",), quiet=True)
+        fit(None, run, resume=True, overrides=(f"data.root={other}",), quiet=True)
 
 
 def test_a_resumed_run_keeps_its_recipe(finished: Path) -> None:
     with pytest.raises(RecipeError, match=r"optim\.lr=1 would change its result"):
-        train(None, finished, resume=True, overrides=("optim.lr=1",), quiet=True)
+        fit(None, finished, resume=True, overrides=("optim.lr=1",), quiet=True)
 
 
 def test_resume_needs_a_checkpoint(data: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is not a run folder"):
-        train(None, tmp_path, resume=True, quiet=True)
+        fit(None, tmp_path, resume=True, quiet=True)

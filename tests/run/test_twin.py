@@ -18,7 +18,7 @@ from halfmask.methods.fixmatch import FixMatch
 from halfmask.methods.supervised import Supervised
 from halfmask.recipe.read import load
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train as train_alone
+from halfmask.run.fit import fit as train_alone
 from halfmask.run.twin import Estimate, TwinResult, check_comparable, twin_recipe
 from tests.run.tiny import recipe, write_dataset
 

@@ -9,7 +9,7 @@ import pytest
 from halfmask.errors import HalfmaskError, RecipeError, ShapeError
 from halfmask.run import callbacks
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.run.tiny import recipe, write_dataset
 
 DINO = (
@@ -29,7 +29,7 @@ def last_record(out: Path, key: str) -> dict[str, Any]:
 
 
 def test_unimatch_v2_trains_and_logs_its_confidence(data: Path, tmp_path: Path) -> None:
-    train(recipe(data, *DINO, method="unimatch_v2", threshold=0.3), tmp_path / "run", quiet=True)
+    fit(recipe(data, *DINO, method="unimatch_v2", threshold=0.3), tmp_path / "run", quiet=True)
     record = last_record(tmp_path / "run", "train/loss")
     shares = [value for name, value in record.items() if name.startswith("pseudo/confidence_range/")]
     assert len(shares) == 7
@@ -39,7 +39,7 @@ def test_unimatch_v2_trains_and_logs_its_confidence(data: Path, tmp_path: Path) 
 
 
 def test_unimatch_trains_and_logs_its_terms(data: Path, tmp_path: Path) -> None:
-    train(recipe(data, method="unimatch", threshold=0.3), tmp_path / "run", quiet=True)
+    fit(recipe(data, method="unimatch", threshold=0.3), tmp_path / "run", quiet=True)
     record = last_record(tmp_path / "run", "train/loss")
     assert record["train/loss_unsup"] == pytest.approx(
         (record["train/loss_strong"] + record["train/loss_features"]) / 2
@@ -52,7 +52,7 @@ def test_a_frozen_encoder_is_saved_as_it_began(data: Path, tmp_path: Path) -> No
         run = recipe(
             data, *DINO, "model.encoder.frozen=true", f"run.steps={steps}", method="unimatch_v2", threshold=0.0
         )
-        train(run, tmp_path / str(steps), quiet=True)
+        fit(run, tmp_path / str(steps), quiet=True)
         checkpoint = read_checkpoint(tmp_path / str(steps) / "checkpoints" / "last.ckpt")
         weights.append(checkpoint["state_dict"])
         assert [group["name"] for group in checkpoint["optimizer_states"][0]["param_groups"]] == ["decoder"]
@@ -86,14 +86,14 @@ def test_bad_input_is_found_before_training(
     cure: str,
 ) -> None:
     with pytest.raises(error, match=cure):
-        train(recipe(data, *DINO, *overrides, method="unimatch_v2"), tmp_path / "run", quiet=True)
+        fit(recipe(data, *DINO, *overrides, method="unimatch_v2"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_batches_of_one_are_refused_together_with_every_reason(data: Path, tmp_path: Path) -> None:
     ones = ("data.batch.labeled=1", "data.batch.unlabeled=1")
     with pytest.raises(RecipeError) as caught:
-        train(recipe(data, *ones, method="unimatch_v2", dropout_at="classifier"), tmp_path / "run", quiet=True)
+        fit(recipe(data, *ones, method="unimatch_v2", dropout_at="classifier"), tmp_path / "run", quiet=True)
     labeled, unlabeled = str(caught.value).splitlines()
     assert "data.batch.labeled=1 gives 1 labeled image per device: this model has batch normalization" in labeled
     assert "pairs" not in labeled
@@ -103,10 +103,10 @@ def test_batches_of_one_are_refused_together_with_every_reason(data: Path, tmp_p
 
 def test_one_unlabeled_image_is_enough_where_nothing_is_paired(data: Path, tmp_path: Path) -> None:
     one = (*DINO, "data.batch.unlabeled=1", "run.steps=1")
-    train(recipe(data, *one, method="unimatch_v2", dropout="none", cutmix=0.0), tmp_path / "v2", quiet=True)
-    train(recipe(data, *one, method="unimatch"), tmp_path / "v1", quiet=True)
+    fit(recipe(data, *one, method="unimatch_v2", dropout="none", cutmix=0.0), tmp_path / "v2", quiet=True)
+    fit(recipe(data, *one, method="unimatch"), tmp_path / "v1", quiet=True)
     with pytest.raises(RecipeError, match=r"data\.batch\.unlabeled to 2"):
-        train(recipe(data, *one, method="unimatch", cutmix_partner="flip"), tmp_path / "flip", quiet=True)
+        fit(recipe(data, *one, method="unimatch", cutmix_partner="flip"), tmp_path / "flip", quiet=True)
 
 
 def test_a_threshold_that_nothing_passes_is_warned_about_once_with_the_histogram(
@@ -114,7 +114,7 @@ def test_a_threshold_that_nothing_passes_is_warned_about_once_with_the_histogram
 ) -> None:
     monkeypatch.setattr(callbacks, "_SILENT_STEPS", 5)
     overrides = ("run.steps=14", "run.log_every=2", "run.eval_every=14")
-    train(recipe(data, *DINO, *overrides, method="unimatch_v2", threshold=1.0), tmp_path / "run", quiet=True)
+    fit(recipe(data, *DINO, *overrides, method="unimatch_v2", threshold=1.0), tmp_path / "run", quiet=True)
     text = (tmp_path / "run" / "log.txt").read_text()
     assert text.count("no pseudo-label has passed method.threshold for 6 steps") == 1
     (warning,) = [line for line in text.splitlines() if "has passed" in line]
@@ -127,5 +127,5 @@ def test_a_threshold_that_is_passed_is_not_warned_about(
 ) -> None:
     monkeypatch.setattr(callbacks, "_SILENT_STEPS", 5)
     overrides = ("run.steps=10", "run.log_every=2", "run.eval_every=10")
-    train(recipe(data, *DINO, *overrides, method="unimatch_v2", threshold=0.3), tmp_path / "run", quiet=True)
+    fit(recipe(data, *DINO, *overrides, method="unimatch_v2", threshold=0.3), tmp_path / "run", quiet=True)
     assert "has passed" not in (tmp_path / "run" / "log.txt").read_text()

@@ -18,7 +18,7 @@ from halfmask.infer.bundle import load_bundle
 from halfmask.methods.cct import CCT
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import loader_maker
 from halfmask.task import Task
@@ -50,7 +50,7 @@ def tagged(root: Path, *overrides: str, method: str = "cct", **params: Any) -> R
 @pytest.fixture(scope="module")
 def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tags"
-    train(tagged(root), out, quiet=True)
+    fit(tagged(root), out, quiet=True)
     return out
 
 
@@ -74,7 +74,7 @@ def test_tags_become_masks_and_masks_reach_the_auxiliary_decoders(finished: Path
 
 
 def test_the_same_run_gives_the_same_masks_and_weights(finished: Path, root: Path, tmp_path: Path) -> None:
-    train(tagged(root), tmp_path / "again", quiet=True)
+    fit(tagged(root), tmp_path / "again", quiet=True)
     for path in (finished / "cam" / "pseudo_masks").rglob("*.png"):
         other = tmp_path / "again" / path.relative_to(finished)
         assert path.read_bytes() == other.read_bytes()
@@ -87,19 +87,19 @@ def test_interrupted_in_the_second_stage_and_resumed_equals_unbroken(
 ) -> None:
     out = tmp_path / "broken"
     with failing_at(CCT, 3, KeyboardInterrupt()), pytest.raises((KeyboardInterrupt, SystemExit, HalfmaskError)):
-        train(tagged(root), out, quiet=True)
+        fit(tagged(root), out, quiet=True)
     stamp = {path: path.stat().st_mtime_ns for path in (out / "cam" / "pseudo_masks").rglob("*.png")}
-    train(None, out, resume=True, quiet=True)
+    fit(None, out, resume=True, quiet=True)
     assert stamp == {path: path.stat().st_mtime_ns for path in stamp}  # not labeled again
     one, two = (read_checkpoint(run / "cct/checkpoints/last.ckpt") for run in (finished, out))
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
 
 
 def test_overwriting_a_run_labels_anew(root: Path, tmp_path: Path) -> None:
-    train(tagged(root), tmp_path / "run", quiet=True)
+    fit(tagged(root), tmp_path / "run", quiet=True)
     stray = tmp_path / "run" / "cam" / "pseudo_masks" / "stray.png"
     stray.write_bytes(b"")
-    train(tagged(root), tmp_path / "run", overwrite=True, quiet=True)
+    fit(tagged(root), tmp_path / "run", overwrite=True, quiet=True)
     assert not stray.exists()
 
 
@@ -127,7 +127,7 @@ def test_masks_of_any_source_are_cut_like_their_images(root: Path, tmp_path: Pat
         else:
             assert torch.equal(target[valid], (image[0][valid] > 100 / 255).long())
             assert (target[~valid] == 255).all()
-    train(made, tmp_path / "run", quiet=True)
+    fit(made, tmp_path / "run", quiet=True)
     assert any("train/loss_weak" in record for record in records(tmp_path / "run"))
 
 
@@ -183,7 +183,7 @@ def test_all_problems_of_a_tag_file_come_together(tmp_path: Path) -> None:
 
 def refused(made: Recipe, out: Path) -> str:
     with pytest.raises(HalfmaskError) as caught:
-        train(made, out, quiet=True)
+        fit(made, out, quiet=True)
     return str(caught.value)
 
 
@@ -278,7 +278,7 @@ def test_clothes_are_learned_from_human_tags(shared: Path, tmp_path: Path) -> No
         data, "data.weak.tags=tags_weak.csv", "data.val=none", "data.crop=64", "run.steps=2",
         "data.dataset={name: folder, foreground: [top, bag, hair]}",
     )  # fmt: skip
-    train(made, tmp_path / "run", quiet=True)
+    fit(made, tmp_path / "run", quiet=True)
     masks = sorted((tmp_path / "run/cam/pseudo_masks/images/weak").iterdir())
     assert {f"images/weak/{path.stem}.jpg" for path in masks} == kept
     names = [line.split("\t")[1] for line in (data / "classes.txt").read_text().splitlines()]

@@ -18,7 +18,7 @@ from halfmask.models.build import Builder
 from halfmask.plugins import names, resolve
 from halfmask.recipe.sections import ModelRecipe
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 from halfmask.testing.oracles.forms import PLAIN, plain_forms
 from halfmask.views import mixing
@@ -146,9 +146,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_of_a_recipe_can_use_the_plain_forms_from_disk_to_weights(data: Path, tmp_path: Path) -> None:
     # Crops are not scaled here, so that both ways of cutting give the same bytes.
     settings = ("run.steps=2", "run.eval_every=2", "data.scale=[1.0, 1.0]", "optim.name=sgd")
-    train(recipe(data, *settings), tmp_path / "fast", quiet=True)
+    fit(recipe(data, *settings), tmp_path / "fast", quiet=True)
     with plain_forms(), recorded() as found:
-        train(recipe(data, *settings), tmp_path / "plain", quiet=True)
+        fit(recipe(data, *settings), tmp_path / "plain", quiet=True)
     assert PIXELS | LABELED | {"cut_whole", "lerp_", "fused_map"} <= found
     states = [read_checkpoint(tmp_path / out / "checkpoints" / "last.ckpt")["state_dict"] for out in ("fast", "plain")]
     for key, tensor in states[0].items():

@@ -80,7 +80,13 @@ class HostBatch:
         return HostBatch(self.step, tuple(samples.pin_memory() for samples in self.streams), self.domain)
 
 
-def to_batch(host: HostBatch, device: torch.device | str, task: Task, dtype: torch.dtype = torch.float32) -> Batch:
+def to_batch(
+    host: HostBatch,
+    device: torch.device | str,
+    task: Task,
+    dtype: torch.dtype = torch.float32,
+    class_weights: Tensor | None = None,
+) -> Batch:
     """Copy a batch to the device and make it what a method expects: images in [0, 1], validity, int64 targets."""
 
     def finish(samples: HostSamples) -> Samples:
@@ -100,7 +106,7 @@ def to_batch(host: HostBatch, device: torch.device | str, task: Task, dtype: tor
 
     labeled, unlabeled, partner = (*map(finish, host.streams), None, None)[:3]
     assert labeled is not None
-    return Batch(labeled, unlabeled, partner, host.domain)
+    return Batch(labeled, unlabeled, partner, host.domain, class_weights)
 
 
 def _valid(covered: Int[Tensor, "B 3"], side: int) -> Bool[Tensor, "B S S"]:

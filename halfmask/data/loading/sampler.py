@@ -6,7 +6,7 @@ of a step is formed for all devices together and then dealt to the ranks in cont
 of workers, nor the number of ranks, nor an interruption changes which images are seen, or when.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,8 +92,8 @@ def steps_per_epoch(length: int, batch: int, *, drop_last: bool = True) -> int:
 class ClassBalance:
     """Draws labeled samples by class (`data.balance: classes`): a class that occurs, then an image that shows it.
 
-    Every class is drawn equally often, and of its images each one; the crop is then laid around one of its pixels.
-    Sample `n` is a pure function of the seed and n.
+    Every class is drawn equally often, or as often as `weigh` says, and of its images each one; the crop is then laid
+    around one of its pixels. Sample `n` is a pure function of the seed, n and the weights.
 
     Args:
         counts: pixels of each class in each mask, in the order of the labeled list.
@@ -110,13 +110,35 @@ class ClassBalance:
         self.seed = seed
         self._classes = np.flatnonzero(counts.any(0))
         self._images = [np.flatnonzero(counts[:, number]) for number in self._classes]
+        self._upto: np.ndarray | None = None  # summed chances of the classes; `None`: all alike
         if not len(self._classes):
             raise DataError("data.balance=classes, but no labeled mask shows any class.", "H210")
+
+    def weigh(self, weights: Sequence[float] | None) -> None:
+        """Draw class k in proportion to `weights[k]` from now on; `None`: all equally often.
+
+        Raises:
+            DataError: weights that are no chances.
+        """
+        if weights is None:
+            self._upto = None
+            return
+        own = np.asarray(weights, dtype=np.float64)[self._classes]
+        if not np.isfinite(own).all() or (own < 0).any() or not own.any():
+            raise DataError(
+                f"classes cannot be drawn with the weights {[round(weight, 4) for weight in weights]}. Let "
+                "class_weights_for_sampling() of the method return finite numbers that are not negative, and not all 0."
+            )
+        self._upto = np.cumsum(own / own.sum())
+        self._upto[-1] = 1.0  # rounding must not leave a gap at the end
 
     def draw(self, n: int) -> tuple[int, int]:
         """Return the position of sample `n` in the labeled list, and the class it has to show."""
         rng = np.random.default_rng((self.seed, LABELED, n, 1))
-        number = int(rng.integers(len(self._classes)))
+        if self._upto is None:
+            number = int(rng.integers(len(self._classes)))
+        else:
+            number = int(np.searchsorted(self._upto, rng.random(), side="right"))
         return int(rng.choice(self._images[number])), int(self._classes[number])
 
 
@@ -200,6 +222,11 @@ class StepSampler(Sampler[list[StepKeys]]):
         walks = self.walks if stream is None else [self.walks[stream]]
         return min(walk.length % walk.batch or walk.batch if walk.short_last else walk.batch for walk in walks)
 
+    def weigh(self, weights: Sequence[float] | None) -> None:
+        """Draw the classes of labeled samples in proportion to `weights`, where they are drawn by class."""
+        if self.balance is not None:
+            self.balance.weigh(weights)
+
     def __iter__(self) -> Iterator[list[StepKeys]]:
         # One "item" per step: a worker makes a whole batch.
         return ([self.keys(step)] for step in range(self.start, self.stop))
@@ -244,6 +271,9 @@ class Turns(Sampler[list[StepKeys]]):
         own, turn = divmod(step, len(self.domains))
         domain = self.domains[turn]
         return StepKeys(step, self.samplers[domain].keys(own).samples, domain)
+
+    def weigh(self, weights: Sequence[float] | None) -> None:
+        """Leave every domain's classes as they are drawn: weights of one label space say nothing about the others."""
 
     def __iter__(self) -> Iterator[list[StepKeys]]:
         return ([self.keys(step)] for step in range(self.start, self.stop))

@@ -42,6 +42,8 @@ class Timm(Encoder):
         img_size: side of the square images of a network bound to one size; `null` = the training crop. Images of other
             sizes are resized to it (`eval.mode=slide` keeps large ones sharp). Without effect on all other networks.
         frozen: not trained.
+        drop_path: chance to skip a residual branch, growing linearly from 0 to this over the blocks, in networks that
+            have it (ViT, Swin, ConvNeXt, PVT, ...).
     """
 
     def __init__(
@@ -54,11 +56,15 @@ class Timm(Encoder):
         out_indices: tuple[int, ...] | None = None,
         img_size: Annotated[int, Field(ge=1)] | None = None,
         frozen: bool = False,
+        drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
         arguments: dict[str, Any] = {"in_chans": in_channels}
         if output_stride is not None:
             arguments["output_stride"] = output_stride
+        if drop_path:
+            arguments["drop_path_rate"] = drop_path
+            _check_drop_path(model, arguments)
         arguments |= _size_arguments(model, arguments)
         arguments["out_indices"] = out_indices or _default_indices(model, arguments)
         self.size_multiple, self.only_size = _sizes(model, arguments, img_size)
@@ -101,6 +107,16 @@ def _create(model: str, **arguments: Any) -> nn.Module:
             f"timm network {model} cannot give feature maps with {arguments}: {error}. "
             "Try other model.encoder.output_stride or out_indices, or another network."
         ) from error
+
+
+def _check_drop_path(model: str, arguments: dict[str, Any]) -> None:
+    """Refuse networks that have no residual branch to skip, or take the option and ignore it."""
+    try:
+        net = _create_shapes_only(model, **arguments)
+    except TypeError:
+        net = nn.Identity()
+    if not any(getattr(module, "drop_prob", 0) for module in net.modules() if type(module).__name__ == "DropPath"):
+        raise RecipeError(f"timm network {model} has no drop path. Leave model.encoder.drop_path out.", "H303")
 
 
 def _create_shapes_only(model: str, **arguments: Any) -> nn.Module:

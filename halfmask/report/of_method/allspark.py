@@ -19,6 +19,7 @@ from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_da
 from halfmask.errors import HalfmaskError
 from halfmask.infer.runs import open_run
 from halfmask.methods.allspark import AllSpark
+from halfmask.models.model import Model
 from halfmask.palette import Color
 from halfmask.report.charts import Series, line_chart, sparkline
 from halfmask.report.evidence import Images, load_method
@@ -142,9 +143,14 @@ def allspark_figures(run: Run, images: Images) -> Figures:
     )
 
 
+def _student(method: AllSpark) -> Model:
+    (model,) = next(iter(method.predictors().values())).members
+    return model
+
+
 def _channels(method: AllSpark, id: str, image: Float[Tensor, "1 C H W"], uses_memory: bool) -> Channels:
     """Compute both maps as the labeled half of a training step does, but without dropout."""
-    features = method.student.encode(image)
+    features = _student(method).encode(image)
     tokens, residual = method.bottleneck.embed(features[-1])
     keys, present = method._recall(method.memory) if uses_memory and method.memory is not None else (None, None)
     result = method.bottleneck.attend(tokens, residual, keys, labeled=1, present=present)
@@ -176,7 +182,7 @@ def _grouping(method: AllSpark, dataset: Dataset, ids: Sequence[str]) -> Groupin
     for id in ids:
         image = _crop(dataset, id, method)
         logits = method._label(image)
-        tokens, _ = method.bottleneck.embed(method.student.encode(image)[-1])
+        tokens, _ = method.bottleneck.embed(_student(method).encode(image)[-1])
         grouped = channel_classes(tokens, logits, (method.side, method.side), method.grouping)[0]
         chosen = torch.bincount(grouped.cpu(), minlength=classes).numpy()
         predicted = torch.bincount(logits.argmax(1).flatten().cpu(), minlength=classes).double()
@@ -210,14 +216,14 @@ def _slots(method: AllSpark, dataset: Dataset, listed: Sequence[str], names: Seq
 
 def _crop(dataset: Dataset, id: str, method: AllSpark) -> Float[Tensor, "1 C S S"]:
     """Cut the middle out of an image at the training crop's size; what is missing is black."""
-    crop = int(method.student.spec["crop"])
+    crop = int(_student(method).spec["crop"])
     image = dataset.read_image(id)
     height, width = image.shape[:2]
     top, left = max((height - crop) // 2, 0), max((width - crop) // 2, 0)
     part = image[top : top + crop, left : left + crop]
     whole = np.zeros((crop, crop, image.shape[2]), dtype=np.uint8)
     whole[: part.shape[0], : part.shape[1]] = part
-    mean = method.student.mean
+    mean = _student(method).mean
     return torch.from_numpy(whole).permute(2, 0, 1)[None].to(mean.device).to(mean.dtype) / 255
 
 
