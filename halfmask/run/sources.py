@@ -13,7 +13,7 @@ from halfmask.data.loading.loader import Source, TrainLoader, train_loader
 from halfmask.data.splits.split import Split, part_ids
 from halfmask.infer.evaluate import DatasetItems, evaluate_model
 from halfmask.infer.metrics import Scores
-from halfmask.models.model import Model
+from halfmask.models.model import Network
 from halfmask.recipe.read import DataRecipe, Recipe
 from halfmask.run.folder import RunDir, describe_split
 from halfmask.run.validation import Evaluate, Examiner, TaskExaminer
@@ -100,7 +100,7 @@ def evaluator_of(recipe: Recipe, dataset: Dataset, split: Split) -> Evaluate | N
         return None
     items, task = DatasetItems(dataset, ids), dataset.task
 
-    def evaluate(model: Model, rank: int, world: int) -> Scores:
+    def evaluate(model: Network, rank: int, world: int) -> Scores:
         device = next(model.parameters()).device
         return evaluate_model(model, items, task, recipe.eval, device, crop=recipe.data.crop, rank=rank, world=world)
 

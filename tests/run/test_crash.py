@@ -13,7 +13,6 @@ from halfmask.run.callbacks import Validation
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.folder import RunDir
 from halfmask.run.module import LogSums
-from halfmask.run.train import train
 from tests.run.kills import kill_and_resume
 from tests.run.same import assert_same_run
 from tests.run.tiny import recipe, write_dataset
