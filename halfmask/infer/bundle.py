@@ -90,7 +90,7 @@ def save_bundle(
             f"{folder / _META}: the model has no spec, so it could not be built again. "
             "Make it with halfmask.create_model or a method's builder, or set Model.spec."
         )
-    task = _task(model.spec["task"]) if task is None else task
+    task = read_task(model.members[0].spec["task"]) if task is None else task
     # Both are on the disk before either replaces its predecessor: one new and one old file would be no bundle.
     with atomic_path(folder / _META) as meta_part, atomic_path(folder / _WEIGHTS) as weights_part:
         save_file(_plain_state(model), weights_part)
@@ -153,7 +153,7 @@ def _incomplete(path: Path, entry: str, error: Exception) -> CheckpointError:
 def _describe(model: Network, task: Task) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION if len(model.members) == 1 else _ENSEMBLE_VERSION,
+        "format_version": _ENSEMBLE_VERSION if "ensemble" in model.spec else FORMAT_VERSION,
         "halfmask": __version__,
         "task": asdict(task),
         "model": model.spec,
