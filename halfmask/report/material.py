@@ -21,7 +21,6 @@ from halfmask.infer.bundle import build_from_meta, load_bundle
 from halfmask.infer.domains import domain_names
 from halfmask.infer.inference import class_map
 from halfmask.infer.runs import Published, open_run, published
-from halfmask.models.build import build_network
 from halfmask.plugins import resolve
 from halfmask.report.evidence import Images, Tally, Wishes, cached_json, digest, open_images, tally
 from halfmask.report.pictures import three_bands
