@@ -70,6 +70,20 @@ def test_each_kind_of_perturbation_trains_alone(kind):
     assert all(p.grad.abs().sum() > 0 for p in method.heads.parameters())
 
 
+def test_a_prediction_exactly_as_confident_as_the_threshold_does_not_teach():
+    method = make(heads="lite", threshold=0.5)
+    with torch.no_grad():
+        method.student.classifier.weight.zero_()
+        method.student.classifier.bias.copy_(torch.tensor([0.0, 0.0, -1e4]))  # 1/2, 1/2, 0, without rounding
+    logs = method.step(tiny_batch(method.task), PROGRESS).logs
+    assert logs["loss_unsup"] == 0
+    assert logs["pseudo/coverage"] == 0
+    method.threshold = 0.4999
+    logs = method.step(tiny_batch(method.task), PROGRESS).logs
+    assert logs["loss_unsup"] > 0
+    assert logs["pseudo/coverage"] == 1
+
+
 def weak_batch(method: CCT, target: torch.Tensor | None) -> Batch:
     batch = tiny_batch(method.task)
     batch.unlabeled = Samples(batch.unlabeled.image, batch.unlabeled.valid, batch.unlabeled.index, target)
