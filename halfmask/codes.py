@@ -50,6 +50,16 @@ CODES: dict[str, Code] = {
     "H121": Code("classes in no labeled mask", "label an image that shows them, or remove the class"),
     "H122": Code("classes in no validation mask", "validate on images that show them: their IoU cannot be measured"),
     "H123": Code("classes without names", "name them in halfmask.yaml: `halfmask check --fix` writes one to edit"),
+    "H124": Code(
+        "masks of several types (palette, gray, color, ...)", "look at one mask of each type, or save all alike"
+    ),
+    "H125": Code(
+        "masks with coordinates and masks without", "look at one of the fewer: pixels without coordinates are in place"
+    ),
+    "H126": Code(
+        "names that differ in their Unicode form only (macOS writes letters and accents apart)",
+        "nothing: they are paired; rename them if other tools take them apart",
+    ),
     "H130": Code("near-duplicate images in different parts", "keep each scene in one part: results would be too good"),
     "H131": Code(
         "the same image more than once in a part", "remove copies; keep the frames of a video together in one part"
@@ -95,6 +105,17 @@ CODES: dict[str, Code] = {
     "H211": Code("split lists do not fit the data or each other", "correct the lists, or draw them: halfmask split"),
     "H212": Code("a single class", "name or draw a second one: with one class there is nothing to tell apart"),
     "H213": Code("a file or a feature needs an optional package", "install what the message names"),
+    "H214": Code(
+        "the palettes of masks differ: an index has another color elsewhere",
+        "save all masks with class ids as gray values; or name the colors in `palette`",
+    ),
+    "H215": Code(
+        "a mask of several layers: pages, bands, frames, or transparency",
+        "save one layer of class ids: layers.argmax(0)",
+    ),
+    "H216": Code(
+        "a mask with coordinates that are not its image's", "warp it to the grid of the image: rio warp --like IMAGE"
+    ),
     "H220": Code(
         "a mask that halfmask wrote has other class ids than the masks beside it",
         "predict or convert it again, with a model or masks of the ids that halfmask.yaml names",
@@ -133,6 +154,9 @@ CODES: dict[str, Code] = {
     "H502": Code("a result cannot be written", "free some space, make the folder writable, or choose another --out"),
     "H503": Code("a device that this machine does not have", "run.accelerator=auto, or --device auto"),
     "H601": Code("an exported model gives other classes than the original", "export in the other format"),
+    "H602": Code(
+        "a loss that is not finite: the run ended at that step", "a lower optim.lr, optim.clip_norm=1, a warm-up"
+    ),
 }
 
 

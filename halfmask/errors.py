@@ -87,6 +87,13 @@ class ParityError(HalfmaskError, RuntimeError):
     code = "H601"
 
 
+class DivergenceError(HalfmaskError, RuntimeError):
+    """A run ended because its loss was not finite any more; the last finite weights are kept."""
+
+    exit_code = 1
+    code = "H602"
+
+
 class Interrupted(HalfmaskError, RuntimeError):
     """Ctrl-C stopped a run after its checkpoint was written; 143 if it was SIGTERM.
 

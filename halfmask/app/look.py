@@ -20,7 +20,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image, PngImagePlugin
 
 from halfmask.data.convert.convert import mask_image
-from halfmask.data.folder.geotiff import is_georeferenced
+from halfmask.data.folder.ground import is_georeferenced
 from halfmask.data.folder.ids import IdTable, told_in_png
 from halfmask.data.folder.images import IMAGE_SUFFIXES
 from halfmask.data.folder.rasters import Picture, image_size, read_picture

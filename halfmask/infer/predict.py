@@ -34,7 +34,7 @@ from halfmask.atomic import require_writable
 from halfmask.data.convert.convert import outline_files, require_outlines, write_outlines
 from halfmask.data.convert.mask_source import OVERLAYS, PROBABILITIES
 from halfmask.data.folder.files import date_sizes_differ
-from halfmask.data.folder.geotiff import is_georeferenced
+from halfmask.data.folder.ground import is_georeferenced
 from halfmask.data.folder.rasters import Picture, Reading, image_size, read_picture
 from halfmask.errors import DataError, RecipeError, bullet_list, gathered
 from halfmask.infer.bundle import bundle_folder, load_bundle, read_meta

@@ -13,7 +13,7 @@ from halfmask.report.charts import Series, line_chart
 from halfmask.report.draw import between, draw, duration, percent, signed
 from halfmask.report.material import Example, Material, chapter_of
 from halfmask.report.pictures import errors, over, palette
-from halfmask.report.pseudo import alarms, by_class, confidence_chart, held_out
+from halfmask.report.pseudo import alarms, by_class, confidence_chart, held_out, not_finite
 from halfmask.report.records import Run
 from halfmask.task import METRIC_NAMES, Task
 
@@ -127,7 +127,7 @@ def _result(found: Material) -> dict[str, Any]:
             ours = f"{percent(found.scores.main.value)} %" + (f" ({interval})" if interval else "")
         elif curve := run.curve(f"val/{number.metric}"):
             ours = f"{percent(max(value for _, value in curve))} % at best"
-    return {"networks": networks, "ours": ours or "n/a"}
+    return {"networks": networks, "ours": ours or "n/a", "alarms": not_finite(run)}
 
 
 def _twin(found: Material) -> dict[str, Any]:

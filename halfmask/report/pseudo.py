@@ -176,6 +176,15 @@ def alarms(run: Run) -> list[str]:
     return [*_one_class(run), *_no_labels(run), *_forgotten(run), *_falling(run)]
 
 
+def not_finite(run: Run) -> list[str]:
+    """Read the record that a run writes when it stops at a loss that is not finite; usually there is none."""
+    return [
+        f"The run ended at step {step}: its loss or gradient was not finite (H602). The weights are those from before. "
+        "Train anew with a lower `optim.lr`, `optim.clip_norm=1` or `optim.warmup_steps`."
+        for step, _ in run.curve("alarm/not_finite")
+    ]
+
+
 def _one_class(run: Run) -> list[str]:
     """Find one class with nearly all pseudo-labels, several records in a row: as the warning during training."""
     for name, points in run.family("pseudo/share").items():

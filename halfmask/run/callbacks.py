@@ -8,6 +8,7 @@ Lightning would turn Ctrl-C into exit code 1, and a SIGTERM at the wrong moment 
 from before the trainer starts until it has returned.
 """
 
+import math
 import signal
 import sys
 import time
@@ -81,7 +82,7 @@ class MetricsLog(L.Callback):
 
     def record(self, trainer: L.Trainer, module: LitMethod, values: dict[str, float]) -> None:
         """Write one record to metrics.jsonl and the loggers; a class that occurs nowhere has no value."""
-        finite = {name: value for name, value in values.items() if value == value}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.run.append_metrics({"step": module.step, "epoch": round(module.progress.epoch, 4), **finite})
         for logger in trainer.loggers:
             logger.log_metrics(finite, step=module.step)
@@ -261,7 +262,8 @@ class Checkpoints(L.Callback):
         """Save when due."""
         asked = self._asked(trainer, module)
         timed = trainer.world_size == 1 and time.monotonic() - self._saved > _SAVE_SECONDS
-        if asked or timed or module.step % self.every == 0 or module.step == module.total_steps:
+        due = asked or timed or module.step % self.every == 0 or module.step == module.total_steps
+        if due and module.guard.bad_step() is None:
             save(trainer, module, self.run)
             self._saved = time.monotonic()
         if asked:

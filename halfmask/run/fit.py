@@ -19,6 +19,7 @@ from halfmask.recipe.read import Recipe, load
 from halfmask.run.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
+from halfmask.run.divergence import StopAtInfinity
 from halfmask.run.folder import RunDir, stage_names
 from halfmask.run.module import LitMethod
 from halfmask.run.optim import base_rate
@@ -97,6 +98,7 @@ def fit(
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
         Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
+        DivergenceError: a loss was not finite; the weights from before it are written.
     """
     run = RunDir(out, root=root)
     if resume:
@@ -182,12 +184,12 @@ def _train_stage(
     checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not is_first_rank()))
     validation = Validation(run, log, prepared.sources.examiner(recipe), prepared.eval_every)
     prepare_networks(method, recipe.run)
-    kept = KeepCheckpoints(run, keep, prepared.total_steps)
-    trainer = make_trainer(recipe.run, run.path, method, [log, validation, kept, checkpoints])
+    around = [log, validation, KeepCheckpoints(run, keep, prepared.total_steps), checkpoints]
+    first = StopAtInfinity(run, validation.examiner, (log.every, prepared.eval_every))
+    trainer = make_trainer(recipe.run, run.path, method, [first, *around])
     if start is not None and start.header["step"] >= prepared.total_steps:
-        done = start.header["step"]
-        line.say(f"{run.path} is finished: {done} of {prepared.total_steps} steps are done.")
-        return TrainResult(run.path, done, time.monotonic() - began, start.header["best"], {}, metric)
+        line.say(f"{run.path} is finished: {start.header['step']} of {prepared.total_steps} steps are done.")
+        return TrainResult(run.path, start.header["step"], time.monotonic() - began, start.header["best"], {}, metric)
     _fit(trainer, module, checkpoints, None if start is None else start.checkpoint)
     best, last = dict(module.best), dict(validation.last)
     return TrainResult(run.path, module.step, time.monotonic() - began, best, last, metric)

@@ -18,6 +18,7 @@ from halfmask.data.loading.loader import HostBatch, TrainLoader, to_batch
 from halfmask.errors import CheckpointError
 from halfmask.method import Method
 from halfmask.recipe.read import OptimRecipe
+from halfmask.run.finite import FiniteGuard
 from halfmask.run.optim import make_optimizers, rate_factor, resolve_optimizers, set_rates
 
 T = TypeVar("T")
@@ -179,6 +180,7 @@ class LitMethod(L.LightningModule):
         self.best_steps: dict[str, int] = {}  # and the step it is of
         self.log_sums = LogSums()
         self.sampling: list[float] | None = None  # chances of the classes in this epoch, where the method gives them
+        self.guard = FiniteGuard(method)
         self.optimizer_by_key: dict[str, Optimizer] = {}
         self.sections: dict[str, OptimRecipe] = {}  # of each optimizer
 
@@ -199,6 +201,7 @@ class LitMethod(L.LightningModule):
         wrapped = self.optimizers(use_pl_optimizer=True)
         wrapped = wrapped if isinstance(wrapped, list) else [wrapped]
         self._wrapped = dict(zip(self.optimizer_by_key, wrapped, strict=True))
+        self.guard.begin(self.device)
         self._set_rates()
 
     def train_dataloader(self) -> "DataLoader[HostBatch] | EpochLoader":
@@ -226,6 +229,8 @@ class LitMethod(L.LightningModule):
             if clip_norm is not None:
                 own = self.optimizer_by_key[update.group]
                 self.clip_gradients(own, clip_norm, gradient_clip_algorithm="norm")
+            if not self.guard.allows(update.output.loss, self.optimizer_by_key[update.group], self.step):
+                return  # StopAtInfinity ends the run
             optimizer.step()
             self.log_sums.add({"loss": update.output.loss, **update.output.logs})
         self.method.after_update(self.progress)

@@ -18,7 +18,7 @@ from halfmask.data.annotations.label_studio import image_name
 from halfmask.data.check import take_fingerprint
 from halfmask.data.convert.convert import FORMATS, convert, write_outlines
 from halfmask.data.datasets.folder import Folder
-from halfmask.data.folder.geotiff import Ground
+from halfmask.data.folder.ground import Ground
 from halfmask.errors import DataError, RecipeError
 from halfmask.recipe.read import load
 from halfmask.task import Task

@@ -12,8 +12,8 @@ from halfmask.data.annotations.coco import part_of
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder import masks
 from halfmask.data.folder.class_lines import read_class_file
-from halfmask.data.folder.layouts import pair
 from halfmask.data.folder.lists import read_list
+from halfmask.data.folder.pairing import pair
 from halfmask.errors import DataError
 from tests.data import trees
 from tests.data.trees import image, mask
@@ -171,7 +171,7 @@ def test_a_plain_folder_is_unlabeled_and_needs_class_names(tmp_path: Path) -> No
 
 def test_masks_are_never_taken_for_unlabeled_images(tmp_path: Path) -> None:
     image(tmp_path / "photos/a.png")
-    mask(tmp_path / "masks/a.png", (0, 1))
+    image(tmp_path / "masks/a.png")
     with pytest.raises(DataError, match="looks like masks"):
         Folder(tmp_path)
 

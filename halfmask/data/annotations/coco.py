@@ -17,7 +17,7 @@ from halfmask.data.annotations.coco_regions import NO_CATEGORY, decode_region, p
 from halfmask.data.annotations.drawing import FLAT, Drawing, Remark, why_empty
 from halfmask.data.annotations.exports import ImageNames, twins
 from halfmask.data.annotations.layers import IGNORE_LABEL, clean
-from halfmask.data.folder.layouts import PART_NAMES
+from halfmask.data.folder.folder_names import PART_NAMES
 from halfmask.data.folder.masks import IGNORE
 from halfmask.errors import DataError, bullet_list, nearest
 

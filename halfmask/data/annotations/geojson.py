@@ -1,6 +1,6 @@
 """GeoJSON (RFC 7946): one file per image, a feature per region, holes as inner rings.
 
-Of a GeoTIFF the coordinates are longitude and latitude (`halfmask.data.folder.geotiff.Ground`). Of any other image they
+Of a GeoTIFF the coordinates are longitude and latitude (`halfmask.data.folder.ground.Ground`). Of any other image they
 are pixels: x runs to the right and y down from the upper left corner, as QuPath writes them. The class is the property
 `class`, or `classification.name`.
 """

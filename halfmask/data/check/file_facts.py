@@ -16,10 +16,13 @@ from PIL import Image, UnidentifiedImageError
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset
+from halfmask.data.folder.ground import require_same_ground
 from halfmask.data.folder.ids import refuse_mask, told_ids
 from halfmask.data.folder.images import Header, decode, read_header, read_image, stored_pixels, turn_upright
-from halfmask.data.folder.masks import Color, count_values, read_stored
+from halfmask.data.folder.mask_forms import MaskForm
+from halfmask.data.folder.masks import count_values, read_stored
 from halfmask.errors import DataError, HalfmaskError
+from halfmask.palette import Color
 
 THUMB = 32
 # Above this, pixels are not decoded: a check must not need gigabytes.
@@ -67,6 +70,7 @@ class MaskFacts:
         told: what its ids mean, where halfmask wrote it.
         left_out: shapes that are not in it, by reason and label.
         error: why it cannot be read.
+        form: how the file holds its values; `None` if it is not read from a file of its own.
     """
 
     path: str
@@ -77,6 +81,7 @@ class MaskFacts:
     told: Mapping[int, str | None] | None = None
     left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
     error: HalfmaskError | None = None
+    form: MaskForm | None = None
 
 
 def look_at_image(dataset: Dataset, id: str) -> ImageFacts:
@@ -113,6 +118,8 @@ def look_at_mask(dataset: Dataset, id: str) -> MaskFacts | None:
             left_out = dataset.shapes_left_out(id) if isinstance(dataset, FileDataset) else {}
             return MaskFacts(name, area, "painted", count_values(target), left_out=left_out)
         stored = read_stored(path)
+        if stored.form.placed and dataset.dates == 1:
+            require_same_ground(path, dataset.root / id)
     except HalfmaskError as error:
         return MaskFacts(name, error=error)
     values = stored.values
@@ -120,9 +127,10 @@ def look_at_mask(dataset: Dataset, id: str) -> MaskFacts | None:
     if not values.size:
         return MaskFacts(name, error=DataError(f"{path}: the mask has no pixels.", "H201"))
     if not stored.is_color:
-        return MaskFacts(name, size, "ids", count_values(values), told=told_ids(path))
+        return MaskFacts(name, size, "ids", count_values(values), told=told_ids(path), form=stored.form)
     kind = "gray as rgb" if (values == values[:, :, :1]).all() else "colors"
-    return MaskFacts(name, size, kind, count_values(values[:, :, 0]) if kind != "colors" else {}, count_colors(values))
+    counts = count_values(values[:, :, 0]) if kind != "colors" else {}
+    return MaskFacts(name, size, kind, counts, count_colors(values), form=stored.form)
 
 
 def count_colors(values: np.ndarray) -> dict[Color, int]:

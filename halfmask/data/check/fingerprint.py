@@ -26,7 +26,9 @@ from halfmask.task import Task
 PARTS = ("labeled", "unlabeled", "val", "test")
 # Pictures, archives and volumes that people put into such folders and that are not read.
 FOREIGN = frozenset(
-    {".heic", ".heif", ".avif", ".psd", ".jp2", ".jxl", ".raw", ".cr2", ".nef", ".dng", ".svg", ".pdf", ".zip", ".tar",
+    {".heic", ".heif", ".avifs", ".psd", ".jxl", ".hif", ".ico", ".icns", ".dds", ".pcx", ".sgi", ".xbm", ".xpm",
+     ".pfm", ".qoi", ".hdr", ".eps", ".ai", ".fits", ".hdf", ".arw", ".orf", ".rw2", ".ecw", ".sid", ".img",
+     ".vrt", ".xcf", ".raw", ".cr2", ".nef", ".dng", ".svg", ".pdf", ".zip", ".tar",
      ".gz", ".tgz", ".rar", ".7z", ".nii", ".dcm", ".mp4", ".mov", ".avi", ".h5", ".mat", ".npz", ".exr"}
 )  # fmt: skip
 _LONGEST_LIST = 200_000
@@ -114,7 +116,9 @@ def take_fingerprint(
     images, masks = _look_at_all(recipe, dataset, parts, workers, tick)
     if isinstance(dataset, Folder):
         paths = {id: _id_mask(dataset, id, facts) for id, facts in masks.items()}
-        dataset.know_counts({path: masks[id].values for id, path in paths.items() if path is not None})
+        dataset.know_counts(
+            {path: (_kind(masks[id]), masks[id].values) for id, path in paths.items() if path is not None}
+        )
     task: Task | None = None
     try:
         task = dataset.task
@@ -208,6 +212,10 @@ def _look_at_all(
 def _id_mask(dataset: Dataset, id: str, facts: MaskFacts) -> Path | None:
     """Where the mask lies, if it could be read and holds ids."""
     return dataset.mask_path(id) if facts.kind == "ids" and facts.size is not None else None
+
+
+def _kind(facts: MaskFacts) -> str:
+    return facts.form.kind if facts.form is not None else facts.kind
 
 
 def _twins(

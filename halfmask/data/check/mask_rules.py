@@ -1,7 +1,7 @@
 """What masks have wrong with them: pairs that do not fit, values without a meaning, nothing but 255."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,11 @@ from halfmask.data.check.image_rules import gather_errors
 from halfmask.data.folder.files import FileDataset
 from halfmask.data.folder.ids import contradiction
 from halfmask.data.folder.layouts import unused_images
-from halfmask.data.folder.masks import IGNORE, Color, LabelMap, binary_cure, off_by_one_cure
+from halfmask.data.folder.mask_forms import MaskForm, disagreements, hidden_layer, palette_ids
+from halfmask.data.folder.masks import IGNORE, LabelMap, binary_cure, off_by_one_cure
+from halfmask.data.folder.pairing import differ_in_form_only
+from halfmask.errors import DataError
+from halfmask.palette import Color
 
 _MOST_SHOWN = 8
 
@@ -45,6 +49,10 @@ def pairs(seen: Fingerprint) -> Iterator[Finding]:
     orphans = seen.layout.orphans if seen.layout is not None else ()
     if orphans:
         yield about("warning", "H110", f"{plural(len(orphans), 'mask')} without an image", orphans)
+    apart = [id for id, mask in seen.layout.masks.items() if differ_in_form_only(id, mask)] if seen.layout else []
+    if apart:
+        text = f"{plural(len(apart), 'image')} paired with masks whose names differ in their Unicode form only"
+        yield about("note", "H126", text, apart)
     unused = unused_images(seen.layout) if seen.layout is not None else []
     if unused:
         text = f"{plural(len(unused), 'image')} in no folder that the layout knows: not used"
@@ -52,6 +60,30 @@ def pairs(seen: Fingerprint) -> Iterator[Finding]:
     if seen.bare:
         text = f"{plural(len(seen.bare), 'validation or test image')} without a mask: not used"
         yield about("warning", "H116", text, seen.bare)
+
+
+def agreement(seen: Fingerprint) -> Iterator[Finding]:
+    """Masks that hold their values in another way than the others, and masks with a second meaning in alpha."""
+    read = [mask for mask in seen.masks.values() if mask.form is not None and mask.error is None]
+    forms = {mask.path: mask.form for mask in read if mask.form is not None}
+    labels = labels_of(seen, read[0]) if read else None
+    for found in disagreements(forms, labels.colors if labels is not None else None):
+        yield about(found.level, found.code, found.text, found.files)
+    if labels is None or not labels.transparent_ignored:
+        yield from gather_errors(
+            ((path, hidden_layer(Path(path))) for path, form in forms.items() if form.hidden), "mask"
+        )
+    if labels is not None and labels.colors:
+        yield from gather_errors(_half_named(forms, labels.colors), "mask")
+
+
+def _half_named(forms: Mapping[str, MaskForm], colors: Mapping[Color, int]) -> Iterator[tuple[str, DataError]]:
+    """Palettes that contradict `palette` of halfmask.yaml."""
+    for path, form in forms.items():
+        try:
+            palette_ids(form, colors, Path(path))
+        except DataError as error:
+            yield path, error
 
 
 def values(seen: Fingerprint) -> Iterator[Finding]:
@@ -122,6 +154,8 @@ def labels_of(seen: Fingerprint, mask: MaskFacts) -> LabelMap | None:
 
 def ids_in(mask: MaskFacts, labels: LabelMap) -> dict[int, int]:
     """Stored id -> pixels; colors without a class are left out."""
+    if mask.kind == "ids" and mask.form is not None and mask.form.colors and labels.colors:
+        return _moved(mask, labels.colors)
     if mask.kind == "painted" or not mask.colors or (mask.kind == "gray as rgb" and not labels.colors):
         return mask.values
     table = labels.colors or {}
@@ -131,6 +165,19 @@ def ids_in(mask: MaskFacts, labels: LabelMap) -> dict[int, int]:
     for color, count in mask.colors.items():
         if color in table:
             counts[table[color]] += count
+    return dict(counts)
+
+
+def _moved(mask: MaskFacts, colors: Mapping[Color, int]) -> dict[int, int]:
+    """Count ids of a palette whose colors are named."""
+    assert mask.form is not None
+    try:
+        table = palette_ids(mask.form, colors, Path(mask.path)) or {}
+    except DataError:
+        return {}  # a finding of its own
+    counts: Counter[int] = Counter()
+    for index, count in mask.values.items():
+        counts[table.get(index, index)] += count
     return dict(counts)
 
 
@@ -169,4 +216,4 @@ def _unknown_values(seen: Fingerprint, unknown: dict[int, Counter[str]]) -> Iter
     yield Finding("error", code, text, len(files), first.path, cures[code], tuple(sorted(files)))
 
 
-RULES = (unreadable_masks, wrong_sizes, pairs, values, mixed_ids)
+RULES = (unreadable_masks, wrong_sizes, pairs, agreement, values, mixed_ids)

@@ -30,7 +30,7 @@ from halfmask.data.annotations import geojson, labelme
 from halfmask.data.annotations.coco_writer import CocoWriter, Geometry
 from halfmask.data.annotations.label_studio import LabelStudioWriter
 from halfmask.data.convert.mask_source import open_masks, without_suffix
-from halfmask.data.folder.geotiff import Ground, is_georeferenced
+from halfmask.data.folder.ground import Ground, is_georeferenced
 from halfmask.data.folder.ids import IdTable, told_in_png
 from halfmask.data.folder.masks import IGNORE, read_stored
 from halfmask.errors import DataError, RecipeError, nearest

@@ -5,6 +5,7 @@ json file that COCO tools or Label Studio exported; and a folder of labelme json
 `halfmask.yaml` beside them.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +27,10 @@ from halfmask.data.folder.description import Description, read_description
 from halfmask.data.folder.files import FileDataset, list_images
 from halfmask.data.folder.ids import IdTable
 from halfmask.data.folder.layouts import head_of
+from halfmask.data.folder.mask_forms import has_palette
 from halfmask.data.folder.masks import IGNORE, LabelMap, read_mask, read_stored
 from halfmask.data.splits.split import open_dataset
+from halfmask.data.splits.verify import judge_forms
 from halfmask.errors import DataError, bullet_list
 from halfmask.recipe.sections import DataRecipe
 from halfmask.task import Task
@@ -113,6 +116,7 @@ def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
     dataset = open_dataset(recipe, source)
     ids = tuple(_labeled(dataset))
     if ids:
+        _require_agreeing_masks(dataset, ids)
         left_out = tuple(dataset.left_out) if isinstance(dataset, Folder) else ()
         table = dataset.id_table() if isinstance(dataset, FileDataset) else IdTable.plain(dataset.task.n_classes)
         return MaskSource(
@@ -134,6 +138,20 @@ class _Drawn:
 
     def notes(self) -> list[str]:
         return list(map(str, (*self._source.remarks, *self._tally.remarks)))
+
+
+def _require_agreeing_masks(dataset: Dataset, ids: Sequence[str]) -> None:
+    """Compare how the masks hold their values, before the first one is converted.
+
+    Raises:
+        DataError: palettes that differ.
+    """
+    if not isinstance(dataset, FileDataset):
+        return
+    paths = {path for id in ids if (path := dataset.mask_path(id)) is not None}
+    forms = {os.path.relpath(path, dataset.root): read_stored(path).form for path in sorted(paths) if has_palette(path)}
+    for error in judge_forms(forms, dataset)[0].values():
+        raise error
 
 
 def find_images(ids: Sequence[str], folder: Path) -> dict[str, str]:

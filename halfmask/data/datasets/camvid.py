@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from halfmask.data.folder.files import FileDataset, class_table, list_images, read_text, require_folder
-from halfmask.data.folder.masks import IGNORE, Color, LabelMap
+from halfmask.data.folder.masks import IGNORE, LabelMap
 from halfmask.errors import DataError
+from halfmask.palette import Color
 from halfmask.task import Task
 
 CLASSES, PALETTE = class_table(

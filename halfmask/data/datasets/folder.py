@@ -84,7 +84,7 @@ class Folder(FileDataset):
     ) -> None:
         self.layout: Layout = detect(Path(root))
         super().__init__(self.layout.root)
-        self._counts: Mapping[Path, Mapping[int, int]] = {}
+        self._counts: Mapping[Path, tuple[str, Mapping[int, int]]] = {}
         given: dict[str, Any] = {
             "binary": binary, "map": map, "classes": classes, "ignore_index": ignore_index, "palette": palette,
             "foreground": foreground, "bands": bands, "range": range,
@@ -122,8 +122,8 @@ class Folder(FileDataset):
             palette=said.display_palette(),
         )
 
-    def know_counts(self, counts: Mapping[Path, Mapping[int, int]]) -> None:
-        """Take over pixels per stored id of masks that were read already: finding the classes reads them no more.
+    def know_counts(self, counts: Mapping[Path, tuple[str, Mapping[int, int]]]) -> None:
+        """Take over type and pixels per stored id of masks that were read already: they are read no more.
 
         To be called before the first use of `task`: classes are found once.
         """
@@ -307,10 +307,12 @@ class Folder(FileDataset):
             DataError: no masks, or values whose meaning is not plain.
         """
         counts: Counter[int] = Counter()
-        table = LabelMap(0, colors=self._colors)
+        by_type: dict[str, set[int]] = {}
         for path in self._masks(_SCANNED):
-            known = self._counts.get(path)
-            counts.update(count_values(stored_ids(read_stored(path), table, path)) if known is None else known)
+            kind, known = self._values_of(path)
+            counts.update(known)
+            by_type.setdefault(kind, set()).update(known)
+        self._refuse_two_foregrounds(by_type)
         if not counts:
             raise DataError(
                 f"{self.root}: no classes are named and no mask is there to show them. Name them in halfmask.yaml: "
@@ -338,6 +340,28 @@ class Folder(FileDataset):
             raise DataError(f"{self.root}: the values are not numbered 0 to K-1: {listed}. {name_them}", "H203")
         return [id for id in range(ids[-1] + 1) if id != self._said.ignore_index]
 
+    def _values_of(self, path: Path) -> tuple[str, Mapping[int, int]]:
+        """Return the type of a mask and its pixels per stored id."""
+        if path in self._counts:
+            return self._counts[path]
+        stored = read_stored(path)
+        ignored = self._mask_options["transparent_ignored"]
+        table = LabelMap(0, colors=self._colors, transparent_ignored=ignored)
+        return stored.form.kind, count_values(stored_ids(stored, table, path))
+
+    def _refuse_two_foregrounds(self, by_type: Mapping[str, set[int]]) -> None:
+        """Refuse masks of which one type holds 0 and 1, another 0 and 255: there, 255 may well be what 1 is here."""
+        if self._said.binary or 255 in self._said.map or set().union(*by_type.values()) != {0, 1, 255}:
+            return
+        ones = [kind for kind, values in by_type.items() if values <= {0, 1} and 1 in values]
+        full = [kind for kind, values in by_type.items() if values <= {0, 255} and 255 in values]
+        if ones and full:
+            raise DataError(
+                f"{self.root}: masks of type {', '.join(ones)} hold 0 and 1, masks of type {', '.join(full)} 0 and "
+                f"255. {binary_cure()}",
+                "H204",
+            )
+
     def _refuse_undecided_binary(self) -> None:
         said = self._said
         if (
@@ -350,10 +374,13 @@ class Folder(FileDataset):
             return
         if self._colors is not None:
             return
-        seen: set[int] = set()
+        by_type: dict[str, set[int]] = {}
         for path in self._masks(_PROBED):
-            seen |= count_values(read_stored(path).values).keys()
-            if 1 in seen or seen - {0, 1, 255}:
+            kind, known = self._values_of(path)
+            by_type.setdefault(kind, set()).update(known)
+            if set(known) - {0, 1, 255}:
                 return
-        if 255 in seen:
+        self._refuse_two_foregrounds(by_type)
+        seen = set().union(*by_type.values())
+        if 255 in seen and 1 not in seen:
             raise DataError(f"{self.root}: the masks hold 0 and 255 only. {binary_cure()}", "H204")

@@ -1,87 +1,17 @@
-"""GeoTIFF by rasterio (extra `geo`): rows on demand, where there is data, and masks that keep their place on Earth."""
+"""Read GeoTIFF by rasterio (extra `geo`) in rows, and write masks that keep their place on Earth."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Shaped
-from PIL import Image
+from jaxtyping import Bool, Integer, Shaped
 
 from halfmask.data.folder.ids import KEY, IdTable
 from halfmask.data.folder.images import open_geotiff
-from halfmask.errors import DataError
 from halfmask.palette import Color
 
-SUFFIXES = frozenset({".tif", ".tiff"})
-_GEO_TAGS = frozenset({33550, 33922, 34264, 34735})  # pixel scale, tie points, transformation, keys
 _BLOCK = 256
-_WGS84 = "EPSG:4326"
 _BYTE = 256  # ids that a color table has room for
-
-
-def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a TIFF that says where it lies; a broken one is not.
-
-    Raises:
-        MissingExtraError: it is, or Pillow cannot open it, and rasterio is not installed.
-    """
-    if path.suffix.lower() not in SUFFIXES or not path.stat().st_size:
-        return False
-    try:
-        with (
-            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(path) as image,
-        ):
-            tags = set(getattr(image, "tag_v2", ()))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass  # of many bands, or large
-    else:
-        if not tags & _GEO_TAGS:
-            return False
-    try:
-        with open_geotiff(path) as source:
-            return source.crs is not None or not source.transform.is_identity or bool(source.gcps[0])
-    except DataError:
-        return False
-
-
-class Ground:
-    """Where the pixels of a GeoTIFF lie: longitude and latitude (WGS 84), the coordinates of GeoJSON (RFC 7946).
-
-    A file without a reference system keeps the coordinates of its transform; control points count as the affine map
-    that fits them best.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        DataError: a broken file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        from rasterio.transform import from_gcps
-
-        with open_geotiff(path) as source:
-            points, points_crs = source.gcps
-            self._affine = from_gcps(points) if points else source.transform
-            self._system = points_crs if points else source.crs
-
-    def of_pixels(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
-        """Return the coordinates of corners of pixels (column, row)."""
-        return self._warped(_moved(points, self._affine), back=False)
-
-    def to_pixels(self, points: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
-        """Return columns and rows of coordinates."""
-        return _moved(self._warped(points, back=True), ~self._affine)
-
-    def _warped(self, points: Float[np.ndarray, "N 2"], *, back: bool) -> Float[np.ndarray, "N 2"]:
-        if self._system is None:
-            return points
-        from rasterio.warp import transform
-
-        systems = (_WGS84, self._system) if back else (self._system, _WGS84)
-        return np.stack([np.asarray(axis) for axis in transform(*systems, *points.T)], axis=1)
 
 
 class GeoRows:
@@ -153,11 +83,6 @@ def write_mask(
             for top in range(0, mask.shape[0], _BLOCK):
                 rows = table.store(np.asarray(mask[top : top + _BLOCK]))
                 out.write(rows, 1, window=((top, top + len(rows)), (0, mask.shape[1])))
-
-
-def _moved(points: Float[np.ndarray, "N 2"], affine: Any) -> Float[np.ndarray, "N 2"]:
-    a, b, c, d, e, f = affine[:6]
-    return np.asarray(points @ np.array([[a, d], [b, e]]) + (c, f))
 
 
 def _color_table(source: Any) -> np.ndarray | None:

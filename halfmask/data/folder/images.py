@@ -29,7 +29,11 @@ try:
 except ImportError:  # the `fast` extra; Pillow decodes the same pixels more slowly
     simplejpeg = None
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"})
+IMAGE_SUFFIXES = JPEG_SUFFIXES | {
+    ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".tga", ".npy",
+}  # fmt: skip
 
 _ORIENTATION_TAG = 0x0112
 _TIFF_BITS_TAG = 258

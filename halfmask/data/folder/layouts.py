@@ -12,34 +12,31 @@
     side by side  NAME.jpg + NAME_mask.png in one folder
     plain         images only: all unlabeled
 
-Images and masks pair by stem, after `_mask`, `_label`, `_gt`, `_L`, `_labelIds` and the like are removed.
+Folders may be named in upper or lower case. A pair of folders of other names is told by its files (`folder_names`).
+Images and masks pair by stem, after `_mask`, `_label`, `_gt`, `_L`, `_labelIds` and the like are removed (`pairing`).
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from halfmask.data.folder.files import list_images, list_stems
-from halfmask.errors import DataError, bullet_list
+from halfmask.data.folder.folder_names import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    PART_NAMES,
+    folders,
+    images_and_masks,
+    subfolder,
+)
+from halfmask.data.folder.pairing import MASK_SUFFIX, key_of, masks_by_prefix, pair
+from halfmask.errors import DataError
 
 LayoutName = Literal[
     "voc", "cityscapes", "ade20k", "images+masks", "parts", "parts inside", "labelme", "geojson", "coco json",
     "label studio", "side by side", "plain",
 ]  # fmt: skip
-
-# How folders and files name the parts of a dataset.
-PART_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-    "testing": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled",
-}  # fmt: skip
-MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "gt")
-_MASK_SUFFIX = re.compile(
-    r"[_-](gtFine_labelIds|gtFine_labelTrainIds|labelTrainIds|labelIds|masks?|labels?|gt|groundtruth|seg(mentation)?|L)$",
-    re.IGNORECASE,
-)
-_IMAGE_SUFFIX = re.compile(r"[_-](leftImg8bit|image|img|rgb)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -104,41 +101,6 @@ def unused_images(layout: Layout) -> list[str]:
     ]
 
 
-def pair(images: Iterable[str], masks: Iterable[str], image_base: str = "", mask_base: str = "") -> dict[str, str]:
-    """Pair ids with mask paths by folder and stem.
-
-    >>> pair(["images/a.jpg", "images/b.jpg"], ["masks/a_mask.png"], "images", "masks")
-    {'images/a.jpg': 'masks/a_mask.png'}
-
-    Raises:
-        DataError: two images of one stem, or two masks for one image.
-    """
-    problems: list[str] = []
-    by_key: dict[str, str] = {}
-    for id in images:
-        key = _key(id, image_base)
-        if key in by_key:
-            problems.append(f"{by_key[key]} and {id} have the same stem; a mask could belong to either")
-        by_key[key] = id
-    by_short_key = {_IMAGE_SUFFIX.sub("", key): id for key, id in by_key.items()}
-    pairs: dict[str, str] = {}
-    for mask in masks:
-        key = _key(mask, mask_base)
-        id_found = by_key.get(key) or by_short_key.get(_MASK_SUFFIX.sub("", key))
-        if id_found is not None and id_found in pairs:
-            problems.append(f"{pairs[id_found]} and {mask} both fit {id_found}")
-        elif id_found is not None:
-            pairs[id_found] = mask
-    if problems:
-        raise DataError(f"ambiguous names, rename or remove one of each:\n{bullet_list(problems)}", "H208")
-    return pairs
-
-
-def _key(path: str, base: str) -> str:
-    relative = path.removeprefix(f"{base}/") if base else path
-    return Path(relative).with_suffix("").as_posix()
-
-
 def _voc(root: Path) -> Layout | None:
     inner = next((root / n for n in (".", "VOCdevkit/VOC2012", "VOC2012") if (root / n / "JPEGImages").is_dir()), None)
     folders = ("SegmentationClass", "SegmentationClassAug", "SegmentationClassPNG")
@@ -154,7 +116,7 @@ def _voc(root: Path) -> Layout | None:
         masks = pairs | masks
     parts = {"train": images}
     sets = inner / "ImageSets" / "Segmentation"
-    by_stem = {_key(id, "JPEGImages"): id for id in images}
+    by_stem = {key_of(id, "JPEGImages"): id for id in images}
     for part in ("val", "test"):
         if (sets / f"{part}.txt").is_file():
             parts[part] = sorted(by_stem[stem] for stem in list_stems(sets / f"{part}.txt") if stem in by_stem)
@@ -175,9 +137,12 @@ def _ade20k(root: Path) -> Layout | None:
 
 
 def _parts_inside(root: Path) -> Layout | None:
-    mask_folder = next((name for name in MASK_FOLDERS if (root / name).is_dir()), None)
-    inside = [path.name for path in _folders(root / "images")]
-    if mask_folder is None or not any(PART_NAMES.get(name.lower()) in {"train", "val", "test"} for name in inside):
+    pair_of_folders = images_and_masks(root)
+    if pair_of_folders is None:
+        return None
+    image_folder, mask_folder = pair_of_folders
+    inside = [path.name for path in folders(root / image_folder)]
+    if not any(PART_NAMES.get(name.lower()) in {"train", "val", "test"} for name in inside):
         return None
     if not list_images(root / mask_folder, root) and any((root / mask_folder).rglob("*.*json")):
         return None
@@ -185,31 +150,41 @@ def _parts_inside(root: Path) -> Layout | None:
     masks: dict[str, str] = {}
     orphans: list[str] = []
     for name in inside:
-        images = list_images(root / "images" / name, root)
-        found = list_images(root / mask_folder / name, root)
-        pairs = pair(images, found, f"images/{name}", f"{mask_folder}/{name}")
+        mask_part = subfolder(root / mask_folder, (name, name.lower())) or name
+        images = list_images(root / image_folder / name, root)
+        found = list_images(root / mask_folder / mask_part, root)
+        pairs = pair(images, found, f"{image_folder}/{name}", f"{mask_folder}/{mask_part}")
         orphans += sorted(set(found) - set(pairs.values()))
         part = PART_NAMES.get(name.lower(), "train" if pairs else "unlabeled")
         parts[part] = sorted(parts.get(part, []) + images)
         masks |= pairs
-    loose = list_images(root / "images", root, recursive=False) + list_images(root / "unlabeled", root)
+    loose = list_images(root / image_folder, root, recursive=False) + _unlabeled(root)
     parts["unlabeled"] = sorted(parts.get("unlabeled", []) + loose)
     _require_pairs(root, [id for part in parts.values() for id in part], masks, orphans)
-    return Layout(
-        "parts inside", f"images/{{{','.join(inside)}}}/ and {mask_folder}/", root, parts, masks, (), tuple(orphans)
-    )
+    reason = f"{image_folder}/{{{','.join(inside)}}}/ and {mask_folder}/"
+    return Layout("parts inside", reason, root, parts, masks, (), tuple(orphans))
 
 
 def _images_masks(root: Path) -> Layout | None:
-    for name in MASK_FOLDERS:
-        if (root / "images").is_dir() and (found := list_images(root / name, root)):
-            images = list_images(root / "images", root)
-            masks = pair(images, found, "images", name)
+    pair_of_folders = images_and_masks(root)
+    if pair_of_folders is None:
+        return None
+    image_folder, mask_folder = pair_of_folders
+    named = [written for name in MASK_FOLDERS if (written := subfolder(root, (name,))) is not None]
+    for name in dict.fromkeys([*named, mask_folder]):
+        if found := list_images(root / name, root):
+            images = list_images(root / image_folder, root)
+            masks = pair(images, found, image_folder, name)
             orphans = tuple(sorted(set(found) - set(masks.values())))
             _require_pairs(root, images, masks, orphans)
-            parts = {"train": images, "unlabeled": list_images(root / "unlabeled", root)}
-            return Layout("images+masks", f"images/ and {name}/", root, parts, masks, (), orphans)
+            parts = {"train": images, "unlabeled": _unlabeled(root)}
+            return Layout("images+masks", f"{image_folder}/ and {name}/", root, parts, masks, (), orphans)
     return None
+
+
+def _unlabeled(root: Path) -> list[str]:
+    name = subfolder(root, ("unlabeled", "unlabelled"))
+    return list_images(root / name, root) if name is not None else []
 
 
 def _parts(root: Path) -> Layout | None:
@@ -217,14 +192,15 @@ def _parts(root: Path) -> Layout | None:
     masks: dict[str, str] = {}
     used: list[str] = []
     orphans: list[str] = []
-    for folder in _folders(root):
-        mask_folder = next((name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
-        if not (folder / "images").is_dir() or mask_folder is None:
+    for folder in folders(root):
+        pair_of_folders = images_and_masks(folder)
+        if pair_of_folders is None:
             continue
-        images, found = list_images(folder / "images", root), list_images(folder / mask_folder, root)
+        image_folder, mask_folder = pair_of_folders
+        images, found = list_images(folder / image_folder, root), list_images(folder / mask_folder, root)
         if not found and any((folder / mask_folder).glob("*.*json")):
             continue
-        pairs = pair(images, found, f"{folder.name}/images", f"{folder.name}/{mask_folder}")
+        pairs = pair(images, found, f"{folder.name}/{image_folder}", f"{folder.name}/{mask_folder}")
         orphans += sorted(set(found) - set(pairs.values()))
         part = PART_NAMES.get(folder.name.lower(), "train")
         parts[part] = sorted(parts.get(part, []) + images)
@@ -232,7 +208,7 @@ def _parts(root: Path) -> Layout | None:
         used.append(folder.name)
     if not used:
         return None
-    parts["unlabeled"] = sorted(parts.get("unlabeled", []) + list_images(root / "unlabeled", root))
+    parts["unlabeled"] = sorted(parts.get("unlabeled", []) + _unlabeled(root))
     _require_pairs(root, [id for part in parts.values() for id in part], masks, orphans)
     shown = ", ".join(used[:4]) + (", ..." if len(used) > 4 else "")
     return Layout("parts", f"images/ and masks/ inside {shown}", root, parts, masks, (), tuple(orphans))
@@ -244,13 +220,14 @@ def _outlined(root: Path) -> Layout | None:
     if not files:
         return None
     images = list_images(root, root)
-    by_key = {_key(id, ""): id for id in images}
+    by_key = {key_of(id, ""): id for id in images}
     masks: dict[str, str] = {}
+    image_folder = subfolder(root, IMAGE_FOLDERS) or "images"
     for path in files:
         name = path.relative_to(root).as_posix()
-        key = _key(name, "")
-        folders = ["images" if part in MASK_FOLDERS else part for part in key.split("/")[:-1]]
-        id = by_key.get(key) or by_key.get("/".join([*folders, key.rpartition("/")[2]]))
+        key = key_of(name, "")
+        parents = [image_folder if part.lower() in MASK_FOLDERS else part for part in key.split("/")[:-1]]
+        id = by_key.get(key) or by_key.get("/".join([*parents, key.rpartition("/")[2]]))
         if id is not None:
             masks[id] = name
     first = next((root / name for name in masks.values()), None)
@@ -270,7 +247,7 @@ def part_of_folders(id: str) -> str:
     >>> part_of_folders("images/val/a.png"), part_of_folders("images/a.png")
     ('val', 'train')
     """
-    return next((PART_NAMES[folder] for folder in id.split("/")[:-1] if folder in PART_NAMES), "train")
+    return next((PART_NAMES[part.lower()] for part in id.split("/")[:-1] if part.lower() in PART_NAMES), "train")
 
 
 def _json_exports(root: Path) -> Layout | None:
@@ -303,12 +280,16 @@ def _side_by_side(root: Path) -> Layout | None:
     images = list_images(root, root)
     if not images:
         return None
-    stems = {_key(id, "") for id in images}
-    masks = [id for id in images if (short := _MASK_SUFFIX.sub("", _key(id, ""))) != _key(id, "") and short in stems]
+    stems = {key_of(id, "") for id in images}
+    masks = [id for id in images if (short := MASK_SUFFIX.sub("", key_of(id, ""))) != key_of(id, "") and short in stems]
     if masks:
         rest = [id for id in images if id not in set(masks)]
         reason = f"{Path(masks[0]).name} beside its image"
         return Layout("side by side", reason, root, {"train": rest}, pair(rest, masks))
+    if by_prefix := masks_by_prefix(images):
+        rest = [id for id in images if id not in set(by_prefix.values())]
+        reason = f"{Path(next(iter(by_prefix.values()))).name} beside the image of its number"
+        return Layout("side by side", reason, root, {"train": rest}, by_prefix)
     suspicious = sorted({part for id in images for part in Path(id).parts[:-1] if part.lower() in MASK_FOLDERS})
     if suspicious:
         raise DataError(
@@ -344,11 +325,3 @@ def _require_pairs(root: Path, images: list[str], masks: dict[str, str], orphans
             "Name each mask like its image (endings such as _mask or _gt are allowed).",
             "H208",
         )
-
-
-def _folders(root: Path) -> list[Path]:
-    return (
-        sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        if root.is_dir()
-        else []
-    )

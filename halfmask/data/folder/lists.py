@@ -7,6 +7,7 @@ Paths with spaces work where every column ends in a file suffix, else with tabs 
 
 import csv
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import NamedTuple
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import read_text
+from halfmask.data.folder.images import IMAGE_SUFFIXES
 from halfmask.errors import DataError
 
-_SUFFIXES = tuple(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .npy .npz .h5 .mat".split())
+_SUFFIXES = (*sorted(IMAGE_SUFFIXES), ".npz", ".h5", ".mat")
 # A column ends where a file suffix is followed by white space or the end.
 _COLUMN = re.compile(rf"\s*(.+?(?:{'|'.join(map(re.escape, _SUFFIXES))})|None)(?=\s|$)", re.IGNORECASE)
 _HEADERS = {"image", "img", "path", "file", "image_path", "filename", "a"}
@@ -87,8 +89,9 @@ class Finder:
         self.dataset, self.root = dataset, dataset.root
         self.known = {id for part in ("train", "val", "test", "unlabeled") for id in dataset.ids(part)}
         self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_form = {unicodedata.normalize("NFC", id): id for id in sorted(self.known, reverse=True)}
         for id in sorted(self.known):
-            name = id.rpartition("/")[2]
+            name = unicodedata.normalize("NFC", id.rpartition("/")[2])
             self._by_name[name].append(id)
             self._by_name[name.rpartition(".")[0]].append(id)
         self._dropped = 0  # leading folders of the last re-rooted path: the same for a whole list
@@ -141,7 +144,7 @@ class Finder:
             return name
         if (rerooted := self.reroot(name)) in self.known:
             return rerooted
-        last = name.rpartition("/")[2]
+        last = unicodedata.normalize("NFC", name.rpartition("/")[2])
         found = self._by_name.get(last) or self._by_name.get(last.rpartition(".")[0], [])
         return found[0] if len(found) == 1 else None
 
@@ -151,6 +154,9 @@ class Finder:
             return name
         if (rerooted := self.reroot(name)) is not None:
             return rerooted
+        name = unicodedata.normalize("NFC", name)
+        if name in self._by_form:
+            return self._by_form[name]
         found = self._by_name.get(name, []) if "/" not in name else []
         return found[0] if len(found) == 1 else None
 

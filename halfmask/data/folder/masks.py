@@ -12,32 +12,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from halfmask.data.folder.images import broken, decode, missing, png_depth, read_header, stored_pixels, turn_upright
+from halfmask.data.folder.ground import SUFFIXES, require_same_ground
+from halfmask.data.folder.images import JPEG_SUFFIXES, broken, decode_bytes, missing, read_header, turn_upright
+from halfmask.data.folder.mask_forms import form_of_opened, hidden_layer, lossy, palette_ids, several_layers
+from halfmask.data.folder.mask_layers import (
+    Stored,
+    direct_ids,
+    integers,
+    look_up_bytes,
+    noted,
+    read_array,
+    read_raster,
+    renumbered,
+)
 from halfmask.errors import DataError
-
-Color = tuple[int, int, int]
+from halfmask.palette import Color
 
 IGNORE = 255
 _UNKNOWN = -1
 _LUT_SPAN = 1 << 16
-
-
-class Stored(NamedTuple):
-    """What a mask file holds: ids (H, W) of any integer type, or colors (H, W, 3); and where alpha is 0."""
-
-    values: Shaped[np.ndarray, "H W *C"]
-    transparent: Shaped[np.ndarray, "H W"] | None = None
-
-    @property
-    def is_color(self) -> bool:
-        """Colors instead of ids, with at least one pixel that is not gray."""
-        return self.values.ndim == 3
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,8 @@ class LabelMap:
         low, high = int(ids.min()), int(ids.max())
         if high - low < _LUT_SPAN:
             table = np.array([self.training_id(value) for value in range(low, high + 1)], dtype=np.int16)
-            return np.asarray(table[ids.astype(np.int64) - low])
+            offsets = ids - ids.dtype.type(low) if low > 0 else ids.astype(np.int64) - low
+            return np.asarray(table[offsets])
         values, inverse = np.unique(ids, return_inverse=True)
         table = np.array([self.training_id(value) for value in values.tolist()], dtype=np.int16)
         return np.asarray(table[inverse].reshape(ids.shape))
@@ -148,9 +147,11 @@ def read_mask(path: Path, labels: LabelMap, image: Path | None = None) -> UInt8[
             the mask was drawn on the raw pixels and is turned with them.
 
     Raises:
-        DataError: broken file, value or color without meaning, size other than the image's.
+        DataError: broken file, value or color without meaning, size or place other than the image's.
     """
     stored = read_stored(path)
+    if image is not None and stored.form.placed:
+        require_same_ground(path, image)
     ids = stored_ids(stored, labels, path)
     target = labels.apply(ids, path)
     if stored.transparent is not None and labels.transparent_ignored:
@@ -162,48 +163,53 @@ def read_stored(path: Path) -> Stored:
     """Read a mask as it is stored, without any interpretation of its values.
 
     Raises:
-        DataError: missing or broken file, JPEG, or values that are not integers.
+        DataError: missing or broken file, lossy coding, several layers, or values that are not integers.
     """
-    if path.suffix.lower() == ".npy":
-        return Stored(_integers(decode(path, channels=1)[:, :, 0], path))
-    if path.suffix.lower() in {".jpg", ".jpeg"}:
-        raise _no_jpeg(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return noted(read_array(path))
+    if suffix in JPEG_SUFFIXES:
+        raise lossy(path, "JPEG")
+    data = b""
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as opened:
-            if opened.format in {"JPEG", "MPO"}:
-                raise _no_jpeg(path)
-            mode, depth = opened.mode, png_depth(data) if opened.format == "PNG" else (8, 0)
-            if mode == "P":
-                return Stored(np.array(opened))
-            if mode == "1":
-                return Stored(np.array(opened).astype(np.uint8))
-            if mode == "L":
-                ids = stored_pixels(opened, data)
-                # Pillow stretches gray PNGs of 2 or 4 bits to 0..255: ids 0..3 would become 0, 85, 170, 255.
-                return Stored(ids // (255 // (2 ** depth[0] - 1)) if depth[0] < 8 else ids)
+            form = form_of_opened(opened, data, path)
+            ids = direct_ids(opened, data)
+            if ids is not None:
+                return noted(renumbered(ids, form, opened.format or ""))
     except FileNotFoundError as error:
         raise missing(path) from error
+    except UnidentifiedImageError as error:
+        if not data or suffix not in SUFFIXES:
+            raise broken(path, error) from error
+        return noted(read_raster(path))  # of 64 bits, or another type that only GDAL knows
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
         raise broken(path, error) from error
-    values = decode(path)
+    values = decode_bytes(data, path)
     if values.shape[2] == 1:
-        return Stored(_integers(values[:, :, 0], path))
+        return noted(Stored(integers(values[:, :, 0], path), form))
+    if values.dtype != np.uint8:
+        raise several_layers(path, f"{values.shape[2]} bands of {values.dtype}")
     transparent = values[:, :, -1] == 0 if values.shape[2] in {2, 4} else None
-    return Stored(values[:, :, 0] if values.shape[2] == 2 else values[:, :, :3], transparent)
+    return noted(Stored(values[:, :, 0] if values.shape[2] == 2 else values[:, :, :3], form, transparent))
 
 
 def stored_ids(stored: Stored, labels: LabelMap, path: Path) -> Integer[np.ndarray, "H W"]:
     """Return the stored ids of a mask, looking colors up where it holds colors.
 
     Raises:
-        DataError: colors without a table, or colors missing from the table, with their counts.
+        DataError: colors without a table, or colors missing from the table, with their counts; or alpha that says
+            something else than the colors.
     """
     values = stored.values
+    if stored.form.hidden and not labels.transparent_ignored:
+        raise hidden_layer(path)
     if values.ndim == 2:
-        return values
+        table = palette_ids(stored.form, labels.colors or {}, path)
+        return values if table is None else look_up_bytes(values, table)
     if labels.colors is not None:
         ids, matched = _look_up(values, labels.colors)
         if matched.all():
@@ -307,24 +313,6 @@ def _codes(values: np.ndarray) -> np.ndarray:
 def _count_codes(colors: np.ndarray) -> tuple[list[int], list[int]]:
     codes, counts = np.unique(_codes(colors), return_counts=True)
     return codes.tolist(), counts.tolist()
-
-
-def _no_jpeg(path: Path) -> DataError:
-    return DataError(
-        f"{path}: a JPEG mask has blurred values at every edge. Save masks without loss (PNG), from the original.",
-        "H208",
-    )
-
-
-def _integers(values: np.ndarray, path: Path) -> np.ndarray:
-    if np.issubdtype(values.dtype, np.integer):
-        return values
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8)
-    whole = values.astype(np.int64)
-    if not np.isfinite(values).all() or (whole != values).any():
-        raise DataError(f"{path}: {values.dtype} values with fractions; a mask holds whole class ids.", "H203")
-    return whole
 
 
 def size_mismatch(path: Path, mask: tuple[int, int], image: Path, expected: tuple[int, int]) -> str:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halfmask.data.folder.files import list_images
-from halfmask.data.folder.layouts import MASK_FOLDERS, PART_NAMES, pair
+from halfmask.data.folder.folder_names import MASK_FOLDERS, PART_NAMES
 from halfmask.data.folder.lists import read_list
+from halfmask.data.folder.pairing import pair
 from halfmask.errors import DataError, bullet_list
 
 _DATES = (("A", "B"), ("T1", "T2"), ("time1", "time2"), ("im1", "im2"), ("before", "after"), ("pre", "post"))

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
-from halfmask.data.folder.geotiff import SUFFIXES, GeoRows, empty_pixels
+from halfmask.data.folder.geotiff import GeoRows, empty_pixels
+from halfmask.data.folder.ground import SUFFIXES
 from halfmask.data.folder.images import (
     decode,
     fit_bands,

@@ -1,7 +1,5 @@
 """Look at the files of a split before training starts, and report every problem in one error.
 
-Look at the files of a split before training starts, and give every problem in one error.
-
 Labeled images and their masks are decoded, validation masks too: they decide what is learned and measured. Other
 images are opened, and decoded only where their first and last bytes do not vouch for them. What was good is remembered
 (`halfmask.data.splits.stamps`), so the next start costs a look at sizes and times.
@@ -9,20 +7,11 @@ images are opened, and decoded only where their first and last bytes do not vouc
 Tell from its first and last bytes whether an image file is whole and plain, without decoding it.
 
 Most images of a large unlabeled list are. Only files that this cannot vouch for need to be decoded.
-
-Remember which files were found to be good, so that the next start of a run need not read them again.
-
-A stamp belongs to one state of its files (size, time of change) and one meaning of the masks; an edited file, or other
-classes, are looked at anew. Broken files are never remembered.
 """
 
-import hashlib
-import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,11 +20,14 @@ import numpy as np
 from PIL import Image
 
 from halfmask import __version__
+from halfmask.codes import describe
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset, date_sizes_differ
 from halfmask.data.folder.ids import refuse_mask
 from halfmask.data.folder.images import missing, png_depth, read_header
 from halfmask.data.folder.layouts import Layout, unused_images
+from halfmask.data.folder.mask_forms import MaskForm, collected_forms, disagreements
+from halfmask.data.splits.stamps import Good, Stamps, State, state_of
 from halfmask.data.splits.weak import PseudoMasks
 from halfmask.errors import DataError, gathered
 from halfmask.task import Task
@@ -45,7 +37,6 @@ if TYPE_CHECKING:
 
 
 OnFile = Callable[[int, int], None]  # files done, files in all
-Counts = dict[str, int]  # class id -> pixels
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,7 @@ def inspect(
     pixels = [0] * task.n_classes
     shown = 0
     for look, one in zip(looks, found, strict=True):
-        for label, count in one.items() if look.masks and not isinstance(one, DataError) else ():
+        for label, count in one.counts.items() if look.masks and isinstance(one, Good) else ():
             pixels[int(label)] += count
             shown += count if look.decode else 0
     if not errors and split.labeled and not shown:
@@ -133,49 +124,14 @@ def inspect(
             f"{dataset.root}: every pixel of the {len(split.labeled)} labeled masks is ignored, so nothing is labeled."
         )
         errors[text] = DataError(f"{text} Draw the classes, or name the values that mean them (halfmask.yaml).", "H210")
+    forms = {
+        look.mask_name: one.form for look, one in zip(looks, found, strict=True) if isinstance(one, Good) and one.form
+    }
+    wrong, odd = judge_forms(forms, dataset)
+    errors |= wrong
     notes = () if errors else dataset.notes  # masks that cannot be read say nothing about their meaning
-    warnings = (*notes, *_loose_ends(dataset), *_unseen_classes(task, pixels, len(split.labeled)))
+    warnings = (*notes, *odd, *_loose_ends(dataset), *_unseen_classes(task, pixels, len(split.labeled)))
     return Findings(tuple(errors.values()), warnings, tuple(pixels))
-
-
-State = list[list[int]]  # size and time of change of each file of an entry
-
-
-class Stamps:
-    """What is known of the files of one dataset.
-
-    Args:
-        folder: where the stamps of all datasets lie; `None` remembers nothing.
-        owner: dataset, classes, meaning of masks: whatever decides if a file is good.
-    """
-
-    def __init__(self, folder: Path | None, owner: str) -> None:
-        self._path = folder and folder / f"{hashlib.sha256(owner.encode()).hexdigest()[:32]}.json"
-        self._known: dict[str, tuple[State, dict[str, int]]] = {}
-        self._changed = False
-        if self._path is not None:
-            with suppress(OSError, ValueError, TypeError, AttributeError):  # a damaged memory is no memory
-                loaded = json.loads(self._path.read_text(encoding="utf-8"))
-                self._known = {str(id): (state, counts) for id, (state, counts) in loaded.items()}
-
-    def recall(self, id: str, state: State) -> dict[str, int] | None:
-        """Return the stored result if the files have not changed."""
-        known = self._known.get(id)
-        return known[1] if known is not None and known[0] == state else None
-
-    def remember(self, id: str, state: State, counts: dict[str, int]) -> None:
-        """Note that the files of an id are good, with the pixels of each class (empty: looked at without mask)."""
-        self._known[id], self._changed = (state, counts), True
-
-    def save(self) -> None:
-        """Write the stamps; a place that cannot be written only costs time at the next start."""
-        if self._path is None or not self._changed:
-            return
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
-                json.dump(self._known, file)
-            os.replace(file.name, self._path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +152,14 @@ class _Look:
     decode: bool = False
     pseudo: PseudoMasks | None = None
 
-    def take(self, memory: Stamps) -> Counts | DataError:
+    @property
+    def mask_name(self) -> str:
+        """Path of the mask, relative to the root where it lies below it."""
+        path = self.dataset.mask_path(self.id) or Path(self.id)
+        inside = path.is_relative_to(self.dataset.root)
+        return path.relative_to(self.dataset.root).as_posix() if inside else str(path)
+
+    def take(self, memory: Stamps) -> Good | DataError:
         """Return the pixels per class, or what is wrong."""
         try:
             files = self._files()
@@ -219,8 +182,8 @@ class _Look:
             mask = self.pseudo.path(self.id)
         return [*self.dataset.image_files(self.id), *([mask] if mask is not None else [])]
 
-    def _read(self, memory: Stamps, key: str, state: State) -> Counts:
-        dataset, counts = self.dataset, {}
+    def _read(self, memory: Stamps, key: str, state: State) -> Good:
+        dataset, good = self.dataset, Good({})
         images = dataset.image_files(self.id) if isinstance(dataset, FileDataset) else ()
         for path in images:
             refuse_mask(path)
@@ -234,12 +197,31 @@ class _Look:
         if self.pseudo is not None:
             self.pseudo.check(self.id)
         if self.masks:
-            found = np.bincount(np.ravel(dataset.read_target(self.id)), minlength=1)[: dataset.task.n_classes]
+            with collected_forms() as forms:
+                found = np.bincount(np.ravel(dataset.read_target(self.id)), minlength=1)[: dataset.task.n_classes]
             counts = {str(label): int(found[label]) for label in np.flatnonzero(found)}
+            good = Good(counts, forms[-1] if forms else None)
         told = self.masks and isinstance(dataset, FileDataset) and dataset.shapes_left_out(self.id)
         if state and not told:  # what is worth a line is told at each start
-            memory.remember(key, state, counts)
-        return counts
+            memory.remember(key, state, good)
+        return good
+
+
+def judge_forms(forms: Mapping[str, MaskForm], dataset: Dataset) -> tuple[dict[str, DataError], list[str]]:
+    """Compare how the masks of a dataset hold their values: errors by code, and what is only odd."""
+    colors = None
+    if isinstance(dataset, FileDataset) and forms:
+        colors = dataset.labels_of(dataset.root / next(iter(forms))).colors
+    errors: dict[str, DataError] = {}
+    odd: list[str] = []
+    for item in disagreements(forms, colors):
+        text = f"{item.text} ({_count(item.files, 'mask')}, for example {item.files[0]})"
+        cure = f"{describe(item.code).cure}; halfmask check lists all"
+        if item.level == "error":
+            errors[item.code] = DataError(f"{dataset.root}: {text}. {cure[0].upper()}{cure[1:]}.", item.code)
+        else:
+            odd.append(f"{text}: {cure}.")
+    return errors, odd
 
 
 def _reader(dataset: Dataset) -> str:
@@ -288,9 +270,9 @@ def _count(names: Sequence[str], what: str) -> str:
 
 
 def _in_threads(
-    check: Callable[[_Look], Counts | DataError], looks: Sequence[_Look], on_file: OnFile | None
-) -> list[Counts | DataError]:
-    done: list[Counts | DataError] = []
+    check: Callable[[_Look], Good | DataError], looks: Sequence[_Look], on_file: OnFile | None
+) -> list[Good | DataError]:
+    done: list[Good | DataError] = []
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # decoders release the interpreter lock
     try:
         for one in pool.map(check, looks):
@@ -345,11 +327,3 @@ def default_folder() -> Path:
     """Return `$HALFMASK_CACHE/verified`, by default below the user's cache folder."""
     base = os.environ.get("HALFMASK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "halfmask"
     return Path(base).expanduser() / "verified"
-
-
-def state_of(paths: Iterable[Path]) -> State | None:
-    """Return the state of some files, `None` if one of them is missing."""
-    try:
-        return [[state.st_size, state.st_mtime_ns] for state in map(os.stat, paths)]
-    except OSError:
-        return None

@@ -1,0 +1,70 @@
+"""Which folder holds the images and which the masks: by their names, or by what lies in them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from halfmask.data.folder.images import is_image
+
+# How folders and files name the parts of a dataset.
+PART_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled",
+}  # fmt: skip
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "gt")
+_MOST_VALUES = 32  # of a mask; a photograph has more
+_OPENED, _DECODED = 12, 4  # files of a folder that are looked at
+_GRAY = frozenset({"1", "L", "P", "I;16", "I"})
+
+
+def subfolder(base: Path, names: tuple[str, ...]) -> str | None:
+    """Return the first folder of these names as it is written, in upper or lower case."""
+    written = {path.name.lower(): path.name for path in folders(base)} | {
+        path.name: path.name for path in folders(base)
+    }
+    return next((written[name] for name in names if name in written), None)
+
+
+def images_and_masks(base: Path) -> tuple[str, str] | None:
+    """Return the folders of images and of masks in a folder, or `None`.
+
+    By name; or, of two folders alone, the one whose files are gray (or have a palette) with a handful of values is the
+    masks' if the files of the other one are not.
+    """
+    image_folder, mask_folder = subfolder(base, IMAGE_FOLDERS), subfolder(base, MASK_FOLDERS)
+    if image_folder is not None and mask_folder is not None:
+        return image_folder, mask_folder
+    there = [path for path in folders(base) if path.name.lower() not in PART_NAMES]
+    filled = [path for path in there if any(is_image(file) for file in path.rglob("*"))]
+    if len(filled) != 2:
+        return None
+    are_masks = [_holds_masks(path) for path in filled]
+    if sum(are_masks) != 1:
+        return None
+    masks, images = (filled[0], filled[1]) if are_masks[0] else (filled[1], filled[0])
+    if images.name.lower() in MASK_FOLDERS or masks.name.lower() in IMAGE_FOLDERS:
+        return None  # the names say the opposite
+    return images.name, masks.name
+
+
+def folders(base: Path) -> list[Path]:
+    """List the folders in a folder that are not hidden."""
+    return sorted(path for path in base.iterdir() if path.is_dir() and path.name[0] != ".") if base.is_dir() else []
+
+
+def _holds_masks(folder: Path) -> bool:
+    files = sorted(file for file in folder.rglob("*") if is_image(file) and file.suffix.lower() != ".npy")
+    some = files[:: max(1, len(files) // _OPENED)]
+    return bool(some) and all(_is_mask(path, decode=number < _DECODED) for number, path in enumerate(some))
+
+
+def _is_mask(path: Path, *, decode: bool) -> bool:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _GRAY or image.format in {"JPEG", "MPO"}:
+                return False
+            return not decode or len(np.unique(np.asarray(image))) <= _MOST_VALUES
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False

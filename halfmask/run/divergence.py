@@ -1,0 +1,93 @@
+"""End a run at the first loss that is not finite: keep the last finite weights, say the likely cause and the cure."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+
+from halfmask.batch import Batch
+from halfmask.errors import DivergenceError
+from halfmask.run.callbacks import save
+from halfmask.run.folder import RunDir
+from halfmask.run.module import LitMethod
+from halfmask.run.validation import Examiner
+
+ALARM = "alarm/not_finite"  # in metrics.jsonl
+_USUAL_RATES = {"adamw": 1e-2, "sgd": 1.0}
+_SUGGESTED_RATES = {"adamw": 1e-3, "sgd": 1e-2}
+_LARGE_WEIGHT = 1e4
+
+
+class StopAtInfinity(L.Callback):
+    """Ends a run at the first step that is not finite; comes before all other callbacks.
+
+    Args:
+        run: folder of the run.
+        examiner: writes the bundle, if none is there yet.
+        cadences: steps between questions to a GPU: of logging and of validation.
+    """
+
+    def __init__(self, run: RunDir, examiner: Examiner, cadences: tuple[int, ...]) -> None:
+        self.run, self.examiner, self.cadences = run, examiner, cadences
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Ask when due.
+
+        Raises:
+            DivergenceError: a step was not finite.
+        """
+        due = any(module.step % every == 0 for every in self.cadences) or module.step == module.total_steps
+        if module.device.type != "cpu" and not due:
+            return
+        found = module.guard.bad_step()
+        if trainer.world_size > 1 and due:
+            steps = trainer.strategy.all_gather(torch.tensor(-1 if found is None else found, device=module.device))
+            found = max(int(step) for step in steps.reshape(-1))
+            found = None if found < 0 else found
+        elif trainer.world_size > 1:
+            return
+        if found is not None:
+            self._stop(trainer, module, found)
+        if due:
+            module.guard.keep_buffers()
+
+    def _stop(self, trainer: L.Trainer, module: LitMethod, step: int) -> None:
+        cause = explain(module, str(trainer.precision))
+        module.guard.restore_buffers()
+        module.step = step
+        kept = ""
+        if module.guard.weights_are_finite():
+            save(trainer, module, self.run)
+            kept = f" The weights of step {step} are kept in {self.run.last}"
+            if trainer.is_global_zero and not module.best:
+                self.examiner.ship(module, self.run.path, {})
+                kept += f" and {self.run.path / 'model.safetensors'}"
+            elif module.best:
+                kept += f", the best ones in {self.run.path / 'model.safetensors'}"
+            kept += "."
+        if trainer.is_global_zero:
+            self.run.append_metrics({"step": step + 1, "epoch": round(module.progress.epoch, 4), ALARM: 1.0})
+            self.run.flush_records()
+        raise DivergenceError(
+            f"the loss or its gradient is not finite in step {step + 1} of {module.total_steps}. {cause}{kept}"
+        )
+
+
+def explain(module: LitMethod, precision: str) -> str:
+    """Say what the likely cause is, and what mends it."""
+    optim, rate = module.optim, module.lr
+    largest = max((float(p.detach().abs().max()) for p in module.method.parameters() if p.numel()), default=0.0)
+    if rate > _USUAL_RATES[optim.name] or not largest < _LARGE_WEIGHT:
+        lower = min(rate / 10, _SUGGESTED_RATES[optim.name])
+        return (
+            f"Likely the learning rate is too high: optim.lr={optim.lr:g} with {optim.name}, and the largest weight "
+            f"is now {largest:.3g}. Train anew with optim.lr={lower:.1g}, perhaps also optim.clip_norm=1."
+        )
+    exact = " or run.precision=32-true" if not math.isnan(largest) and "32" not in precision else ""
+    return (
+        f"Likely a step was too large (a rare image, a class of few pixels, or the start of training). Train anew with "
+        f"optim.clip_norm=1, optim.lr={rate / 10:.1g}, optim.warmup_steps={max(10, module.total_steps // 20)}{exact}."
+    )

@@ -1,0 +1,95 @@
+"""Names of files and folders in every spelling: what belongs together is found, what is not read is listed."""
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from halfmask.data.check.check import check
+from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder.lists import Entry, Finder
+from halfmask.data.folder.pairing import pair
+from halfmask.errors import DataError
+from tests.data.trees import image, mask
+
+SIZE = (24, 24)
+
+
+def tree(root: Path, images: str, masks: str, names: str = "{}", mask_names: str = "{}") -> Path:
+    for number in range(4):
+        image(root / images / f"{names.format(number)}.png", SIZE, seed=number)
+        if number < 3:
+            mask(root / masks / f"{mask_names.format(number)}.png", (0, 1, 2), SIZE)
+    return root
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "jfif", "JPE", "jpeg", "TIFF", "BMP", "dib", "AVIF", "jp2", "tga", "WebP"])
+def test_images_of_every_suffix_that_can_be_decoded_are_read(suffix: str, tmp_path: Path) -> None:
+    tree(tmp_path, "images", "masks")
+    with Image.open(tmp_path / "images/3.png") as opened:
+        opened.save(tmp_path / f"images/4.{suffix}")
+    (tmp_path / "images/5.heic").write_bytes(b"x")
+    (tmp_path / "images/6.ico").write_bytes(b"x")
+    report = check(tmp_path, workers=1)
+    assert f"images/4.{suffix}" in report.seen.parts["unlabeled"]
+    assert report.seen.images[f"images/4.{suffix}"].error is None
+    (listed,) = (finding for finding in report.findings if finding.code == "H152")
+    assert listed.files == ("images/5.heic", "images/6.ico")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_in_two_unicode_forms_are_one_name(form: str, tmp_path: Path) -> None:
+    other = "NFD" if form == "NFC" else "NFC"
+    tree(tmp_path, "images", "masks", *(unicodedata.normalize(one, "Straße é{}") for one in (form, other)))
+    report = check(tmp_path, workers=1)
+    assert len(report.seen.parts["labeled"]) == 3
+    (note,) = (finding for finding in report.findings if finding.code == "H126")
+    assert (note.level, note.count) == ("note", 3)
+    data = Folder(tmp_path)
+    written = Entry(unicodedata.normalize(other, "images/Straße é0.png"))
+    assert Finder(data).take(written) == unicodedata.normalize(form, "images/Straße é0.png")
+    with pytest.raises(DataError, match="the same stem up to the Unicode form"):
+        pair([unicodedata.normalize(one, "é.png") for one in ("NFC", "NFD")], [])
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("Images", "Masks"),
+        ("IMAGES", "labels"),
+        ("image", "GT"),
+        ("bilder", "masken"),
+        ("photos", "drawn"),
+        ("train/Images", "train/Masks"),
+        ("Train/bilder", "Train/masken"),
+        ("bilder/train", "masken/train"),
+        ("Images/Train", "Masks/train"),
+    ],
+)
+def test_folders_of_any_case_and_in_other_words_are_told(images: str, masks: str, tmp_path: Path) -> None:
+    data = Folder(tree(tmp_path, images, masks))
+    assert data.ids("train") == [f"{images}/{number}.png" for number in range(4)]
+    assert data.ids("unlabeled") == []
+    assert data.mask_path(f"{images}/1.png") == tmp_path / f"{masks}/1.png"
+    assert data.mask_path(f"{images}/3.png") is None
+
+
+def test_folders_of_images_alone_stay_unlabeled(tmp_path: Path) -> None:
+    tree(tmp_path, "summer", "winter")
+    for path in (tmp_path / "winter").iterdir():  # gray photographs: many values
+        pixels = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    assert len(Folder(tmp_path).ids("unlabeled")) == 7
+
+
+def test_names_pair_by_number_where_that_is_plain(tmp_path: Path) -> None:
+    assert Folder(tree(tmp_path / "a", "images", "masks", "img_{:03}", "mask_{}")).mask_path("images/img_002.png") == (
+        tmp_path / "a/masks/mask_2.png"
+    )
+    flat = Folder(tree(tmp_path / "b", ".", ".", "img_{:03}", "mask_{:03}"))
+    assert (flat.ids("train")[1], flat.mask_path("img_001.png")) == ("img_001.png", tmp_path / "b/mask_001.png")
+    assert pair(["1_a.png", "1_b.png"], ["m_1.png"]) == {}  # which of the two?
+    assert pair(["img_0.png", "img_1.png"], ["mask_1.png", "mask_2.png"]) == {}  # counted from another number
+    assert pair(["img_1.png", "photo_2.png"], ["mask_1.png"]) == {}  # two kinds of names
