@@ -165,7 +165,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "halfmask/run/optim.py",
-        "tests/run/test_optim.py",
+        "tests/run/test_engine.py",
         (
             ("if parameter.ndim > 1]", "if parameter.ndim > 2]"),
             ("max(step - optim.schedule_lag, 0)", "max(step, 0)"),
@@ -174,12 +174,12 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "halfmask/run/callbacks.py",
-        "tests/run/test_train.py tests/run/test_crash.py",
+        "tests/run/test_engine.py",
         (("score <= module.best[name]", "score < module.best[name]"),),
     ),
     (
         "halfmask/run/module.py",
-        "tests/run/test_train.py tests/run/test_crash.py",
+        "tests/run/test_engine.py",
         (("SeedSequence([seed, rank, step])", "SeedSequence([seed, rank, 0])"),),
     ),
     (
