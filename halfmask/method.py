@@ -117,6 +117,13 @@ class StageContext(Protocol):
         """Read an unlabeled image, RGB in [0, 1], on the device; the two dates of a pair in front."""
         ...
 
+    def probabilities(
+        self, model: Model, image: Float[Tensor, "*T C H W"], *, scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> Float[Tensor, "K H W"]:  # fmt: skip
+        """Predict an image of any size by the recipe's protocol; `scales` and `flip` replace those of `eval`."""
+        ...
+
     def write_masks(self, name: str, ids: Sequence[str], label: Callable[[str, Tensor], Tensor]) -> Path:
         """Label unlabeled images and return the folder of their masks, which `data.weak.masks` takes.
 

@@ -26,6 +26,7 @@ from halfmask.data.splits.weak import load_weak
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import is_first_rank, pick_device
+from halfmask.infer.inference import probabilities
 from halfmask.method import Artifacts, Method, Stage
 from halfmask.models.model import Network
 from halfmask.palette import palette_of
@@ -105,9 +106,10 @@ def train_stages(
                 break  # what the next stage needs is written by this one
             continue
         if stage.after is not None:
+            all_done = _waiting()
             if first:
                 finish_stage(run, stage, made, quiet=quiet)
-            _wait_for_first()
+            all_done()
             made |= _artifacts(part) or {}
     assert result is not None
     return dataclasses.replace(result, out=run.path, seconds=seconds)
@@ -206,6 +208,14 @@ class FinishedStage:
         pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(self.unlabeled.read_image(id), -1, -3)))
         return pixels.to(self.device).to(self._dtype) / 255
 
+    def probabilities(
+        self, model: Model, image: Tensor, *, scales: Sequence[float] | None = None, flip: bool | None = None
+    ) -> Tensor:
+        """Predict an image of any size, by the recipe's protocol where nothing else is said."""
+        asked = {"scales": None if scales is None else tuple(scales), "flip": flip}
+        protocol = self.recipe.eval.model_copy(update={key: one for key, one in asked.items() if one is not None})
+        return probabilities(model, image[None], protocol, self.recipe.data.crop)[0]
+
     def write_masks(self, name: str, ids: Sequence[str], label: Callable[[str, Tensor], Tensor]) -> Path:
         """Label images; masks of an earlier, killed call are kept."""
         folder = self.place(name)
@@ -290,9 +300,14 @@ def _artifacts(part: RunDir) -> dict[str, Path] | None:
     return None if found is None else {name: part.root / path for name, path in found.items()}
 
 
-def _wait_for_first() -> None:
-    """Wait for the process that writes, which may take hours: longer than a group of its kind waits by default."""
-    if dist.is_available() and dist.is_initialized():
-        group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
-        assert isinstance(group, dist.ProcessGroup)  # every process belongs to it
+def _waiting() -> Callable[[], None]:
+    """Return the function by which all processes wait for the one that writes, longer than a group does by default."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return lambda: None
+    group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)  # now: making it later would not wait as long
+    assert isinstance(group, dist.ProcessGroup)  # every process belongs to it
+
+    def wait() -> None:
         dist.barrier(group)
+
+    return wait

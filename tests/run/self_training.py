@@ -54,24 +54,25 @@ def choose(stage: StageContext) -> dict[str, Path]:
     stable: dict[str, float] = {}
     with torch.no_grad():
         for id in stage.split.unlabeled:
-            image = stage.image(id)[None]
-            final = last(image).argmax(1)
-            stable[id] = sum(float((model(image).argmax(1) == final).float().mean()) for model in earlier)
+            image = stage.image(id)
+            final = stage.probabilities(last, image).argmax(0)
+            before = [stage.probabilities(model, image).argmax(0) for model in earlier]
+            stable[id] = sum(float((labels == final).float().mean()) for labels in before)
     order = sorted(stable, key=lambda id: (-stable[id], id))
     reliable, rest = order[: len(order) // 2], order[len(order) // 2 :]
     best = stage.predictor()
     return {
         "reliable": stage.write_list("reliable", reliable),
         "rest": stage.write_list("rest", rest),
-        "masks": stage.write_masks("masks", reliable, lambda id, image: hard(best, image)),
+        "masks": stage.write_masks("masks", reliable, lambda id, image: hard(stage, best, image)),
     }
 
 
 def label_rest(stage: StageContext) -> dict[str, Path]:
     rest = stage.artifacts["rest"].read_text().splitlines()
     best = stage.predictor()
-    return {"rest_masks": stage.write_masks("masks", rest, lambda id, image: hard(best, image))}
+    return {"rest_masks": stage.write_masks("masks", rest, lambda id, image: hard(stage, best, image))}
 
 
-def hard(model: Any, image: Tensor) -> Tensor:
-    return model(image[None]).argmax(1)[0]  # type: ignore[no-any-return]
+def hard(stage: StageContext, model: Any, image: Tensor) -> Tensor:
+    return stage.probabilities(model, image, scales=(1.0,), flip=False).argmax(0)
