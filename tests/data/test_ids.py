@@ -187,7 +187,7 @@ def test_categories_of_coco_json_keep_their_ids(tmp_path: Path) -> None:
     assert [(c["id"], c["name"]) for c in back["categories"]] == [(3, "car"), (18, "dog")]
 
 
-def test_masks_of_another_stored_idsare_found(tmp_path: Path) -> None:
+def test_masks_of_another_table_are_found(tmp_path: Path) -> None:
     task = Task("segmentation", ("bg", "a", "b"))
     trees.folder(tmp_path, labeled=4, unlabeled=1, values=(1, 2, 3))
     (tmp_path / "halfmask.yaml").write_text("classes: {1: bg, 2: a, 3: b}")

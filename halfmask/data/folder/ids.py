@@ -16,11 +16,12 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, PngImagePlugin
 
+from halfmask.data.folder.mask_forms import TOLD
 from halfmask.data.folder.masks import IGNORE, LabelMap
 from halfmask.errors import DataError
 from halfmask.task import Task
 
-KEY = "halfmask"  # of the text inside a PNG; a TIFF has it as its description, after this word
+KEY = TOLD  # of the text inside a PNG; a TIFF has it as its description, after this word
 _UNKNOWN = -1
 _HEAD = 1 << 17  # the text stands before the pixels of a PNG: of 255 classes it has some kilobytes
 _DESCRIPTION = 270  # tag of a TIFF

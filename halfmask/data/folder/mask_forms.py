@@ -24,6 +24,7 @@ _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 _JPEG_TIFF, _WEBP_TIFF, _JXL_TIFF = frozenset({6, 7, 34892}), 50001, frozenset({50002, 52546})
 _ALPHA = frozenset({1, 2})
 _GRAY_OR_PALETTE = frozenset({0, 1, 3})
+TOLD = "halfmask"  # text inside a PNG that halfmask wrote, see `halfmask.data.folder.ids`
 _SMALLEST_SEEN = 32  # a gray palette that stays below is no choice of colors to look at
 _MODES = {"P": "palette", "PA": "palette", "1": "1-bit", "L": "8-bit gray", "LA": "8-bit gray", "F": "float"}
 
@@ -103,7 +104,8 @@ def form_of_opened(image: Image.Image, data: bytes, path: Path) -> MaskForm:
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     mode = image.mode
     kind = _MODES.get(mode) or ("16-bit gray" if "16" in mode else "32-bit gray" if mode == "I" else "color")
-    colors = used_colors(image) if mode == "P" else ()
+    # What halfmask wrote says itself what its ids mean: its palette is for the eye alone.
+    colors = used_colors(image) if mode == "P" and TOLD not in image.info else ()
     return MaskForm(kind, colors, _is_hidden(image), any(tag in tags for tag in _GEO_TAGS))
 
 
