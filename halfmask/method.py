@@ -118,7 +118,7 @@ class StageContext(Protocol):
         ...
 
     def probabilities(
-        self, model: Model, image: Float[Tensor, "*T C H W"], *, scales: Sequence[float] | None = None,
+        self, model: Network, image: Float[Tensor, "*T C H W"], *, scales: Sequence[float] | None = None,
         flip: bool | None = None,
     ) -> Float[Tensor, "K H W"]:  # fmt: skip
         """Predict an image of any size by the recipe's protocol; `scales` and `flip` replace those of `eval`."""

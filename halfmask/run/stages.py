@@ -209,7 +209,7 @@ class FinishedStage:
         return pixels.to(self.device).to(self._dtype) / 255
 
     def probabilities(
-        self, model: Model, image: Tensor, *, scales: Sequence[float] | None = None, flip: bool | None = None
+        self, model: Network, image: Tensor, *, scales: Sequence[float] | None = None, flip: bool | None = None
     ) -> Tensor:
         """Predict an image of any size, by the recipe's protocol where nothing else is said."""
         asked = {"scales": None if scales is None else tuple(scales), "flip": flip}
