@@ -13,6 +13,9 @@ from halfmask.errors import RecipeError
 def check(
     overrides: flags.Overrides = None,
     data: flags.Data = None,
+    unlabeled: Annotated[
+        str | None, typer.Option("--unlabeled", metavar="DIR", help="Look at unlabeled images of this folder, too.")
+    ] = None,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write halfmask.yaml as far as the files tell; images are never changed.")
     ] = False,
@@ -32,6 +35,8 @@ def check(
     from halfmask.data.check.check import check as look
     from halfmask.progress import Bars
 
+    if unlabeled is not None:
+        overrides = [*(overrides or ()), f"data.unlabeled.root={unlabeled}"]
     seen = itertools.count(1)
     with Bars(quiet) as bars:
 

@@ -209,7 +209,7 @@ def test_images_of_the_validation_and_test_parts_never_become_unlabeled(place: s
     root = tmp_path / "data"
     for part, count in (("train", 3), ("val", 2), ("test", 2)):
         for number in range(count):
-            image(root / part / "images" / f"{part}_{number}.png", seed=number)
+            image(root / part / "images" / f"{part}_{number}.png", seed=10 * len(part) + ord(part[1]) + number)
             mask(root / part / "masks" / f"{part}_{number}.png", (0, 1, 2))
     image(root / "unlabeled/more.png")
     other = {"the root itself": root, "a part of it": root / "test"}.get(place, tmp_path / "other")

@@ -18,7 +18,7 @@ from halfmask.report.pseudo import not_finite
 from halfmask.report.records import read_run
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.finite import FiniteGuard
-from halfmask.run.fit import train
+from halfmask.run.fit import fit
 from tests.run.tiny import failing_at, recipe, write_dataset
 
 
@@ -58,7 +58,7 @@ def test_a_learning_rate_out_of_range_stops_with_step_cause_and_cure(data: Path,
     out = tmp_path / "run"
     text = r"not finite in step [23] of 6\. Likely the learning rate is too high: optim\.lr=1e\+30.*optim\.lr=0\.001"
     with pytest.raises(DivergenceError, match=text) as caught:
-        train(recipe(data, "optim.lr=1e30", "optim.schedule=constant", method="supervised"), out, quiet=True)
+        fit(recipe(data, "optim.lr=1e30", "optim.schedule=constant", method="supervised"), out, quiet=True)
     assert (caught.value.exit_code, caught.value.code) == (1, "H602")
     assert all(tensor.isfinite().all() for tensor in weights(out).values())
     assert all(parameter.isfinite().all() for parameter in load_bundle(out).model.state_dict().values())
@@ -73,15 +73,15 @@ def test_weights_and_statistics_are_those_from_before_the_step(
 ) -> None:
     section = recipe(data, "run.log_every=1", method="supervised")
     with failing_at(Supervised, 4, DataError("gone", "H201")), pytest.raises(DataError):
-        train(section, tmp_path / "whole", quiet=True)
+        fit(section, tmp_path / "whole", quiet=True)
     with loss_at(4, value, monkeypatch), pytest.raises(DivergenceError, match=r"step 5 of 6.*optim\.clip_norm=1"):
-        train(section, tmp_path / "run", quiet=True)
+        fit(section, tmp_path / "run", quiet=True)
     kept, expected = weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert all(torch.equal(kept[name], tensor) for name, tensor in expected.items())
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["halfmask"]["step"] == 4
     assert records(tmp_path / "run")[-1]["alarm/not_finite"] == 1
     with pytest.raises(DataError), failing_at(Supervised, 5, DataError("gone", "H201")):
-        train(None, tmp_path / "run", resume=True, quiet=True)  # the checkpoint can be continued
+        fit(None, tmp_path / "run", resume=True, quiet=True)  # the checkpoint can be continued
     assert not_finite(read_run(tmp_path / "run")) == []
 
 

@@ -4,9 +4,9 @@ import os
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from halfmask.data.folder.layouts import Layout
 from halfmask.data.folder.lists import Finder, read_list
 from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset
 from halfmask.errors import DataError, HalfmaskError
-from halfmask.recipe.read import DataRecipe
+from halfmask.recipe.read import DataRecipe, UnlabeledRecipe
 from halfmask.task import Task
 
 PARTS = ("labeled", "unlabeled", "val", "test")
@@ -111,9 +111,12 @@ def take_fingerprint(
     except HalfmaskError as error:
         return Fingerprint(root, failures=(error,), tree=_look_around(root), seconds=time.perf_counter() - start)
     dataset.sealed = frozenset(parts["unlabeled"])
+    other, there = _elsewhere(recipe, dataset, failures)
+    parts["unlabeled"] = (*parts["unlabeled"], *there)
     if limit is not None:
         parts = {part: tuple(ids[:: max(1, -(-len(ids) // limit))][:limit]) for part, ids in parts.items()}
-    images, masks = _look_at_all(recipe, dataset, parts, workers, tick)
+    places = {name: (other, id) for name, id in there.items()} if other is not None else {}
+    images, masks = _look_at_all(places, dataset, parts, workers, tick)
     if isinstance(dataset, Folder):
         paths = {id: _id_mask(dataset, id, facts) for id, facts in masks.items()}
         dataset.know_counts(
@@ -169,7 +172,7 @@ def _parts(
     if _names_lists(recipe):
         try:
             split = resolve_split(recipe, dataset)
-            unlabeled = split.unlabeled if unlabeled_dataset(recipe, dataset) is dataset else ()
+            unlabeled = split.unlabeled if unlabeled_dataset(recipe, dataset) is dataset else ()  # else: `_elsewhere`
             taken = {*split.labeled, *split.val}
             rest = tuple(id for id in test if id not in taken)
             return {"labeled": split.labeled, "unlabeled": unlabeled, "val": split.val, "test": rest}, bare
@@ -181,8 +184,27 @@ def _parts(
     return {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}, bare
 
 
+def _elsewhere(
+    recipe: DataRecipe, dataset: Dataset, failures: list[HalfmaskError]
+) -> tuple[Dataset | None, dict[str, str]]:
+    """Return the dataset of unlabeled images in another place, and its ids by their paths."""
+    if not isinstance(recipe.unlabeled, UnlabeledRecipe):
+        return None, {}
+    try:
+        other = unlabeled_dataset(recipe, dataset)
+        if recipe.unlabeled.list is not None:
+            ids = list(resolve_split(recipe, dataset).unlabeled)
+        else:
+            ids = sorted({id for part in ("train", "val", "test", "unlabeled") for id in other.ids(part)})
+    except HalfmaskError as error:
+        failures.append(error)
+        return None, {}
+    own = {(dataset.root / id).resolve() for part in ("train", "val", "test", "unlabeled") for id in dataset.ids(part)}
+    return other, {str(other.root / id): id for id in ids if (other.root / id).resolve() not in own}
+
+
 def _look_at_all(
-    recipe: DataRecipe,
+    places: Mapping[str, tuple[Dataset, str]],
     dataset: Dataset,
     parts: dict[str, tuple[str, ...]],
     workers: int,
@@ -192,6 +214,8 @@ def _look_at_all(
     closed = frozenset(parts["unlabeled"])
 
     def look(id: str) -> tuple[ImageFacts, MaskFacts | None]:
+        if id in places:
+            return replace(look_at_image(*places[id]), id=id), None
         return look_at_image(dataset, id), None if id in closed else look_at_mask(dataset, id)
 
     images: dict[str, ImageFacts] = {}

@@ -5,7 +5,7 @@ The lists are not shipped: `data.splits` names the folder that holds them, laid 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from halfmask.data.contract import Dataset
+from halfmask.data.folder.files import FileDataset
 from halfmask.data.folder.lists import Entry, Finder, read_list, write_list
+from halfmask.data.splits.copies import find_copies
 from halfmask.data.splits.drawing import NewSplit, draw, hold_out, make_split, number_of
 from halfmask.data.splits.verify import Findings, inspect, verify
 from halfmask.errors import DataError, RecipeError, bullet_list, nearest
@@ -125,6 +127,7 @@ class _Lists:
         self.remarks: list[str] = []
         self.names_labeled = isinstance(recipe.labeled, str) or recipe.split is not None
         self._finder = Finder(dataset)
+        self._judged: Sequence[str] | None = None  # validation images that are in use
         self._folder = find_split(recipe, dataset) if recipe.split is not None else None
 
     def labeled_pool(self) -> tuple[str, ...]:
@@ -156,13 +159,19 @@ class _Lists:
     ) -> tuple[str, ...]:
         """Unlabeled ids; by default whatever is for training and not in use, else exactly as listed."""
         asked = self.recipe.unlabeled
-        used = {*labeled, *val}
+        used, self._judged = {*labeled, *val}, val
         if isinstance(asked, str):
             return self._ids(_find_list(asked, self.dataset, "data.unlabeled"), "unlabeled")
         if isinstance(asked, UnlabeledRecipe):
             if asked.list is not None:
                 path = _find_list(asked.list, other, "data.unlabeled.list")
-                return self._ids(path, "unlabeled", finder=Finder(other))
+                listed = self._ids(path, "unlabeled", finder=Finder(other))
+                if copies := self._copies(other, listed):
+                    self.remarks.append(
+                        f"{path}: {len(copies)} unlabeled images are copies of validation or test images "
+                        f"({_told(copies)}): the score will be too good. Take them off the list."
+                    )
+                return listed
             return self._all_of(other, used)
         if self._folder is not None and (self._folder / "unlabeled.txt").is_file():
             return (*self._ids(self._folder / "unlabeled.txt", "unlabeled"), *spare)
@@ -176,13 +185,35 @@ class _Lists:
         taken = {_identity(self.dataset, id) for id in kept_out}
         found = sorted({id for part in _PARTS for id in other.ids(part)})
         kept = tuple(id for id in found if _identity(other, id) not in taken)
-        if left_out := [id for id in found if id not in set(kept)]:
+        copies = self._copies(other, kept)
+        if copies:
+            self.remarks.append(
+                f"{len(copies)} images below {other.root} are copies of validation or test images ({_told(copies)}): "
+                "left out of the unlabeled ones, for the score would be too good. Remove them there."
+            )
+        left_out = [id for id in found if id not in set(kept)]
+        kept = tuple(id for id in kept if id not in copies)
+        if left_out:
             self.remarks.append(
                 f"{other.root} and {self.dataset.root} share images: {len(left_out)} that are labeled, or of the "
                 f"validation or test part, are left out of the unlabeled ones ({_examples(left_out)}). To choose them "
                 "yourself, name a list: data.unlabeled.list."
             )
         return kept
+
+    def _copies(self, other: Dataset, ids: Sequence[str]) -> dict[str, str]:
+        """Return images of another place that are copies of validation or test images here, with these."""
+        judged = [
+            *(self._judged if self._judged is not None else ()),
+            *self.dataset.ids("val"),
+            *self.dataset.ids("test"),
+        ]
+        if not isinstance(self.dataset, FileDataset) or not isinstance(other, FileDataset) or not judged:
+            return {}
+        originals = {path: id for id in dict.fromkeys(judged) for path in self.dataset.image_files(id)}
+        copies = {path: id for id in ids for path in other.image_files(id)}
+        found = find_copies(list(originals), list(copies))
+        return {copies[path]: originals[original] for path, original in found.items()}
 
     def part(self, part: str) -> tuple[str, ...]:
         """Ids with masks of a part: as the list beside the split says, else as the dataset does."""
@@ -304,6 +335,10 @@ def _find_list(name: str, dataset: Dataset, key: str, extra: Sequence[str] = ())
         "file with one image per line, relative to the dataset's root.",
         "H211",
     )
+
+
+def _told(copies: Mapping[str, str]) -> str:
+    return _examples([f"{copy} of {original}" for copy, original in copies.items()])
 
 
 def _identity(dataset: Dataset, id: str) -> tuple[int, int] | str:
