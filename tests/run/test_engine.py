@@ -103,6 +103,7 @@ def test_weight_decay_leaves_out_norms_and_biases_and_nothing_else(norms: bool) 
         def __init__(self, task: Task, build: ModelBuilder) -> None:
             super().__init__(task)
             self.net = build()
+            self.matrix = nn.Linear(3, 2)  # of two dimensions, which no convolution has
 
     method = Plain(tiny_task(), tiny_builder(tiny_task()))
     optim = OptimRecipe(weight_decay=0.3, decay_norm_bias=norms)
