@@ -116,6 +116,10 @@ CODES: dict[str, Code] = {
     "H216": Code(
         "a mask with coordinates that are not its image's", "warp it to the grid of the image: rio warp --like IMAGE"
     ),
+    "H217": Code(
+        "masks that number single objects, anew in each image",
+        "`classes: {0: background, 1: object}` and `map: {2: 1, ...}`: halfmask check --fix writes them",
+    ),
     "H220": Code(
         "a mask that halfmask wrote has other class ids than the masks beside it",
         "predict or convert it again, with a model or masks of the ids that halfmask.yaml names",

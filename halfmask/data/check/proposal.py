@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from halfmask.data.annotations.instances import background_and_object
 from halfmask.data.check.fingerprint import Fingerprint
 from halfmask.data.check.mask_rules import labels_of
 from halfmask.data.datasets.folder import Folder
@@ -76,6 +77,8 @@ def _masks(seen: Fingerprint) -> dict[str, Any]:
     task = seen.task
     if task is None and found == {0, 255}:
         return {"classes": {0: "background", 1: "foreground"}, "binary": True}
+    if task is None and any(error.code == "H217" for error in seen.failures):
+        return background_and_object(ids[-1])
     if task is None:
         return {"classes": {id: f"class_{id}" for id in ids}} if 2 <= len(ids) <= _MOST_CLASSES and ids[0] >= 0 else {}
     labels = labels_of(seen, masks[0])

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from halfmask.data.annotations.coco import CocoFolder
 from halfmask.data.annotations.drawing import Remark, Tally
 from halfmask.data.annotations.exports import Exports
+from halfmask.data.annotations.instances import no_classes, number_objects
 from halfmask.data.annotations.label_studio import LabelStudioFolder
 from halfmask.data.annotations.outlines import Outlines
 from halfmask.data.datasets.ade20k import ADE20K
@@ -308,9 +309,11 @@ class Folder(FileDataset):
         """
         counts: Counter[int] = Counter()
         by_type: dict[str, set[int]] = {}
+        by_mask: dict[Path, list[int]] = {}
         for path in self._masks(_SCANNED):
             kind, known = self._values_of(path)
             counts.update(known)
+            by_mask[path] = [value for value in known if value not in (self._said.ignore_index, IGNORE)]
             by_type.setdefault(kind, set()).update(known)
         self._refuse_two_foregrounds(by_type)
         if not counts:
@@ -331,6 +334,8 @@ class Folder(FileDataset):
                 f"`classes: {{0: background, 1: NAME}}` and `map: {{{max(counts)}: 1}}`.",
                 "H203",
             )
+        if not self._said.map and number_objects(by_mask, lambda path: read_stored(path).values):
+            raise no_classes(self.root, ids[-1])
         if ids == [0]:
             raise DataError(f"{self.root}: the masks hold a single class: {listed}. {name_them}", "H212")
         if ids[0] == 1 and self._said.ignore_index != 0:
