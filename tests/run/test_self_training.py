@@ -199,4 +199,4 @@ def test_what_a_stage_writes_is_checked(finished: Path, tmp_path: Path, after: A
 def test_two_stages_of_one_name_are_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SelfTraining, "plan", classmethod(lambda cls, recipe: [Stage("a"), Stage("a")]))
     with pytest.raises(RecipeError, match="a name of its own"):
-        fit.train(load(file), tmp_path / "run", quiet=True)
+        fit.fit(load(file), tmp_path / "run", quiet=True)
