@@ -216,6 +216,23 @@ def dice_loss(
     return (1 - (2 * overlap + 1e-5) / (size + 1e-5)).mean()
 
 
+def summed_weighted_cross_entropy(
+    logits: Float[Tensor, "B K *S"] | CoarseLogits, target: Int[Tensor, "B *S"], weight: Float[Tensor, "B *S"]
+) -> Float[Tensor, ""]:
+    """Sum weight * cross-entropy over all pixels.
+
+    Args:
+        logits: of the student.
+        target: labels; any value where the weight is 0.
+        weight: of each pixel, not negative; no gradient flows into it.
+    """
+    target, weight = target.masked_fill(weight == 0, _SKIP), weight.detach()
+    if isinstance(logits, CoarseLogits):
+        return _streamed_sum(logits, target, _SKIP, weight)
+    loss = _pixel_loss(logits, target, _SKIP)
+    return (loss * weight.to(loss.dtype)).sum()
+
+
 def _streamed_sum(logits: CoarseLogits, target: Tensor, ignore_index: int, weight: Tensor | None = None) -> Tensor:
     values = _full_precision(logits.values)
     weight = None if weight is None else weight.to(values.dtype)
