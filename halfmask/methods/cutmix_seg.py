@@ -20,3 +20,102 @@ training mode, where the frozen norms of the encoder make the two alike (`teache
 of the encoder's batch norms are frozen in the published runs (`freeze_norm`). Colors are those of UniMatch with a
 jitter of the published strength, without blur.
 """
+
+
+class CutMixSeg(Method):
+    """Mean teacher with mixed images, squared distances and one weight per batch.
+
+    Args:
+        threshold: tau, the confidence that counts a pixel into the weight of the batch.
+        unlabeled_weight: lambda.
+        ema_decay: d.
+        per_pixel: weight each pixel by its own confidence instead of the batch by the share of confident pixels.
+        strong_color: the student sees colored images.
+        box_area: share of the image that the box takes.
+        teacher_norm: batch-norm statistics of the teacher: averaged (`ema`), or its `own`, in training mode.
+        freeze_norm: the encoder's batch norms keep the statistics of the pretrained weights.
+        loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
+        ohem_threshold: pixels whose true class has at most this probability are hard.
+        ohem_min_kept: hard pixels to keep at least, per process and batch.
+    """
+
+    status = "implemented"
+    draws = 2
+
+    def __init__(
+        self,
+        task: Task,
+        build: ModelBuilder,
+        *,
+        threshold: Annotated[float, Field(ge=0, le=1)] = 0.97,
+        unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
+        ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99,
+        per_pixel: bool = False,
+        strong_color: bool = True,
+        box_area: Annotated[float, Field(gt=0, le=1)] = 0.5,
+        teacher_norm: Literal["ema", "own"] = "ema",
+        freeze_norm: bool = False,
+        loss: LossName = "ce",
+        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
+        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+    ) -> None:
+        super().__init__(task)
+        self.freeze_norm = freeze_norm
+        self.student = build()
+        self.teacher = ema_copy(self.student, buffers=teacher_norm)
+        self.strong = StrongAugment(
+            brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0, same_light=task.same_light
+        )
+        self.boxes: Callable[..., Tensor] = partial(several_boxes, boxes=1, area=(box_area, box_area))
+        self.labeled_loss = supervised_loss(
+            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
+        )
+        self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
+        self.per_pixel, self.strong_color = per_pixel, strong_color
+
+    def step(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Compute the loss of one batch."""
+        x_l, y_l = batch.labeled.image, batch.labeled.labels
+        first, second = batch.draw(0), batch.draw(1)  # image (B, *T, 3, H, W), valid (B, H, W)
+
+        with torch.no_grad():
+            logits_0, logits_1 = full(self.teacher(first.image)), full(self.teacher(second.image))  # (B, K, H, W)
+
+        # The same box for pixels, predictions and validity.
+        box = self.boxes(first.valid.shape, device=x_l.device)
+        x_0, x_1 = (self._student_view(draw.image) for draw in (first, second))
+        x_m, logits_t, valid = paste(box, x_0, logits_0, first.valid, partner=(x_1, logits_1, second.valid))
+
+        loss_l = self.labeled_loss(self.student(x_l), y_l)
+        logits_m = self.student(x_m)
+        label, confidence = pseudo_label(logits_t)  # (B, H, W) each
+        confident = confidence >= self.threshold
+        weight = confident.float() if self.per_pixel else confident.float().mean()
+        loss_u = probability_distance(logits_m, logits_t.float().softmax(1), valid * weight)
+
+        logs = pseudo_logs(label, confidence, confident & valid, valid, self.task.n_classes)
+        logs["pseudo/agreement"] = agreement(logits_m, label, valid)
+        loss = loss_l + self.unlabeled_weight * loss_u
+        return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
+
+    def after_update(self, progress: Progress) -> None:
+        """Move the teacher."""
+        self.teacher.update(self.student, self.ema_decay)
+
+    def predictors(self) -> dict[str, Model]:
+        """Return the teacher, then the student."""
+        return {"teacher": self.teacher.model, "student": self.student}
+
+    def train(self, mode: bool = True) -> "CutMixSeg":
+        """Keep frozen statistics as they are."""
+        super().train(mode)
+        if self.freeze_norm:
+            for net in (self.student, self.teacher.model):
+                for module in net.encoder.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
+        return self
+
+    def _student_view(self, image: Tensor) -> Tensor:
+        view: Tensor = self.strong(image) if self.strong_color else image
+        return view

@@ -52,7 +52,8 @@ def toggled(
     extent = (share * sides).round()  # (B, n, 2)
     start = ((sides - extent) * place).round()
     inside = filled(torch.cat((start, start + extent), dim=-1).flatten(0, 1).long(), size, device)
-    return inside.unflatten(0, area.shape).sum(1) % 2 == 1
+    times: Tensor = inside.unflatten(0, area.shape).sum(1)
+    return times % 2 == 1
 
 
 def half_area_box(
