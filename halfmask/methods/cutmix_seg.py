@@ -21,6 +21,27 @@ of the encoder's batch norms are frozen in the published runs (`freeze_norm`). C
 jitter of the published strength, without blur.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from halfmask.batch import Batch, Progress
+from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.pseudo_labels import probability_distance
+from halfmask.method import Method, ModelBuilder, StepOutput
+from halfmask.models.coarse_logits import full
+from halfmask.models.model import Model
+from halfmask.task import Task
+from halfmask.teaching.ema import ema_copy
+from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
+from halfmask.views.boxes import several_boxes
+from halfmask.views.mixing import paste
+from halfmask.views.strong import StrongAugment
+
 
 class CutMixSeg(Method):
     """Mean teacher with mixed images, squared distances and one weight per batch.
