@@ -155,8 +155,9 @@ def color(image: Bytes, strength: float) -> Bytes:
 
 def sharpness(image: Bytes, strength: float) -> Bytes:
     """Blend with the smoothed image; the outermost pixels stay."""
-    kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=torch.float64, device=image.device) / 13
-    smooth = F.conv2d(image[:, None].double(), kernel[None, None])[:, 0]
+    pixels = image[:, None].double()
+    kernel = torch.ones(1, 1, 3, 3, dtype=pixels.dtype, device=image.device)
+    smooth = ((F.conv2d(pixels, kernel) + 4 * pixels[..., 1:-1, 1:-1]) / 13)[:, 0]
     result = image.clone()
     result[:, 1:-1, 1:-1] = (smooth + 0.5).floor().long()
     return _blend(result, image, strength)
