@@ -3,8 +3,8 @@
 Mai et al., "RankMatch: Exploring the Better Consistency Regularization for Semi-supervised Semantic Segmentation", CVPR
 2024; on UniMatch (Yang et al., CVPR 2023, arXiv:2208.09910).
 
-    L_uni   = UniMatch: (CE(f(x_l), y) + 1/4 L_1 + 1/4 L_2 + 1/2 L_fp) / 2;  L_v on strong CutMix views, L_fp on the weak
-              view with dropped channels, each by pseudo-labels above tau, divided by all valid pixels
+    L_uni   = UniMatch: (CE(f(x_l), y) + 1/4 L_1 + 1/4 L_2 + 1/2 L_fp) / 2;  L_v on strong CutMix views, L_fp on the
+              weak view with dropped channels, each by pseudo-labels above tau, divided by all valid pixels
     g_v     = embedding (before the classifier) of the strong view v
     h_v     = the same mixture of the embeddings of the weak images       no gradient
     L_rank  = 1/2 sum_v rank(h_v, g_v)                           `halfmask.losses.rank`: 64 agents, 4 of them ranked
