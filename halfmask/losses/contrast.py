@@ -28,7 +28,9 @@ def queue_contrast(
         filled: slots in use.
         temperature: t.
     """
-    similarity = anchors.float() @ slots.detach().float().flatten(0, 1).T / temperature  # (A, K * S)
+    # A copy: the method writes into the slots before the backward pass.
+    slots = slots.detach().float().clone()
+    similarity = anchors.float() @ slots.flatten(0, 1).T / temperature  # (A, K * S)
     similarity = similarity.masked_fill(~filled.flatten(), -torch.inf)
     owner = torch.arange(len(slots), device=slots.device).repeat_interleave(slots.shape[1])  # (K * S,)
     positive = (owner == classes[:, None]) & filled.flatten()

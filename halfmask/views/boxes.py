@@ -86,7 +86,7 @@ def beta_box(
         device: of the mask.
     """
     first, second = (torch.tensor(value, dtype=torch.float64) for value in beta)
-    share = torch.distributions.Beta(first, second).sample()
+    share = torch.distributions.Beta(first, second, validate_args=False).sample()
     low = torch.tensor([side // 8 for side in shape[1:]])
     high = torch.tensor(shape[1:])
     center = low + (torch.rand(shape[0], 2, dtype=torch.float64) * (high - low)).long()

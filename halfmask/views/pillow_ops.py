@@ -59,9 +59,11 @@ def draw(most: int, colored: bool = True) -> list[tuple[str, float]]:
         colored: the image has three channels; otherwise nothing that needs colors is drawn.
     """
     names = [name for name in OPERATIONS if colored or name not in ("color", "hue")]
-    count = int(torch.randint(1, most + 1, ()))
-    chosen = [names[index] for index in torch.randint(len(names), (count,)).tolist()]
-    return [(name, _strength(name, u)) for name, u in zip(chosen, torch.rand(count).tolist(), strict=True)]
+    # From torch's generator, by way of NumPy: numbers of the host, which no device has to be asked for.
+    first, *draws = torch.rand(1 + 2 * most, dtype=torch.float64).numpy().tolist()
+    chosen = [names[int(u * len(names))] for u in draws[:most]]
+    strengths = [_strength(name, u) for name, u in zip(chosen, draws[most:], strict=True)]
+    return list(zip(chosen, strengths, strict=True))[: 1 + int(first * most)]
 
 
 def _strength(name: str, u: float) -> float:
