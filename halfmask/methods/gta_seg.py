@@ -1,0 +1,155 @@
+"""GTA-Seg: pseudo-labels teach an assistant's features, never the student's predictions.
+
+Jin et al., "Semi-Supervised Semantic Segmentation via Gentle Teaching Assistant", NeurIPS 2022, arXiv:2301.07340.
+
+    y_u     = argmax f'(weak(x_u))                               f' = EMA teacher in evaluation mode, no gradient
+    x_m     = CutMix of x_u with the next image of the batch: half the area, with probability `cutmix`; y_m likewise
+    c       = max f'(x_m) of the teacher in training mode, 0 where it is at most the percentile 100 - percent
+    L_u     = sum over kept pixels of (c + 1) CE(h(x_m), y_m) / sum over all pixels of (c + 1)       h = assistant
+    1.  h   <- a step of its own optimizer on L_u alone
+    2.  f   <- d_a f + (1 - d_a) h, all parameters but those of the prediction head                 (eq. 5)
+    3.  f   <- a step on CE(f(x_l), y); x_m passes too, for the batch-norm statistics
+    f'      = d f' + (1 - d) f                                    after both
+    d_a, d  = min(1 - 1 / (step + 1), decay)                      parameters; statistics are each network's own
+
+The first epoch is supervised; then assistant and teacher start as the student. Prediction head: the `classifier`, two
+convolutions more than the last layer with the decoder of U2PL (`dialect: u2pl`).
+
+The sum of weights runs over dropped pixels too (each adds 1), as in the published code.
+
+Deviations: padded pixels teach nothing (`ignore_padding: false` is the published form).
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from halfmask.batch import Batch, Progress
+from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.pseudo_labels import pseudo_label_loss
+from halfmask.method import Method, ModelBuilder, ParamGroup, StepOutput, Update
+from halfmask.models.model import Model, eval_mode
+from halfmask.task import Task
+from halfmask.teaching.ema import ema_copy, lerp_
+from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
+from halfmask.teaching.ramps import ema_ramp
+from halfmask.teaching.weighting import masked_percentile
+from halfmask.views.boxes import half_area_box
+from halfmask.views.mixing import paste
+
+
+class GtaSeg(Method):
+    """A student whose features follow an assistant that learns from pseudo-labels.
+
+    Args:
+        percent: share of the unlabeled pixels that teach, the most confident ones.
+        unlabeled_weight: factor of the assistant's loss.
+        assistant_decay: largest d_a.
+        ema_decay: largest d.
+        cutmix: probability of pasting a box of half the area.
+        warmup_epochs: supervised epochs at the start.
+        ignore_padding: pixels of padding teach nothing.
+        loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
+        ohem_threshold: pixels whose true class has at most this probability are hard.
+        ohem_min_kept: hard pixels to keep at least, per process and batch.
+    """
+
+    status = "implemented"
+    partial_updates: ClassVar[bool] = True  # student and assistant take turns
+    smallest_batch = 2
+
+    def __init__(
+        self,
+        task: Task,
+        build: ModelBuilder,
+        *,
+        percent: Annotated[float, Field(ge=0, le=100)] = 80.0,
+        unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
+        assistant_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999,
+        ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999,
+        cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        warmup_epochs: Annotated[float, Field(ge=0)] = 1.0,
+        ignore_padding: bool = True,
+        loss: LossName = "ce",
+        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
+        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+    ) -> None:
+        super().__init__(task)
+        self.student, self.assistant = build(), build()
+        self.teacher = ema_copy(self.student, buffers="own")
+        self.boxes: Callable[..., Tensor] = partial(half_area_box, p=cutmix)
+        self.labeled_loss = supervised_loss(
+            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
+        )
+        self.percent, self.unlabeled_weight, self.warmup_epochs = percent, unlabeled_weight, warmup_epochs
+        self.assistant_decay, self.ema_decay, self.ignore_padding = assistant_decay, ema_decay, ignore_padding
+
+    def updates(self, batch: Batch, progress: Progress) -> Iterator[Update]:
+        """Yield the assistant's update and, after its features went over, the student's."""
+        x_l, y_l = batch.labeled.image, batch.labeled.labels
+        if progress.epoch < self.warmup_epochs:
+            loss_l = self.labeled_loss(self.student(x_l), y_l)
+            yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
+            return
+        image, output = self._assist(batch, x_l)
+        yield Update(output, "assistant")
+        self._hand_over(ema_ramp(progress.step, self.assistant_decay))
+        loss_l = self.labeled_loss(self.student(torch.cat((x_l, image)))[: len(x_l)], y_l)
+        yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
+
+    def after_update(self, progress: Progress) -> None:
+        """Move the teacher; when the supervised epochs end, all three networks are the same."""
+        if progress.epoch <= self.warmup_epochs:
+            self.assistant.load_state_dict(self.student.state_dict())
+            self.teacher.update(self.student, 0.0)
+        else:
+            self.teacher.update(self.student, ema_ramp(progress.step, self.ema_decay))
+
+    def predictors(self) -> dict[str, Model]:
+        """Return the teacher, then the student."""
+        return {"teacher": self.teacher.model, "student": self.student}
+
+    def parameter_groups(self) -> dict[str, list[ParamGroup]]:
+        """Return an optimizer for the student and one for the assistant."""
+        return {"main": groups_of(self.student), "assistant": groups_of(self.assistant)}
+
+    def _assist(self, batch: Batch, x_l: Tensor) -> tuple[Tensor, StepOutput]:
+        """Return the mixed images, and the assistant's loss on them."""
+        x_u = batch.draw(0).image  # (B, *T, 3, H, W)
+        valid = batch.draw(0).valid if self.ignore_padding else torch.ones_like(batch.draw(0).valid)
+        with torch.no_grad(), eval_mode(self.teacher):
+            label, confidence = pseudo_label(self.teacher(x_u))  # (B, H, W) each
+        own = (x_u, label, valid)
+        partner = [tensor.roll(-1, 0) for tensor in own]  # the next image of the batch
+        x_m, y_m, v_m = paste(self.boxes(valid.shape, device=x_u.device), *own, partner=partner)
+
+        both = torch.cat((x_l, x_m))
+        logits = self.assistant(both)[len(x_l) :]
+        with torch.no_grad():
+            _, sure = pseudo_label(self.teacher(both)[len(x_l) :])
+        keep, weight = confident_share(sure, v_m, self.percent)
+        loss_u = pseudo_label_loss(logits, y_m, keep, valid=v_m, divisor="weight", weight=weight)
+
+        logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
+        logs["pseudo/agreement"] = agreement(logits, y_m, v_m)
+        return x_m, StepOutput(self.unlabeled_weight * loss_u, {"loss_unsup": loss_u, **logs})
+
+    @torch.no_grad()
+    def _hand_over(self, decay: float) -> None:
+        """Move the student's parameters toward the assistant's, but for the prediction head."""
+        pairs = [
+            (mine, theirs)
+            for (name, mine), theirs in zip(self.student.named_parameters(), self.assistant.parameters(), strict=True)
+            if not name.startswith("classifier.")
+        ]
+        lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], 1 - decay)
+
+
+def confident_share(confidence: Tensor, valid: Tensor, percent: float) -> tuple[Tensor, Tensor]:
+    """Return which pixels are kept, the most confident `percent`, and the weights of all pixels (eq. 6)."""
+    keep = valid & (confidence > masked_percentile(confidence, valid, 100 - percent))
+    return keep, confidence.masked_fill(valid & ~keep, 0.0) + 1

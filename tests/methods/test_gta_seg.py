@@ -1,0 +1,81 @@
+"""GTA-Seg: the assistant's loss against the recorded one, and who learns from what."""
+
+import torch
+from torch.testing import assert_close
+
+from halfmask.batch import Progress
+from halfmask.losses.pseudo_labels import pseudo_label_loss
+from halfmask.methods.gta_seg import GtaSeg, confident_share
+from halfmask.testing import tiny_batch, tiny_builder, tiny_task
+
+TASK = tiny_task()
+LATE = Progress(10, 20, 5)
+
+
+def made(**params) -> GtaSeg:
+    torch.manual_seed(2)
+    return GtaSeg(TASK, tiny_builder(TASK), **params)
+
+
+def test_the_loss_is_the_recorded_one(golden):
+    data = golden("peers/gta_seg")
+    logits = data["student_logits"].requires_grad_()
+    label = data["target"].long()
+    valid = label != 255
+    keep, weight = confident_share(data["teacher_logits"].softmax(1).amax(1), valid, 80.0)
+    assert torch.equal(label.masked_fill(~keep, 255), data["target_after"].long())
+    loss = pseudo_label_loss(logits, label, keep, valid=valid, divisor="weight", weight=weight)
+    assert_close(loss, data["loss"], rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert_close(gradient, data["grad"], rtol=1e-5, atol=1e-6)
+
+
+def test_pseudo_labels_reach_the_assistant_only_and_labels_the_student_only():
+    method = made()
+    updates = method.updates(tiny_batch(TASK), LATE)
+    first = next(updates)
+    assert first.group == "assistant"
+    first.output.loss.backward()
+    assert all(parameter.grad is not None for parameter in method.assistant.parameters())
+    assert all(parameter.grad is None for parameter in method.student.parameters())
+    method.zero_grad()
+    second = next(updates)
+    assert second.group == "main"
+    second.output.loss.backward()
+    assert all(parameter.grad is None for parameter in method.assistant.parameters())
+    assert all(parameter.grad is not None for parameter in method.student.parameters())
+    assert list(updates) == []
+
+
+def test_features_go_over_and_the_prediction_head_stays():
+    method = made(assistant_decay=0.75)
+    with torch.no_grad():
+        for parameter in method.assistant.parameters():
+            parameter.add_(1.0)
+    before = {name: parameter.clone() for name, parameter in method.student.named_parameters()}
+    updates = method.updates(tiny_batch(TASK), LATE)
+    next(updates)
+    next(updates)
+    theirs = dict(method.assistant.named_parameters())
+    for name, parameter in method.student.named_parameters():
+        moved = 0.75 * before[name] + 0.25 * theirs[name]
+        assert_close(parameter, before[name] if name.startswith("classifier.") else moved)
+
+
+def test_all_networks_are_the_same_when_the_supervised_epochs_end():
+    method = made()
+    (only,) = method.updates(tiny_batch(TASK), Progress(0, 20, 5))
+    assert only.group == "main"
+    method.after_update(Progress(5, 20, 5))
+    for mine, other, teacher in zip(
+        method.student.parameters(), method.assistant.parameters(), method.teacher.model.parameters(), strict=True
+    ):
+        assert torch.equal(mine, other)
+        assert torch.equal(mine, teacher)
+
+
+def test_optimizers_share_nothing():
+    groups = made().parameter_groups()
+    owners = {key: {id(one) for group in value for one in group.params} for key, value in groups.items()}
+    assert set(owners) == {"main", "assistant"}
+    assert not owners["main"] & owners["assistant"]
