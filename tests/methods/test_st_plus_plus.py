@@ -1,0 +1,73 @@
+"""ST and ST++: reliability against the recorded one, the step against a plain one, and the stages."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from halfmask.batch import Progress
+from halfmask.methods.st_plus_plus import StPlusPlus, labels_of, stability
+from halfmask.recipe.read import load
+from halfmask.testing import tiny_batch, tiny_builder, tiny_task
+
+TASK = tiny_task()
+
+
+def test_reliability_is_the_recorded_one(golden):
+    data = golden("peers/st_plus_plus")
+    for image, expected in enumerate(data["reliability"]):
+        maps = [data[f"pred_ckpt{number}"][image].long() for number in range(3)]
+        assert stability(maps, 21) == pytest.approx(expected.item(), rel=1e-5)
+        for number, miou in enumerate(data["miou_vs_last"][image]):
+            assert stability([maps[number], maps[2]], 21) == pytest.approx(miou.item(), rel=1e-5)
+
+
+def test_a_step_is_one_mean_over_labeled_and_pseudo_labeled_pixels():
+    torch.manual_seed(0)
+    method = StPlusPlus(TASK, tiny_builder(TASK)).double().eval()
+    method.strong = nn.Identity()
+    batch = tiny_batch(TASK)
+    batch.labeled.image, batch.unlabeled.image = batch.labeled.image.double(), batch.unlabeled.image.double()
+    batch.unlabeled.target = torch.randint(3, batch.unlabeled.valid.shape)
+    batch.unlabeled.target[:, 0] = 255
+    box = torch.zeros_like(batch.unlabeled.valid)
+    box[:, 3:8, 3:8] = True
+    method.boxes = lambda shape, device: box
+    torch.manual_seed(7)
+    found = method.step(batch, Progress(0, 10, 5))
+
+    torch.manual_seed(7)
+    noise = torch.rand_like(batch.unlabeled.image)
+    image = torch.where(box[:, None], noise, batch.unlabeled.image)
+    target = batch.unlabeled.target.masked_fill(box, 255)
+    logits = method.student(torch.cat((batch.labeled.image, image)))
+    expected = F.cross_entropy(logits, torch.cat((batch.labeled.target, target)), ignore_index=255)
+    assert_close(found.loss, expected)
+
+
+def test_labels_are_summed_over_scales_and_mirrored_copies():
+    class Left(nn.Module):
+        """Says 1 where the image is bright, more surely in its left half."""
+
+        size_multiple = 1
+
+        def forward(self, image: Tensor) -> Tensor:
+            side = torch.linspace(2.0, 0.0, image.shape[-1])
+            bright = (image.mean(1) - 0.5) * side
+            return torch.stack((-bright, bright), dim=1)
+
+    image = torch.zeros(3, 8, 8)
+    image[:, :, 5:] = 1.0
+    assert torch.equal(labels_of(Left(), image, scales=(1.0,), flip=True), (image[0] > 0.5).long())
+    assert labels_of(Left(), image).shape == (8, 8)
+
+
+def test_stages_are_those_of_the_paper():
+    plus = StPlusPlus.plan(load(None, {"method": {"name": "st_plus_plus", "teacher_epochs": 7}, "run.steps": 10}))
+    assert [stage.name for stage in plus] == ["teacher", "reliable", "all"]
+    assert [stage.keep_checkpoints for stage in plus] == [3, 1, 1]
+    assert plus[0].overrides["run.epochs"] == 7
+    assert plus[0].overrides["method"] == {"name": "supervised"}
+    plain = StPlusPlus.plan(load(None, {"method": {"name": "st_plus_plus", "select": False}, "run.steps": 10}))
+    assert [stage.name for stage in plain] == ["teacher", "student"]
