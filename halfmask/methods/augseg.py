@@ -63,6 +63,7 @@ class AugSeg(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     equal_batches: ClassVar[bool] = True  # a labeled image for every unlabeled one to be pasted in
     smallest_batch = 2
 
@@ -117,7 +118,7 @@ class AugSeg(Method):
             with torch.no_grad():
                 self.student(x_u)
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         loss_u = pseudo_label_loss(logits_m, y_m, use & (c_m >= self.threshold), valid=use, divisor="all")
         logs["pseudo/agreement"] = agreement(logits_m, y_m, use)
         logs["pseudo/sure"] = sure.mean()

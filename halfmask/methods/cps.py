@@ -61,6 +61,7 @@ class Cps(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
 
     def __init__(
         self,
@@ -100,7 +101,9 @@ class Cps(Method):
             (label_a, confidence), (label_b, _) = pseudo_label(logits_a), pseudo_label(logits_b)
             keep = self._counted(torch.cat((batch.labeled.valid, batch.draw(0).valid)))
 
-        loss_l = self.labeled_loss(logits_la, y_l) + self.labeled_loss(logits_lb, y_l)
+        loss_l = self.labeled_loss(logits_la, y_l, weight=batch.class_weights) + self.labeled_loss(
+            logits_lb, y_l, weight=batch.class_weights
+        )
         loss_u = cross_loss(logits_a, label_b, keep) + cross_loss(logits_b, label_a, keep)
 
         logs = pseudo_logs(label_a, confidence, keep, keep, self.task.n_classes)

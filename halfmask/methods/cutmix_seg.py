@@ -61,6 +61,7 @@ class CutMixSeg(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     draws = 2
 
     def __init__(
@@ -107,7 +108,7 @@ class CutMixSeg(Method):
         x_0, x_1 = (self._student_view(draw.image) for draw in (first, second))
         x_m, logits_t, valid = paste(box, x_0, logits_0, first.valid, partner=(x_1, logits_1, second.valid))
 
-        loss_l = self.labeled_loss(self.student(x_l), y_l)
+        loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
         logits_m = self.student(x_m)
         label, confidence = pseudo_label(logits_t)  # (B, H, W) each
         confident = confidence >= self.threshold

@@ -58,6 +58,7 @@ class Fpl(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     draws = 2
 
     def __init__(
@@ -96,7 +97,9 @@ class Fpl(Method):
 
         (logits_la, logits_a), (logits_lb, logits_b) = [(net(x_l), net(mixed)) for net in (self.net_a, self.net_b)]
 
-        loss_l = self.labeled_loss(logits_la, y_l) + self.labeled_loss(logits_lb, y_l)
+        loss_l = self.labeled_loss(logits_la, y_l, weight=batch.class_weights) + self.labeled_loss(
+            logits_lb, y_l, weight=batch.class_weights
+        )
         loss_u = self._fuzzy(full(logits_a), z_b, keep) + self._fuzzy(full(logits_b), z_a, keep)
 
         label, confidence = pseudo_label(z_a)

@@ -20,7 +20,7 @@ The sum of weights runs over dropped pixels too (each adds 1), as in the publish
 Deviations: padded pixels teach nothing (`ignore_padding: false` is the published form).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from halfmask.batch import Batch, Progress
 from halfmask.losses.cross_entropy import LossName, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
-from halfmask.method import Method, ModelBuilder, ParamGroup, StepOutput, Update
+from halfmask.method import Method, ModelBuilder, Optim, ParamGroup, StepOutput, Update, groups_of
 from halfmask.models.model import Model, eval_mode
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy, lerp_
@@ -59,6 +59,7 @@ class GtaSeg(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     partial_updates: ClassVar[bool] = True  # student and assistant take turns
     smallest_batch = 2
 
@@ -92,13 +93,13 @@ class GtaSeg(Method):
         """Yield the assistant's update and, after its features went over, the student's."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
         if progress.epoch < self.warmup_epochs:
-            loss_l = self.labeled_loss(self.student(x_l), y_l)
+            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
             yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
             return
         image, output = self._assist(batch, x_l)
         yield Update(output, "assistant")
         self._hand_over(ema_ramp(progress.step, self.assistant_decay))
-        loss_l = self.labeled_loss(self.student(torch.cat((x_l, image)))[: len(x_l)], y_l)
+        loss_l = self.labeled_loss(self.student(torch.cat((x_l, image)))[: len(x_l)], y_l, weight=batch.class_weights)
         yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
 
     def after_update(self, progress: Progress) -> None:
@@ -113,7 +114,7 @@ class GtaSeg(Method):
         """Return the teacher, then the student."""
         return {"teacher": self.teacher.model, "student": self.student}
 
-    def parameter_groups(self) -> dict[str, list[ParamGroup]]:
+    def parameter_groups(self) -> Mapping[str, list[ParamGroup] | Optim]:
         """Return an optimizer for the student and one for the assistant."""
         return {"main": groups_of(self.student), "assistant": groups_of(self.assistant)}
 

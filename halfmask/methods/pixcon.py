@@ -62,6 +62,7 @@ class PixCon(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     smallest_batch = 2
     most_anchors = 1024  # per step, over all classes
 
@@ -115,7 +116,7 @@ class PixCon(Method):
         embedding = self.student.embed(self.student.encode(x_l))  # (B, D, h, w)
         logits_l = self.student.classify(embedding, (x_l.shape[-2], x_l.shape[-1]))
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         # Divided by all valid pixels, not by kept ones: an unsure batch should teach less.
         losses = [
             masked_cross_entropy(logits, y, v & (c >= self.threshold), denominator=v)

@@ -62,7 +62,7 @@ class PrevMatch(Method):
     Args:
         threshold: tau, for the labels of the network itself.
         previous_threshold: tau', for the labels of earlier networks.
-        pool: earlier networks kept; each takes the memory of one network, and none of an optimizer.
+        pool: earlier networks kept; each takes the memory of one network from the beginning, and none of an optimizer.
         previous: largest number of them asked per step.
         feature_dropout: probability of dropping a channel.
         cutmix: probability of pasting a box from the partner image.
@@ -73,6 +73,7 @@ class PrevMatch(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     draws = 2
 
     def __init__(
@@ -117,14 +118,14 @@ class PrevMatch(Method):
         logits_l, logits_w, logits_fp = self._clean_and_dropped(x_l, weak.image)
         own = [pseudo_label(logits_w)]  # label and confidence, (B, H, W) each
         if has_past:
-            own.append(pseudo_label(self.pool.drawn_logits(weak.image, self.previous)))
-            partner.append(pseudo_label(self.pool.drawn_logits(other.image, self.previous)))
+            own.append(pseudo_label(self.pool(weak.image, most=self.previous)))
+            partner.append(pseudo_label(self.pool(other.image, most=self.previous)))
 
         # Strong views, each with its own colors and box; labels of both kinds travel with the pixels.
         views = [self._strong_view((weak, own), (other, partner)) for _ in range(2)]
         logits_s = self.student(torch.cat([view.image for view in views])).chunk(2)
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         losses = []
         for kind, threshold in enumerate(self.thresholds[: len(own)]):
             clean = _loss(logits_fp, *own[kind], weak.valid, threshold)

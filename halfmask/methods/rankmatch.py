@@ -55,6 +55,7 @@ class RankMatch(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     draws = 2
 
     def __init__(
@@ -106,7 +107,7 @@ class RankMatch(Method):
         g = self.student.embed(self.student.encode(torch.cat([view[0] for view in views])))  # (2 B, D, h, w)
         logits_s = self.student.classify(g, size).chunk(2)
 
-        loss_l = self.labeled_loss(logits_l, y_l)
+        loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         first, second = (self._loss(logits, *view[1:]) for logits, view in zip(logits_s, views, strict=True))
         loss_u = (first + second) / 4 + self._loss(logits_fp, label, confidence, valid) / 2
         ranks = [

@@ -61,6 +61,7 @@ class StPlusPlus(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     weak_labels: ClassVar[frozenset[str]] = frozenset({"masks"})
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation", "change"})
 
@@ -89,7 +90,7 @@ class StPlusPlus(Method):
         x_u, y_u = self._cut_out(self.strong(weak.image), weak.labels)
 
         logits = self.student(torch.cat((x_l, x_u)))
-        loss = self.labeled_loss(logits, torch.cat((y_l, y_u)))  # one mean over all pixels
+        loss = self.labeled_loss(logits, torch.cat((y_l, y_u)), weight=batch.class_weights)  # one mean over all pixels
         with torch.no_grad():
             parts = logits.detach().split((len(x_l), len(x_u)))
             loss_l, loss_u = (

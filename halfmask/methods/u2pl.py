@@ -77,6 +77,7 @@ class U2PL(Method):
     """
 
     status = "implemented"
+    supports = frozenset({"class_weights"})
     partial_updates: ClassVar[bool] = True  # the head of vectors learns after the supervised epochs
     smallest_batch = 2
     low_rank, high_rank = 3, 20
@@ -119,7 +120,7 @@ class U2PL(Method):
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
         if progress.epoch < self.warmup_epochs:
-            loss_l = self.labeled_loss(self.student(x_l), y_l)
+            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
             return StepOutput(loss_l, {"loss_sup": loss_l})
         x_u = batch.draw(0).image  # (B, *T, 3, H, W)
         valid = batch.draw(0).valid if self.ignore_padding else torch.ones_like(batch.draw(0).valid)
@@ -141,7 +142,7 @@ class U2PL(Method):
 
         late = 1 - progress.fraction
         keep = v_m & (h < masked_percentile(h, v_m, 100 - (100 - self.percent) * late))
-        loss_l = self.labeled_loss(logits[: len(x_l)], y_l)
+        loss_l = self.labeled_loss(logits[: len(x_l)], y_l, weight=batch.class_weights)
         loss_u = pseudo_label_loss(logits[len(x_l) :], y_m, keep, valid=v_m, divisor="scaled")
 
         low = v_m & (h <= masked_percentile(h, v_m, 20 * late))

@@ -79,7 +79,7 @@ def test_a_step_of_prevmatch_adds_the_past_as_a_second_teacher():
     assert_close(first.loss, (loss_l + expected(net, 0.4)) / 2)  # nothing in the pool yet
 
     method.after_evaluation({"val/miou": 0.3}, HALF)
-    past = method.pool.copies[0]
+    past = method.pool.models[0]
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
