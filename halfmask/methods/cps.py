@@ -101,9 +101,8 @@ class Cps(Method):
             (label_a, confidence), (label_b, _) = pseudo_label(logits_a), pseudo_label(logits_b)
             keep = self._counted(torch.cat((batch.labeled.valid, batch.draw(0).valid)))
 
-        loss_l = self.labeled_loss(logits_la, y_l, weight=batch.class_weights) + self.labeled_loss(
-            logits_lb, y_l, weight=batch.class_weights
-        )
+        supervised = partial(self.labeled_loss, weight=batch.class_weights)
+        loss_l = supervised(logits_la, y_l) + supervised(logits_lb, y_l)
         loss_u = cross_loss(logits_a, label_b, keep) + cross_loss(logits_b, label_a, keep)
 
         logs = pseudo_logs(label_a, confidence, keep, keep, self.task.n_classes)

@@ -97,9 +97,8 @@ class Fpl(Method):
 
         (logits_la, logits_a), (logits_lb, logits_b) = [(net(x_l), net(mixed)) for net in (self.net_a, self.net_b)]
 
-        loss_l = self.labeled_loss(logits_la, y_l, weight=batch.class_weights) + self.labeled_loss(
-            logits_lb, y_l, weight=batch.class_weights
-        )
+        supervised = partial(self.labeled_loss, weight=batch.class_weights)
+        loss_l = supervised(logits_la, y_l) + supervised(logits_lb, y_l)
         loss_u = self._fuzzy(full(logits_a), z_b, keep) + self._fuzzy(full(logits_b), z_a, keep)
 
         label, confidence = pseudo_label(z_a)

@@ -173,8 +173,9 @@ class PsMt(Method):
 
     def _decoders(self, fused: Float[Tensor, "B E h w"]) -> Float[Tensor, "B h w K"]:
         """Return the mean of both teachers' logits at the classifier's resolution, classes last."""
-        total = sum(net.classifier(net.decoder.refine(fused)) for net in self._networks())
-        return (total / 2).movedim(1, -1)  # type: ignore[union-attr]
+        first, second = (net.classifier(net.decoder.refine(fused)) for net in self._networks())
+        mean: Tensor = (first + second) / 2
+        return mean.movedim(1, -1)
 
 
 def strict(core: Float[Tensor, "B K *S"], other: Float[Tensor, "B K *S"], top: int) -> Float[Tensor, "B K *S"]:

@@ -106,7 +106,7 @@ class U2PL(Method):
         super().__init__(task)
         self.student = build()
         self.head = representation_head(self.student.decoder.embedding, width)
-        self.teacher, self.teacher_head = (ema_copy(part, buffers="own") for part in (self.student, self.head))
+        self.teacher, self.teacher_head = ema_copy(self.student, buffers="own"), ema_copy(self.head, buffers="own")
         self.queues = ClassQueues(task.n_classes, queue, width)
         self.boxes: Callable[..., Tensor] = partial(half_area_box, p=cutmix)
         self.labeled_loss = supervised_loss(
@@ -136,7 +136,7 @@ class U2PL(Method):
         logits = self.student.classify(embedding, size)
         with torch.no_grad():
             embedding_t = self.teacher.model.embed(self.teacher.model.encode(both))
-            coarse_t = self.teacher.model.classify(embedding_t, embedding_t.shape[-2:])
+            coarse_t = self.teacher.model.classify(embedding_t, (embedding_t.shape[-2], embedding_t.shape[-1]))
             logits_t = full(self.teacher.model.classify(embedding_t, size))[len(x_l) :]
             h = entropy(logits_t)  # (B, H, W)
 
@@ -240,7 +240,8 @@ class Pixels(NamedTuple):
 
         place = torch.arange(len(self.labels), device=self.labels.device)
         labeled = (place < self.labeled)[:, None, None].expand(-1, *size).flatten()
-        return Pixels(*(rows(part) for part in self[:6]), labeled)
+        vectors = (rows(self.student), rows(self.teacher), rows(self.probability))
+        return Pixels(*vectors, rows(self.labels), rows(self.reliable), rows(self.unreliable), labeled)
 
 
 def negative_masks(pixels: Pixels, low_rank: int, high_rank: int, ignore_index: int) -> Tensor:

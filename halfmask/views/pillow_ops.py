@@ -124,7 +124,8 @@ def _box(image: Bytes, axis: int, whole: int, inner: int, outer: int) -> Bytes:
     total = padded.unfold(axis, 2 * whole + 3, 1)
     middle = total[..., 1:-1].sum(-1)
     ends = total[..., 0] + total[..., -1]
-    return (middle * inner + ends * outer + (1 << 23)) >> 24
+    blurred: Tensor = (middle * inner + ends * outer + (1 << 23)) >> 24
+    return blurred
 
 
 def _blend(degenerate: Tensor, image: Bytes, factor: float) -> Bytes:

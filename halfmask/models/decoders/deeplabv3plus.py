@@ -83,7 +83,7 @@ class DeepLabV3Plus(Decoder):
         low = self.reduce(features[self.low_level])
         high = F.interpolate(self._pyramid(features[-1]), size=low.shape[-2:], mode="bilinear", align_corners=True)
         fused = torch.cat([low, high], dim=1)
-        return fused if self.mapping is None else self.mapping(fused)  # type: ignore[no-any-return]
+        return fused if self.mapping is None else self.mapping(fused)
 
     def refine(self, fused: Float[Tensor, "B E h w"]) -> Float[Tensor, "B D h w"]:
         """Run two 3x3 convolutions, or none (`u2pl`)."""
@@ -99,7 +99,7 @@ class DeepLabV3Plus(Decoder):
         self.check_pooled_batch(x)
         pooled = self.pool(x.mean((-2, -1), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         pyramid: Tensor = self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1))
-        return pyramid if self.dialect == "unimatch" else self.head(pyramid)  # type: ignore[no-any-return]
+        return pyramid if self.dialect == "unimatch" else self.head(pyramid)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, rate: int = 1) -> nn.Sequential:
