@@ -130,14 +130,16 @@ def _box(image: Bytes, axis: int, whole: int, inner: int, outer: int) -> Bytes:
 
 def _blend(degenerate: Tensor, image: Bytes, factor: float) -> Bytes:
     low = degenerate.float()
-    return (low + torch.tensor(factor, dtype=torch.float32) * (image.float() - low)).trunc().long()
+    mixed: Tensor = low + torch.tensor(factor, dtype=torch.float32) * (image.float() - low)
+    return mixed.trunc().long()
 
 
 def _gray(image: Bytes) -> Int[Tensor, "1 H W"]:
     if len(image) != 3:
         return (image.sum(0, keepdim=True) / len(image)).round().long()
     red, green, blue = image.split(1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    weighted: Tensor = red * 19595 + green * 38470 + blue * 7471 + 0x8000
+    return weighted >> 16
 
 
 def brightness(image: Bytes, strength: float) -> Bytes:
