@@ -11,6 +11,7 @@ import torch
 from halfmask.errors import CheckpointError
 from halfmask.run.callbacks import Validation
 from halfmask.run.checkpoint import read_checkpoint
+from halfmask.run.fit import fit
 from halfmask.run.folder import RunDir
 from halfmask.run.module import LogSums
 from tests.run.kills import kill_and_resume
