@@ -19,7 +19,7 @@ Both networks are evaluated, and their mean, which is shipped.
 Where paper and code differ: the code compares gamma with the largest raw logit; here it is a probability, as the paper
 has it (`conflict_on: logits` is the published form).
 
-Deviations: padded pixels teach nothing (`ignore_padding: false` is the published form).
+Deviations: with another decoder than DeepLabV3+ the mapping acts on the encoder's last map. Padded pixels teach nothing (`ignore_padding: false` is the published form).
 """
 
 from collections.abc import Callable, Mapping
@@ -87,13 +87,16 @@ class Ccvc(Method):
     ) -> None:
         super().__init__(task)
         self.net_a = build()
-        if not hasattr(self.net_a.decoder, "mapping"):
+        if hasattr(self.net_a.decoder, "mapping"):
+            self.net_b = build(decoder={"mapping": mapping_dropout})
+        elif self.net_a.bottleneck is None:
+            self.net_b = build(bottleneck={"name": "mapping", "dropout": mapping_dropout})
+        else:
             raise RecipeError(
-                "method ccvc maps the low-level and pyramid features of one network, and this decoder has no such map. "
-                "Use model.decoder.name=deeplabv3plus.",
+                "method ccvc maps features of one network before its decoder, where this network has a bottleneck. Use "
+                "model.bottleneck=null, or model.decoder.name=deeplabv3plus, which has a place of its own for the map.",
                 "H303",
             )
-        self.net_b = build(decoder={"mapping": mapping_dropout})
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=1.0)
         self.labeled_loss = supervised_loss(

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from halfmask.batch import Progress
 from halfmask.errors import RecipeError
 from halfmask.methods.ccvc import Ccvc, discrepancy
+from halfmask.models.bottlenecks.mapping import Mapping
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
@@ -90,6 +91,10 @@ def test_only_the_second_network_maps_its_features_and_the_mean_is_shipped():
     assert list(method.predictors()) == ["mean", "net_a", "net_b"]
 
 
-def test_a_decoder_without_such_a_map_is_refused_with_the_cure():
-    with pytest.raises(RecipeError, match=r"model\.decoder\.name=deeplabv3plus"):
-        Ccvc(TASK, tiny_builder(TASK))
+def test_other_decoders_get_the_mapping_before_them_unless_a_bottleneck_is_there():
+    method = Ccvc(TASK, tiny_builder(TASK))
+    assert method.net_a.bottleneck is None
+    assert isinstance(method.net_b.bottleneck, Mapping)
+    section = {**DEEPLAB, "decoder": {"name": "segformer", "embedding": 8}, "bottleneck": {"name": "allspark"}}
+    with pytest.raises(RecipeError, match=r"model\.bottleneck=null"):
+        Ccvc(TASK, Builder(ModelRecipe.model_validate(section), TASK, crop=32))
