@@ -19,7 +19,8 @@ Both networks are evaluated, and their mean, which is shipped.
 Where paper and code differ: the code compares gamma with the largest raw logit; here it is a probability, as the paper
 has it (`conflict_on: logits` is the published form).
 
-Deviations: with another decoder than DeepLabV3+ the mapping acts on the encoder's last map. Padded pixels teach nothing (`ignore_padding: false` is the published form).
+Deviations: with another decoder than DeepLabV3+ the mapping acts on the encoder's last map. Padded pixels teach nothing
+(`ignore_padding: false` is the published form).
 """
 
 from collections.abc import Callable, Mapping

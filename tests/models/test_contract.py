@@ -53,6 +53,7 @@ DECODERS: dict[str, list[dict[str, Any]]] = {
 }
 
 BOTTLENECKS: dict[str, list[dict[str, Any]]] = {
+    "mapping": [{}, {"dropout": 0.0}],
     "allspark": [
         {},
         {"width": 8, "heads": 3, "impl": "stream"},
