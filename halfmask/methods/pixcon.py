@@ -1,7 +1,7 @@
 """PixCon: UniMatch V2, and a contrast of labeled pixels with those that were classified rightly before.
 
-PixCon, arXiv:2607.03068. With a strong teacher most confident pseudo-labels are right; the gain left is the class
-structure of the embedding.
+The authors of PixCon, "PixCon", 2026, arXiv:2607.03068. With a strong teacher most confident pseudo-labels are right;
+the gain left is the class structure of the embedding.
 
     L_base  = UniMatch V2 (Yang et al., arXiv:2410.10777): EMA teacher, two strong CutMix views, complementary channel
               dropout, threshold tau

@@ -91,8 +91,11 @@ class PsMt(Method):
     ) -> None:
         super().__init__(task)
         self.student = build()
-        self.teachers = nn.ModuleList(Teacher(build()) for _ in range(2))
-        self.teachers.requires_grad_(True)  # for the first epochs
+        self.teacher_a, self.teacher_b = build(), build()
+        # In a tuple, so that they are no modules: the networks learn by themselves in the first epochs.
+        self._averages = (Teacher(self.teacher_a), Teacher(self.teacher_b))
+        self.teacher_a.requires_grad_(True)
+        self.teacher_b.requires_grad_(True)
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(beta_box, beta=(4.0, 4.0))
         self.vat = Adversarial(eps=noise, direction=vat_direction, xi=1e-6)
@@ -142,15 +145,20 @@ class PsMt(Method):
         first, second = self._networks()
         return {"mean": Ensemble(first, second), "teacher_a": first, "teacher_b": second, "student": self.student}
 
+    def train(self, mode: bool = True) -> "PsMt":
+        """Keep the teachers in evaluation mode; the first epochs switch them over for a moment."""
+        super().train(mode)
+        self.teacher_a.eval()
+        self.teacher_b.eval()
+        return self
+
     def _in_turn(self, epoch: float) -> tuple[Teacher[Model], Teacher[Model]]:
         """Return the core teacher of an epoch, and the other one."""
-        first, second = self.teachers
-        odd = int(epoch) % 2 == 1
-        return (first, second) if odd else (second, first)  # type: ignore[return-value]
+        first, second = self._averages
+        return (first, second) if int(epoch) % 2 == 1 else (second, first)
 
     def _networks(self) -> tuple[Model, Model]:
-        first, second = (teacher.model for teacher in self.teachers)
-        return first, second  # type: ignore[return-value]
+        return self.teacher_a, self.teacher_b
 
     def _warm_up(self, x_l: Tensor, y_l: Tensor, loss_of: Callable[..., Tensor]) -> StepOutput:
         loss_l = loss_of(self.student(self.strong(x_l)), y_l)

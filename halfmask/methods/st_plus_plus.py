@@ -87,15 +87,16 @@ class StPlusPlus(Method):
         """Compute the loss of one batch of a stage with pseudo-masks."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
         weak = batch.draw(0)
-        x_u, y_u = self._cut_out(self.strong(weak.image), weak.labels)
+        unknown = torch.full(weak.valid.shape, self.task.ignore_index, device=x_l.device)
+        # Without pseudo-masks (a loop that calls the step by itself) only labels teach.
+        x_u, y_u = self._cut_out(self.strong(weak.image), unknown if weak.target is None else weak.target)
 
         logits = self.student(torch.cat((x_l, x_u)))
         loss = self.labeled_loss(logits, torch.cat((y_l, y_u)), weight=batch.class_weights)  # one mean over all pixels
         with torch.no_grad():
-            parts = logits.detach().split((len(x_l), len(x_u)))
-            loss_l, loss_u = (
-                cross_entropy(z, y, self.task.ignore_index) for z, y in zip(parts, (y_l, y_u), strict=True)
-            )
+            logits_l, logits_u = logits.split((len(x_l), len(x_u)))
+            loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
+            loss_u = self.labeled_loss(logits_u, y_u, weight=batch.class_weights)
         known = (y_u != self.task.ignore_index).float().mean()
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, "pseudo/coverage": known})
 
@@ -164,7 +165,7 @@ def _choose(stage: StageContext, *, label: Label, share: float) -> dict[str, Pat
     ids, classes = list(stage.split.unlabeled), stage.dataset.task.n_classes
     if len(ids) < 2:
         raise DataError(
-            "method st_plus_plus ranks the unlabeled images and there is one. Use method.select=false (ST)."
+            "method st_plus_plus ranks the unlabeled images, and there is one. Use method.select=false.", "H210"
         )
     nets = [stage.load(path).predictors() for path in stage.checkpoints()]
     by_stability = {}

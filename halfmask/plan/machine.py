@@ -27,7 +27,8 @@ PACKAGES = (
 FEATURES = {
     "export": "halfmask export to ONNX, and its comparison with the original",
     "geo": "GeoTIFF with more than 8 bits or 4 bands, and its coordinates",
-    "coco": "nothing that is not built in: its readers confirm ours in the tests",
+    "annotate": "masks from and to COCO json with run-length codes",
+    "coco": "the former name of `annotate`",
     "fast": "faster decoding of JPEG and PNG images",
     "app": "halfmask app, a page to try a model on images",
 }

@@ -137,12 +137,12 @@ def two_masks_for_one_image(root):
 @case("H208", "Name each mask like its image")
 def names_that_do_not_pair(root):
     for number in range(4):
-        save(root / f"images/photo{number}.png", picture(number))
-        save(root / f"masks/drawing_of_{number}.png", ids())
+        save(root / f"images/photo_{'abcd'[number]}.png", picture(number))
+        save(root / f"masks/drawing_of_{'wxyz'[number]}.png", ids())
 
 
-@case("H208", "Arrange them")
-def masks_among_images(root):
+@case("H208", "Name each mask like its image")
+def pictures_whose_masks_have_other_names(root):
     save(root / "pictures/a.png", picture(1))
     save(root / "masks/b.png", ids())
 

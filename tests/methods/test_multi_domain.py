@@ -41,7 +41,7 @@ def train(method: MultiDomain, optimizer, steps: range) -> None:
 
 
 def optimizer_of(method: MultiDomain, **settings):
-    (groups,) = method.parameter_groups().values()
+    groups = [group for groups in method.parameter_groups().values() for group in groups]
     return torch.optim.SGD([p for group in groups for p in group.params], lr=0.1, **settings)
 
 

@@ -85,7 +85,10 @@ def test_every_method_takes_weights_of_classes(name: str) -> None:
         torch.manual_seed(1)
         batch = tiny_batch(task, draws=method.draws, share_images=method.draws_share_images, size=4)
         batch.class_weights = None if weights is None else torch.tensor(weights)
-        return method.step(batch, Progress(0, 10, 5)).logs["loss_sup"].item()
+        logs = {}
+        for update in method.updates(batch, Progress(0, 10, 5)):
+            logs |= update.output.logs
+        return logs["loss_sup"].item()
 
     plain = labeled_loss(None)
     assert labeled_loss((1.0, 1.0, 1.0)) == pytest.approx(plain, rel=1e-5)

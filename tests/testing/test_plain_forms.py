@@ -42,6 +42,18 @@ USED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "cct": ({"heads": "lite", "loss": "ab_ce"}, {"pseudo_label", "bootstrapped_cross_entropy"}),
     "multi_domain": ({"method": {"name": "fixmatch", "threshold": 0.3}}, PIXELS | LABELED | {"lerp_"}),
     "cam": ({}, set()),
+    "cutmix_seg": ({"threshold": 0.3}, LABELED | {"lerp_", "pseudo_label", "pseudo_logs", "paste"}),
+    "cps": ({}, LABELED | {"pseudo_label", "paste", "masked_cross_entropy"}),
+    "fpl": ({}, LABELED | {"pseudo_label", "paste"}),
+    "augseg": ({"threshold": 0.3}, LABELED | {"lerp_", "pseudo_label", "paste", "masked_cross_entropy"}),
+    "prevmatch": ({"threshold": 0.3, "cutmix": 1.0}, PIXELS | LABELED),
+    "rankmatch": ({"threshold": 0.3, "cutmix": 1.0, "agents": 8}, PIXELS | LABELED),
+    "pixcon": ({"threshold": 0.3, "cutmix": 1.0, "width": 8}, PIXELS | LABELED | {"lerp_", "complementary_mask"}),
+    "u2pl": ({"warmup_epochs": 0.0, "queue": 20, "width": 8}, LABELED | {"lerp_", "pseudo_label", "paste"}),
+    "gta_seg": ({"warmup_epochs": 0.0}, LABELED | {"lerp_", "pseudo_label", "paste"}),
+    "st_plus_plus": ({}, LABELED | {"strong_view"}),
+    "ps_mt": ({"warmup_epochs": 0.0, "threshold": 0.3}, LABELED | {"lerp_", "pseudo_label", "paste"}),
+    "ccvc": ({"augment": True}, LABELED | {"pseudo_label", "paste", "strong_view"}),
 }
 
 
