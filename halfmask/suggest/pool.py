@@ -69,8 +69,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Looker:
-    """The networks of a run, and how they look at an image.
+class Committee:
+    """The networks of a run, which are asked about each image.
 
     Args:
         bundle: of the shipped predictor.
@@ -155,7 +155,7 @@ def open_pool(run: Path, data: str | Path | None) -> Pool:
 
 
 def look_at_all(
-    looker: Looker, pool: Pool, ids: Sequence[str], workers: int, quiet: bool
+    committee: Committee, pool: Pool, ids: Sequence[str], workers: int, quiet: bool
 ) -> tuple[Measured, np.ndarray]:
     """Measure the candidates, and give the features of the labeled images, (N, D).
 
@@ -166,10 +166,10 @@ def look_at_all(
     with Bars(quiet) as bars:
         count = bars.counter("suggest", len(ids) + len(pool.labeled))
         for image in read_ahead(partial(_read, pool.unlabeled), ids, workers):
-            looker.look(image, measured)
+            committee.look(image, measured)
             count(1)
         for image in read_ahead(partial(_read, pool.dataset), pool.labeled, workers):
-            known.append(looker.features_of(image))
+            known.append(committee.features_of(image))
             count(1)
     return measured, np.stack(known) if known else np.zeros((0, len(measured.features[0])))
 

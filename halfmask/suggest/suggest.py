@@ -30,7 +30,7 @@ from halfmask.infer.outputs import Writing
 from halfmask.infer.runs import open_run
 from halfmask.run.checkpoint import open_predictors
 from halfmask.suggest.files import FORMATS, Draft, Row, earlier_files, write_files, write_lists, write_table
-from halfmask.suggest.pool import Looker, Measured, Pool, look_at_all, open_pool
+from halfmask.suggest.pool import Committee, Measured, Pool, look_at_all, open_pool
 from halfmask.suggest.scores import Measure, Weights, combine, k_center, ranks, rare_classes
 
 _EVEN = Weights()
@@ -126,8 +126,8 @@ def suggest(
     pool = open_pool(opened.folder, data)
     candidates = pool.candidates[:limit]
     predictors = open_predictors(bundle, where)
-    looker = Looker(bundle, predictors, opened.protocol, where, cast(Measure, measure))
-    measured, known = look_at_all(looker, pool, candidates, workers, quiet)
+    committee = Committee(bundle, predictors, opened.protocol, where, cast(Measure, measure))
+    measured, known = look_at_all(committee, pool, candidates, workers, quiet)
     rare = rare_classes(_class_pixels(pool, measured))
     criteria = _criteria(measured, known, rare, weights)
     score = combine({name: criterion.ranks for name, criterion in criteria.items()}, weights)
@@ -138,7 +138,7 @@ def suggest(
         file.unlink()
     write_lists(writing.files, chosen, None if pool.elsewhere else pool.labeled)
     rows = [Row(float(score[i]), {name: float(one.ranks[i]) for name, one in criteria.items()}) for i in order[:n]]
-    write_files(writing, _drafts(looker, pool, chosen), rows, formats)
+    write_files(writing, _drafts(committee, pool, chosen), rows, formats)
     content: dict[str, Any] = {
         "run": Path(run).as_posix(),
         "predictors": list(predictors),
@@ -232,8 +232,8 @@ def _remarks(predictors: list[str], pool: Pool, weights: Weights) -> list[str]:
     return remarks
 
 
-def _drafts(looker: Looker, pool: Pool, chosen: Sequence[str]) -> Iterator[Draft]:
+def _drafts(committee: Committee, pool: Pool, chosen: Sequence[str]) -> Iterator[Draft]:
     for id in chosen:
         image = pool.unlabeled.read_image(id)
         latest = image if image.ndim == 3 else image[-1]
-        yield Draft(id, pool.unlabeled.image_files(id)[-1], latest, looker.draft(image))
+        yield Draft(id, pool.unlabeled.image_files(id)[-1], latest, committee.draft(image))
