@@ -40,8 +40,8 @@ from halfmask.errors import DataError, RecipeError, bullet_list, gathered
 from halfmask.infer.bundle import bundle_folder, load_bundle, read_meta
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import class_map, probabilities, read_ahead
-from halfmask.infer.inputs import Input, find_input
-from halfmask.infer.outputs import Job, Writing, predict_labels, reading_of, record_model
+from halfmask.infer.inputs import RECORD, Input, find_input
+from halfmask.infer.outputs import TABLE, Job, Writing, predict_labels, reading_of, record_model
 from halfmask.infer.predict_tiled import Predictor, predict_tiled, without_data
 from halfmask.infer.runs import memory_cure, open_run
 from halfmask.infer.tiles import choose_tiling
@@ -115,8 +115,9 @@ def predict(
     jobs = _jobs(found, Path(out), overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
     written = Written(Path(out))
     written.require_alone()
-    if overwrite:
-        written.require_unchanged(path for job in jobs for path in job.files)
+    # Also without --overwrite: an image whose overlay is missing is predicted anew, mask and all.
+    again = [path for job in jobs if overwrite or not job.done for path in job.files]
+    written.require_unchanged([*again, *((Path(out) / name for name in (TABLE, RECORD)) if overwrite else ())])
     if on_found is not None:
         on_found(len(jobs))
     with joined_ranks(device) as ranks:

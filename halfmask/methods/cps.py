@@ -15,7 +15,7 @@ plain (`cutmix: false`):
     L        = CE(f_a(x_l), y) + CE(f_b(x_l), y) + lambda L_cps
 
 The networks differ in their random heads only. The first one is evaluated and shipped, as published; `ensemble` adds
-the mean of both.
+the mean of both and ships it.
 
 As published, the labels of the mixed form come from passes in training mode, whose batches move the batch-norm
 statistics (`label_mode: eval` labels in evaluation mode). One optimizer holds both networks: without clipping by the
@@ -25,7 +25,7 @@ Deviations: padded pixels teach nothing (`ignore_padding: false` is the publishe
 a leaky ReLU in the pyramid and dilations of 2, 4, 8 in the last stage, ours are those of `model`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Literal
@@ -38,7 +38,8 @@ from halfmask.batch import Batch, Progress, Samples
 from halfmask.losses.cross_entropy import LossName, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
-from halfmask.models.model import Logits, Model, eval_mode
+from halfmask.models.ensemble import Ensemble
+from halfmask.models.model import Logits, Model, Network, eval_mode
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.views.boxes import several_boxes
@@ -54,6 +55,7 @@ class Cps(Method):
         cutmix: mix two unlabeled images; otherwise the networks teach each other on the images as they are.
         boxes: rectangles of the mixture.
         label_mode: mode of the networks that label the mixture.
+        ensemble: evaluate the mean of both networks too, and ship it.
         ignore_padding: pixels of padding teach nothing.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
         ohem_threshold: pixels whose true class has at most this probability are hard.
@@ -72,6 +74,7 @@ class Cps(Method):
         cutmix: bool = True,
         boxes: Annotated[int, Field(ge=1)] = 3,
         label_mode: Literal["train", "eval"] = "train",
+        ensemble: bool = False,
         ignore_padding: bool = True,
         loss: LossName = "ce",
         ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
@@ -85,7 +88,7 @@ class Cps(Method):
         )
         self.unlabeled_weight, self.cutmix, self.ignore_padding = unlabeled_weight, cutmix, ignore_padding
         self.draws = 2 if cutmix else 1
-        self.labels_in_eval = label_mode == "eval"
+        self.labels_in_eval, self.ensemble = label_mode == "eval", ensemble
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
@@ -110,9 +113,10 @@ class Cps(Method):
         loss = loss_l + self.unlabeled_weight * loss_u
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
 
-    def predictors(self) -> dict[str, Model]:
-        """Return both networks; the first one is shipped."""
-        return {"net_a": self.net_a, "net_b": self.net_b}
+    def predictors(self) -> Mapping[str, Network]:
+        """Return both networks; the first one is shipped, or their mean (`ensemble`)."""
+        mean = {"mean": Ensemble(self.net_a, self.net_b)} if self.ensemble else {}
+        return {**mean, "net_a": self.net_a, "net_b": self.net_b}
 
     def _mixed(self, first: Samples, second: Samples) -> tuple[Tensor, ...]:
         """Return the mixed images, the labels of both networks, the confidence of the first, and which pixels count."""

@@ -81,6 +81,7 @@ class GtaSeg(Method):
     ) -> None:
         super().__init__(task)
         self.student, self.assistant = build(), build()
+        self.assistant.load_state_dict(self.student.state_dict())
         self.teacher = ema_copy(self.student, buffers="own")
         self.boxes: Callable[..., Tensor] = partial(half_area_box, p=cutmix)
         self.labeled_loss = supervised_loss(
@@ -103,10 +104,10 @@ class GtaSeg(Method):
         yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
 
     def after_update(self, progress: Progress) -> None:
-        """Move the teacher; when the supervised epochs end, all three networks are the same."""
-        if progress.epoch <= self.warmup_epochs:
+        """Move the teacher; in the supervised epochs all three networks are the same, with their statistics."""
+        if progress.epoch < self.warmup_epochs:
             self.assistant.load_state_dict(self.student.state_dict())
-            self.teacher.update(self.student, 0.0)
+            self.teacher.model.load_state_dict(self.student.state_dict())
         else:
             self.teacher.update(self.student, ema_ramp(progress.step, self.ema_decay))
 
@@ -133,6 +134,7 @@ class GtaSeg(Method):
         with torch.no_grad():
             _, sure = pseudo_label(self.teacher(both)[len(x_l) :])
         keep, weight = confident_share(sure, v_m, self.percent)
+        weight = weight if not self.ignore_padding else weight * v_m  # padding counts in no sum
         loss_u = pseudo_label_loss(logits, y_m, keep, valid=v_m, divisor="weight", weight=weight)
 
         logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)

@@ -154,7 +154,8 @@ class PixCon(Method):
             torch.where(right, truth, classes), self.anchors_per_class, self.anchors_per_class * classes, classes
         )
         anchors = vectors[pixels]
-        most = torch.rand(len(chosen), device=chosen.device).argsort()[: self.most_anchors]
+        chance = torch.rand(len(chosen), device=chosen.device) + 2.0 * (chosen == classes)  # empty places come last
+        most = chance.argsort()[: self.most_anchors]
         loss = queue_contrast(anchors[most], chosen[most], self.queues.slots, self.queues.filled, self.temperature)
         self.queues.enqueue(anchors, chosen)
         return loss

@@ -136,9 +136,8 @@ class PsMt(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Move the core teacher of the step that was just done."""
-        epoch = (progress.step - 1) / progress.steps_per_epoch
-        if epoch >= self.warmup_epochs:
-            self._in_turn(epoch)[0].update(self.student, self.ema_decay)
+        if progress.epoch >= self.warmup_epochs:
+            self._in_turn(progress.epoch)[0].update(self.student, self.ema_decay)
 
     def predictors(self) -> Mapping[str, Network]:
         """Return the mean of both teachers, each of them, then the student."""

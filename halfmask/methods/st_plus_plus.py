@@ -168,6 +168,12 @@ def _choose(stage: StageContext, *, label: Label, share: float) -> dict[str, Pat
             "method st_plus_plus ranks the unlabeled images, and there is one. Use method.select=false.", "H210"
         )
     nets = [stage.load(path).predictors() for path in stage.checkpoints()]
+    if len(nets) < 2:
+        raise DataError(
+            "method st_plus_plus compares checkpoints of its first stage, which was too short to keep two. Use more "
+            "steps (run.steps, method.teacher_epochs), or method.select=false.",
+            "H210",
+        )
     by_stability = {}
     for id in ids:
         image = stage.image(id)

@@ -163,10 +163,14 @@ class U2PL(Method):
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, "loss_contrast": loss_c, **logs})
 
     def after_update(self, progress: Progress) -> None:
-        """Move the teacher; it starts as the student when the supervised epochs end."""
-        decay = 0.0 if progress.epoch <= self.warmup_epochs else ema_ramp(progress.step, self.ema_decay)
-        self.teacher.update(self.student, decay)
-        self.teacher_head.update(self.head, decay)
+        """Move the teacher; in the supervised epochs it is the student, with its batch-norm statistics."""
+        if progress.epoch < self.warmup_epochs:
+            self.teacher.model.load_state_dict(self.student.state_dict())
+            self.teacher_head.model.load_state_dict(self.head.state_dict())
+        else:
+            decay = ema_ramp(progress.step, self.ema_decay)
+            self.teacher.update(self.student, decay)
+            self.teacher_head.update(self.head, decay)
 
     def predictors(self) -> dict[str, Model]:
         """Return the teacher, then the student."""

@@ -122,6 +122,11 @@ def test_a_plain_step_of_cps_teaches_on_labeled_images_too():
     check_step(found, loss_l, loss_u, 1.5)
 
 
+def test_the_mean_of_both_networks_is_shipped_where_asked_for():
+    assert list(made(Cps).predictors()) == ["net_a", "net_b"]
+    assert list(made(Cps, ensemble=True).predictors()) == ["mean", "net_a", "net_b"]
+
+
 def test_networks_of_cps_differ_and_get_gradients_of_their_own():
     method = made(Cps)
     pairs = list(zip(method.net_a.classifier.parameters(), method.net_b.classifier.parameters(), strict=True))

@@ -30,23 +30,36 @@ def subfolder(base: Path, names: tuple[str, ...]) -> str | None:
 def images_and_masks(base: Path) -> tuple[str, str] | None:
     """Return the folders of images and of masks in a folder, or `None`.
 
-    By name; or, of two folders alone, the one whose files are gray (or have a palette) with a handful of values is the
-    masks' if the files of the other one are not.
+    By name; or the only folder whose files are gray (or have a palette) with a handful of values is the masks'. Its
+    images are in the other folder; of several (previews, overlays), in the one named so, or in the only one that has a
+    file for every mask.
     """
     image_folder, mask_folder = subfolder(base, IMAGE_FOLDERS), subfolder(base, MASK_FOLDERS)
     if image_folder is not None and mask_folder is not None:
         return image_folder, mask_folder
     there = [path for path in folders(base) if path.name.lower() not in PART_NAMES]
     filled = [path for path in there if any(is_image(file) for file in path.rglob("*"))]
-    if len(filled) != 2:
+    are_masks = [path for path in filled if _holds_masks(path)]
+    if len(are_masks) != 1 or len(filled) < 2:
         return None
-    are_masks = [_holds_masks(path) for path in filled]
-    if sum(are_masks) != 1:
+    masks = are_masks[0]
+    images = _images_of(masks, [path for path in filled if path != masks])
+    if images is None:
         return None
-    masks, images = (filled[0], filled[1]) if are_masks[0] else (filled[1], filled[0])
     if images.name.lower() in MASK_FOLDERS or masks.name.lower() in IMAGE_FOLDERS:
         return None  # the names say the opposite
     return images.name, masks.name
+
+
+def _images_of(masks: Path, others: list[Path]) -> Path | None:
+    if len(others) == 1:
+        return others[0]
+    named = [path for path in others if path.name.lower() in IMAGE_FOLDERS]
+    if len(named) == 1:
+        return named[0]
+    wanted = {file.stem.lower() for file in masks.rglob("*") if is_image(file)}
+    whole = [path for path in others if wanted <= {file.stem.lower() for file in path.rglob("*") if is_image(file)}]
+    return whole[0] if len(whole) == 1 else None
 
 
 def folders(base: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Read the one layer of a mask file: ids in whatever type they are stored, never converted by a guess."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,11 +41,17 @@ def direct_ids(image: Image.Image, data: bytes) -> np.ndarray | None:
     if image.mode == "1":
         return np.array(image).astype(np.uint8)
     if image.mode == "L":
-        depth = png_depth(data)[0] if image.format == "PNG" else 8
         ids = stored_pixels(image, data)
-        # Pillow stretches gray PNGs of 2 or 4 bits to 0..255: ids 0..3 would become 0, 85, 170, 255.
-        return ids // (255 // (2**depth - 1)) if depth < 8 else ids
+        # Pillow stretches gray PNGs of 2 or 4 bits, and PGM files, to 0..255: ids 0..3 would become 0, 85, 170, 255.
+        most = 2 ** png_depth(data)[0] - 1 if image.format == "PNG" else largest_of_pgm(data)
+        return np.round(ids.astype(np.float64) * most / 255).astype(np.uint8) if most < 255 else ids
     return None
+
+
+def largest_of_pgm(data: bytes) -> int:
+    """Read the largest value that a PGM file says it has; 255 for other files."""
+    found = re.match(rb"P[25](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)\s", data[:4096])
+    return min(int(found[1]), 255) if found else 255
 
 
 def renumbered(ids: np.ndarray, form: MaskForm, container: str) -> Stored:

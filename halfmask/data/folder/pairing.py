@@ -43,11 +43,20 @@ def pair(images: Iterable[str], masks: Iterable[str], image_base: str = "", mask
             alike = " up to the Unicode form of a letter" if stem_of(by_key[key]) != stem_of(id) else ""
             problems.append(f"{by_key[key]} and {id} have the same stem{alike}; a mask could belong to either")
         by_key[key] = id
-    by_short_key = {_IMAGE_SUFFIX.sub("", key): id for key, id in by_key.items()}
+    by_short_key: dict[str, str] = {}
+    several: dict[str, list[str]] = {}
+    for key, id in by_key.items():
+        short = _IMAGE_SUFFIX.sub("", key)
+        several.setdefault(short, []).append(id)
+        by_short_key[short] = id
     pairs: dict[str, str] = {}
     for mask in masks:
         key = key_of(mask, mask_base)
-        id_found = by_key.get(key) or by_short_key.get(MASK_SUFFIX.sub("", key))
+        short = MASK_SUFFIX.sub("", key)
+        id_found = by_key.get(key) or by_key.get(short) or by_short_key.get(short)
+        if id_found is not None and key not in by_key and short not in by_key and len(several[short]) > 1:
+            problems.append(f"{' and '.join(several[short])} are images that {mask} could belong to")
+            continue
         if id_found is not None and id_found in pairs:
             problems.append(f"{pairs[id_found]} and {mask} both fit {id_found}")
         elif id_found is not None:
