@@ -116,7 +116,16 @@ def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 def _differences(method: nn.Module) -> list[str]:
     odd = []
+    # Statistics of batch norm are taken over each process's own images, unless the engine makes them common.
+    own = {
+        f"{name}.{buffer}"
+        for name, module in method.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+    }
     for name, tensor in method.state_dict().items():
+        if name in own:
+            continue
         parts: list[Tensor] = [torch.empty_like(tensor) for _ in range(_WORLD)]
         dist.all_gather(parts, tensor.contiguous())
         if not all(torch.equal(parts[0], part) for part in parts[1:]):

@@ -300,3 +300,12 @@ def test_masks_with_and_without_coordinates_are_told(tmp_path: Path) -> None:
     raster(tmp_path / "masks/1.tif", IDS)
     assert codes(tmp_path)["H125"] == "warning"
     assert train_errors(tmp_path)[0] == []
+
+
+@pytest.mark.parametrize("kind", ["P2", "P5"])
+@pytest.mark.parametrize("most", [1, 3, 20, 255])
+def test_gray_maps_hold_the_values_they_say(kind: str, most: int, tmp_path: Path) -> None:
+    ids = (np.arange(48) % (min(most, 7) + 1)).astype(np.uint8).reshape(6, 8)
+    body = " ".join(map(str, ids.ravel())).encode() if kind == "P2" else ids.tobytes()
+    (tmp_path / "a.pgm").write_bytes(f"{kind}\n# drawn by hand\n8 6\n{most}\n".encode() + body)
+    assert np.array_equal(read_stored(tmp_path / "a.pgm").values, ids)

@@ -76,6 +76,23 @@ def test_folders_of_any_case_and_in_other_words_are_told(images: str, masks: str
     assert data.mask_path(f"{images}/3.png") is None
 
 
+def test_a_folder_of_previews_does_not_hide_the_masks(tmp_path: Path) -> None:
+    tree(tmp_path / "a", "images", "segmented")
+    tree(tmp_path / "b", "bilder", "masken")
+    for root, name in (("a", "overlays"), ("b", "vorschau")):
+        (tmp_path / root / name).mkdir()
+        source = tmp_path / root / ("images" if root == "a" else "bilder")
+        Image.open(source / "3.png").save(tmp_path / root / name / "3.png")  # not one for every mask
+    assert Folder(tmp_path / "a").mask_path("images/1.png") == tmp_path / "a/segmented/1.png"
+    assert Folder(tmp_path / "b").mask_path("bilder/1.png") == tmp_path / "b/masken/1.png"
+
+
+def test_a_mask_of_two_images_that_differ_in_their_ending_is_refused() -> None:
+    with pytest.raises(DataError, match=r"x_rgb\.png and x_img\.png are images that x\.png could belong to"):
+        pair(["x_rgb.png", "x_img.png"], ["x.png"])
+    assert pair(["x.png", "x_img.png"], ["x.png"]) == {"x.png": "x.png"}
+
+
 def test_folders_of_images_alone_stay_unlabeled(tmp_path: Path) -> None:
     tree(tmp_path, "summer", "winter")
     for path in (tmp_path / "winter").iterdir():  # gray photographs: many values

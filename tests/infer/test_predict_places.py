@@ -124,3 +124,22 @@ def test_results_of_earlier_calls_are_no_images(run: Path, tmp_path: Path, capsy
     assert predict(run, tmp_path / "in", tmp_path / "third", quiet=True) == 2
     with pytest.raises(DataError, match=r"no image in this folder.*Not predicted: .* masks"):
         predict(run, tmp_path / "in/deep/first", tmp_path / "fourth", quiet=True)
+
+
+def test_a_corrected_mask_is_not_replaced_for_a_missing_overlay_nor_is_the_table_of_ids(
+    run: Path, tmp_path: Path
+) -> None:
+    photo(tmp_path / "in/a.png")
+    predict(run, tmp_path / "in", tmp_path / "out", quiet=True)
+    Image.fromarray(np.ones((32, 32), dtype=np.uint8)).save(tmp_path / "out/a.png")
+    before = state(tmp_path / "out")
+    with pytest.raises(DataError, match=r"(?s)changed since.*a\.png"):
+        predict(run, tmp_path / "in", tmp_path / "out", overlay=True, quiet=True)
+    assert state(tmp_path / "out") == before
+
+    predict(run, tmp_path / "in", tmp_path / "other", quiet=True)
+    table = tmp_path / "other/halfmask.yaml"
+    table.write_text(table.read_text() + "# mine\n")
+    with pytest.raises(DataError, match=r"(?s)changed since.*halfmask\.yaml"):
+        predict(run, tmp_path / "in", tmp_path / "other", overwrite=True, quiet=True)
+    assert table.read_text().endswith("# mine\n")
