@@ -77,7 +77,7 @@ class MetricsLog(L.Callback):
             self.line.stop()
 
     def on_exception(self, trainer: L.Trainer, module: LitMethod, exception: BaseException) -> None:
-        """Return the terminal back before an error is printed."""
+        """Release the terminal before an error is printed."""
         self.line.stop()
 
     def record(self, trainer: L.Trainer, module: LitMethod, values: dict[str, float]) -> None:
@@ -216,7 +216,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Return the signals back."""
+        """Restore the signal handlers of before."""
         for number, former in self._former.items():
             signal.signal(number, former)
         self._former = {}

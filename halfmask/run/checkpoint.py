@@ -304,7 +304,7 @@ class Beginning:
     labeled: frozenset[str]
 
     def load_into(self, prepared: Prepared) -> str:
-        """Return the networks of a new run the weights, and say what changed.
+        """Load the weights into the networks of a new run, and report what changed.
 
         Raises:
             CheckpointError: other networks or classes.

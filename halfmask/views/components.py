@@ -119,7 +119,7 @@ def _fill_holes(foreground: Tensor) -> Tensor:
 
 
 def _label(foreground: Tensor) -> Tensor:
-    """Return each 8-connected component the largest number of its cells, background 0."""
+    """Label each 8-connected component by the largest number of its cells, background 0."""
     height, width = foreground.shape[-2:]
     inside = foreground.float()
     # float32 holds integers exactly up to 16 million cells.

@@ -78,7 +78,7 @@ def channel_classes(
     size: tuple[int, int],
     grouping: str = "logits_cosine",
 ) -> Int[Tensor, "B C"]:
-    """Return each channel the class whose map it resembles most, one image and one channel at a time.
+    """Assign to each channel the class whose map it resembles most, one image and one channel at a time.
 
     Args:
         tokens: d = h * w tokens of C channels.
