@@ -61,6 +61,13 @@ def test_logits_are_mixed_with_weights_that_sum_to_one() -> None:
         assert 1 - 1e-6 <= float(mixed.mean()) <= 3 + 1e-6
         seen.add(round(float(mixed.mean()), 4))
     assert len(seen) > 10
+    # Equal networks: only weights that sum to one give the network itself.
+    net = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.constant_(net.weight, 2.0)
+    equal = SnapshotPool(net, 3).push(net).push(net).push(net)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        torch.testing.assert_close(equal(image, most=3), torch.full_like(image, 2.0))
 
 
 def test_a_pool_is_not_trained() -> None:
