@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from halfmask.data.check import judge, take_fingerprint
-from halfmask.data.folder.images import read_image, stored_pixels
-from halfmask.data.folder.masks import read_stored
+from halfmask.data.folder.images.decode import read_image, stored_pixels
+from halfmask.data.folder.masks.decode import read_stored
 from halfmask.data.loading.loader import HostBatch, HostSamples, to_batch
 from halfmask.data.splits.split import open_dataset
 from halfmask.errors import DataError

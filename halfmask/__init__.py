@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from halfmask.infer.bundle import load_bundle, save_bundle
     from halfmask.infer.evaluate import evaluate
     from halfmask.infer.export import export
-    from halfmask.infer.predict import predict
+    from halfmask.infer.predict.predict import predict
     from halfmask.method import Method
     from halfmask.models.build import create_model
     from halfmask.plan import make_plan
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from halfmask.recipe.read import Recipe
     from halfmask.recipe.read import load as load_recipe
     from halfmask.report.make import report
-    from halfmask.run.loop import build_method, loaders
+    from halfmask.run.own_loop import build_method, loaders
     from halfmask.run.train import train
     from halfmask.suggest.suggest import suggest
     from halfmask.task import Task
@@ -77,7 +77,7 @@ _HOMES = {
     "Samples": ("halfmask.batch", "Samples"),
     "Task": ("halfmask.task", "Task"),
     "app": ("halfmask.app", "app"),
-    "build_method": ("halfmask.run.loop", "build_method"),
+    "build_method": ("halfmask.run.own_loop", "build_method"),
     "check": ("halfmask.data.check.check", "check"),
     "convert": ("halfmask.data.convert.convert", "convert"),
     "create_model": ("halfmask.models.build", "create_model"),
@@ -90,9 +90,9 @@ _HOMES = {
     "list_plugins": ("halfmask.plugins", "names"),
     "load_bundle": ("halfmask.infer.bundle", "load_bundle"),
     "load_recipe": ("halfmask.recipe.read", "load"),
-    "loaders": ("halfmask.run.loop", "loaders"),
+    "loaders": ("halfmask.run.own_loop", "loaders"),
     "make_plan": ("halfmask.plan", "make_plan"),
-    "predict": ("halfmask.infer.predict", "predict"),
+    "predict": ("halfmask.infer.predict.predict", "predict"),
     "report": ("halfmask.report", "report"),
     "save_bundle": ("halfmask.infer.bundle", "save_bundle"),
     "split": ("halfmask.data.splits.split", "make_split"),

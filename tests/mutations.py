@@ -164,7 +164,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("progress.epoch >= self.warmup_epochs", "progress.epoch > self.warmup_epochs"),),
     ),
     (
-        "halfmask/run/optim.py",
+        "halfmask/run/loop/optim.py",
         "tests/run/test_engine.py",
         (
             ("if parameter.ndim > 1]", "if parameter.ndim > 2]"),
@@ -173,12 +173,12 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
-        "halfmask/run/callbacks.py",
+        "halfmask/run/loop/callbacks.py",
         "tests/run/test_engine.py",
         (("score <= module.best[name]", "score < module.best[name]"),),
     ),
     (
-        "halfmask/run/module.py",
+        "halfmask/run/loop/module.py",
         "tests/run/test_engine.py",
         (("SeedSequence([seed, rank, step])", "SeedSequence([seed, rank, 0])"),),
     ),
@@ -204,7 +204,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
-        "halfmask/data/folder/masks.py",
+        "halfmask/data/folder/masks/decode.py",
         "tests/data/test_masks.py tests/data/test_folder.py",
         (("return stored if 0 <= stored < self.classes", "return stored if 0 < stored < self.classes"),),
     ),
@@ -226,7 +226,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
-        "halfmask/infer/tiles.py",
+        "halfmask/infer/predict/tiles.py",
         "tests/infer/test_tiles.py",
         (("(place - start - zero)", "(place - start)"),),
     ),

@@ -13,7 +13,7 @@ from halfmask.models.build import Builder
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.shipped import recipe_names, recipes_folder
-from halfmask.run.optim import base_rate, make_optimizers, rate_factor, set_rates
+from halfmask.run.loop.optim import base_rate, make_optimizers, rate_factor, set_rates
 from halfmask.task import Task
 
 CLASSES = {"pascal": 21, "cityscapes": 19, "coco": 81}

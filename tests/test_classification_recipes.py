@@ -9,7 +9,7 @@ import yaml
 from halfmask.models.build import Builder
 from halfmask.recipe.read import load
 from halfmask.recipe.shipped import recipes_folder
-from halfmask.run.optim import base_rate
+from halfmask.run.loop.optim import base_rate
 from halfmask.task import Task
 
 RECIPES = {name: load(recipes_folder() / f"unimatch_v2/{name}.yaml") for name in ("cifar10", "stl10", "svhn")}

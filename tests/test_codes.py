@@ -9,7 +9,7 @@ import pytest
 from halfmask import errors
 from halfmask.cli.exits import describe_failure
 from halfmask.codes import CODES
-from halfmask.data.folder.images import read_image
+from halfmask.data.folder.images.decode import read_image
 from halfmask.errors import DataError, HalfmaskError, MissingExtraError, RecipeError
 
 SOURCES = [path for path in Path(__file__).parents[1].joinpath("halfmask").rglob("*.py") if path.name != "codes.py"]

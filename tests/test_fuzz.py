@@ -17,7 +17,7 @@ from halfmask.data.splits.split import open_dataset, resolve_split
 from halfmask.errors import HalfmaskError
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.export import export
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.predict import predict
 from halfmask.recipe.read import load
 from halfmask.report.make import report
 from halfmask.run.train import train

@@ -21,7 +21,7 @@ from halfmask.data.datasets.coco import CLASSES as COCO
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe, Recipe, load
 from halfmask.recipe.shipped import recipe_names, recipes_folder
-from halfmask.run.optim import base_rate, rate_factor
+from halfmask.run.loop.optim import base_rate, rate_factor
 from halfmask.task import Task
 
 FAMILIES = ("unimatch_v2/", "unimatch/", "fixmatch/", "supervised/")

@@ -8,7 +8,7 @@ import yaml
 
 from halfmask.errors import RecipeError
 from halfmask.recipe.read import ModelRecipe, Recipe, load
-from halfmask.run.module import step_seed
+from halfmask.run.loop.module import step_seed
 
 
 def write(folder: Path, text: str) -> Path:

@@ -20,16 +20,16 @@ from jaxtyping import Integer, UInt8
 from PIL import Image, PngImagePlugin
 
 from halfmask.data.convert.convert import mask_image
-from halfmask.data.folder.ground import is_georeferenced
-from halfmask.data.folder.ids import IdTable, told_in_png
-from halfmask.data.folder.images import IMAGE_SUFFIXES
-from halfmask.data.folder.rasters import Picture, image_size, read_picture
+from halfmask.data.folder.images.decode import IMAGE_SUFFIXES
+from halfmask.data.folder.images.ground import is_georeferenced
+from halfmask.data.folder.images.rasters import Picture, image_size, read_picture
+from halfmask.data.folder.masks.ids import IdTable, told_in_png
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.inference import class_map, probabilities
-from halfmask.infer.outputs import reading_of
-from halfmask.infer.predict_tiled import without_data
+from halfmask.infer.predict.outputs import reading_of
+from halfmask.infer.predict.tiled import without_data
 from halfmask.infer.runs import memory_cure, open_run
 from halfmask.palette import palette_of
 

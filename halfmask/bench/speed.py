@@ -43,11 +43,11 @@ from halfmask.data.loading.loader import HostBatch, TrainLoader
 from halfmask.errors import RecipeError
 from halfmask.recipe.read import Recipe
 from halfmask.run.cost import watch_peak
-from halfmask.run.module import LitMethod
-from halfmask.run.optim import base_rate
+from halfmask.run.loop.module import LitMethod
+from halfmask.run.loop.optim import base_rate
+from halfmask.run.loop.trainer import make_trainer, prepare_networks, with_precision
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import loader_maker
-from halfmask.run.trainer import make_trainer, prepare_networks, with_precision
 
 PHASES = ("load wait", "host to device", "forward", "backward", "optimizer", "EMA", "metrics")
 WARM_UP = 2

@@ -59,8 +59,8 @@ def predict(
     """
     flags.check_overrides(overrides or (), folder="--input")
     from halfmask.infer.devices import is_first_rank
-    from halfmask.infer.predict import predict as write
-    from halfmask.infer.predict import predicted_kind
+    from halfmask.infer.predict.predict import predict as write
+    from halfmask.infer.predict.predict import predicted_kind
 
     found: list[int] = []
     options = {**vars(written), **vars(reading)}

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from halfmask import __version__
 from halfmask.atomic import atomic_path, write_json
-from halfmask.data.folder.images import read_image
+from halfmask.data.folder.images.decode import read_image
 from halfmask.data.splits.split import open_dataset
 from halfmask.errors import CheckpointError, DataError, MissingExtraError, ParityError, RecipeError, nearest
 from halfmask.infer.bundle import Bundle, load_bundle
-from halfmask.infer.predict import plan
+from halfmask.infer.predict.predict import plan
 from halfmask.infer.runs import open_run
 from halfmask.models.model import Network
 from halfmask.palette import palette_of

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from halfmask import __version__
-from halfmask.data.folder.images import decode_bytes
+from halfmask.data.folder.images.decode import decode_bytes
 
 PACKAGES = (
     "torch", "torchvision", "lightning", "timm", "segmentation-models-pytorch", "numpy", "pillow", "pydantic", "typer",

@@ -12,9 +12,9 @@ import torch
 from halfmask.infer.evaluate import DatasetItems, count
 from halfmask.recipe.read import Recipe
 from halfmask.run.cost import Cost, predict_cost, watch_peak
+from halfmask.run.loop.trainer import uses_gpu, with_precision
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import Prepared
-from halfmask.run.trainer import uses_gpu, with_precision
 from halfmask.run.twin import compared_ids, twin_recipe
 
 

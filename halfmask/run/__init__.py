@@ -1,7 +1,7 @@
 """Training: from a recipe to a run folder.
 
-Reading order: `train` (a run and its supervised twin), `fit` (one run), `prepare` (every check before the first step),
-`stages` (several trainings in a row), `loop` (methods and batches for a training loop of your own),
-`module` (the step: the only LightningModule), `callbacks` and `validation` (what happens around the steps),
-`checkpoint`, `folder` and `bundle` (what is written).
+Reading order: `train` (a run and its supervised twin), `fit` (one run), `prepare` with `prepared` (every check before
+the first step), `loop/` (the steps and what happens around them), `checkpoint` and `folder` (what is written).
+Beside them: `sources` and `domains` (one dataset or several), `stages` (several trainings in a row), `twin` (the same
+run without unlabeled images), `cost` (what a run will take), `own_loop` (methods and batches without the trainer).
 """

@@ -34,7 +34,7 @@ from halfmask.models.weights import misfits
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
 from halfmask.run.folder import PREVIOUS, RunDir
-from halfmask.run.module import CHECKPOINT_FORMAT
+from halfmask.run.loop.module import CHECKPOINT_FORMAT
 from halfmask.run.prepared import Prepared
 
 Lists = Mapping[str, Sequence[str]]  # ids of labeled, unlabeled and validation images

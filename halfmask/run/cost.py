@@ -32,9 +32,9 @@ from halfmask.batch import Progress
 from halfmask.data.loading.loader import to_batch, worker_count
 from halfmask.models.model import has_batch_norm
 from halfmask.recipe.read import BatchRecipe, Recipe
-from halfmask.run.optim import base_rate, make_optimizers
+from halfmask.run.loop.optim import base_rate, make_optimizers
+from halfmask.run.loop.trainer import uses_gpu
 from halfmask.run.prepared import Prepared, loader_maker
-from halfmask.run.trainer import uses_gpu
 
 
 @dataclass(frozen=True)

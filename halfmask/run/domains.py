@@ -31,8 +31,9 @@ from halfmask.plugins import names, resolve
 from halfmask.progress import looking_at_files
 from halfmask.recipe.read import DataRecipe, Entry, Recipe
 from halfmask.run.folder import RunDir, describe_split
-from halfmask.run.module import LitMethod
-from halfmask.run.optim import with_optimizers
+from halfmask.run.loop.module import LitMethod
+from halfmask.run.loop.optim import with_optimizers
+from halfmask.run.loop.validation import Evaluate, Examination, Examiner, origin_of
 from halfmask.run.prepared import (
     Prepared,
     RareClasses,
@@ -44,7 +45,6 @@ from halfmask.run.prepared import (
     lengths,
 )
 from halfmask.run.sources import Sources, evaluator_of
-from halfmask.run.validation import Evaluate, Examination, Examiner, origin_of
 
 _Made = TypeVar("_Made")
 

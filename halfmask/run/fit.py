@@ -16,18 +16,18 @@ from halfmask.infer.devices import is_first_rank
 from halfmask.method import Stage
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
-from halfmask.run.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
-from halfmask.run.divergence import StopAtInfinity
 from halfmask.run.folder import RunDir, stage_names
-from halfmask.run.module import LitMethod
-from halfmask.run.optim import base_rate
+from halfmask.run.loop.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
+from halfmask.run.loop.divergence import StopAtInfinity
+from halfmask.run.loop.module import LitMethod
+from halfmask.run.loop.optim import base_rate
+from halfmask.run.loop.progress import ProgressLine
+from halfmask.run.loop.trainer import make_trainer, prepare_networks, with_precision
 from halfmask.run.prepare import describe, prepare
 from halfmask.run.prepared import Prepared, loader_maker
-from halfmask.run.progress import ProgressLine
 from halfmask.run.stages import train_stages
-from halfmask.run.trainer import make_trainer, prepare_networks, with_precision
 from halfmask.run.twin import TwinResult
 
 # A resumed run may change how it is computed, not what is computed.

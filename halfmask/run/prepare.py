@@ -16,7 +16,8 @@ from halfmask.plugins import resolve
 from halfmask.progress import looking_at_files
 from halfmask.recipe.read import Recipe
 from halfmask.run.domains import prepare_domains
-from halfmask.run.optim import base_rate, with_optimizers
+from halfmask.run.loop.optim import base_rate, with_optimizers
+from halfmask.run.loop.progress import require_logger
 from halfmask.run.prepared import (
     Prepared,
     attend_to_rare_classes,
@@ -28,7 +29,6 @@ from halfmask.run.prepared import (
     lengths,
     weak_of,
 )
-from halfmask.run.progress import require_logger
 from halfmask.run.sources import OneSource
 
 __all__ = ["Prepared", "describe", "prepare"]

@@ -22,7 +22,7 @@ from halfmask.models.model import Model, has_batch_norm
 from halfmask.plugins import names, resolve
 from halfmask.recipe.read import Recipe
 from halfmask.recipe.sections import MOST_STEPS
-from halfmask.run.module import MakeLoader
+from halfmask.run.loop.module import MakeLoader
 from halfmask.run.sources import Sources
 
 _FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20

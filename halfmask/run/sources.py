@@ -16,7 +16,7 @@ from halfmask.infer.metrics import Scores
 from halfmask.models.model import Network
 from halfmask.recipe.read import DataRecipe, Recipe
 from halfmask.run.folder import RunDir, describe_split
-from halfmask.run.validation import Evaluate, Examiner, TaskExaminer
+from halfmask.run.loop.validation import Evaluate, Examiner, TaskExaminer
 
 
 class Sources(ABC):

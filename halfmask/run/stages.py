@@ -34,8 +34,8 @@ from halfmask.progress import looking_at_files
 from halfmask.recipe.read import Recipe, UnlabeledRecipe, load
 from halfmask.run.checkpoint import load_networks
 from halfmask.run.folder import RunDir
-from halfmask.run.loop import build_method
-from halfmask.run.progress import ProgressLine
+from halfmask.run.loop.progress import ProgressLine
+from halfmask.run.own_loop import build_method
 
 if TYPE_CHECKING:
     from halfmask.run.fit import TrainResult

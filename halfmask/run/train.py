@@ -18,8 +18,8 @@ from halfmask.run import fit as engine
 from halfmask.run.checkpoint import begin_from
 from halfmask.run.fit import TrainResult
 from halfmask.run.folder import RunDir
+from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.prepared import Prepared
-from halfmask.run.progress import ProgressLine
 from halfmask.run.twin import FOLDER, RESULT, Estimate, TwinResult, check_comparable, twin_recipe
 
 

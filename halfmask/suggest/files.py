@@ -13,7 +13,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from halfmask.data.convert.convert import OUTLINES, describe, mask_name, write_outlines
-from halfmask.infer.outputs import TABLE, Writing
+from halfmask.infer.predict.outputs import TABLE, Writing
 from halfmask.palette import overlay, palette_of
 from halfmask.task import Task
 from halfmask.written import LIST, Written

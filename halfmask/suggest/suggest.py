@@ -21,12 +21,12 @@ import numpy as np
 from jaxtyping import Float
 
 from halfmask.atomic import require_writable
-from halfmask.data.annotations.coco_regions import pycocotools
+from halfmask.data.annotations.coco.regions import pycocotools
 from halfmask.data.contract import count_classes
 from halfmask.errors import DataError, RecipeError, nearest
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import pick_device
-from halfmask.infer.outputs import Writing
+from halfmask.infer.predict.outputs import Writing
 from halfmask.infer.runs import open_run
 from halfmask.run.checkpoint import open_predictors
 from halfmask.suggest.files import FORMATS, Draft, Row, earlier_files, write_files, write_lists, write_table

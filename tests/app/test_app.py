@@ -24,7 +24,7 @@ from halfmask.app.look import LARGEST, Looker
 from halfmask.app.results import about, layers, predict_files, ranked, write_zip
 from halfmask.errors import DataError, MissingExtraError, RecipeError
 from halfmask.infer.bundle import save_bundle
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.predict import predict
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from halfmask.data.annotations import fill, geojson, labelme, polygons
-from halfmask.data.annotations.coco import CocoFile
-from halfmask.data.annotations.coco_regions import decode_region, run_lengths
-from halfmask.data.annotations.coco_writer import CocoWriter
+from halfmask.data.annotations.coco.read import CocoFile
+from halfmask.data.annotations.coco.regions import decode_region, run_lengths
+from halfmask.data.annotations.coco.write import CocoWriter
 from halfmask.data.annotations.drawing import labels_of
 from halfmask.data.annotations.label_studio import image_name
 from halfmask.data.check import take_fingerprint
 from halfmask.data.convert.convert import FORMATS, convert, write_outlines
 from halfmask.data.datasets.folder import Folder
-from halfmask.data.folder.ground import Ground
+from halfmask.data.folder.images.ground import Ground
 from halfmask.errors import DataError, RecipeError
 from halfmask.recipe.read import load
 from halfmask.task import Task
@@ -219,7 +219,7 @@ def test_geojson_of_a_geotiff_is_on_earth_and_reads_back_exactly(place, tmp_path
 def test_predictions_of_a_geotiff_come_as_geojson_of_its_place(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     from halfmask.infer.bundle import save_bundle
-    from halfmask.infer.predict import predict
+    from halfmask.infer.predict.predict import predict
     from tests.run.toy import THREE, small_model
 
     model = small_model()
@@ -469,7 +469,7 @@ def test_coco_names_predicted_images_by_as_little_as_tells_them_apart(other, tmp
 @pytest.mark.parametrize("to", ["labelme", "geojson", "coco"])
 def test_predictions_come_as_outlines_that_fill_to_the_masks(to, tmp_path):
     from halfmask.infer.bundle import save_bundle
-    from halfmask.infer.predict import predict
+    from halfmask.infer.predict.predict import predict
     from tests.run.toy import THREE, small_model
 
     model = small_model()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfmask.data.annotations.coco import CocoFile
-from halfmask.data.annotations.coco_regions import decode_region, run_lengths
+from halfmask.data.annotations.coco.read import CocoFile
+from halfmask.data.annotations.coco.regions import decode_region, run_lengths
 from halfmask.data.check import judge, take_fingerprint
 from halfmask.data.convert.convert import convert
 from halfmask.data.datasets.folder import Folder

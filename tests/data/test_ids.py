@@ -15,13 +15,13 @@ from halfmask.data.datasets.cityscapes import LABEL_IDS, Cityscapes
 from halfmask.data.datasets.coco import COCO
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.files import ids_of
-from halfmask.data.folder.ids import IdTable, told_ids, told_in_png
-from halfmask.data.folder.masks import read_stored
+from halfmask.data.folder.masks.decode import read_stored
+from halfmask.data.folder.masks.ids import IdTable, told_ids, told_in_png
 from halfmask.data.splits.split import Split
 from halfmask.data.splits.verify import verify
 from halfmask.errors import DataError
 from halfmask.infer.bundle import save_bundle
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.predict import predict
 from halfmask.recipe.read import load
 from halfmask.task import Task
 from tests.data import trees

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.data.folder import images
-from halfmask.data.folder.images import decode, is_image, read_header, read_image
-from halfmask.data.folder.masks import read_stored
+from halfmask.data.folder.images.decode import decode, is_image, read_header, read_image
+from halfmask.data.folder.images.decode import decode as images
+from halfmask.data.folder.masks.decode import read_stored
 from halfmask.errors import DataError, MissingExtraError
 
 RGB = np.random.default_rng(3).integers(0, 256, (9, 14, 3), dtype=np.uint8)

@@ -11,7 +11,7 @@ from halfmask.data.annotations.drawing import labels_of
 from halfmask.data.annotations.label_studio import LabelStudioWriter, image_name
 from halfmask.data.convert.convert import convert
 from halfmask.data.datasets.folder import Folder
-from halfmask.data.folder.masks import read_stored
+from halfmask.data.folder.masks.decode import read_stored
 from halfmask.errors import DataError
 from tests.data.broken import picture, save
 from tests.data.test_annotations import CLASSES, NESTED, random_maps

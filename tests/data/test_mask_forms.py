@@ -14,7 +14,7 @@ from halfmask.data.check.check import check
 from halfmask.data.check.class_rules import count_classes
 from halfmask.data.convert.mask_source import open_masks
 from halfmask.data.datasets.folder import Folder
-from halfmask.data.folder.masks import LabelMap, read_mask, read_stored
+from halfmask.data.folder.masks.decode import LabelMap, read_mask, read_stored
 from halfmask.data.splits.split import Split
 from halfmask.data.splits.verify import inspect
 from halfmask.errors import DataError

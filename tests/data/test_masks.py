@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.data.folder.masks import LabelMap, read_mask, read_stored
+from halfmask.data.folder.masks.decode import LabelMap, read_mask, read_stored
 from halfmask.errors import DataError
 from tests.data.test_images import png
 from tests.data.trees import image, mask
@@ -121,7 +121,7 @@ def test_a_mask_drawn_on_the_stored_pixels_is_turned_with_them(orientation: int,
     pixels = np.zeros((4, 6, 3), dtype=np.uint8)
     pixels[0, 0] = 255  # marks the corner the mask labels
     Image.fromarray(pixels).save(tmp_path / "im.png", exif=exif)
-    from halfmask.data.folder.images import read_image
+    from halfmask.data.folder.images.decode import read_image
 
     upright = read_image(tmp_path / "im.png")
     drawn = (pixels[:, :, 0] > 0).astype(np.uint8)

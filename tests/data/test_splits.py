@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfmask.data.annotations.coco_regions import decode_region
+from halfmask.data.annotations.coco.regions import decode_region
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.camvid import CamVid
 from halfmask.data.datasets.folder import Folder

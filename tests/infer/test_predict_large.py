@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.data.folder.rasters import Reading, image_size, open_raster, read_picture
+from halfmask.data.folder.images.rasters import Reading, image_size, open_raster, read_picture
 from halfmask.errors import DataError, MissingExtraError
-from halfmask.infer import predict as predict_module
 from halfmask.infer.bundle import save_bundle
-from halfmask.infer.predict import plan, predict
+from halfmask.infer.predict.predict import plan, predict
+from halfmask.infer.predict.predict import predict as predict_module
 from halfmask.models.build import Builder
 from halfmask.palette import default_palette
 from halfmask.recipe.read import ModelRecipe
@@ -236,8 +236,8 @@ SIZE = (9000, 12000)
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from halfmask.infer import predict_tiled
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.predict import tiled as predict_tiled
+from halfmask.infer.predict.predict import predict
 predict_tiled.probabilities = lambda model, pixels, protocol: pixels.softmax(1)  # the tiles matter here
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

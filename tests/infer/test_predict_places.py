@@ -8,8 +8,8 @@ from PIL import Image
 
 from halfmask.errors import DataError
 from halfmask.infer.bundle import save_bundle
-from halfmask.infer.inputs import find_input
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.inputs import find_input
+from halfmask.infer.predict.predict import predict
 from tests.run.toy import THREE, small_model
 
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from halfmask.data.folder.rasters import Picture
+from halfmask.data.folder.images.rasters import Picture
 from halfmask.errors import RecipeError
-from halfmask.infer.tiles import Sweep, Tiling, choose_tiling, ramps, spans
+from halfmask.infer.predict.tiles import Sweep, Tiling, choose_tiling, ramps, spans
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
 from halfmask.models.model import Segmenter
@@ -123,7 +123,7 @@ def test_what_is_carried_from_row_to_row_may_lie_in_a_file(tmp_path: Path, monke
     image = np.random.default_rng(0).integers(0, 256, (151, 130, 3), dtype=np.uint8)
     model = near_model()
     expected, _ = swept(model, image, Tiling(64, 32, 4), 2, tmp_path)
-    monkeypatch.setattr("halfmask.infer.tiles._IN_MEMORY", 0)
+    monkeypatch.setattr("halfmask.infer.predict.tiles._IN_MEMORY", 0)
     found, _ = swept(model, image, Tiling(64, 32, 4), 2, tmp_path)
     assert torch.equal(found, expected)
 

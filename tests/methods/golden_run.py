@@ -16,7 +16,7 @@ from halfmask.models.encoders.dinov2 import DINOv2
 from halfmask.models.encoders.resnet import ResNet
 from halfmask.models.model import Model, Segmenter
 from halfmask.recipe.read import OptimRecipe
-from halfmask.run.optim import make_optimizers, rate_factor, set_rates
+from halfmask.run.loop.optim import make_optimizers, rate_factor, set_rates
 from halfmask.task import Task
 from tests.methods import official_names
 

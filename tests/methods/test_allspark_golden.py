@@ -22,7 +22,7 @@ from halfmask.models.decoders.segformer import SegFormer
 from halfmask.models.encoders.mit import MiT
 from halfmask.models.model import Model, Segmenter
 from halfmask.recipe.read import OptimRecipe
-from halfmask.run.optim import make_optimizers, rate_factor, set_rates
+from halfmask.run.loop.optim import make_optimizers, rate_factor, set_rates
 from halfmask.task import Task
 
 CLASSES, CROP, STEPS = 5, 65, 3

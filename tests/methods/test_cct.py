@@ -17,8 +17,8 @@ from halfmask.methods.cct import CCT, PUBLISHED
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe, load
 from halfmask.run.fit import fit
+from halfmask.run.loop.trainer import prepare_networks
 from halfmask.run.prepare import prepare
-from halfmask.run.trainer import prepare_networks
 from halfmask.task import Task
 from halfmask.testing import no_host_sync, tiny_batch, tiny_builder, tiny_task
 from halfmask.views.feature_noise import Perturbation

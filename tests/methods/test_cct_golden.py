@@ -19,7 +19,7 @@ from halfmask.models.decoders.psp import PSP
 from halfmask.models.encoders._encoder import Encoder
 from halfmask.models.model import Segmenter
 from halfmask.recipe.read import OptimRecipe
-from halfmask.run.optim import make_optimizers, rate_factor, set_rates
+from halfmask.run.loop.optim import make_optimizers, rate_factor, set_rates
 from halfmask.task import Task
 from halfmask.views.components import Boxes
 from halfmask.views.feature_noise import cut_mask

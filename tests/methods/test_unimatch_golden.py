@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from halfmask.batch import Batch, Progress
 from halfmask.methods.unimatch import UniMatch
-from halfmask.run.optim import make_optimizers
+from halfmask.run.loop.optim import make_optimizers
 from tests.methods import official_names
 from tests.methods.golden_run import (
     OPTIM_V1,

@@ -9,7 +9,7 @@ import torch
 from halfmask.errors import CheckpointError, ShapeError
 from halfmask.infer.bundle import load_bundle, save_bundle
 from halfmask.infer.inference import class_map, probabilities
-from halfmask.infer.tiles import choose_tiling
+from halfmask.infer.predict.tiles import choose_tiling
 from halfmask.models.ensemble import Ensemble
 from halfmask.recipe.read import EvalRecipe
 from halfmask.testing.tiny import tiny_builder, tiny_task

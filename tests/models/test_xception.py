@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from halfmask.errors import CheckpointError
 from halfmask.models.encoders.xception import Xception
-from halfmask.run.trainer import recompute_blocks
+from halfmask.run.loop.trainer import recompute_blocks
 
 TINY = {"width": 1, "blocks": 2}
 LAST = 6  # blocks 4 and 5 stand for blocks 4 to 19, block 6 for block 20

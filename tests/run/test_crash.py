@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from halfmask.errors import CheckpointError
-from halfmask.run.callbacks import Validation
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.folder import RunDir
-from halfmask.run.module import LogSums
+from halfmask.run.loop.callbacks import Validation
+from halfmask.run.loop.module import LogSums
 from tests.run.kills import kill_and_resume
 from tests.run.same import assert_same_run
 from tests.run.tiny import recipe, write_dataset

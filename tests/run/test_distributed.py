@@ -22,7 +22,7 @@ RUN = """
 import os
 import sys
 from halfmask.run.fit import fit
-from halfmask.run.module import LitMethod
+from halfmask.run.loop.module import LitMethod
 
 training_step = LitMethod.training_step
 

@@ -17,8 +17,8 @@ from halfmask.methods.supervised import Supervised
 from halfmask.report.pseudo import not_finite
 from halfmask.report.records import read_run
 from halfmask.run.checkpoint import read_checkpoint
-from halfmask.run.finite import FiniteGuard
 from halfmask.run.fit import fit
+from halfmask.run.loop.finite import FiniteGuard
 from tests.run.tiny import failing_at, recipe, write_dataset
 
 

@@ -16,7 +16,7 @@ from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeErr
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.domains import evaluate_domains
 from halfmask.infer.evaluate import evaluate
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.predict import predict
 from halfmask.infer.runs import published
 from halfmask.methods.multi_domain import MultiDomain
 from halfmask.recipe.read import Recipe, load

@@ -13,8 +13,8 @@ from halfmask.method import Method, ModelBuilder, ParamGroup, StepOutput
 from halfmask.recipe.read import OptimRecipe, Recipe
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
-from halfmask.run.optim import make_optimizers, rate_factor
-from halfmask.run.validation import Examination, TaskExaminer
+from halfmask.run.loop.optim import make_optimizers, rate_factor
+from halfmask.run.loop.validation import Examination, TaskExaminer
 from halfmask.task import Task
 from halfmask.testing.tiny import tiny_builder, tiny_task
 from halfmask.views.mixing import box_mask

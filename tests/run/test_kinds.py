@@ -17,7 +17,7 @@ from halfmask.errors import CheckpointError, DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.inference import probabilities
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.predict import predict
 from halfmask.models.model import ChangeSegmenter, Classifier
 from halfmask.recipe.read import Recipe
 from halfmask.run.fit import fit

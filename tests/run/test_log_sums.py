@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from halfmask.run.module import LogSums
+from halfmask.run.loop.module import LogSums
 
 NAN = math.nan
 

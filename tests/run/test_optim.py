@@ -7,7 +7,7 @@ import pytest
 from halfmask.errors import RecipeError
 from halfmask.method import Method, Optim, groups_of
 from halfmask.recipe.read import OptimRecipe, load
-from halfmask.run.optim import make_optimizers, rate_factor, resolve_optimizers
+from halfmask.run.loop.optim import make_optimizers, rate_factor, resolve_optimizers
 from halfmask.testing.tiny import tiny_builder, tiny_task
 
 

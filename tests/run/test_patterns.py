@@ -17,7 +17,7 @@ from halfmask.cli.app import app
 from halfmask.infer.bundle import load_bundle
 from halfmask.models.ensemble import Ensemble
 from halfmask.run.checkpoint import open_predictors, read_checkpoint
-from halfmask.run.module import LitMethod
+from halfmask.run.loop.module import LitMethod
 from tests.docs.pages import ROOT, blocks
 from tests.run.tiny import recipe, write_dataset
 

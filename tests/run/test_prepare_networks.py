@@ -13,7 +13,7 @@ from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
 from halfmask.recipe.sections import ModelRecipe, RunRecipe
-from halfmask.run.trainer import prepare_networks, recompute_blocks
+from halfmask.run.loop.trainer import prepare_networks, recompute_blocks
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {

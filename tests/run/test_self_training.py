@@ -18,10 +18,10 @@ from halfmask.infer.bundle import load_bundle
 from halfmask.method import Stage
 from halfmask.recipe.read import load
 from halfmask.run import fit, stages
-from halfmask.run.callbacks import KeepCheckpoints
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.folder import RunDir
-from halfmask.run.loop import build_method
+from halfmask.run.loop.callbacks import KeepCheckpoints
+from halfmask.run.own_loop import build_method
 from halfmask.run.stages import FinishedStage, finish_stage
 from tests.run.self_training import SelfTraining
 from tests.run.tiny import recipe, write_dataset

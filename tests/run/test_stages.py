@@ -11,7 +11,7 @@ from PIL import Image
 from halfmask.errors import DataError, Interrupted
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import evaluate
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.predict import predict
 from halfmask.recipe.read import Recipe
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit

@@ -19,7 +19,7 @@ from halfmask.plugins import names, resolve
 from halfmask.recipe.sections import RunRecipe
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
-from halfmask.run.trainer import prepare_networks
+from halfmask.run.loop.trainer import prepare_networks
 from halfmask.teaching.pseudo_label import agreement, pseudo_label
 from halfmask.testing import no_host_sync, tiny_batch, tiny_builder, tiny_task
 from tests.methods.test_contract import VARIANTS

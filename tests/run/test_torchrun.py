@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from halfmask.infer.evaluate import evaluate
-from halfmask.infer.predict import predict
+from halfmask.infer.predict.predict import predict
 from halfmask.run.fit import fit
 from tests.run.tiny import recipe, write_dataset
 

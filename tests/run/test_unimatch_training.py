@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from halfmask.errors import HalfmaskError, RecipeError, ShapeError
-from halfmask.run import callbacks
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
+from halfmask.run.own_loop import callbacks
 from tests.run.tiny import recipe, write_dataset
 
 DINO = (

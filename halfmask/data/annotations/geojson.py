@@ -1,8 +1,8 @@
 """GeoJSON (RFC 7946): one file per image, a feature per region, holes as inner rings.
 
-Of a GeoTIFF the coordinates are longitude and latitude (`halfmask.data.folder.ground.Ground`). Of any other image they
-are pixels: x runs to the right and y down from the upper left corner, as QuPath writes them. The class is the property
-`class`, or `classification.name`.
+Of a GeoTIFF the coordinates are longitude and latitude (`halfmask.data.folder.images.ground.Ground`). Of any other
+image they are pixels: x runs to the right and y down from the upper left corner, as QuPath writes them. The class is
+the property `class`, or `classification.name`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Float, Integer
 from halfmask.data.annotations.contours import polygons
 from halfmask.data.annotations.drawing import OUTSIDE, Drawing, Shape, draw
 from halfmask.data.annotations.layers import BACKGROUND_LABEL, clean, label_of
-from halfmask.data.folder.masks import IGNORE
+from halfmask.data.folder.masks.decode import IGNORE
 
 # From points (x, y) to others.
 Transform = Callable[[Float[np.ndarray, "N 2"]], Float[np.ndarray, "N 2"]]

@@ -36,7 +36,7 @@ from halfmask.data.annotations.layers import (
     unknown_label,
     what_is_wrong,
 )
-from halfmask.data.folder.images import read_header
+from halfmask.data.folder.images.decode import read_header
 from halfmask.data.folder.layouts import part_of_folders
 from halfmask.errors import DataError
 from halfmask.palette import Color, hex_color

@@ -11,7 +11,7 @@ from jaxtyping import Int, Integer
 
 from halfmask.data.annotations.contours import polygons
 from halfmask.data.annotations.fill import fill
-from halfmask.data.folder.masks import IGNORE
+from halfmask.data.folder.masks.decode import IGNORE
 from halfmask.errors import DataError, nearest
 
 IGNORE_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"

@@ -11,9 +11,9 @@ from halfmask.data.annotations import geojson, labelme
 from halfmask.data.annotations.drawing import Drawing, Remark, labels_of
 from halfmask.data.annotations.exports import twins
 from halfmask.data.annotations.layers import UnknownLabelError, unknown_label, what_is_wrong
-from halfmask.data.folder.ground import Ground, is_georeferenced
-from halfmask.data.folder.images import read_header
-from halfmask.data.folder.masks import fit_to_image
+from halfmask.data.folder.images.decode import read_header
+from halfmask.data.folder.images.ground import Ground, is_georeferenced
+from halfmask.data.folder.masks.decode import fit_to_image
 from halfmask.errors import DataError
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from halfmask.data.check.fingerprint import Fingerprint
 from halfmask.data.check.image_rules import split_cure
 from halfmask.data.check.mask_rules import labels_of, training_counts
 from halfmask.data.check.shape_rules import remarks_of
-from halfmask.data.folder.masks import IGNORE
+from halfmask.data.folder.masks.decode import IGNORE
 
 # Below either, a class is reported as rare.
 FEWEST_MASKS = 3

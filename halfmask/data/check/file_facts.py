@@ -16,11 +16,11 @@ from PIL import Image, UnidentifiedImageError
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset
-from halfmask.data.folder.ground import require_same_ground
-from halfmask.data.folder.ids import refuse_mask, told_ids
-from halfmask.data.folder.images import Header, decode, read_header, read_image, stored_pixels, turn_upright
-from halfmask.data.folder.mask_forms import MaskForm
-from halfmask.data.folder.masks import count_values, read_stored
+from halfmask.data.folder.images.decode import Header, decode, read_header, read_image, stored_pixels, turn_upright
+from halfmask.data.folder.images.ground import require_same_ground
+from halfmask.data.folder.masks.decode import count_values, read_stored
+from halfmask.data.folder.masks.forms import MaskForm
+from halfmask.data.folder.masks.ids import refuse_mask, told_ids
 from halfmask.errors import DataError, HalfmaskError
 from halfmask.palette import Color
 

@@ -15,7 +15,7 @@ from halfmask.data.check.file_facts import THUMB, ImageFacts, MaskFacts, look_at
 from halfmask.data.check.near_duplicates import Twin, find_twins
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.folder import Folder
-from halfmask.data.folder.images import IMAGE_SUFFIXES
+from halfmask.data.folder.images.decode import IMAGE_SUFFIXES
 from halfmask.data.folder.layouts import Layout
 from halfmask.data.folder.lists import Finder, read_list
 from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset

@@ -11,10 +11,10 @@ from halfmask.data.check.finding import Finding, about, plural
 from halfmask.data.check.fingerprint import Fingerprint
 from halfmask.data.check.image_rules import gather_errors
 from halfmask.data.folder.files import FileDataset
-from halfmask.data.folder.ids import contradiction
 from halfmask.data.folder.layouts import unused_images
-from halfmask.data.folder.mask_forms import MaskForm, disagreements, hidden_layer, palette_ids
-from halfmask.data.folder.masks import IGNORE, LabelMap, binary_cure, off_by_one_cure
+from halfmask.data.folder.masks.decode import IGNORE, LabelMap, binary_cure, off_by_one_cure
+from halfmask.data.folder.masks.forms import MaskForm, disagreements, hidden_layer, palette_ids
+from halfmask.data.folder.masks.ids import contradiction
 from halfmask.data.folder.pairing import differ_in_form_only
 from halfmask.errors import DataError
 from halfmask.palette import Color

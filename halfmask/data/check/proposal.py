@@ -10,8 +10,8 @@ from halfmask.data.annotations.instances import background_and_object
 from halfmask.data.check.fingerprint import Fingerprint
 from halfmask.data.check.mask_rules import labels_of
 from halfmask.data.datasets.folder import Folder
-from halfmask.data.folder.images import likely_range
-from halfmask.data.folder.masks import IGNORE
+from halfmask.data.folder.images.decode import likely_range
+from halfmask.data.folder.masks.decode import IGNORE
 from halfmask.palette import hex_color
 
 _MOST_CLASSES = 64

@@ -27,12 +27,12 @@ from jaxtyping import Integer
 from PIL import Image
 
 from halfmask.data.annotations import geojson, labelme
-from halfmask.data.annotations.coco_writer import CocoWriter, Geometry
+from halfmask.data.annotations.coco.write import CocoWriter, Geometry
 from halfmask.data.annotations.label_studio import LabelStudioWriter
 from halfmask.data.convert.mask_source import open_masks, without_suffix
-from halfmask.data.folder.ground import Ground, is_georeferenced
-from halfmask.data.folder.ids import IdTable, told_in_png
-from halfmask.data.folder.masks import IGNORE, read_stored
+from halfmask.data.folder.images.ground import Ground, is_georeferenced
+from halfmask.data.folder.masks.decode import IGNORE, read_stored
+from halfmask.data.folder.masks.ids import IdTable, told_in_png
 from halfmask.errors import DataError, RecipeError, nearest
 from halfmask.palette import Color, colorize, hex_color, palette_of
 from halfmask.recipe.read import load

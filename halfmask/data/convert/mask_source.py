@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Integer
 
-from halfmask.data.annotations.coco import CocoFolder
-from halfmask.data.annotations.coco_files import load
+from halfmask.data.annotations.coco.files import load
+from halfmask.data.annotations.coco.read import CocoFolder
 from halfmask.data.annotations.drawing import Tally
 from halfmask.data.annotations.exports import Exports, ImageNames
 from halfmask.data.annotations.label_studio import LabelStudioFolder, read_annotations
@@ -25,10 +25,10 @@ from halfmask.data.contract import Dataset
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.description import Description, read_description
 from halfmask.data.folder.files import FileDataset, list_images
-from halfmask.data.folder.ids import IdTable
 from halfmask.data.folder.layouts import head_of
-from halfmask.data.folder.mask_forms import has_palette
-from halfmask.data.folder.masks import IGNORE, LabelMap, read_mask, read_stored
+from halfmask.data.folder.masks.decode import IGNORE, LabelMap, read_mask, read_stored
+from halfmask.data.folder.masks.forms import has_palette
+from halfmask.data.folder.masks.ids import IdTable
 from halfmask.data.splits.split import open_dataset
 from halfmask.data.splits.verify import judge_forms
 from halfmask.errors import DataError, bullet_list

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from halfmask.data.folder.files import FileDataset, class_table, list_images, require_folder
-from halfmask.data.folder.masks import IGNORE, LabelMap, read_stored
+from halfmask.data.folder.masks.decode import IGNORE, LabelMap, read_stored
 from halfmask.task import Task
 
 CLASSES, PALETTE = class_table(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from halfmask.data.folder.files import FileDataset, class_table, list_images, read_text, require_folder
-from halfmask.data.folder.masks import IGNORE, LabelMap
+from halfmask.data.folder.masks.decode import IGNORE, LabelMap
 from halfmask.errors import DataError
 from halfmask.palette import Color
 from halfmask.task import Task

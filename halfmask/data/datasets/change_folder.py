@@ -15,8 +15,8 @@ import numpy as np
 
 from halfmask.data.folder.description import Description, read_description
 from halfmask.data.folder.files import FileDataset
-from halfmask.data.folder.ids import IdTable
-from halfmask.data.folder.masks import LabelMap, read_stored
+from halfmask.data.folder.masks.decode import LabelMap, read_stored
+from halfmask.data.folder.masks.ids import IdTable
 from halfmask.data.folder.pairs import PairFiles, find_pairs
 from halfmask.errors import DataError
 from halfmask.task import Task

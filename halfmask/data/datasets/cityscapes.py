@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from halfmask.data.folder.files import FileDataset, class_table, list_images, require_folder
-from halfmask.data.folder.masks import IGNORE, LabelMap, read_stored
+from halfmask.data.folder.masks.decode import IGNORE, LabelMap, read_stored
 from halfmask.errors import DataError
 from halfmask.task import Task
 

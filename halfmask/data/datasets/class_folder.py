@@ -14,7 +14,7 @@ from jaxtyping import Integer, UInt8
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import list_images
 from halfmask.data.folder.folder_names import PART_NAMES
-from halfmask.data.folder.images import read_image
+from halfmask.data.folder.images.decode import read_image
 from halfmask.errors import DataError
 from halfmask.task import Task
 

@@ -16,10 +16,10 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from halfmask.data.annotations.coco import CocoFile
+from halfmask.data.annotations.coco.read import CocoFile
 from halfmask.data.folder.files import FileDataset, class_table, list_images, require_folder
-from halfmask.data.folder.ids import IdTable
-from halfmask.data.folder.masks import LabelMap, fit_to_image
+from halfmask.data.folder.masks.decode import LabelMap, fit_to_image
+from halfmask.data.folder.masks.ids import IdTable
 from halfmask.task import Task
 
 CLASSES, PALETTE = class_table(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from halfmask.data.annotations.coco import CocoFolder
+from halfmask.data.annotations.coco.read import CocoFolder
 from halfmask.data.annotations.drawing import Remark, Tally
 from halfmask.data.annotations.exports import Exports
 from halfmask.data.annotations.instances import no_classes, number_objects
@@ -26,10 +26,9 @@ from halfmask.data.datasets.cityscapes import Cityscapes
 from halfmask.data.datasets.pascal import Pascal
 from halfmask.data.folder.description import Description, read_description
 from halfmask.data.folder.files import FileDataset
-from halfmask.data.folder.ids import IdTable
-from halfmask.data.folder.images import decode, without_data
+from halfmask.data.folder.images.decode import decode, without_data
 from halfmask.data.folder.layouts import Layout, detect
-from halfmask.data.folder.masks import (
+from halfmask.data.folder.masks.decode import (
     IGNORE,
     LabelMap,
     binary_cure,
@@ -39,6 +38,7 @@ from halfmask.data.folder.masks import (
     read_stored,
     stored_ids,
 )
+from halfmask.data.folder.masks.ids import IdTable
 from halfmask.errors import DataError
 from halfmask.task import Task
 

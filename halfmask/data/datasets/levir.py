@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from halfmask.data.datasets.change_folder import CLASSES, PALETTE
 from halfmask.data.folder.files import FileDataset
-from halfmask.data.folder.masks import LabelMap
+from halfmask.data.folder.masks.decode import LabelMap
 from halfmask.data.folder.pairs import PairFiles, find_pairs, name_parts
 from halfmask.task import Task
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from halfmask.data.folder.files import FileDataset, list_images, list_stems, require_folder
-from halfmask.data.folder.masks import LabelMap
+from halfmask.data.folder.masks.decode import LabelMap
 from halfmask.palette import default_palette
 from halfmask.task import Task
 

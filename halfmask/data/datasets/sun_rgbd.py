@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from halfmask.data.folder.files import FileDataset, list_images, require_folder
-from halfmask.data.folder.masks import IGNORE, LabelMap
+from halfmask.data.folder.masks.decode import IGNORE, LabelMap
 from halfmask.palette import default_palette
 from halfmask.task import Task
 

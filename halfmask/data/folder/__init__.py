@@ -1,7 +1,6 @@
-"""Files of images and masks in a folder.
+"""Files of images and masks in a folder of the user's own.
 
-Reading order: `layouts` (which folders hold what), `description` (halfmask.yaml and class files), `files` and `pairs`
-(which mask belongs to which image), `images` and `masks` (decoding), `mask_forms` and `mask_layers` (do masks agree
-with one another), `ids` (the table of ids that results carry), `ground` (coordinates), `rasters` and `geotiff` (images
-of any size).
+Reading order: `layouts` with `folder_names` (which folders hold what), `pairing` (which mask belongs to which image),
+`pairs` (images of two dates), `lists` (split lists), `description` with `class_lines` (halfmask.yaml and class files),
+`files` (what datasets of image and mask files share), `images/` and `masks/` (reading their pixels).
 """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from halfmask.data.folder.files import read_text
-from halfmask.data.folder.masks import IGNORE
+from halfmask.data.folder.masks.decode import IGNORE
 from halfmask.errors import DataError
 
 _FILES = ("classes.txt", "class_names.txt", "labelmap.txt")

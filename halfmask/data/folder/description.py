@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from halfmask.data.folder.class_lines import read_class_file
 from halfmask.data.folder.files import read_text
-from halfmask.data.folder.masks import IGNORE
+from halfmask.data.folder.masks.decode import IGNORE
 from halfmask.errors import DataError, bullet_list, nearest
 from halfmask.palette import Color
 from halfmask.recipe.strict_yaml import read_yaml

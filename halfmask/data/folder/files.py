@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from halfmask.data.contract import Dataset
-from halfmask.data.folder.ids import IdTable, contradiction, told_ids
-from halfmask.data.folder.images import is_image, read_image
-from halfmask.data.folder.masks import LabelMap, read_mask
+from halfmask.data.folder.images.decode import is_image, read_image
+from halfmask.data.folder.masks.decode import LabelMap, read_mask
+from halfmask.data.folder.masks.ids import IdTable, contradiction, told_ids
 from halfmask.errors import DataError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from halfmask.data.folder.images import is_image
+from halfmask.data.folder.images.decode import is_image
 
 # How folders and files name the parts of a dataset.
 PART_NAMES = {

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import read_text
-from halfmask.data.folder.images import IMAGE_SUFFIXES
+from halfmask.data.folder.images.decode import IMAGE_SUFFIXES
 from halfmask.errors import DataError
 
 _SUFFIXES = (*sorted(IMAGE_SUFFIXES), ".npz", ".h5", ".mat")

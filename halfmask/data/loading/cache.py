@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from halfmask.data.contract import Dataset
-from halfmask.data.folder.images import read_image
+from halfmask.data.folder.images.decode import read_image
 from halfmask.errors import DataError
 
 ReadArray = Callable[[str], np.ndarray]

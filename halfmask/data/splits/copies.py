@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from halfmask.data.folder.images import decode, read_header
+from halfmask.data.folder.images.decode import decode, read_header
 from halfmask.errors import DataError
 
 # Beyond so many images, pixels are not decoded: copies of other bytes are then found by `halfmask check` alone.

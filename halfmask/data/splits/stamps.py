@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from halfmask.data.folder.mask_forms import MaskForm
+from halfmask.data.folder.masks.forms import MaskForm
 
 Counts = dict[str, int]  # class id -> pixels
 

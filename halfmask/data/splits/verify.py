@@ -23,10 +23,10 @@ from halfmask import __version__
 from halfmask.codes import describe
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset, date_sizes_differ
-from halfmask.data.folder.ids import refuse_mask
-from halfmask.data.folder.images import missing, png_depth, read_header
+from halfmask.data.folder.images.decode import missing, png_depth, read_header
 from halfmask.data.folder.layouts import Layout, unused_images
-from halfmask.data.folder.mask_forms import MaskForm, collected_forms, disagreements
+from halfmask.data.folder.masks.forms import MaskForm, collected_forms, disagreements
+from halfmask.data.folder.masks.ids import refuse_mask
 from halfmask.data.splits.stamps import Good, Stamps, State, state_of
 from halfmask.data.splits.weak import PseudoMasks
 from halfmask.errors import DataError, gathered

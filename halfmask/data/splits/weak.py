@@ -18,7 +18,7 @@ from jaxtyping import Bool, UInt8
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import read_text
 from halfmask.data.folder.lists import Finder
-from halfmask.data.folder.masks import LabelMap, read_mask
+from halfmask.data.folder.masks.decode import LabelMap, read_mask
 from halfmask.errors import DataError, bullet_list, nearest
 from halfmask.recipe.sections import WeakRecipe
 from halfmask.task import Task

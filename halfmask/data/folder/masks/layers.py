@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
-from halfmask.data.folder.images import decode, open_geotiff, png_depth, stored_pixels
-from halfmask.data.folder.mask_forms import MaskForm, form_of_raster, gray_ids, note_form, several_layers
+from halfmask.data.folder.images.decode import decode, open_geotiff, png_depth, stored_pixels
+from halfmask.data.folder.masks.forms import MaskForm, form_of_raster, gray_ids, note_form, several_layers
 from halfmask.errors import DataError
 
 

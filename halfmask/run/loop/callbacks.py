@@ -23,9 +23,9 @@ import torch
 from halfmask.batch import Batch
 from halfmask.errors import DataError
 from halfmask.run.folder import RunDir
-from halfmask.run.module import LitMethod
-from halfmask.run.progress import ProgressLine
-from halfmask.run.validation import Examiner
+from halfmask.run.loop.module import LitMethod
+from halfmask.run.loop.progress import ProgressLine
+from halfmask.run.loop.validation import Examiner
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import confidence_range
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from halfmask.infer.bundle import save_bundle
 from halfmask.infer.metrics import Scores
 from halfmask.models.model import Network
-from halfmask.run.module import LitMethod
+from halfmask.run.loop.module import LitMethod
 from halfmask.task import Task
 
 Evaluate = Callable[[Network, int, int], Scores]  # model, rank, world

@@ -18,8 +18,8 @@ from halfmask.data.loading.loader import HostBatch, TrainLoader, to_batch
 from halfmask.errors import CheckpointError
 from halfmask.method import Method
 from halfmask.recipe.read import OptimRecipe
-from halfmask.run.finite import FiniteGuard
-from halfmask.run.optim import make_optimizers, rate_factor, resolve_optimizers, set_rates
+from halfmask.run.loop.finite import FiniteGuard
+from halfmask.run.loop.optim import make_optimizers, rate_factor, resolve_optimizers, set_rates
 
 T = TypeVar("T")
 CHECKPOINT_FORMAT = 1

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from halfmask.data.folder.rasters import Picture
+from halfmask.data.folder.images.rasters import Picture
 from halfmask.errors import RecipeError
 from halfmask.models.model import Network
 from halfmask.recipe.read import EvalRecipe

@@ -19,12 +19,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from halfmask.data.folder.files import date_sizes_differ
-from halfmask.data.folder.rasters import Picture, Raster, Reading, open_raster
+from halfmask.data.folder.images.rasters import Picture, Raster, Reading, open_raster
 from halfmask.errors import DataError
 from halfmask.infer.bundle import Bundle
 from halfmask.infer.inference import probabilities, read_ahead
-from halfmask.infer.outputs import Job, Writing
-from halfmask.infer.tiles import Block, Span, Sweep, Tiling
+from halfmask.infer.predict.outputs import Job, Writing
+from halfmask.infer.predict.tiles import Block, Span, Sweep, Tiling
 from halfmask.recipe.read import EvalRecipe
 
 _OVERLAY_SIDE = 2048

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from halfmask.data.annotations.coco_files import Read, choose, load, read_json, remarks_on
-from halfmask.data.annotations.coco_regions import NO_CATEGORY, decode_region, problem_of, rings_of
+from halfmask.data.annotations.coco.files import Read, choose, load, read_json, remarks_on
+from halfmask.data.annotations.coco.regions import NO_CATEGORY, decode_region, problem_of, rings_of
 from halfmask.data.annotations.drawing import FLAT, Drawing, Remark, why_empty
 from halfmask.data.annotations.exports import ImageNames, twins
 from halfmask.data.annotations.layers import IGNORE_LABEL, clean
 from halfmask.data.folder.folder_names import PART_NAMES
-from halfmask.data.folder.masks import IGNORE
+from halfmask.data.folder.masks.decode import IGNORE
 from halfmask.errors import DataError, bullet_list, nearest
 
 LABELED = {"halfmask": "labeled"}  # of an image: that it has no annotation is no accident

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from halfmask.data.folder.images import open_geotiff
+from halfmask.data.folder.images.decode import open_geotiff
 from halfmask.errors import DataError
 
 SUFFIXES = frozenset({".tif", ".tiff"})

@@ -3,7 +3,7 @@
 A region without holes is a polygon along pixel edges; one with holes is a run-length code, because a list of polygons
 cannot say what is a hole. Ignored pixels are a crowd, which evaluation tools leave out and `halfmask` reads as 255.
 An image that is background alone has no annotation, like one that nobody has looked at; a key of its own, which other
-tools pass over, marks it as labeled. Reading: `halfmask.data.annotations.coco`.
+tools pass over, marks it as labeled. Reading: `halfmask.data.annotations.coco.read`.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Integer
 
-from halfmask.data.annotations.coco import BACKGROUND_NAMES, LABELED, UNKNOWN
-from halfmask.data.annotations.coco_regions import pycocotools, run_lengths
+from halfmask.data.annotations.coco.read import BACKGROUND_NAMES, LABELED, UNKNOWN
+from halfmask.data.annotations.coco.regions import pycocotools, run_lengths
 from halfmask.data.annotations.contours import Region, polygons
 from halfmask.data.annotations.fill import fill
-from halfmask.data.folder.ids import IdTable
-from halfmask.data.folder.masks import IGNORE
+from halfmask.data.folder.masks.decode import IGNORE
+from halfmask.data.folder.masks.ids import IdTable
 
 Geometry = Literal["polygon", "rle"]
 

@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from halfmask.data.folder.ground import SUFFIXES, require_same_ground
-from halfmask.data.folder.images import JPEG_SUFFIXES, broken, decode_bytes, missing, read_header, turn_upright
-from halfmask.data.folder.mask_forms import form_of_opened, hidden_layer, lossy, palette_ids, several_layers
-from halfmask.data.folder.mask_layers import (
+from halfmask.data.folder.images.decode import JPEG_SUFFIXES, broken, decode_bytes, missing, read_header, turn_upright
+from halfmask.data.folder.images.ground import SUFFIXES, require_same_ground
+from halfmask.data.folder.masks.forms import form_of_opened, hidden_layer, lossy, palette_ids, several_layers
+from halfmask.data.folder.masks.layers import (
     Stored,
     direct_ids,
     integers,

@@ -16,15 +16,18 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, PngImagePlugin
 
-from halfmask.data.folder.mask_forms import TOLD
-from halfmask.data.folder.masks import IGNORE, LabelMap
+from halfmask.data.folder.images.decode import open_geotiff
+from halfmask.data.folder.masks.decode import IGNORE, LabelMap
+from halfmask.data.folder.masks.forms import TOLD
 from halfmask.errors import DataError
+from halfmask.palette import Color
 from halfmask.task import Task
 
 KEY = TOLD  # of the text inside a PNG; a TIFF has it as its description, after this word
 _UNKNOWN = -1
 _HEAD = 1 << 17  # the text stands before the pixels of a PNG: of 255 classes it has some kilobytes
 _DESCRIPTION = 270  # tag of a TIFF
+_BLOCK = 256  # rows and columns of a block of a GeoTIFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +177,39 @@ def contradiction(told: Mapping[int, str | None], labels: LabelMap, classes: Seq
         if name in classes and id != _UNKNOWN and (id == IGNORE or (id < len(classes) and classes[id] != name)):
             differ.append(f"{value} is {name} there and {'ignored' if id == IGNORE else classes[id]} here")
     return ", ".join(differ)
+
+
+def write_geotiff(
+    path: Path, mask: Integer[np.ndarray, "H W"], like: Path, colors: tuple[Color, ...], table: IdTable, told: str
+) -> None:
+    """Write class ids as a GeoTIFF with the place of an image: reference system, transform or control points.
+
+    Args:
+        path: of the mask.
+        mask: training ids; may lie on the disk, it is read block by block.
+        like: the image.
+        colors: of the classes; written where a color table has room for them.
+        table: ids to write; that of pixels without a class is declared as nodata.
+        told: what the ids mean, kept as the description of the file.
+    """
+    import rasterio
+    from rasterio.enums import ColorInterp
+
+    small = not table.wide
+    with open_geotiff(like) as source:  # it stays open: with it the bound on GDAL's cache ends
+        points, points_crs = source.gcps
+        place = {"gcps": points, "crs": points_crs} if points else {"transform": source.transform, "crs": source.crs}
+        profile = {
+            "driver": "GTiff", "count": 1, "height": mask.shape[0], "width": mask.shape[1], "compress": "deflate",
+            "dtype": "uint8" if small else "uint16", "nodata": table.ignore, "tiled": True, "blockxsize": _BLOCK,
+            "blockysize": _BLOCK, "bigtiff": "if_safer", **place,
+        }  # fmt: skip
+        with rasterio.open(path, "w", **profile) as out:
+            out.update_tags(TIFFTAG_IMAGEDESCRIPTION=f"{KEY}{told}")
+            if small:
+                shown = {id: (*color, 255) for id, color in zip(table.ids, colors, strict=True)}
+                out.colorinterp = [ColorInterp.palette]
+                out.write_colormap(1, shown | {table.ignore: (0, 0, 0, 0)})
+            for top in range(0, mask.shape[0], _BLOCK):
+                rows = table.store(np.asarray(mask[top : top + _BLOCK]))
+                out.write(rows, 1, window=((top, top + len(rows)), (0, mask.shape[1])))

@@ -13,9 +13,9 @@ and the mask last: an interrupted call continues where it stopped, and a broken 
 
 Pixels without data (`nodata` of the data or the file) have the ignored id. The mask of a TIFF with coordinates is a
 GeoTIFF, `.tif`, at the same place. Images of more than 30 million pixels are predicted in overlapping tiles, see
-`halfmask.infer.tiles`; the order of frames is that of the numbers in their names.
+`halfmask.infer.predict.tiles`; the order of frames is that of the numbers in their names.
 
-Models of classification write tables of labels instead, see `halfmask.infer.outputs`.
+Models of classification write tables of labels instead, see `halfmask.infer.predict.outputs`.
 """
 
 import sys
@@ -34,17 +34,17 @@ from halfmask.atomic import require_writable
 from halfmask.data.convert.convert import outline_files, require_outlines, write_outlines
 from halfmask.data.convert.mask_source import OVERLAYS, PROBABILITIES
 from halfmask.data.folder.files import date_sizes_differ
-from halfmask.data.folder.ground import is_georeferenced
-from halfmask.data.folder.rasters import Picture, Reading, image_size, read_picture
+from halfmask.data.folder.images.ground import is_georeferenced
+from halfmask.data.folder.images.rasters import Picture, Reading, image_size, read_picture
 from halfmask.errors import DataError, RecipeError, bullet_list, gathered
 from halfmask.infer.bundle import bundle_folder, load_bundle, read_meta
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import class_map, probabilities, read_ahead
-from halfmask.infer.inputs import RECORD, Input, find_input
-from halfmask.infer.outputs import TABLE, Job, Writing, predict_labels, reading_of, record_model
-from halfmask.infer.predict_tiled import Predictor, predict_tiled, without_data
+from halfmask.infer.predict.inputs import RECORD, Input, find_input
+from halfmask.infer.predict.outputs import TABLE, Job, Writing, predict_labels, reading_of, record_model
+from halfmask.infer.predict.tiled import Predictor, predict_tiled, without_data
+from halfmask.infer.predict.tiles import choose_tiling
 from halfmask.infer.runs import memory_cure, open_run
-from halfmask.infer.tiles import choose_tiling
 from halfmask.progress import Bars
 from halfmask.task import Kind
 from halfmask.written import Written

@@ -8,10 +8,10 @@ import torch
 
 from halfmask.batch import Batch
 from halfmask.errors import DivergenceError
-from halfmask.run.callbacks import save
 from halfmask.run.folder import RunDir
-from halfmask.run.module import LitMethod
-from halfmask.run.validation import Examiner
+from halfmask.run.loop.callbacks import save
+from halfmask.run.loop.module import LitMethod
+from halfmask.run.loop.validation import Examiner
 
 ALARM = "alarm/not_finite"  # in metrics.jsonl
 _USUAL_RATES = {"adamw": 1e-2, "sgd": 1.0}

@@ -12,15 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
-from halfmask.data.folder.geotiff import GeoRows, empty_pixels
-from halfmask.data.folder.ground import SUFFIXES
-from halfmask.data.folder.images import (
+from halfmask.data.folder.images.decode import (
     decode,
     fit_bands,
     open_geotiff,
@@ -30,11 +28,13 @@ from halfmask.data.folder.images import (
     to_uint8,
     without_data,
 )
+from halfmask.data.folder.images.ground import SUFFIXES
 from halfmask.errors import DataError
 
 # What both libraries read alike; the rest (bits, CMYK, ...) Pillow turns into RGB.
 _WINDOWED_MODES = frozenset({"L", "I;16", "I;16B", "I", "F", "P", "RGB", "RGBA", "YCbCr"})
 _PNG_GRAY_AND_COLORS = frozenset({0, 2, 4, 6})
+_BYTE = 256  # ids that a color table has room for
 
 Values = Shaped[np.ndarray, "H W C"]
 Empty = Bool[np.ndarray, "H W"] | None
@@ -197,3 +197,48 @@ def _is_upright(path: Path) -> bool:
         return read_header(path).orientation == 1
     except DataError:
         return True  # too large to be opened by Pillow; no camera rotates such files
+
+
+class GeoRows:
+    """Rows of an open raster, read when they are asked for.
+
+    Args:
+        source: opened by `open_geotiff`.
+        masked: ask it where there is no data.
+    """
+
+    def __init__(self, source: Any, *, masked: bool = True) -> None:
+        self._source = source
+        self.size: tuple[int, int] = source.shape
+        self._whole = not masked or all(
+            [flag.name for flag in flags] == ["all_valid"] for flags in source.mask_flag_enums
+        )
+        self._colors = _color_table(source)
+
+    def read(self, top: int, bottom: int) -> tuple[Shaped[np.ndarray, "H W C"], Bool[np.ndarray, "H W"] | None]:
+        """Return the stored values of some rows, and where the file says that there is no data (`None`: nowhere)."""
+        window = ((top, bottom), (0, self.size[1]))
+        values = np.moveaxis(np.asarray(self._source.read(window=window)), 0, 2)
+        empty = None if self._whole else self._source.dataset_mask(window=window) == 0
+        return (values if self._colors is None else self._colors[values[:, :, 0]]), empty
+
+
+def empty_pixels(path: Path) -> Bool[np.ndarray, "H W"] | None:
+    """Where a file says that there is no data: its nodata value in all bands, its alpha, its own mask.
+
+    Raises:
+        DataError: a broken file.
+    """
+    with open_geotiff(path) as source:
+        rows = GeoRows(source)
+        return rows.read(0, rows.size[0])[1]
+
+
+def _color_table(source: Any) -> np.ndarray | None:
+    """RGB by value, of an image that is stored as indices of colors."""
+    if source.count != 1 or source.colorinterp[0].name != "palette" or source.dtypes[0] != "uint8":
+        return None
+    table = np.zeros((_BYTE, 3), dtype=np.uint8)
+    for value, color in source.colormap(1).items():
+        table[value] = color[:3]
+    return table

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from halfmask.data.convert.mask_source import OVERLAYS, PROBABILITIES, without_suffix
 from halfmask.data.folder.folder_names import MASK_FOLDERS
-from halfmask.data.folder.ids import told_ids
-from halfmask.data.folder.images import is_image
+from halfmask.data.folder.images.decode import is_image
 from halfmask.data.folder.layouts import detect
+from halfmask.data.folder.masks.ids import told_ids
 from halfmask.data.folder.pairs import find_pairs
 from halfmask.errors import DataError, HalfmaskError, RecipeError
 from halfmask.written import LIST, Written

@@ -24,7 +24,7 @@ _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 _JPEG_TIFF, _WEBP_TIFF, _JXL_TIFF = frozenset({6, 7, 34892}), 50001, frozenset({50002, 52546})
 _ALPHA = frozenset({1, 2})
 _GRAY_OR_PALETTE = frozenset({0, 1, 3})
-TOLD = "halfmask"  # text inside a PNG that halfmask wrote, see `halfmask.data.folder.ids`
+TOLD = "halfmask"  # text inside a PNG that halfmask wrote, see `halfmask.data.folder.masks.ids`
 _SMALLEST_SEEN = 32  # a gray palette that stays below is no choice of colors to look at
 _MODES = {"P": "palette", "PA": "palette", "1": "1-bit", "L": "8-bit gray", "LA": "8-bit gray", "F": "float"}
 

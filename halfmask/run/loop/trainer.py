@@ -119,7 +119,7 @@ def make_trainer(recipe: RunRecipe, out: Path, method: Method, callbacks: list[L
 def _logger(name: str, out: Path) -> Any:
     if name == "none":
         return False
-    from halfmask.run.progress import make_logger
+    from halfmask.run.loop.progress import make_logger
 
     return make_logger(name, out)
 

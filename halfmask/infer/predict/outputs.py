@@ -26,14 +26,13 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from halfmask.data.convert.convert import describe, mask_image
-from halfmask.data.folder.geotiff import write_mask as write_geotiff
-from halfmask.data.folder.ids import IdTable, tell, told_in_png
-from halfmask.data.folder.rasters import Reading, read_picture
+from halfmask.data.folder.images.rasters import Reading, read_picture
+from halfmask.data.folder.masks.ids import IdTable, tell, told_in_png, write_geotiff
 from halfmask.errors import DataError, gathered
 from halfmask.infer.bundle import Bundle
 from halfmask.infer.inference import probabilities as predict_probabilities
 from halfmask.infer.inference import read_ahead
-from halfmask.infer.inputs import RECORD
+from halfmask.infer.predict.inputs import RECORD
 from halfmask.infer.runs import memory_cure
 from halfmask.palette import overlay, palette_of
 from halfmask.progress import Bars
