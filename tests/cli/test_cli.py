@@ -16,7 +16,7 @@ from halfmask import __version__
 from halfmask.cli.app import app
 from halfmask.cli.flags import set_verbosity
 from halfmask.cli.listing import describe_entry
-from halfmask.data.folder.masks.decode import decode as masks
+from halfmask.data.folder.masks import decode as masks
 from halfmask.errors import Interrupted
 from halfmask.plugins import names, resolve
 from halfmask.run import fit as engine

@@ -12,8 +12,8 @@ from halfmask.data.check.file_facts import count_colors, look_at_image, look_at_
 from halfmask.data.check.near_duplicates import find_twins, hashes
 from halfmask.data.check.part_rules import uncertainty
 from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder.masks import decode as masks
 from halfmask.data.folder.masks.decode import count_values
-from halfmask.data.folder.masks.decode import decode as masks
 from halfmask.recipe.read import load
 from tests.data import trees
 from tests.data.broken import NAMED, H, W, good, ids, picture, save

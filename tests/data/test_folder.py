@@ -12,7 +12,7 @@ from halfmask.data.annotations.coco.read import part_of
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.class_lines import read_class_file
 from halfmask.data.folder.lists import read_list
-from halfmask.data.folder.masks.decode import decode as masks
+from halfmask.data.folder.masks import decode as masks
 from halfmask.data.folder.pairing import pair
 from halfmask.errors import DataError
 from tests.data import trees

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from halfmask.data.folder.images import decode as images
 from halfmask.data.folder.images.decode import decode, is_image, read_header, read_image
-from halfmask.data.folder.images.decode import decode as images
 from halfmask.data.folder.masks.decode import read_stored
 from halfmask.errors import DataError, MissingExtraError
 

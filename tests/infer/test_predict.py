@@ -11,7 +11,7 @@ from PIL import Image
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle, save_bundle
 from halfmask.infer.inference import class_map
-from halfmask.infer.predict.predict import outputs as files_module
+from halfmask.infer.predict import outputs as files_module
 from halfmask.infer.predict.predict import plan, predict
 from halfmask.palette import colorize, default_palette, legend, overlay, palette_of
 from halfmask.recipe.read import EvalRecipe

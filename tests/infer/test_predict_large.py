@@ -12,8 +12,8 @@ from PIL import Image
 from halfmask.data.folder.images.rasters import Reading, image_size, open_raster, read_picture
 from halfmask.errors import DataError, MissingExtraError
 from halfmask.infer.bundle import save_bundle
+from halfmask.infer.predict import predict as predict_module
 from halfmask.infer.predict.predict import plan, predict
-from halfmask.infer.predict.predict import predict as predict_module
 from halfmask.models.build import Builder
 from halfmask.palette import default_palette
 from halfmask.recipe.read import ModelRecipe
@@ -236,7 +236,7 @@ SIZE = (9000, 12000)
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from halfmask.infer.predict.predict import tiled as predict_tiled
+from halfmask.infer.predict import tiled as predict_tiled
 from halfmask.infer.predict.predict import predict
 predict_tiled.probabilities = lambda model, pixels, protocol: pixels.softmax(1)  # the tiles matter here
 def peak():

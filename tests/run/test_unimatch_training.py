@@ -9,7 +9,7 @@ import pytest
 from halfmask.errors import HalfmaskError, RecipeError, ShapeError
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
-from halfmask.run.own_loop import callbacks
+from halfmask.run.loop import callbacks
 from tests.run.tiny import recipe, write_dataset
 
 DINO = (
