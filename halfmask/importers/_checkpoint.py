@@ -17,9 +17,9 @@ from halfmask.atomic import atomic_path
 from halfmask.errors import CheckpointError, RecipeError, nearest
 from halfmask.importers._classes import known_dataset, make_task
 from halfmask.importers._importer import Importer
-from halfmask.importers._rules import check_fit, rename
 from halfmask.infer.bundle import save_bundle
 from halfmask.models.build import Builder
+from halfmask.models.key_rules import check_fit, rename
 from halfmask.models.weights import read_content, tensors_of
 from halfmask.plugins import names, params_model, resolve
 from halfmask.recipe.read import Recipe, load

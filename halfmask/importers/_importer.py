@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from halfmask.errors import CheckpointError
-from halfmask.importers._rules import Rules
+from halfmask.models.key_rules import Rules
 from halfmask.task import Task
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from halfmask.errors import CheckpointError
 from halfmask.importers._importer import Importer, shape
-from halfmask.importers._rules import Rules
 from halfmask.importers.mit import mit_entry
+from halfmask.models.key_rules import Rules
 from halfmask.task import Task
 
 _OLD = ("decoder.allspark.embeddings.", "decoder.allspark.encoder.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfmask.importers._importer import Importer, shape
 from halfmask.importers._resnet import resnet_entry
-from halfmask.importers._rules import Rules
+from halfmask.models.key_rules import Rules
 from halfmask.task import Task
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfmask.errors import CheckpointError
 from halfmask.importers._importer import Importer, count, shape
-from halfmask.importers._rules import Rules
+from halfmask.models.key_rules import Rules
 from halfmask.task import Task
 
 # Blocks and token width of the published networks; the width decides between sizes of equal depth.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from halfmask.importers._importer import Importer, count, shape
 from halfmask.importers._resnet import resnet_entry
-from halfmask.importers._rules import Rules
 from halfmask.models.encoders.xception import OUTER_BLOCKS
+from halfmask.models.key_rules import Rules
 from halfmask.task import Task
 
 _WHOLE = {"mode": "whole", "fit": "resize", "absent_classes": "zero"}

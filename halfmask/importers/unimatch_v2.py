@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from halfmask.importers._importer import Importer, shape
-from halfmask.importers._rules import Rules
 from halfmask.importers.dinov2 import vit_entry
+from halfmask.models.key_rules import Rules
 from halfmask.task import Task
 
 _WHOLE = {"mode": "whole", "fit": "resize", "absent_classes": "zero"}

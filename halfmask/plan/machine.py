@@ -30,6 +30,7 @@ FEATURES = {
     "annotate": "masks from and to COCO json with run-length codes",
     "coco": "the former name of `annotate`",
     "fast": "faster decoding of JPEG and PNG images",
+    "pretrained": "ImageNet weights of EfficientNet-Lite0 to -Lite2 without a download",
     "app": "halfmask app, a page to try a model on images",
 }
 _GIB = 2**30

@@ -18,10 +18,9 @@ class NetworkRow:
         title: short name for people.
         machine: what it is for.
         reason: why it is chosen there.
-        encoder: `model.encoder`.
+        encoder: `model.encoder`; with `weights`, the row is for machines that have them or may fetch them.
         decoder: `model.decoder`, of dense tasks.
         optim: keys of `optim` it is trained with.
-        releases: name of timm's architecture its weights are published for; "" = from random weights.
         crop: side of the training crop.
         multiple: of the crop.
         batch: labeled and unlabeled images per step, each.
@@ -34,7 +33,6 @@ class NetworkRow:
     encoder: dict[str, Any]
     decoder: dict[str, Any]
     optim: dict[str, Any]
-    releases: str
     crop: int
     multiple: int
     batch: int
@@ -70,28 +68,28 @@ NETWORKS: tuple[NetworkRow, ...] = (
         {"name": "dinov2", "size": "small", "weights": "lvd142m"}, {"name": "dpt"},
         {"name": "adamw", "lr": 5e-6, "reference_batch": 16, "decoder_lr_scale": 40.0, "weight_decay": 0.01,
          "decay_norm_bias": True, "warmup_steps": 0, "schedule_lag": 1},
-        "vit_small_patch14_dinov2", 518, 14, 8, 8000,
+        518, 14, 8, 8000,
     ),
     NetworkRow(
         "ResNet-50 + DeepLabV3+", "gpu", "pretrained on ImageNet",
         {"name": "resnet", "depth": 50, "stem": "deep", "output_stride": 16, "weights": "imagenet"}, _DECODER, _FINE,
-        "resnet50s", 320, 32, 8, 8000,
+        320, 32, 8, 8000,
     ),
     NetworkRow(
         "ResNet-18 + DeepLabV3+", "gpu", "small enough to learn from random weights",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16}, _DECODER, _ADAMW,
-        "", 320, 32, 8, 8000,
+        320, 32, 8, 8000,
     ),
     NetworkRow(
         "ResNet-18 + DeepLabV3+", "cpu", "no GPU: a small network, pretrained on ImageNet",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 32, "weights": "imagenet"}, _SMALL_DECODER,
-        _FINE, "resnet18", 192, 32, 4, 1000,
+        _FINE, 192, 32, 4, 1000,
     ),
     NetworkRow(
         "ResNet-18 at a quarter of its width + DeepLabV3+", "cpu",
         "no GPU: a small network, small crops and few steps; a GPU run will be better",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16, "width": 16}, _SMALL_DECODER, _ADAMW,
-        "", 160, 32, 4, 1000,
+        160, 32, 4, 1000,
     ),
 )  # fmt: skip
 

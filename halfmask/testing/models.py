@@ -177,7 +177,7 @@ def _check_gradients(module: nn.Module, outputs: Callable[[], list[Tensor]]) -> 
     module.zero_grad()
     # Weights of all signs: a plain sum would have no gradient behind a normalization.
     terms = [(x.float() * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in outputs()]
-    torch.autograd.backward(terms)
+    torch.autograd.backward([term for term in terms if term.requires_grad])  # maps of frozen stages have none
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             gradient = parameter.grad

@@ -8,10 +8,10 @@ import torch
 from torch.testing import assert_close
 
 from halfmask import import_checkpoint, load_bundle
-from halfmask.importers._rules import check_fit, rename
 from halfmask.importers.cct import CCTCheckpoint
 from halfmask.models.build import Builder
 from halfmask.models.decoders.psp import PSP
+from halfmask.models.key_rules import check_fit, rename
 from halfmask.recipe.read import load
 from halfmask.task import Task
 

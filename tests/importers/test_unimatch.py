@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from halfmask import import_checkpoint, load_bundle
 from halfmask.errors import CheckpointError, RecipeError
-from halfmask.importers._rules import rename
 from halfmask.importers.unimatch import UniMatchCheckpoint
 from halfmask.importers.unimatch_v2 import UniMatchV2Checkpoint
+from halfmask.models.key_rules import rename
 
 from .official import logits, part, write
 
@@ -145,8 +145,8 @@ def test_every_published_deeplab_is_recognized_and_every_name_finds_its_place(sh
 
 
 def _check_published(importer, state, encoder, parameters):
-    from halfmask.importers._rules import check_fit
     from halfmask.models.build import Builder
+    from halfmask.models.key_rules import check_fit
     from halfmask.recipe.read import load
     from halfmask.task import Task
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from halfmask.importers._rules import Rules, rename
 from halfmask.importers.unimatch import UniMatchCheckpoint
 from halfmask.importers.unimatch_v2 import UniMatchV2Checkpoint
+from halfmask.models.key_rules import Rules, rename
 
 # Parameters of the published DPT network that no forward pass uses; ours has none of them.
 UNUSED = ("backbone.mask_token", "head.scratch.refinenet4.resConfUnit1.")

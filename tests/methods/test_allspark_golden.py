@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.importers._rules import rename
 from halfmask.importers.allspark import AllSparkCheckpoint as Importer
 from halfmask.methods.allspark import AllSpark
 from halfmask.models.bottlenecks.allspark import AllSpark as Bottleneck
 from halfmask.models.decoders.segformer import SegFormer
 from halfmask.models.encoders.mit import MiT
+from halfmask.models.key_rules import rename
 from halfmask.models.model import Model, Segmenter
 from halfmask.recipe.read import OptimRecipe
 from halfmask.run.loop.optim import make_optimizers, rate_factor, set_rates

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor
 
-from halfmask.importers._rules import Rules, rename
 from halfmask.importers.allspark import AllSparkCheckpoint
 from halfmask.importers.cct import CCTCheckpoint
 from halfmask.importers.unimatch import UniMatchCheckpoint
 from halfmask.importers.unimatch_v2 import UniMatchV2Checkpoint
+from halfmask.models.key_rules import Rules, rename
 
 Renamer = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

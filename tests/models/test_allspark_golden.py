@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from halfmask.importers._rules import rename
 from halfmask.importers.allspark import AllSparkCheckpoint as Importer
 from halfmask.models import channel_attention
 from halfmask.models.bottlenecks.allspark import AllSpark
+from halfmask.models.key_rules import rename
 from halfmask.teaching.grouping import channel_classes
 from halfmask.teaching.memory import enqueue
 from halfmask.testing.oracles.forms import plain_forms

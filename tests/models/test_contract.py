@@ -15,6 +15,7 @@ from halfmask.testing.models import check_bottleneck, check_decoder, check_encod
 ENCODERS: dict[str, list[dict[str, Any]]] = {
     "dinov2": [{"dim": 24, "heads": 2}, {"dim": 24, "heads": 2, "interpolation": "size"}],
     "dinov3": [{"dim": 24, "heads": 2}],
+    "efficientnet_lite": [{}, {"frozen_stages": 3, "output_stride": 16}],
     "mit": [{"size": "b0"}],
     "resnet": [
         {"depth": 18, "width": 8, "output_stride": 32},

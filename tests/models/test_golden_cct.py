@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from halfmask.importers._rules import rename
 from halfmask.importers.cct import CCTCheckpoint
 from halfmask.models.decoders.psp import PSP, SubPixel
 from halfmask.models.encoders.resnet import ResNet
+from halfmask.models.key_rules import rename
 from halfmask.models.model import Segmenter
 
 

@@ -31,7 +31,7 @@ CPU, GPU = Machine(None, 2**33, 2), Machine("some GPU", 2**36, 16)
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
     """No pretrained weights on this machine, whatever it has."""
-    monkeypatch.setattr(module, "in_cache", lambda release: False)
+    monkeypatch.setattr(module, "found_in", lambda release: None)
 
 
 def chosen(data=DATA, machine=CPU, given=None, **options) -> dict[str, Choice]:
@@ -57,9 +57,9 @@ def test_a_gpu_gets_unimatch_v2_with_the_best_network_whose_weights_are_there(mo
     assert settings(machine=GPU)["method.name"] == "unimatch_v2"
     assert settings(machine=GPU)["model.encoder.name"] == "resnet"
     assert "weights" not in {key.rpartition(".")[2] for key in settings(machine=GPU)}
-    monkeypatch.setattr(module, "in_cache", lambda release: "resnet50" in release.repo)
+    monkeypatch.setattr(module, "found_in", lambda release: "cache" if "resnet50" in release.repo else None)
     assert settings(machine=GPU)["model.encoder.weights"] == "imagenet"
-    monkeypatch.setattr(module, "in_cache", lambda release: "dinov2" in release.repo)
+    monkeypatch.setattr(module, "found_in", lambda release: "cache" if "dinov2" in release.repo else None)
     keys = settings(machine=GPU)
     assert (keys["model.encoder.name"], keys["model.decoder.name"], keys["optim.lr"]) == ("dinov2", "dpt", 5e-6)
     assert keys["data.crop"] % 14 == 0
@@ -73,7 +73,7 @@ def test_weights_are_downloaded_only_when_asked_for():
 
 def test_the_cache_is_asked_for_the_release_that_would_be_used(monkeypatch):
     asked: list[Release] = []
-    monkeypatch.setattr(module, "in_cache", lambda release: asked.append(release))
+    monkeypatch.setattr(module, "found_in", lambda release: asked.append(release))
     draft(DATA, GPU, {}, pretrained=False)
     assert [release.repo for release in asked] == [
         "timm/vit_small_patch14_dinov2.lvd142m",

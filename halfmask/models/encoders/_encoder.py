@@ -1,11 +1,13 @@
 """The contract of an encoder: normalized image in, list of feature maps out, fine to coarse."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from halfmask.errors import ShapeError
+from halfmask.models.weights import Release
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,6 +53,15 @@ class Encoder(nn.Module):
     size_multiple: int = 1
     frozen: bool = False
     weights_license: ClassVar[str] = ""
+
+    @classmethod
+    def published(cls, params: Mapping[str, Any]) -> dict[str, Release]:
+        """Return the weights that are published for such a network, by tag, the default first; none by default.
+
+        Args:
+            params: of the constructor; at least those that decide which weights fit.
+        """
+        return {}
 
     def check_size(self, image: Tensor) -> None:
         """Refuse an image whose sides are not multiples of `size_multiple`.

@@ -12,6 +12,7 @@ Weights: `lvd142m`, Apache-2.0, in timm's or the authors' layout, as they are: a
 position grid is refused, not resampled, and so is one with register tokens, which is another network.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import timm
@@ -25,7 +26,7 @@ from torch import Tensor
 from halfmask.errors import CheckpointError
 from halfmask.models.encoders._attention import FusedAttention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.weights import State, load_weights, timm_releases
+from halfmask.models.weights import Release, State, load_weights, timm_releases
 
 _SIZES = {  # width, heads, blocks whose output is used
     "small": (384, 6, (2, 5, 8, 11)),
@@ -85,12 +86,17 @@ class DINOv2(Encoder):
             load_weights(
                 self.net,
                 weights,
-                timm_releases(architecture),
+                self.published({"size": size}),
                 stem="patch_embed.proj.weight",
                 convert=_timm_names,
             )
         if frozen:
             self.freeze()
+
+    @classmethod
+    def published(cls, params: Mapping[str, Any]) -> dict[str, Release]:
+        """Return timm's releases for a size."""
+        return timm_releases(f"vit_{params['size']}_patch14_dinov2")
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
         """Return the normalized outputs of the four tap blocks."""

@@ -8,6 +8,7 @@ Weights: `lvd1689m` (web images), for some sizes `sat493m` (satellite images); b
 restricts some uses and must be accepted at the hub.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import timm
@@ -17,7 +18,7 @@ from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor
 
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.weights import load_weights, timm_releases
+from halfmask.models.weights import Release, load_weights, timm_releases
 
 _SIZES = {  # width, heads, blocks whose output is used (ends of four equal parts for sizes new since DINOv2)
     "small": (384, 6, (2, 5, 8, 11)),
@@ -67,12 +68,17 @@ class DINOv3(Encoder):
             load_weights(
                 self.net,
                 weights,
-                timm_releases(architecture),
+                self.published({"size": size}),
                 stem="patch_embed.proj.weight",
                 convert=lambda state: checkpoint_filter_fn(state, self.net),
             )
         if frozen:
             self.freeze()
+
+    @classmethod
+    def published(cls, params: Mapping[str, Any]) -> dict[str, Release]:
+        """Return timm's releases for a size."""
+        return timm_releases(f"vit_{params['size']}_patch16_dinov3")
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
         """Return the normalized outputs of the four tap blocks."""

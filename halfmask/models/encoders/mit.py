@@ -12,7 +12,8 @@ Parameter names are those of the authors' checkpoints. Those weights (`imagenet`
 Code License for SegFormer: research and evaluation only.
 """
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -80,10 +81,16 @@ class MiT(Encoder):
             inputs = width
         self.apply(_init)
         if weights is not None:
-            releases = {"imagenet": Release(f"smp-hub/mit_{size}.imagenet", _LICENSE)}
-            load_weights(self, weights, releases, stem="patch_embed1.proj.weight", drop=("head.",))
+            load_weights(
+                self, weights, self.published({"size": size}), stem="patch_embed1.proj.weight", drop=("head.",)
+            )
         if frozen:
             self.freeze()
+
+    @classmethod
+    def published(cls, params: Mapping[str, Any]) -> dict[str, Release]:
+        """Return the authors' weights for a size, as another library's hub has them."""
+        return {"imagenet": Release(f"smp-hub/mit_{params['size']}.imagenet", _LICENSE)}
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
         """Return the four normalized stage outputs."""

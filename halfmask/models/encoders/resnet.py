@@ -9,6 +9,7 @@ Weights: timm's releases. The deep stem of depth 50, 101 and 152 has `gluon_in1k
 belong to the plain stem.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import timm
@@ -17,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.weights import load_weights, timm_releases
+from halfmask.models.weights import Release, load_weights, timm_releases
 
 # Releases of the deep-stem networks are filed under their own architecture names.
 _DEEP_RELEASES = {50: "resnet50s", 101: "resnet101s", 152: "resnet152s"}
@@ -63,14 +64,19 @@ class ResNet(Encoder):
         self.strides = tuple(stage["reduction"] for stage in stages)
         self.mean, self.std = imagenet_statistics(in_channels)
         if weights is not None:
-            architecture = f"resnet{depth}" if stem == "plain" else _DEEP_RELEASES.get(depth)
-            releases = timm_releases(architecture) if architecture else {}
-            if releases:
-                releases |= {"imagenet": next(iter(releases.values()))}
+            releases = self.published({"depth": depth, "stem": stem})
             first = "conv1.weight" if stem == "plain" else "conv1.0.weight"
             load_weights(self.net, weights, releases, stem=first, drop=("fc.",))
         if frozen:
             self.freeze()
+
+    @classmethod
+    def published(cls, params: Mapping[str, Any]) -> dict[str, Release]:
+        """Return timm's releases for a depth and stem."""
+        depth = params["depth"]
+        architecture = f"resnet{depth}" if params["stem"] == "plain" else _DEEP_RELEASES.get(depth)
+        releases = timm_releases(architecture) if architecture else {}
+        return {"imagenet": next(iter(releases.values()))} | releases if releases else {}
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
         """Return c1 to c4."""

@@ -13,6 +13,9 @@ outputs, as are those of all other networks. Networks with a learned attention b
 CPU, where torch computes attention with such a bias in its plain form.
 """
 
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
@@ -26,7 +29,8 @@ from torch import Tensor, nn
 
 from halfmask.errors import RecipeError, nearest
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.weights import find_file, fitting_state, is_local, timm_releases
+from halfmask.models.encoders.efficientnet_lite import check_arithmetic
+from halfmask.models.weights import Release, find_file, fitting_state, is_local, timm_releases
 
 
 class Timm(Encoder):
@@ -83,6 +87,11 @@ class Timm(Encoder):
         if frozen:
             self.freeze()
 
+    @classmethod
+    def published(cls, params: Mapping[str, Any]) -> dict[str, Release]:
+        """Return the library's releases of a network."""
+        return timm_releases(params["model"])
+
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
         """Return the maps at `out_indices`."""
         self.check_size(image)
@@ -101,12 +110,28 @@ def _create(model: str, **arguments: Any) -> nn.Module:
             "H303",
         )
     try:
-        return timm.create_model(model, features_only=True, **arguments)
+        with _without_remarks_on_classifiers():
+            return timm.create_model(model, features_only=True, **arguments)
     except (RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
         raise RecipeError(
             f"timm network {model} cannot give feature maps with {arguments}: {error}. "
             "Try other model.encoder.output_stride or out_indices, or another network."
         ) from error
+
+
+@contextmanager
+def _without_remarks_on_classifiers() -> Iterator[None]:
+    """Silence the lines that list the tensors of a release that a feature extractor has no use for."""
+    log = logging.getLogger("timm.models._builder")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Unexpected keys")
+
+    log.addFilter(wanted)
+    try:
+        yield
+    finally:
+        log.removeFilter(wanted)
 
 
 def _check_drop_path(model: str, arguments: dict[str, Any]) -> None:
@@ -180,6 +205,7 @@ def _pretrained(model: str, weights: str, in_channels: int) -> dict[str, Any]:
         weights,
         releases,
         stem=f"{stems if isinstance(stems, str) else stems[0]}.weight",
+        convert=lambda state: check_arithmetic(whole, state),
         drop=tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers)),
     )
     return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
