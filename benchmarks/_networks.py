@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _oracles import allspark, cct, ema, plain_forms, unimatch_v2_loss
 from _pairs import Disagreement, Measure, Pair, Row, Setting, close, forms, seconds
 from torch import Tensor
 
@@ -23,10 +24,6 @@ from halfmask.recipe.sections import ModelRecipe
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy
 from halfmask.teaching.memory import enqueue
-from halfmask.testing.oracles import allspark, cct
-from halfmask.testing.oracles.ema import ema_update
-from halfmask.testing.oracles.forms import plain_forms
-from halfmask.testing.oracles.unimatch import unimatch_v2_loss
 from halfmask.views.feature_noise import ChannelDrop, FeatureDrop, FeatureNoise, KeepContext, KeepObjects, make_guide
 from halfmask.views.vat import Adversarial
 
@@ -196,7 +193,7 @@ def _ema(setting: Setting) -> Pair:
         parameter.data.add_(0.1)  # otherwise the average has nothing to do
 
     def plain() -> list[Tensor]:
-        ema_update(looped.model, student, 0.996)
+        ema.ema_update(looped.model, student, 0.996)
         return list(looped.model.state_dict().values())
 
     def fast() -> list[Tensor]:
@@ -341,7 +338,7 @@ def _unimatch(setting: Setting, size: str, side: int, images: int, half: bool) -
                 threshold=0.0,
             )
         found = gradients(loss, student)
-        ema_update(teacher, student, 0.996)
+        ema.ema_update(teacher, student, 0.996)
         return loss.detach(), *found
 
     def fast() -> Tensors:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _oracles import loading
 from _pairs import Disagreement, Measure, Pair, Row, Setting
 from PIL import Image
 from torch import Tensor
@@ -31,7 +32,6 @@ from halfmask.errors import DataError
 from halfmask.recipe.sections import DataRecipe
 from halfmask.run.cost import max_resident_unit
 from halfmask.task import Task
-from halfmask.testing.oracles.loading import load_labeled, load_unlabeled, to_normalized
 from halfmask.views.strong import StrongAugment
 from halfmask.views.weak import Geometry, Window, covered, cut_image, cut_target
 
@@ -120,7 +120,7 @@ class _Worker:
 
 def _plain(files: _Files, rng: random.Random) -> list[Tensor]:
     place = (files.window.size, files.window.corner, files.crop)
-    return [*load_labeled(files.image, files.mask, *place), *load_unlabeled(files.image, *place, rng)]
+    return [*loading.load_labeled(files.image, files.mask, *place), *loading.load_unlabeled(files.image, *place, rng)]
 
 
 def _agree(plain: list[Tensor], batch: HostBatch, *, lossy: bool = False) -> str:
@@ -130,7 +130,7 @@ def _agree(plain: list[Tensor], batch: HostBatch, *, lossy: bool = False) -> str
         raise Disagreement("the masks differ")
     share = mean = 0.0
     for expected, samples in ((plain[0], labeled), (plain[2], unlabeled)):
-        found = to_normalized(Image.fromarray(samples.image[0].permute(1, 2, 0).numpy()))
+        found = loading.to_normalized(Image.fromarray(samples.image[0].permute(1, 2, 0).numpy()))
         levels = ((expected - found).abs() * 0.229 * 255).round()
         share, mean = max(share, (levels > 0).double().mean().item()), max(mean, levels.mean().item())
         # Both round the same weighted sums, whose positions differ in the seventh digit: near a half, a level apart.

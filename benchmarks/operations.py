@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _networks import PARTS, STEPS, builder_of, network
+from _oracles import class_map, confusion, losses, mixing, pseudo, strong_views
 from _pairs import ABSOLUTE, Pair, Row, Setting, close, equal_but, forms, holds, measure, memory_of
 from _pipelines import PIPELINES
 from torch import Tensor
@@ -35,7 +36,6 @@ from halfmask.losses.upsampled import upsampled_cross_entropy
 from halfmask.recipe.read import EvalRecipe
 from halfmask.run.folder import environment
 from halfmask.teaching.pseudo_label import pseudo_label
-from halfmask.testing.oracles import class_map, confusion, losses, mixing, pseudo, strong_views
 from halfmask.views.mixing import box_mask, paste
 from halfmask.views.strong import StrongAugment, StrongParams
 

@@ -5,10 +5,10 @@ import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-# Before any import of halfmask: every jaxtyping annotation of the package is checked at run time.
+# Before any import of halfmask: every jaxtyping annotation of the package and its oracles is checked at run time.
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook("halfmask", "beartype.beartype")
+_hook = install_import_hook(["halfmask", "tests.oracles"], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

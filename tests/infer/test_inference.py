@@ -17,8 +17,8 @@ from halfmask.infer.inference import class_map, probabilities, upsampled_argmax,
 from halfmask.infer.metrics import ConfusionMatrix
 from halfmask.models.model import ChangeSegmenter
 from halfmask.recipe.read import EvalRecipe
-from halfmask.testing.oracles.class_map import upsampled_argmax as plain
-from halfmask.testing.oracles.confusion import areas
+from tests.oracles.class_map import upsampled_argmax as plain
+from tests.oracles.confusion import areas
 from tests.run.toy import random_window_model, small_model, window_model
 
 Golden = Callable[[str], dict[str, Tensor]]

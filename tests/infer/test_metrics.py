@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from halfmask.infer.metrics import ConfusionMatrix, Scores, _spread_histogram
-from halfmask.testing.oracles.confusion import areas
+from tests.oracles.confusion import areas
 
 Golden = Callable[[str], dict[str, Tensor]]
 

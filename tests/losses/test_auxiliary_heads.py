@@ -13,7 +13,7 @@ from halfmask.losses.auxiliary_heads import AuxiliaryHeads, Perturbed, to_rows
 from halfmask.losses.consistency import Objective, pairwise_loss, pixel_weight
 from halfmask.models.decoders.psp import SubPixel
 from halfmask.testing import no_host_sync
-from halfmask.testing.oracles import cct as plain
+from tests.oracles import cct as plain
 
 CLASSIFIERS = {
     "sub-pixel": lambda: SubPixel(6, 4),

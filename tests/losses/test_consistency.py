@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from halfmask.losses.consistency import Objective, consistency_loss, pairwise_loss, pixel_weight, weighted_terms
 from halfmask.losses.cross_entropy import bootstrapped_cross_entropy, cross_entropy
 from halfmask.teaching.ramps import ramp
-from halfmask.testing.oracles import cct as plain
+from tests.oracles import cct as plain
 
 CASES = {
     "mse": {"distance": "mse"},

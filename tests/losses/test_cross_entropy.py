@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from halfmask.losses import cross_entropy as losses
-from halfmask.testing.oracles import losses as plain
+from tests.oracles import losses as plain
 
 ALLSPARK_CASES = (
     "mining",

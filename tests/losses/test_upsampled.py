@@ -8,7 +8,7 @@ from halfmask.losses import upsampled as upsampled_loss
 from halfmask.losses.upsampled import upsampled_cross_entropy
 from halfmask.models.coarse_logits import row_mix
 from halfmask.testing import no_host_sync
-from halfmask.testing.oracles.losses import upsampled_cross_entropy as plain
+from tests.oracles.losses import upsampled_cross_entropy as plain
 
 
 @pytest.fixture(params=[1, 20_000, 2**30], ids=["single rows", "some rows", "one band"])

@@ -13,7 +13,7 @@ from halfmask.methods.pseudo_label import PseudoLabel
 from halfmask.methods.supervised import Supervised
 from halfmask.plugins import names, resolve
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
-from halfmask.testing.oracles import losses as plain
+from tests.oracles import losses as plain
 
 TASK = tiny_task()
 START = Progress(0, 100, 10)

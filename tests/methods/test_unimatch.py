@@ -14,8 +14,8 @@ from halfmask.methods.unimatch_v2 import UniMatchV2
 from halfmask.models.build import Builder
 from halfmask.recipe.sections import ModelRecipe
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
-from halfmask.testing.oracles import unimatch as plain
 from halfmask.views.channel_dropout import channel_masks
+from tests.oracles import unimatch as plain
 
 TASK = tiny_task()
 START = Progress(0, 100, 10)

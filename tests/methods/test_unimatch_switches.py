@@ -12,7 +12,7 @@ from halfmask.methods import unimatch_v2
 from halfmask.methods.unimatch import UniMatch
 from halfmask.methods.unimatch_v2 import UniMatchV2
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
-from halfmask.testing.oracles import pseudo as plain
+from tests.oracles import pseudo as plain
 
 TASK = tiny_task()
 START = Progress(0, 1000, 10)

@@ -18,7 +18,7 @@ from halfmask.models.encoders._encoder import Encoder
 from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
 from halfmask.testing import tiny_builder, tiny_task
-from halfmask.testing.oracles.forms import plain_forms
+from tests.oracles.forms import plain_forms
 
 TASK = Task("segmentation", ("road", "tree", "sky"))
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from halfmask.models.bottlenecks.allspark import AllSpark
 from halfmask.models.key_rules import rename
 from halfmask.teaching.grouping import channel_classes
 from halfmask.teaching.memory import enqueue
-from halfmask.testing.oracles.forms import plain_forms
+from tests.oracles.forms import plain_forms
 
 C, SIDE, B = 12, 3, 2
 PRECISIONS = [(torch.float64, 1e-6, 1e-6), (torch.float32, 1e-5, 1e-4)]  # dtype, of outputs, of gradients

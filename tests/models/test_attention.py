@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from halfmask.models.encoders._attention import FusedAttention, fused_attention
-from halfmask.testing.oracles.attention import attention
+from tests.oracles.attention import attention
 
 
 def test_bfloat16_on_a_cpu_is_rounded_once():

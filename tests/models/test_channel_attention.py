@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from halfmask.models import channel_attention as module
 from halfmask.models.channel_attention import channel_attention, score_variance
-from halfmask.testing.oracles import allspark as reference
+from tests.oracles import allspark as reference
 
 FORMS = ["dense", "stream", "sdpa"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from halfmask.models.coarse_logits import top_class
-from halfmask.testing.oracles.pseudo import pseudo_label as plain
+from tests.oracles.pseudo import pseudo_label as plain
 
 
 @pytest.mark.parametrize("order", ["channels first", "channels last"])

@@ -20,7 +20,7 @@ from halfmask.models.encoders.dinov2 import DINOv2
 from halfmask.models.encoders.mit import MiT
 from halfmask.models.encoders.resnet import ResNet
 from halfmask.models.model import Segmenter
-from halfmask.testing.oracles.forms import plain_forms
+from tests.oracles.forms import plain_forms
 
 # The recorded images are already normalized.
 IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

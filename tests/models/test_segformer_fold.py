@@ -4,7 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from halfmask.models.decoders.segformer import SegFormer
-from halfmask.testing.oracles.forms import plain_forms
+from tests.oracles.forms import plain_forms
 
 CHANNELS, STRIDES = (8, 12, 20, 32), (4, 8, 16, 32)
 

@@ -11,7 +11,7 @@ from halfmask.errors import CheckpointError
 from halfmask.models.model import eval_mode
 from halfmask.teaching import ema
 from halfmask.teaching.ema import ema_copy
-from halfmask.testing.oracles.ema import ema_update
+from tests.oracles.ema import ema_update
 
 
 class Net(nn.Module):

@@ -5,7 +5,7 @@ import torch
 
 from halfmask.teaching.grouping import channel_classes
 from halfmask.testing import no_host_sync
-from halfmask.testing.oracles import allspark as reference
+from tests.oracles import allspark as reference
 
 VARIANTS = ["logits_cosine", "probs_cosine", "probs_dot", "none"]
 

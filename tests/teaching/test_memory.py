@@ -9,7 +9,7 @@ from halfmask.errors import CheckpointError
 from halfmask.teaching import memory as module
 from halfmask.teaching.memory import ClassMemory, enqueue
 from halfmask.testing import no_host_sync
-from halfmask.testing.oracles import allspark as reference
+from tests.oracles import allspark as reference
 from tests.teaching.two_processes import in_two_processes
 
 

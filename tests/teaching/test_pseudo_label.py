@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from halfmask.teaching.pseudo_label import agreement, confidence_range, pseudo_label, pseudo_logs
-from halfmask.testing.oracles import pseudo as plain
+from tests.oracles import pseudo as plain
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 6, 7), (8, 5), (2, 3, 4)])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import halfmask.testing.oracles
+import tests.oracles
 from halfmask.batch import Progress
 from halfmask.method import Method
 from halfmask.models.build import Builder
@@ -20,14 +20,14 @@ from halfmask.recipe.sections import ModelRecipe
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
-from halfmask.testing.oracles.forms import PLAIN, plain_forms
 from halfmask.views import mixing
+from tests.oracles.forms import PLAIN, plain_forms
 from tests.run.tiny import recipe, write_dataset
 
-FOLDER = str(Path(halfmask.testing.oracles.__file__).parent)
+FOLDER = str(Path(tests.oracles.__file__).parent)
 PIXELS = {"pseudo_label", "pseudo_logs", "paste", "boxes_to_mask", "strong_view", "masked_cross_entropy"}
 LABELED = {"cross_entropy"}
-# What each method's step computes by `halfmask.testing.oracles` (cct: also its own plain loop, `head_group: 0`).
+# What each method's step computes by `tests.oracles` (cct: also its own plain loop, `head_group: 0`).
 USED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "supervised": ({"loss": "ohem", "ohem_min_kept": 50}, {"ohem_cross_entropy", "hard_pixels"}),
     "fixmatch": ({"threshold": 0.3, "cutmix": 1.0}, PIXELS | LABELED | {"lerp_"}),
@@ -59,7 +59,7 @@ USED: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 @contextmanager
 def recorded() -> Iterator[set[str]]:
-    """Names of the functions of `halfmask/testing/oracles/` that run."""
+    """Names of the functions of `tests/oracles/` that run."""
     found: set[str] = set()
 
     def note(frame: Any, event: str, _: Any) -> None:

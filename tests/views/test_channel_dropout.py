@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from halfmask.testing import no_host_sync
-from halfmask.testing.oracles import channel_dropout as plain
 from halfmask.views.channel_dropout import channel_masks, drop_channels, scale_channels
+from tests.oracles import channel_dropout as plain
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 8])

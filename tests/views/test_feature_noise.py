@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from halfmask.errors import ShapeError
 from halfmask.models.decoders.psp import SubPixel
-from halfmask.testing.oracles import cct as plain
 from halfmask.views import feature_noise as perturb
 from halfmask.views.components import Boxes, object_boxes
 from halfmask.views.feature_noise import (
@@ -27,6 +26,7 @@ from halfmask.views.feature_noise import (
     cut_range,
     make_guide,
 )
+from tests.oracles import cct as plain
 
 KINDS: dict[str, Perturbation] = {
     "fnoise": FeatureNoise(0.3),

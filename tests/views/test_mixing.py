@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from halfmask.errors import ShapeError
-from halfmask.testing.oracles.mixing import boxes_to_mask, draw_box, paste_by_index
 from halfmask.views.mixing import _inside, box_mask, paste
+from tests.oracles.mixing import boxes_to_mask, draw_box, paste_by_index
 
 
 def bounds(mask: Tensor) -> np.ndarray:

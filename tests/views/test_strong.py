@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional as tv
 
-from halfmask.testing.oracles import strong_views
 from halfmask.views import color
 from halfmask.views.blur import gaussian_blur
 from halfmask.views.mixing import box_mask, paste
 from halfmask.views.strong import StrongAugment, StrongParams
+from tests.oracles import strong_views
 
 
 def images(count: int, bands: int = 3, side: int = 20, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from halfmask.losses.auxiliary_heads import AuxiliaryHeads, to_rows
 from halfmask.models.decoders.psp import SubPixel
 from halfmask.testing import no_host_sync
-from halfmask.testing.oracles import cct as plain
 from halfmask.views.vat import Adversarial, exact_direction, finite_direction, norm
+from tests.oracles import cct as plain
 
 from .test_feature_noise import head
 

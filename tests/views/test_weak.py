@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.testing.oracles.geometry import cut_whole
 from halfmask.views.weak import Geometry, Window, covered, cut_image, cut_target, scaled_size
+from tests.oracles.geometry import cut_whole
 
 SIZES = [(500, 375), (375, 500), (333, 500), (101, 67), (480, 360)]
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

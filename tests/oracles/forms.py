@@ -19,13 +19,13 @@ from halfmask.models import channel_attention, model
 from halfmask.models.decoders import dpt, segformer
 from halfmask.models.encoders import _attention
 from halfmask.teaching import ema, grouping, memory, pseudo_label
-from halfmask.testing.oracles import allspark, attention, losses, mixing, pseudo, segformer_head, strong_views
-from halfmask.testing.oracles import channel_dropout as plain_dropout
-from halfmask.testing.oracles import dpt as plain_dpt
-from halfmask.testing.oracles import ema as plain_ema
-from halfmask.testing.oracles.geometry import cut_whole
 from halfmask.views import channel_dropout, strong, weak
 from halfmask.views import mixing as fast_mixing
+from tests.oracles import allspark, attention, losses, mixing, pseudo, segformer_head, strong_views
+from tests.oracles import channel_dropout as plain_dropout
+from tests.oracles import dpt as plain_dpt
+from tests.oracles import ema as plain_ema
+from tests.oracles.geometry import cut_whole
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, keep: Tensor | None, impl: str) -> Tensor:
@@ -115,7 +115,7 @@ def plain_forms() -> Iterator[None]:
 def _exchange(forms: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
     by_id = {id(old): new for old, new in forms.items()}
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "halfmask" and not name.startswith("halfmask.testing"):
+        if name.partition(".")[0] == "halfmask":
             for owner in (module, strong.StrongAugment) if module is strong else (module,):
                 for key, value in list(vars(owner).items()):
                     if id(value) in by_id:

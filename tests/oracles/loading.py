@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from halfmask.testing.oracles.geometry import cut_whole
+from tests.oracles.geometry import cut_whole
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

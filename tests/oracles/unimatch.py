@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfmask.testing.oracles.losses import cross_entropy, masked_cross_entropy
-from halfmask.testing.oracles.mixing import paste_by_index
-from halfmask.testing.oracles.pseudo import pseudo_label
+from tests.oracles.losses import cross_entropy, masked_cross_entropy
+from tests.oracles.mixing import paste_by_index
+from tests.oracles.pseudo import pseudo_label
 
 Weak = tuple[Tensor, Tensor, Tensor]  # label, confidence, valid: (B, H, W) each
 
