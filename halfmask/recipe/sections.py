@@ -353,6 +353,9 @@ class RunRecipe(Section):
         channels_last: memory layout of images and weights, for CNN encoders on a GPU.
         logger: extra loggers beside metrics.jsonl.
         twin: also train without the unlabeled images (`<run>/twin`), and compare both
+        precise_bn: before each validation, take the statistics of batch norm anew from so many clean training images
+            (labeled and unlabeled, without strong colors); they are evaluated and shipped, the training goes on with
+            its own. 0 = evaluate the averages of the training passes, as published code does.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -371,3 +374,4 @@ class RunRecipe(Section):
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
     twin: bool = False
+    precise_bn: Annotated[int, Field(ge=0, le=100_000)] = 0

@@ -30,6 +30,7 @@ from halfmask.infer.bundle import STAGES, Bundle, load_bundle
 from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.models.model import Network
+from halfmask.models.statistics import install_statistics
 from halfmask.models.weights import misfits
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
@@ -244,6 +245,9 @@ def load_networks(method: Method, checkpoint: Path) -> int:
             "H405",
         )
     method.load_state_dict(state)
+    predictors = method.predictors()
+    for name, statistics in content["halfmask"].get("statistics", {}).items():
+        install_statistics(predictors[name], statistics)  # the scores of this step were reached with them
     return int(content["halfmask"]["step"])
 
 

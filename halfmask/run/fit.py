@@ -26,7 +26,7 @@ from halfmask.run.loop.optim import base_rate
 from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.loop.trainer import make_trainer, prepare_networks, with_precision
 from halfmask.run.prepare import describe, prepare
-from halfmask.run.prepared import Prepared, loader_maker
+from halfmask.run.prepared import Prepared, clean_statistics, loader_maker
 from halfmask.run.stages import train_stages
 from halfmask.run.twin import TwinResult
 
@@ -182,10 +182,11 @@ def _train_stage(
     )
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
     checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not is_first_rank()))
-    validation = Validation(run, log, prepared.sources.examiner(recipe), prepared.eval_every)
+    examiner, clean = prepared.sources.examiner(recipe), clean_statistics(prepared)
+    validation = Validation(run, log, examiner, prepared.eval_every, clean)
     prepare_networks(method, recipe.run)
     around = [log, validation, KeepCheckpoints(run, keep, prepared.total_steps), checkpoints]
-    first = StopAtInfinity(run, validation.examiner, (log.every, prepared.eval_every))
+    first = StopAtInfinity(run, examiner, (log.every, prepared.eval_every))
     trainer = make_trainer(recipe.run, run.path, method, [first, *around])
     if start is not None and start.header["step"] >= prepared.total_steps:
         line.say(f"{run.path} is finished: {start.header['step']} of {prepared.total_steps} steps are done.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from halfmask.data.contract import Dataset, count_classes
-from halfmask.data.loading.loader import HostBatch
+from halfmask.data.loading.loader import HostBatch, TrainLoader
 from halfmask.data.loading.sampler import ClassBalance, StepSampler
 from halfmask.data.splits.split import Split
 from halfmask.data.splits.weak import NOTHING_KNOWN, Weak, load_weak
@@ -23,6 +23,7 @@ from halfmask.plugins import names, resolve
 from halfmask.recipe.read import Recipe
 from halfmask.recipe.sections import MOST_STEPS
 from halfmask.run.loop.module import MakeLoader
+from halfmask.run.loop.validation import CleanStatistics
 from halfmask.run.sources import Sources
 
 _FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20
@@ -251,3 +252,25 @@ def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
         return loader
 
     return make
+
+
+def clean_statistics(prepared: Prepared) -> CleanStatistics | None:
+    """Return what estimates the statistics of batch norm anew; `None` where the recipe does not ask for it.
+
+    A run over several domains keeps the averages of its training: its networks share layers, but not images.
+    """
+    recipe, method = prepared.recipe, prepared.method
+    if not recipe.run.precise_bn or recipe.data.domains is not None:
+        return None
+    if not any(network.has_batch_stats for network in method.predictors().values()):
+        return None
+    batch = recipe.data.batch
+    per_step = batch.labeled + (batch.unlabeled if method.draws else 0)
+
+    def make(rank: int, world: int) -> TrainLoader:
+        data = recipe.data.model_copy(update={"workers": 0, "cache": "none"})
+        loader = prepared.sources.loader(data, seed=recipe.run.seed, draws=min(method.draws, 1), rank=rank, world=world)
+        loader.steps.start, loader.steps.stop = 0, math.ceil(recipe.run.precise_bn / (per_step * world))
+        return loader
+
+    return CleanStatistics(make)

@@ -164,3 +164,39 @@ def test_the_best_checkpoint_is_that_of_the_first_highest_score(
     assert (kept["step"], kept["best"]) == (best, {"student": scores[best - 1]})
     last = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["halfmask"]
     assert (last["step"], last["best"]) == (3, {"student": scores[best - 1]})
+
+
+def test_clean_statistics_are_evaluated_and_shipped_and_the_training_goes_on_without_them(
+    data: Path, tmp_path: Path
+) -> None:
+    plain, clean = tmp_path / "plain", tmp_path / "clean"
+    fit(recipe(data), plain, quiet=True)
+    fit(recipe(data, "run.precise_bn=8"), clean, quiet=True)
+    states = [read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (plain, clean)]
+    assert all(torch.equal(value, states[1]["state_dict"][name]) for name, value in states[0]["state_dict"].items())
+    kept = states[1]["halfmask"]["statistics"]
+    assert set(kept) == {"teacher", "student"}
+
+    best = read_checkpoint(RunDir(clean).best("teacher"))
+    shipped, of_training = load_bundle(clean).model, load_bundle(plain).model
+    for name, value in best["halfmask"]["statistics"]["teacher"].items():
+        assert torch.equal(shipped.get_buffer(name), value)
+        assert not torch.equal(of_training.get_buffer(name), value)
+    # What is loaded from the checkpoint scores as it did in the run.
+    networks = open_predictors(load_bundle(clean), torch.device("cpu"))
+    for name, value in shipped.state_dict().items():
+        assert torch.equal(networks["teacher"].state_dict()[name], value)
+
+
+def test_a_run_with_clean_statistics_resumes_to_the_same_result(data: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    asked = recipe(data, "run.precise_bn=8")
+    fit(asked, whole, quiet=True)
+    with failing_at(FixMatch, 4, DataError("a file is gone")), pytest.raises(DataError, match="a file is gone"):
+        fit(asked, parts, quiet=True)
+    fit(load(parts / "recipe.yaml"), parts, resume=True, quiet=True)
+    first, second = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, parts))
+    assert first["halfmask"]["best"] == second["halfmask"]["best"]
+    for name, value in first["halfmask"]["statistics"]["teacher"].items():
+        assert torch.equal(value, second["halfmask"]["statistics"]["teacher"][name])
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()

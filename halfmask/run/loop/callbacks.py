@@ -25,7 +25,7 @@ from halfmask.errors import DataError
 from halfmask.run.folder import RunDir
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.progress import ProgressLine
-from halfmask.run.loop.validation import Examiner
+from halfmask.run.loop.validation import CleanStatistics, Examiner
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import confidence_range
 
@@ -144,10 +144,20 @@ def save(trainer: L.Trainer, module: LitMethod, run: RunDir) -> None:
 
 
 class Validation(L.Callback):
-    """Scores every predictor at a cadence, and notes the best step of each."""
+    """Scores every predictor at a cadence, and notes the best step of each.
 
-    def __init__(self, run: RunDir, metrics: MetricsLog, examiner: Examiner, every: int) -> None:
-        self.run, self.metrics, self.examiner, self.every = run, metrics, examiner, every
+    Args:
+        run: where the bundle is written.
+        metrics: takes the scores.
+        examiner: scores and ships.
+        every: steps between two validations.
+        clean: statistics of batch norm to validate with; `None`: those of the training.
+    """
+
+    def __init__(
+        self, run: RunDir, metrics: MetricsLog, examiner: Examiner, every: int, clean: CleanStatistics | None = None
+    ) -> None:
+        self.run, self.metrics, self.examiner, self.every, self.clean = run, metrics, examiner, every, clean
         self.last: dict[str, float] = {}
 
     def on_train_batch_end(
@@ -164,6 +174,16 @@ class Validation(L.Callback):
             save(trainer, module, self.run)
 
     def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
+        ends = module.step == module.total_steps
+        if self.clean is None or not (self.examiner.has_images or ends):
+            self._score(trainer, module)
+            return
+        resume_clock = self.metrics.pause_clock()
+        with self.clean.installed(module, trainer.global_rank, trainer.world_size):
+            self._score(trainer, module)
+        resume_clock()
+
+    def _score(self, trainer: L.Trainer, module: LitMethod) -> None:
         if not self.examiner.has_images:
             module.validated = module.step
             if module.step == module.total_steps:

@@ -178,6 +178,7 @@ class LitMethod(L.LightningModule):
         self.validated = 0  # step of the last validation
         self.best: dict[str, float] = {}  # best validation score of each predictor
         self.best_steps: dict[str, int] = {}  # and the step it is of
+        self.statistics: dict[str, dict[str, Tensor]] = {}  # of batch norm that the last validation used, by predictor
         self.log_sums = LogSums()
         self.sampling: list[float] | None = None  # chances of the classes in this epoch, where the method gives them
         self.guard = FiniteGuard(method)
@@ -253,6 +254,8 @@ class LitMethod(L.LightningModule):
             "sampling": self.sampling,
             **self.meta,
         }
+        if self.statistics and self.validated == self.step:
+            checkpoint["halfmask"]["statistics"] = self.statistics
 
         # Lightning's counters begin anew with every start; the step says it all.
         checkpoint.pop("loops", None)

@@ -1,15 +1,25 @@
-"""Who validates a run: scores every predictor of its method, and writes the bundle of the shipped one."""
+"""Who validates a run: scores every predictor of its method, and writes the bundle of the shipped one.
 
-from collections.abc import Callable
+Both use the networks with the statistics of `CleanStatistics`, where the recipe asks for them (`run.precise_bn`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
+from halfmask.data.loading.loader import HostBatch, to_batch
 from halfmask.infer.bundle import save_bundle
 from halfmask.infer.metrics import Scores
 from halfmask.models.model import Network
+from halfmask.models.statistics import estimate_statistics, install_statistics
 from halfmask.run.loop.module import LitMethod
 from halfmask.task import Task
 
+MakeBatches = Callable[[int, int], Iterable[HostBatch]]  # rank, world
 Evaluate = Callable[[Network, int, int], Scores]  # model, rank, world
 
 
@@ -39,6 +49,45 @@ class Examiner(Protocol):
     def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
         """Write what `predict` needs."""
         ...
+
+
+class CleanStatistics:
+    """Statistics of batch norm over clean training images, for as long as networks are scored and shipped.
+
+    The training goes on with its own, so how often a run validates does not change what it learns.
+
+    Args:
+        batches: makes the batches whose weak images are taken, the same at every call.
+    """
+
+    def __init__(self, batches: MakeBatches) -> None:
+        self.batches = batches
+        self._kept: list[HostBatch] | None = None
+
+    @contextmanager
+    def installed(self, module: LitMethod, rank: int, world: int) -> Iterator[None]:
+        """Give every predictor new statistics, note them for the checkpoint, and take them back at the end."""
+        predictors = module.method.predictors()
+        before: list[tuple[Network, dict[str, Tensor]]] = []
+        module.statistics = {}
+        try:
+            for name, network in predictors.items():
+                if network.has_batch_stats:
+                    own = estimate_statistics(network, self._images(module, rank, world))
+                    before.append((network, install_statistics(network, own)))
+                    module.statistics[name] = {key: value.cpu() for key, value in own.items()}
+            yield
+        finally:
+            for network, former in reversed(before):
+                install_statistics(network, former)
+
+    def _images(self, module: LitMethod, rank: int, world: int) -> Iterator[Tensor]:
+        if self._kept is None:  # a few small crops as bytes: read once
+            self._kept = list(self.batches(rank, world))
+        for host in self._kept:
+            batch = to_batch(host, module.device, module.method.task)
+            streams = [batch.labeled, batch.unlabeled]
+            yield torch.cat([samples.image for samples in streams if samples is not None])
 
 
 class TaskExaminer:

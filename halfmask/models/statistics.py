@@ -1,0 +1,122 @@
+"""Running statistics of batch norm: which passes move them, and their estimation anew from clean images.
+
+In training, batch norm normalizes by the batch and moves running averages of its statistics; evaluation normalizes by
+those averages. They go wrong in two ways where a network learns from strong views: colors and mixtures that no test
+image has are averaged in, and the averages lag behind weights that move fast (with momentum 0.1 about ten steps). An
+average of weights (EMA teacher) has statistics that belong to none of the networks it was averaged from.
+
+Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, arXiv:2105.07576, section 3 (precise batch norm): run clean
+images through the network as it is and take mean and variance over all of them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from halfmask.models.model import Network, eval_mode
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Let batch norm normalize by the batch, and leave its running statistics as they are.
+
+    For strong views: the student learns from them, and is evaluated on images that look otherwise.
+
+    >>> norm = nn.BatchNorm2d(1)
+    >>> with statistics_kept(norm):
+    ...     _ = norm(torch.ones(2, 1, 1, 1))
+    >>> norm.running_mean.item(), norm.track_running_stats
+    (0.0, True)
+    """
+    tracking = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False  # read in training mode only: in evaluation mode the averages are used
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+@torch.no_grad()
+def estimate_statistics(network: Network, images: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Estimate mean and variance of every batch norm that is not frozen, over all images and processes.
+
+    Each layer sees what the layers before it give with the statistics of the batch, as in training; dropout is off.
+
+    Args:
+        network: is left as it was.
+        images: batches (B, *T, C, H, W) in [0, 1] on the network's device; the same number on every process.
+
+    Returns:
+        New values of the buffers `running_mean` and `running_var`, by their names in the network; empty without batch
+        norm or images.
+    """
+    norms = _unfrozen(network)
+    sums: dict[str, Tensor] = {}  # (3, C): values per channel, their sum and the sum of their squares
+
+    def collect(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            values = inputs[0].detach().float()
+            variance, mean = torch.var_mean(values, [0, *range(2, values.ndim)], correction=0)
+            variance, mean = variance.double(), mean.double()
+            count = torch.full_like(mean, values.numel() / values.shape[1])
+            moments = torch.stack((count, count * mean, count * (variance + mean.square())))
+            sums[name] = sums[name] + moments if name in sums else moments
+
+        return hook
+
+    hooks = [norm.register_forward_pre_hook(collect(name)) for name, norm in norms.items()]
+    try:
+        with eval_mode(network), statistics_kept(network):
+            for norm in norms.values():
+                norm.train()
+            for batch in images:
+                network(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {}
+    for name, total in sums.items():
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        count, first, second = total
+        mean = first / count
+        variance = (second / count - mean.square()).clamp_min(0) * count / (count - 1).clamp_min(1)
+        kept = norms[name].running_mean
+        assert kept is not None
+        found |= {f"{name}.running_mean": mean.to(kept), f"{name}.running_var": variance.to(kept)}
+    return found
+
+
+@torch.no_grad()
+def install_statistics(network: nn.Module, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replace buffers in place and return what they held.
+
+    Args:
+        network: that the statistics are of.
+        statistics: as `estimate_statistics` returns them.
+    """
+    before = {}
+    for name, value in statistics.items():
+        buffer = network.get_buffer(name)
+        before[name] = buffer.clone()
+        buffer.copy_(value)
+    return before
+
+
+def _unfrozen(network: nn.Module) -> dict[str, _BatchNorm]:
+    """Batch norms that training mode reaches: an encoder that is frozen keeps its own in evaluation mode."""
+    with eval_mode(network):
+        network.train()
+        return {
+            name: part
+            for name, part in network.named_modules()
+            if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None
+        }
