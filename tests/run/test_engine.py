@@ -9,17 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress
+from halfmask.errors import DataError
+from halfmask.infer.bundle import load_bundle
 from halfmask.method import Method, ModelBuilder, ParamGroup, StepOutput
+from halfmask.methods.fixmatch import FixMatch
 from halfmask.recipe.read import OptimRecipe, Recipe
-from halfmask.run.checkpoint import read_checkpoint
+from halfmask.run.checkpoint import open_predictors, read_checkpoint
 from halfmask.run.fit import fit
+from halfmask.run.folder import RunDir
 from halfmask.run.loop.optim import make_optimizers, rate_factor
 from halfmask.run.loop.validation import Examination, TaskExaminer
 from halfmask.task import Task
 from halfmask.testing.tiny import tiny_builder, tiny_task
 from halfmask.views.mixing import box_mask
 from halfmask.views.strong import StrongAugment
-from tests.run.tiny import recipe, write_dataset
+from tests.run.tiny import failing_at, recipe, write_dataset
 
 NETWORK = (
     "model.encoder={name: 'halfmask.testing.tiny:TinyEncoder'}",
@@ -194,7 +198,7 @@ def test_a_run_with_clean_statistics_resumes_to_the_same_result(data: Path, tmp_
     fit(asked, whole, quiet=True)
     with failing_at(FixMatch, 4, DataError("a file is gone")), pytest.raises(DataError, match="a file is gone"):
         fit(asked, parts, quiet=True)
-    fit(load(parts / "recipe.yaml"), parts, resume=True, quiet=True)
+    fit(None, parts, resume=True, quiet=True)
     first, second = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, parts))
     assert first["halfmask"]["best"] == second["halfmask"]["best"]
     for name, value in first["halfmask"]["statistics"]["teacher"].items():
