@@ -82,7 +82,7 @@ def estimate_statistics(network: Network, images: Iterable[Tensor]) -> dict[str,
     finally:
         for hook in hooks:
             hook.remove()
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, total in sums.items():
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
