@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import halfmask
 from halfmask.cli.app import app
+from halfmask.errors import RecipeError
 
 # Each costs more than all of `--help` may.
 HEAVY = {"torch", "torchvision", "timm", "numpy", "cv2", "lightning", "PIL", "pydantic", "rich", "matplotlib"}
@@ -65,3 +68,52 @@ def test_every_public_name_exists(name):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(AttributeError, match="load_recipe"):
         halfmask.trian  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Six images, four of them with masks."""
+    folder = tmp_path_factory.mktemp("small")
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"images/{i}.png")
+        if i < 4:
+            Image.fromarray(rng.integers(0, 3, (48, 64), dtype=np.uint8)).save(folder / f"masks/{i}.png")
+    return folder
+
+
+def test_check_imports_neither_torch_nor_timm(small):
+    code = (
+        "import sys; from halfmask.data.check.check import check; "
+        f"assert check({str(small)!r}).usable; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "timm", "torchvision", "lightning"} & set(done.stdout.split())
+
+
+def test_check_still_looks_at_a_method_that_the_user_names(small):
+    from halfmask.data.check.check import check
+
+    with pytest.raises(RecipeError, match="unimatch"):
+        check(small, overrides=["method=unimatsh"])
+
+
+def test_a_network_of_timm_is_built_without_the_compiler():
+    code = (
+        "import sys, torch; disable = torch.compiler.disable; from halfmask.plugins import resolve; "
+        "resolve('encoders', 'resnet')(depth=18, weights=None); resolve('encoders', 'dinov2'); "
+        "print(*[name for name in sys.modules if '_dynamo' in name], torch.compiler.disable is disable)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
+
+
+def test_the_stand_in_for_the_compiler_asks_the_compiler():
+    from torch._dynamo import utils
+
+    from halfmask.models.timm_library import _OnDemand
+
+    assert _OnDemand("stand_in").is_compile_supported("cpu") == utils.is_compile_supported("cpu")
+    assert _OnDemand("stand_in").counters is utils.counters

@@ -22,11 +22,10 @@ import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm import list_pretrained
-from timm.models import adapt_input_conv, get_pretrained_cfg
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError, bullet_list, nearest
+from halfmask.models.timm_library import timm
 from halfmask.plugins import names, params_model, resolve
 from halfmask.task import Task
 
@@ -69,11 +68,11 @@ def timm_releases(architecture: str) -> dict[str, Release]:
     >>> timm_releases("resnet50s")["gluon_in1k"].repo
     'timm/resnet50s.gluon_in1k'
     """
-    default = get_pretrained_cfg(architecture)
+    default = timm.models.get_pretrained_cfg(architecture)
     first = default.tag if default is not None else None
     found: dict[str, Release] = {}
-    for name in sorted(list_pretrained(f"{architecture}.*"), key=lambda name: name.split(".", 1)[1] != first):
-        config = get_pretrained_cfg(name)
+    for name in sorted(timm.list_pretrained(f"{architecture}.*"), key=lambda name: name.split(".", 1)[1] != first):
+        config = timm.models.get_pretrained_cfg(name)
         if config is not None and config.hf_hub_id:
             file = config.hf_hub_filename or "model.safetensors"
             found[name.split(".", 1)[1]] = Release(config.hf_hub_id, config.license or "unknown license", file)
@@ -134,7 +133,7 @@ def fitting_state(
     state = {key: value for key, value in convert(content).items() if not key.startswith(drop)}
     own = module.state_dict()
     if stem in state and stem in own and state[stem].shape[1] == 3 != own[stem].shape[1]:
-        state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
+        state[stem] = timm.models.adapt_input_conv(own[stem].shape[1], state[stem])
     origin = path if is_local(weights, releases) else weights
     _check_fit(type(module).__name__, state, own, origin, content)
     return state

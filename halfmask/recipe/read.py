@@ -84,12 +84,16 @@ class Recipe(Section):
 def load(
     source: str | Path | Mapping[str, Any] | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    only: str = "",
 ) -> Recipe:
     """Read a recipe, apply dotted overrides, and check everything at once.
 
     Args:
         source: a YAML file, the name of a shipped recipe (`fixmatch/folder`), a mapping, or `None` for the defaults.
         overrides: `["data.split=183", ...]` or `{"data.split": "183"}`; they win over the file.
+        only: the one section that is wanted ("data"): default classes of others are not looked up, because to import
+            a method or an encoder imports torch.
 
     Raises:
         RecipeError: all problems together: unknown keys with the nearest name, wrong types, values out of range.
@@ -111,7 +115,7 @@ def load(
         problems += recipe.eval.contradictions(recipe.data.crop)
     except ValidationError as error:
         problems += explain_all(error.errors(), Recipe, raw)
-    filled = _check_entries(raw, problems)
+    filled = _check_entries(raw, problems, only)
     if problems:
         raise RecipeError(
             f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n{bullet_list(problems, limit=30)}",
@@ -240,7 +244,7 @@ def _name_entries(raw: dict[str, Any]) -> None:
             entry["name"] = default.name
 
 
-def _check_entries(raw: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
+def _check_entries(raw: dict[str, Any], problems: list[str], only: str = "") -> dict[str, dict[str, Any]]:
     """Check each `{name, **params}` against its class; give the params with defaults filled in."""
     filled: dict[str, dict[str, Any]] = {}
     for dotted, (kind, default) in _entries(Recipe, raw, "").items():
@@ -249,6 +253,8 @@ def _check_entries(raw: dict[str, Any], problems: list[str]) -> dict[str, dict[s
             continue
         if _get(raw, "model.name") == "smp" and dotted in {"model.encoder", "model.decoder"}:
             continue  # names of the smp library
+        if value is None and only and not dotted.startswith(f"{only}."):
+            continue
         if value is None and default is not None:
             value = default.model_dump()
         entry = named(value)

@@ -34,7 +34,7 @@ def check(
         RecipeError: an override is wrong.
     """
     given = {} if data is None else {"data.root": str(data)}
-    recipe: Recipe = load(None, given | dict(parse_override(item) for item in overrides))
+    recipe: Recipe = load(None, given | dict(parse_override(item) for item in overrides), only="data")
     seen = take_fingerprint(recipe.data, limit=limit, workers=workers, tick=tick)
     root = str(recipe.data.root)
     if not fix or not (proposal := propose(seen)):

@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import Attention  # type: ignore[attr-defined]
 from torch import Tensor
+
+from halfmask.models.timm_library import timm
 
 
 def fused_attention(
@@ -22,7 +23,7 @@ def fused_attention(
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
 
-class FusedAttention(Attention):
+class FusedAttention(timm.layers.Attention):
     """timm's attention, through `fused_attention` where it is plain self-attention: no mask, no gate, no dropout."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -11,13 +11,12 @@ restricts some uses and must be accepted at the hub.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import timm
 from jaxtyping import Float
 from pydantic import Field
-from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor
 
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
+from halfmask.models.timm_library import timm
 from halfmask.models.weights import Release, load_weights, timm_releases
 
 _SIZES = {  # width, heads, blocks whose output is used (ends of four equal parts for sizes new since DINOv2)
@@ -70,7 +69,7 @@ class DINOv3(Encoder):
                 weights,
                 self.published({"size": size}),
                 stem="patch_embed.proj.weight",
-                convert=lambda state: checkpoint_filter_fn(state, self.net),
+                convert=lambda state: timm.models.eva.checkpoint_filter_fn(state, self.net),
             )
         if frozen:
             self.freeze()

@@ -12,12 +12,12 @@ belong to the plain stem.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import timm
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
+from halfmask.models.timm_library import timm
 from halfmask.models.weights import Release, load_weights, timm_releases
 
 # Releases of the deep-stem networks are filed under their own architecture names.

@@ -19,16 +19,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from halfmask.errors import RecipeError, nearest
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
+from halfmask.models.timm_library import timm
 from halfmask.models.encoders.efficientnet_lite import check_arithmetic
 from halfmask.models.weights import Release, find_file, fitting_state, is_local, timm_releases
 
@@ -77,7 +76,7 @@ class Timm(Encoder):
         if weights is not None:
             arguments |= _pretrained(model, weights, in_channels)
         if _has_final_norm(model, arguments):
-            arguments["feature_cls"] = partial(FeatureGetterNet, norm=True)
+            arguments["feature_cls"] = partial(timm.models._features.FeatureGetterNet, norm=True)
         self.net: Any = _create(model, **arguments)
         for module in self.net.modules():
             vars(module).pop("pretrained_cfg", None)
