@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from halfmask.errors import RecipeError, nearest
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.timm_library import timm
 from halfmask.models.encoders.efficientnet_lite import check_arithmetic
+from halfmask.models.timm_library import timm
 from halfmask.models.weights import Release, find_file, fitting_state, is_local, timm_releases
 
 
