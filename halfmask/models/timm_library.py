@@ -7,11 +7,12 @@ missing) and timm's NaFlexViT (`torch.compiler.disable` on five methods). Encode
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch._compile import _disable_dynamo
 
 _COMPILER = "torch._dynamo.utils"
 
@@ -39,7 +40,7 @@ def _compiler_on_demand() -> Iterator[None]:
     compiler: Any = torch.compiler
     disable = compiler.disable
     sys.modules[_COMPILER] = _OnDemand(_COMPILER)
-    compiler.disable = torch._disable_dynamo  # the same, but the compiler is imported when the method is called
+    compiler.disable = _disable_dynamo  # the same, but the compiler is imported when the method is called
     try:
         yield
     finally:
@@ -48,11 +49,13 @@ def _compiler_on_demand() -> Iterator[None]:
             del sys.modules[_COMPILER]
 
 
-def _import_timm() -> Any:
-    if "torch._dynamo" in sys.modules:
-        return importlib.import_module("timm")
-    with _compiler_on_demand():
-        return importlib.import_module("timm")
+with _compiler_on_demand() if "torch._dynamo" not in sys.modules else nullcontext():
+    import timm
+    from timm.layers import (  # type: ignore[attr-defined]
+        Attention,
+        Conv2dSame,
+        DropPath,
+        resample_abs_pos_embed,
+    )
 
-
-timm: Any = _import_timm()
+__all__ = ["Attention", "Conv2dSame", "DropPath", "resample_abs_pos_embed", "timm"]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmask.models.timm_library import timm
+from halfmask.models.timm_library import Attention
 
 
 def fused_attention(
@@ -23,7 +23,7 @@ def fused_attention(
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
 
-class FusedAttention(timm.layers.Attention):
+class FusedAttention(Attention):
     """timm's attention, through `fused_attention` where it is plain self-attention: no mask, no gate, no dropout."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

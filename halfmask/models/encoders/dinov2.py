@@ -24,7 +24,7 @@ from torch import Tensor
 from halfmask.errors import CheckpointError
 from halfmask.models.encoders._attention import FusedAttention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.timm_library import timm
+from halfmask.models.timm_library import resample_abs_pos_embed, timm
 from halfmask.models.weights import Release, State, load_weights, timm_releases
 
 _SIZES = {  # width, heads, blocks whose output is used
@@ -119,7 +119,7 @@ class DINOv2(Encoder):
         if height == width == _GRID:
             return table  # type: ignore[no-any-return]
         if self.interpolation == "size":
-            return timm.layers.resample_abs_pos_embed(table, [height, width], num_prefix_tokens=1)  # type: ignore[no-any-return]
+            return resample_abs_pos_embed(table, [height, width], num_prefix_tokens=1)  # type: ignore[no-any-return]
         # In float32 whatever the model's dtype: the positions pretrained weights were tuned with.
         grid = table[:, 1:].float().transpose(1, 2).unflatten(2, (_GRID, _GRID))
         scale = ((height + 0.1) / _GRID, (width + 0.1) / _GRID)

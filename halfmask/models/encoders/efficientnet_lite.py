@@ -15,15 +15,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import timm
 from jaxtyping import Float
 from pydantic import Field
-from timm.layers import Conv2dSame  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError
 from halfmask.models.encoders._encoder import Encoder
 from halfmask.models.key_rules import Rules, rename
+from halfmask.models.timm_library import Conv2dSame, timm
 from halfmask.models.weights import Release, State, load_weights, timm_releases
 
 Size = Literal["lite0", "lite1", "lite2"]

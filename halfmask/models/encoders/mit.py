@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from halfmask.errors import ShapeError
 from halfmask.models.encoders._attention import fused_attention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.timm_library import timm
+from halfmask.models.timm_library import DropPath
 from halfmask.models.weights import Release, load_weights
 
 Size = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
@@ -125,7 +125,7 @@ class _Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = _Attention(width, heads, reduction)
-        self.drop_path = timm.layers.DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = _FeedForward(width, 4 * width)
 
