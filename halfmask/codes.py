@@ -46,6 +46,10 @@ CODES: dict[str, Code] = {
     "H117": Code(
         "images in folders that the layout does not know", "move them to images/ or unlabeled/ to train on them"
     ),
+    "H118": Code(
+        "files among the images that hold a handful of values, as masks do",
+        "look at one: move masks into masks/, named like their images; nothing, if they are images",
+    ),
     "H120": Code("classes with few labeled pixels", "label more images that show them"),
     "H121": Code("classes in no labeled mask", "label an image that shows them, or remove the class"),
     "H122": Code("classes in no validation mask", "validate on images that show them: their IoU cannot be measured"),

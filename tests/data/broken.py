@@ -165,6 +165,12 @@ def images_in_an_unknown_folder(root):
     save(root / "more photos/a.png", picture(60))
 
 
+@case("H118", "move masks into masks/", 0)
+def masks_among_the_images(root):
+    good(root, yaml=NAMED)
+    save(root / "images/train/u_9.png", ids())
+
+
 @case("H150", "rename", 0)
 def names_differing_in_case(root):
     good(root, yaml=NAMED)

@@ -110,3 +110,95 @@ def test_names_pair_by_number_where_that_is_plain(tmp_path: Path) -> None:
     assert pair(["1_a.png", "1_b.png"], ["m_1.png"]) == {}  # which of the two?
     assert pair(["img_0.png", "img_1.png"], ["mask_1.png", "mask_2.png"]) == {}  # counted from another number
     assert pair(["img_1.png", "photo_2.png"], ["mask_1.png"]) == {}  # two kinds of names
+
+
+STYLES = [
+    ("x{}_rgb.png", "x{}_segm.png"),
+    ("x{}.jpg", "x{}_labels.png"),
+    ("x{}.jpg", "x{}-gt.tif"),
+    ("x{}.jpg", "gt_x{}.png"),
+    ("x{}.jpg", "x{}.png"),
+    ("x{}.jpg", "x{}.bmp"),
+    ("x{}.JPG", "x{}.Maske.PNG"),
+    ("x{}_sat.jpg", "x{}_mask.png"),
+    ("{}.png", "{}_truth.png"),
+    ("IMG-{}.png", "ANN-{}.png"),
+    ("photo {}.png", "photo {} (classes).png"),
+    ("x{}.png", "x{}_ids.npy"),
+    ("case{}/photo.png", "case{}/drawn.png"),
+    ("case{}_json/img.png", "case{}_json/label.png"),
+    ("a/b/rgb/{}.png", "a/b/cls/{}.png"),
+    ("train/x{}_rgb.png", "train/x{}_segm.png"),
+]
+
+
+def beside(root: Path, names: str, mask_names: str, colors: bool = False, masks: int = 3) -> Path:
+    for number in range(4):
+        image(root / names.format(number), SIZE, seed=number)
+        path = root / mask_names.format(number)
+        ids = np.resize(np.array([0, 1, 2], np.uint8), SIZE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number < masks and path.suffix == ".npy":
+            np.save(path, ids)
+        elif number < masks:
+            Image.fromarray(np.eye(3, dtype=np.uint8)[ids] * 200 if colors else ids).save(path)
+    return root
+
+
+@pytest.mark.parametrize(("names", "mask_names"), STYLES)
+@pytest.mark.parametrize("colors", [False, True])
+def test_masks_among_images_are_told_by_what_they_hold(
+    names: str, mask_names: str, colors: bool, tmp_path: Path
+) -> None:
+    data = Folder(beside(tmp_path, names, mask_names, colors))
+    assert data.ids("train") == sorted(names.format(number) for number in range(4))
+    assert [data.find_mask(names.format(number)) for number in range(4)] == [
+        *(tmp_path / mask_names.format(number) for number in range(3)),
+        None,
+    ]
+
+
+def test_few_masks_among_many_images_are_found(tmp_path: Path) -> None:
+    for number in range(60):
+        image(tmp_path / f"x{number}_rgb.png", SIZE, seed=number)
+    for number in (7, 43):
+        mask(tmp_path / f"x{number}_segm.png", (0, 1, 2), SIZE)
+    data = Folder(tmp_path)
+    assert [id for id in data.ids("train") if data.mask_path(id)] == ["x43_rgb.png", "x7_rgb.png"]
+    assert len(data.ids("train")) == 60
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["x{}_inst.png"], "x0_inst.png and x0_segm.png look like masks of x0_rgb.png"),
+        (["x{}_mask.png", "x{}.png"], "look like masks of"),
+    ],
+)
+def test_masks_among_images_that_fit_in_two_ways_are_refused(more: list[str], message: str, tmp_path: Path) -> None:
+    beside(tmp_path, "x{}_rgb.png", "x{}_segm.png")
+    for number in range(3):
+        for name in more:
+            if name == "x{}.png":
+                image(tmp_path / name.format(number), SIZE, seed=100 + number)
+            else:
+                mask(tmp_path / name.format(number), (0, 1), SIZE)
+    with pytest.raises(DataError, match=message) as caught:
+        Folder(tmp_path)
+    assert caught.value.code == "H208"
+    assert "Move the masks into masks/" in str(caught.value)
+
+
+def test_images_of_few_colors_alone_are_images(tmp_path: Path) -> None:
+    for number in range(3):  # drawings in two styles
+        mask(tmp_path / f"x{number}_day.png", (0, 255), SIZE)
+        mask(tmp_path / f"x{number}_night.png", (0, 200), SIZE)
+    assert len(Folder(tmp_path).ids("unlabeled")) == 6
+
+
+def test_masks_beside_their_images_belong_to_the_part_of_their_folder(tmp_path: Path) -> None:
+    for part, names in (("train", "{}.jpg"), ("val", "{}.jpg")):
+        beside(tmp_path / part, names, "{}_mask.png")
+    data = Folder(tmp_path)
+    assert data.ids("train") == [f"train/{n}.jpg" for n in range(4)]
+    assert data.ids("val") == [f"val/{n}.jpg" for n in range(4)]

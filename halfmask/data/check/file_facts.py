@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset
+from halfmask.data.folder.folder_names import MOST_VALUES
 from halfmask.data.folder.images.decode import Header, decode, read_header, read_image, stored_pixels, turn_upright
 from halfmask.data.folder.images.ground import require_same_ground
 from halfmask.data.folder.masks.decode import count_values, read_stored
@@ -44,6 +45,7 @@ class ImageFacts:
         limits: smallest and largest finite value, of images with more than 8 bits.
         finite: no NaN, no infinity.
         thumb: gray (32, 32), upright; `None` where pixels were not decoded.
+        flat: no more values or colors than a mask has, without loss.
         error: why training would refuse it.
     """
 
@@ -54,6 +56,7 @@ class ImageFacts:
     limits: tuple[float, float] | None = None
     finite: bool = True
     thumb: UInt8[np.ndarray, "32 32"] | None = None
+    flat: bool = False
     error: HalfmaskError | None = None
 
 
@@ -159,10 +162,12 @@ def _plain_facts(id: str, path: Path, image: Image.Image) -> ImageFacts:
     if image.format == "PNG" and mode in {"L", "RGB", "RGBA"}:
         image = Image.fromarray(stored_pixels(image, path.read_bytes()))
     image.load()
+    flat = image.format not in {"JPEG", "MPO"} and 1 < len(image.getcolors(MOST_VALUES) or ())
     small = image.convert("RGB") if mode in {"P", "PA"} else image.convert("L") if mode == "1" else image
     small = small.reduce(max(1, min(small.size) // (2 * THUMB))).convert("L")
     thumb = np.asarray(small.resize((THUMB, THUMB), Image.Resampling.BOX))
-    return ImageFacts(id, header, mode, frames, thumb=np.ascontiguousarray(turn_upright(thumb, header.orientation)))
+    thumb = np.ascontiguousarray(turn_upright(thumb, header.orientation))
+    return ImageFacts(id, header, mode, frames, thumb=thumb, flat=flat)
 
 
 def _deep_facts(dataset: Dataset, id: str, path: Path) -> ImageFacts:

@@ -100,6 +100,14 @@ def mixed_modes(seen: Fingerprint) -> Iterator[Finding]:
         yield about("warning", "H106", text, [facts.id for facts in holes])
 
 
+def like_masks(seen: Fingerprint) -> Iterator[Finding]:
+    """Files among photographs that hold a handful of values."""
+    flat = [facts.id for facts in seen.images.values() if facts.flat]
+    if flat and 2 * len(flat) <= len(seen.images):
+        text = plural(len(flat), "image holds", "images hold")
+        yield about("warning", "H118", f"{text} no more values than a mask does, among photographs", flat)
+
+
 def names(seen: Fingerprint) -> Iterator[Finding]:
     """Names and files that other systems, or this package, treat differently than one expects."""
     tree = seen.tree
@@ -136,4 +144,4 @@ def plain_mode(mode: str) -> str:
     return f"{bits} " + {"1": "gray", "3": "color"}.get(bands, f"of {bands} bands")
 
 
-RULES = (unreadable_images, rotated, odd_sizes, mixed_modes, names)
+RULES = (unreadable_images, rotated, odd_sizes, mixed_modes, like_masks, names)

@@ -14,9 +14,10 @@ PART_NAMES = {
 }  # fmt: skip
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "gt")
-_MOST_VALUES = 32  # of a mask; a photograph has more
+MOST_VALUES = 32  # of a mask; a photograph has more
 _OPENED, _DECODED = 12, 4  # files of a folder that are looked at
-_GRAY = frozenset({"1", "L", "P", "I;16", "I"})
+_GRAY = frozenset({"1", "L", "P", "I;16", "I;16B", "I"})
+_COLORS = frozenset({"RGB", "RGBA", "LA"})
 
 
 def subfolder(base: Path, names: tuple[str, ...]) -> str | None:
@@ -30,16 +31,18 @@ def subfolder(base: Path, names: tuple[str, ...]) -> str | None:
 def images_and_masks(base: Path) -> tuple[str, str] | None:
     """Return the folders of images and of masks in a folder, or `None`.
 
-    By name; or the only folder whose files are gray (or have a palette) with a handful of values is the masks'. Its
-    images are in the other folder; of several (previews, overlays), in the one named so, or in the only one that has a
-    file for every mask.
+    By name; or the only folder whose files are gray (or have a palette) with a handful of values is the masks', or,
+    where none is, the only one whose files have a handful of colors. Its images are in the other folder; of several
+    (previews, overlays), in the one named so, or in the only one that has a file for every mask.
     """
     image_folder, mask_folder = subfolder(base, IMAGE_FOLDERS), subfolder(base, MASK_FOLDERS)
     if image_folder is not None and mask_folder is not None:
         return image_folder, mask_folder
     there = [path for path in folders(base) if path.name.lower() not in PART_NAMES]
     filled = [path for path in there if any(is_image(file) for file in path.rglob("*"))]
-    are_masks = [path for path in filled if _holds_masks(path)]
+    are_masks = [path for path in filled if _holds_masks(path)] or [
+        path for path in filled if _holds_masks(path, colors=True)
+    ]
     if len(are_masks) != 1 or len(filled) < 2:
         return None
     masks = are_masks[0]
@@ -67,17 +70,43 @@ def folders(base: Path) -> list[Path]:
     return sorted(path for path in base.iterdir() if path.is_dir() and path.name[0] != ".") if base.is_dir() else []
 
 
-def _holds_masks(folder: Path) -> bool:
+def looks_like_mask(path: Path, *, colors: bool = True) -> bool:
+    """Whether a file holds a handful of values or colors, without loss; what cannot be opened does not.
+
+    Args:
+        path: of the file.
+        colors: RGB counts, too.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            values = np.load(path, allow_pickle=False, mmap_mode="r")
+            return values.ndim == 2 and values.dtype.kind in "iub" and len(np.unique(values)) <= MOST_VALUES
+        with Image.open(path) as image:
+            if not _may_be_mask(image, colors):
+                return False
+            if image.mode in {"1", "L", "P", "LA", "RGB", "RGBA"}:
+                return image.getcolors(MOST_VALUES) is not None
+            return len(np.unique(np.asarray(image))) <= MOST_VALUES
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return False
+
+
+def _holds_masks(folder: Path, *, colors: bool = False) -> bool:
     files = sorted(file for file in folder.rglob("*") if is_image(file) and file.suffix.lower() != ".npy")
     some = files[:: max(1, len(files) // _OPENED)]
-    return bool(some) and all(_is_mask(path, decode=number < _DECODED) for number, path in enumerate(some))
+    return bool(some) and all(
+        looks_like_mask(path, colors=colors) if number < _DECODED else _has_header_of_mask(path, colors)
+        for number, path in enumerate(some)
+    )
 
 
-def _is_mask(path: Path, *, decode: bool) -> bool:
+def _has_header_of_mask(path: Path, colors: bool) -> bool:
     try:
         with Image.open(path) as image:
-            if image.mode not in _GRAY or image.format in {"JPEG", "MPO"}:
-                return False
-            return not decode or len(np.unique(np.asarray(image))) <= _MOST_VALUES
+            return _may_be_mask(image, colors)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
+
+
+def _may_be_mask(image: Image.Image, colors: bool) -> bool:
+    return image.format not in {"JPEG", "MPO"} and (image.mode in _GRAY or (colors and image.mode in _COLORS))

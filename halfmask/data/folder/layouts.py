@@ -9,7 +9,7 @@
     outlines      NAME.json (labelme) or NAME.geojson beside NAME.jpg, or in masks/ and the like beside images/
     COCO json     a json with images, annotations, categories
     Label Studio  its json export: a list of tasks
-    side by side  NAME.jpg + NAME_mask.png in one folder
+    side by side  NAME.jpg + NAME_mask.png in one folder, or under any endings, told by what the files hold (`beside`)
     plain         images only: all unlabeled
 
 Folders may be named in upper or lower case. A pair of folders of other names is told by its files (`folder_names`).
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from halfmask.data.folder.beside import masks_among
 from halfmask.data.folder.files import list_images, list_stems
 from halfmask.data.folder.folder_names import (
     IMAGE_FOLDERS,
@@ -281,15 +282,19 @@ def _side_by_side(root: Path) -> Layout | None:
     if not images:
         return None
     stems = {key_of(id, "") for id in images}
-    masks = [id for id in images if (short := MASK_SUFFIX.sub("", key_of(id, ""))) != key_of(id, "") and short in stems]
+    named = [id for id in images if (short := MASK_SUFFIX.sub("", key_of(id, ""))) != key_of(id, "") and short in stems]
+    masks = pair([id for id in images if id not in set(named)], named) if named else masks_by_prefix(images)
+    reason = f"{Path(next(iter(masks.values()))).name} beside its image" if masks else ""
+    rest = sorted(set(images) - set(masks.values()))
+    if among := masks_among(root, rest, masks):
+        first, mask = next(iter(among.items()))
+        reason = reason or f"{Path(mask).name} looks like a mask of {Path(first).name}"
+        masks |= among
     if masks:
-        rest = [id for id in images if id not in set(masks)]
-        reason = f"{Path(masks[0]).name} beside its image"
-        return Layout("side by side", reason, root, {"train": rest}, pair(rest, masks))
-    if by_prefix := masks_by_prefix(images):
-        rest = [id for id in images if id not in set(by_prefix.values())]
-        reason = f"{Path(next(iter(by_prefix.values()))).name} beside the image of its number"
-        return Layout("side by side", reason, root, {"train": rest}, by_prefix)
+        parts: dict[str, list[str]] = {"train": []}
+        for id in sorted(set(images) - set(masks.values())):
+            parts.setdefault(part_of_folders(id), []).append(id)
+        return Layout("side by side", reason, root, parts, masks)
     suspicious = sorted({part for id in images for part in Path(id).parts[:-1] if part.lower() in MASK_FOLDERS})
     if suspicious:
         raise DataError(
