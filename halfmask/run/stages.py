@@ -8,6 +8,7 @@ A killed run resumes anywhere: in a training, between two stages, or in `after`,
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -224,11 +225,13 @@ class FinishedStage:
         if not ids:
             raise DataError(f"{folder}: no images to label. A stage cannot learn from an empty folder of masks.")
         part, colors = folder.with_name(f"{name}.part"), palette_of(self.dataset.task)
+        stems = Counter(str(Path(id).with_suffix("")) for id in {*self.split.unlabeled, *ids})
         for unfinished in part.rglob(".*.part.png"):
             unfinished.unlink()
         with looking_at_files(self.quiet) as on_file:
             for number, id in enumerate(ids, 1):
-                path = part / Path(id).with_suffix(".png")
+                alone = stems[str(Path(id).with_suffix(""))] == 1  # else a.jpg and a.png would share a mask
+                path = part / (Path(id).with_suffix(".png") if alone else f"{id}.png")
                 if not path.is_file():
                     mask = self._labeled(id, label)
                     with atomic_path(path, error=DataError) as file:

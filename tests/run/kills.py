@@ -72,9 +72,9 @@ def kill_and_resume(kills: int, folder: Path, *, processes: int = 1, seed: int =
     made = recipe(data, *SETTINGS, f"run.devices={processes}")
     (folder / "recipe.yaml").write_text(made.to_yaml())
     unbroken, run = folder / "unbroken", folder / "run"
-    _finish(_start(folder, unbroken, processes))  # the first start also imports everything
+    _finish(start(folder, unbroken, processes))  # the first start also imports everything
     began = time.monotonic()
-    _finish(_start(folder, run, processes))
+    _finish(start(folder, run, processes))
     seconds = time.monotonic() - began
     done = half_written = early = 0
     differences = [f"not killed: {line}" for line in run_differences(unbroken, run)]
@@ -82,14 +82,14 @@ def kill_and_resume(kills: int, folder: Path, *, processes: int = 1, seed: int =
         shutil.rmtree(run, ignore_errors=True)
         moments = []
         for _ in range(min(random_.choice((1, 1, 2)), kills - done)):
-            started = _start(folder, run, processes)
+            started = start(folder, run, processes)
             moments.append(_kill(started, run, random_, seconds))
             if moments[-1] == "too late: finished":
                 break
             done += 1
             early += not _checkpoints(run)
             half_written += any(run.glob("**/.*.part*"))
-        _finish(_start(folder, run, processes))
+        _finish(start(folder, run, processes))
         found = run_differences(unbroken, run)
         differences += [f"killed {', then '.join(moments)}: {line}" for line in found]
         if say:
@@ -101,7 +101,7 @@ def _checkpoints(run: Path) -> list[Path]:
     return [path for path in run.glob("checkpoints/*.ckpt") if not path.name.startswith(".")]
 
 
-def _start(folder: Path, run: Path, processes: int) -> list[BaseProcess]:
+def start(folder: Path, run: Path, processes: int) -> list[BaseProcess]:
     """Start the run, or go on with it if it has a checkpoint, as a job of a cluster does."""
     resume = bool(_checkpoints(run))
     with socket.socket() as free:
@@ -149,14 +149,14 @@ def _kill(started: list[BaseProcess], run: Path, random_: random.Random, seconds
         return "too late: finished"
     first = random_.choice([*started, None])
     for process in [first] if first is not None else started:
-        _end(process)
+        end(process)
     for process in started:  # what waits in vain for the one that was killed
         process.join(random_.choice((0.0, 0.5)))
-        _end(process)
+        end(process)
     return what if len(started) == 1 or first is None else f"{what}, process {started.index(first)} first"
 
 
-def _end(process: BaseProcess) -> None:
+def end(process: BaseProcess) -> None:
     if process.is_alive() and process.pid is not None:
         for kill in (os.killpg, os.kill):  # before `setsid` there is no group yet
             try:
@@ -171,7 +171,7 @@ def _finish(started: list[BaseProcess]) -> None:
         process.join(_PATIENCE)
     codes = [process.exitcode for process in started]
     for process in started:
-        _end(process)
+        end(process)
     if codes != [0] * len(codes):
         raise RuntimeError(f"a run that nobody killed ended with {codes}; its output is in output.txt")
 

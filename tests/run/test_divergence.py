@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,28 @@ from halfmask.report.records import read_run
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.loop.finite import FiniteGuard
+from tests.run.kills import end, start
 from tests.run.tiny import failing_at, recipe, write_dataset
+
+
+class OneProcessFails(Supervised):
+    """In step 5, the loss of the second process alone is not a number, and so are all gradients."""
+
+    def step(self, batch: Any, progress: Any) -> Any:
+        output = super().step(batch, progress)
+        if progress.step == 4 and os.environ["RANK"] == "1":
+            return output._replace(loss=output.loss * math.nan)
+        return output
+
+
+class OneProcessFailsInItsLoss(Supervised):
+    """In step 5, the loss of the second process alone is infinite, and its gradient is that of any step."""
+
+    def step(self, batch: Any, progress: Any) -> Any:
+        output = super().step(batch, progress)
+        if progress.step == 4 and os.environ["RANK"] == "1":
+            return output._replace(loss=output.loss + math.inf)
+        return output
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +127,26 @@ def test_an_update_out_of_range_is_forbidden_though_its_loss_is_finite() -> None
     guard.begin(torch.device("cpu"))
     optimizer.param_groups[0]["lr"] = 1e38  # the step would leave the range of float32
     assert not guard.allows(loss, optimizer, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["OneProcessFails", "OneProcessFailsInItsLoss"])
+def test_all_processes_stop_where_one_is_not_finite(method: str, data: Path, tmp_path: Path) -> None:
+    made = recipe(
+        data, "run.devices=2", "run.log_every=2", "data.batch.labeled=4", method=f"tests.run.test_divergence:{method}"
+    )
+    (tmp_path / "recipe.yaml").write_text(made.to_yaml())
+    started = start(tmp_path, tmp_path / "run", 2)
+    try:
+        for process in started:
+            process.join(120)
+        assert [process.exitcode for process in started] == [1, 1], (tmp_path / "output.txt").read_text()[-3000:]
+    finally:
+        for process in started:
+            end(process)
+    assert (tmp_path / "output.txt").read_text().count(
+        "DivergenceError: the loss or its gradient is not finite in step 5"
+    ) == 2
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+    assert records(tmp_path / "run")[-1]["alarm/not_finite"] == 1
+    assert (tmp_path / "run/model.safetensors").is_file()

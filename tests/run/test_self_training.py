@@ -1,6 +1,7 @@
 """Self-training in three stages by the command line: kept checkpoints, lists and masks, and a run killed everywhere."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from halfmask.cli.app import app
+from halfmask.data.splits.weak import load_weak
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.method import Stage
 from halfmask.recipe.read import load
+from halfmask.recipe.sections import WeakRecipe
 from halfmask.run import fit, stages
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.folder import RunDir
@@ -194,6 +197,30 @@ def finish(finished: Path, tmp_path: Path, after: Any) -> None:
 def test_what_a_stage_writes_is_checked(finished: Path, tmp_path: Path, after: Any, kind: Any, text: str) -> None:
     with pytest.raises(kind, match=text):
         finish(finished, tmp_path, after)
+
+
+def test_images_that_differ_in_their_suffix_only_get_masks_of_their_own(
+    finished: Path, file: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(str(load(file).data.root), tmp_path / "data")
+    (data / "unlabeled").mkdir()
+    for name in ("a.jpg", "a.png", "b.png"):
+        Image.fromarray(np.zeros((48, 56, 3), np.uint8)).save(data / "unlabeled" / name)
+    finish(finished, tmp_path, None)
+    made = tmp_path / "first/recipe.yaml"
+    made.write_text(load(made, {"data.root": str(data)}).to_yaml())
+    ids = ["unlabeled/a.jpg", "unlabeled/a.png", "unlabeled/b.png"]
+    classes = dict(zip(ids, (0, 1, 2), strict=True))
+    stage = FinishedStage(RunDir(tmp_path / "first", root=tmp_path), {})
+    folder = stage.write_masks("masks", ids[1:], lambda id, image: image[0].long() * 0 + classes[id])
+    second = stage.write_masks("more", ids[:1], lambda id, image: image[0].long() * 0 + classes[id])
+    weak = load_weak(WeakRecipe(masks=[str(folder), str(second)]), stage.unlabeled, stage.dataset.task, ids)
+    assert weak.masks is not None
+    assert {id: int(weak.masks.read(id, (48, 56)).max()) for id in ids} == classes
+    (folder / "unlabeled/a.png.png").rename(folder / "unlabeled/a.png")
+    (second / "unlabeled/a.jpg.png").unlink()
+    with pytest.raises(DataError, match=r"unlabeled/a\.png: unlabeled/a\.jpg, unlabeled/a\.png"):
+        load_weak(WeakRecipe(masks=[str(folder), str(second)]), stage.unlabeled, stage.dataset.task, ids)
 
 
 def test_two_stages_of_one_name_are_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

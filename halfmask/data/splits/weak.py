@@ -7,7 +7,7 @@ names or ids. Nothing here opens a mask of the dataset: pseudo-masks lie in a fo
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ NOTHING_KNOWN = Weak()
 
 @dataclass(frozen=True)
 class PseudoMasks:
-    """Masks of class ids in folders, named like the images: `<folder>/<id>.png` or `<folder>/<name>.png`.
+    """Masks of class ids in folders, named like the images, whose suffix `.png` replaces or follows.
+
+    For `b/x.jpg`: `<folder>/b/x.jpg.png`, `<folder>/b/x.png`, or `<folder>/x.png`.
 
     Args:
         folders: of the masks; the first one that has a mask of an image counts.
@@ -65,7 +67,7 @@ class PseudoMasks:
     def path(self, id: str) -> Path | None:
         """Where the mask of an image lies, if there is one."""
         plain = Path(id).with_suffix(".png")
-        places = (folder / name for folder in self.folders for name in (plain, plain.name))
+        places = (folder / name for folder in self.folders for name in (f"{id}.png", plain, plain.name))
         return next((path for path in places if path.is_file()), None)
 
     def read(self, id: str, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
@@ -100,7 +102,7 @@ def load_weak(recipe: WeakRecipe, dataset: Dataset, task: Task, unlabeled: Seque
         unlabeled: ids, in the order of their list.
 
     Raises:
-        DataError: unknown classes or images in a tag file, images without tags, no pseudo-mask.
+        DataError: unknown classes or images in a tag file, images without tags, no pseudo-mask, or one of two images.
     """
     remarks: list[str] = []
     tags = None
@@ -111,7 +113,9 @@ def load_weak(recipe: WeakRecipe, dataset: Dataset, task: Task, unlabeled: Seque
         folders = [recipe.masks] if isinstance(recipe.masks, str) else recipe.masks
         folder, where = Path(folders[0]), ", ".join(folders)
         masks = PseudoMasks(tuple(map(Path, folders)), dataset, LabelMap(task.n_classes), task.ignore_index)
-        bare = [id for id in unlabeled if masks.path(id) is None]
+        found = {id: masks.path(id) for id in unlabeled}
+        bare = [id for id, path in found.items() if path is None]
+        _require_own_masks(found)
         if len(bare) == len(unlabeled):
             raise DataError(
                 f"data.weak.masks={where}: no unlabeled image has a pseudo-mask there; expected for example "
@@ -125,6 +129,24 @@ def load_weak(recipe: WeakRecipe, dataset: Dataset, task: Task, unlabeled: Seque
                 f"pixels is known ({_examples(bare)})."
             )
     return Weak(tags, masks, tuple(remarks))
+
+
+def _require_own_masks(found: Mapping[str, Path | None]) -> None:
+    """Check that no two images have one pseudo-mask.
+
+    Raises:
+        DataError: `a.jpg` and `a.png` share one, or images of one name in two folders.
+    """
+    owners: dict[Path, list[str]] = {}
+    for id, path in found.items():
+        if path is not None:
+            owners.setdefault(path, []).append(id)
+    if shared := [f"{path}: {', '.join(ids)}" for path, ids in owners.items() if len(ids) > 1]:
+        raise DataError(
+            "pseudo-masks that two unlabeled images would share. Name each after the whole path of its image, such as "
+            f"b/x.jpg.png for b/x.jpg:\n{bullet_list(shared)}",
+            "H208",
+        )
 
 
 def read_tags(path: Path, task: Task) -> dict[str, tuple[int, ...]]:

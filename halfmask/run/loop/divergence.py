@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import lightning as L
-import torch
 
 from halfmask.batch import Batch
 from halfmask.errors import DivergenceError
@@ -42,13 +41,7 @@ class StopAtInfinity(L.Callback):
         due = any(module.step % every == 0 for every in self.cadences) or module.step == module.total_steps
         if module.device.type != "cpu" and not due:
             return
-        found = module.guard.bad_step()
-        if trainer.world_size > 1 and due:
-            steps = trainer.strategy.all_gather(torch.tensor(-1 if found is None else found, device=module.device))
-            found = max(int(step) for step in steps.reshape(-1))
-            found = None if found < 0 else found
-        elif trainer.world_size > 1:
-            return
+        found = module.guard.bad_step()  # the same in all processes
         if found is not None:
             self._stop(trainer, module, found)
         if due:

@@ -1,11 +1,13 @@
 """Notice the first loss or gradient that is not finite, and keep the weights from before it.
 
-Whether a step is finite is known on the device. A GPU is asked at the logging cadence only: until then its fused
-optimizers skip every update after the first bad one. On a CPU asking costs nothing.
+Several processes agree on every step: what is not finite in one is forbidden in all, so that their weights and steps
+stay alike. Whether a step is finite is known on the device. A GPU is asked at the logging cadence only: until then its
+fused optimizers skip every update after the first bad one. On a CPU asking costs nothing.
 """
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.optim import Optimizer
 
 _MARGIN = 10.0  # updates of AdamW may exceed the learning rate by about so much
@@ -52,6 +54,7 @@ class FiniteGuard:
         rate = max(group["lr"] for group in optimizer.param_groups)
         # The largest update must be a number, too; the margin keeps what is added to it in range.
         fine = loss.detach().isfinite().all() & ((norm + 1) * (rate * _MARGIN)).isfinite()
+        fine = _in_all_processes(fine)
         first = self._good & ~fine
         self._bad_step = torch.where(first, step, self._bad_step)
         self._good = self._good & fine
@@ -70,3 +73,12 @@ class FiniteGuard:
     def weights_are_finite(self) -> bool:
         """Whether all weights are numbers."""
         return all(bool(parameter.isfinite().all()) for parameter in self._method.parameters())
+
+
+def _in_all_processes(fine: Tensor) -> Tensor:
+    """Return whether it holds in every process; a small number, and no wait for the device."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return fine
+    shared = fine.to(torch.int32)
+    dist.all_reduce(shared, dist.ReduceOp.MIN)
+    return shared.bool()
