@@ -45,7 +45,7 @@ from halfmask.recipe.read import Recipe
 from halfmask.run.cost import watch_peak
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.optim import base_rate
-from halfmask.run.loop.trainer import make_trainer, prepare_networks, with_precision
+from halfmask.run.loop.trainer import make_trainer, prepare_networks
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import loader_maker
 
@@ -141,9 +141,10 @@ def measure_recipe(recipe: Recipe, steps: int = 10, trace: Path | None = None) -
         raise RecipeError("speed is measured in one process: set run.devices=1 run.nodes=1 and divide data.batch.")
     total = WARM_UP + steps + PROFILED + steps
     run = recipe.run.model_copy(update={"logger": "none", "steps": total, "epochs": None})
-    recipe = with_precision(recipe.model_copy(update={"run": run}))
+    recipe = recipe.model_copy(update={"run": run})
     with tempfile.TemporaryDirectory(prefix="halfmask-bench-") as folder:
         prepared = prepare(recipe)
+        recipe = prepared.recipe
         make_loader = loader_maker(prepared, Path(folder))
         loader_seconds = _loader_alone(make_loader(0, WARM_UP + steps, 0, 1))
         module = LitMethod(

@@ -9,12 +9,13 @@ what memory and time allow. What the user set stays as it is, and is taken into 
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from halfmask.plan.budget import Budget, Fit, duration, fit, predicted
 from halfmask.plan.choices import Choice, Draft, draft, is_set
 from halfmask.plan.facts import DataFacts, Machine, look_at_data, look_at_machine
+from halfmask.plan.trials import choose_precision
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.shipped import find_recipe
 from halfmask.run.prepare import prepare
@@ -97,6 +98,9 @@ def make_plan(
         return _recipe(rules.base, {**settings, **more}, given)
 
     own_length = is_set("run.steps", given) or is_set("run.epochs", given)
+    if (precision := choose_precision(build({}), data)) is not None:
+        rules = replace(rules, choices=(*rules.choices, precision))
+        settings |= precision.settings
     network = rules.network
     usual = None if own_length else network.steps if network else build({}).run.steps or 1000
     fitted = fit(build, usual, network.multiple if network else 32, budget, machine)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ from dataclasses import dataclass
 import torch
 
 from halfmask.infer.evaluate import DatasetItems, count
+from halfmask.models.build import Builder
+from halfmask.plan.choices import Choice
+from halfmask.plan.facts import DataFacts
 from halfmask.recipe.read import Recipe
 from halfmask.run.cost import Cost, predict_cost, watch_peak
-from halfmask.run.loop.trainer import uses_gpu, with_precision
+from halfmask.run.loop.trainer import has_fast_bf16, uses_gpu
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import Prepared
 from halfmask.run.twin import compared_ids, twin_recipe
+
+_LONG = 2.0  # seconds of a trial of precision that is not repeated
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,6 @@ def measure(recipe: Recipe) -> Measured:
         RecipeError, ShapeError, DataError: the recipe cannot be trained.
         torch.OutOfMemoryError: even the smallest trial does not fit.
     """
-    recipe = with_precision(recipe)
     _give_back()
     began = time.perf_counter()
     prepared = prepare(recipe, look=False)
@@ -69,6 +74,49 @@ def measure(recipe: Recipe) -> Measured:
         predictors += 1
     whole = time.perf_counter() - began
     return Measured(prepared, cost, steps, seconds * predictors, memory, prepare_seconds, whole)
+
+
+def time_precisions(recipe: Recipe, data: DataFacts) -> dict[str, float]:
+    """Return seconds of the processor for one forward and backward pass of a network, by precision.
+
+    Both are tried by turns on two images of the training crop, and the fastest of three counts (of one, where a pass
+    takes long). The time is that of this process, so that other work on the machine does not decide.
+
+    Args:
+        recipe: with the network, its memory layout and the crop.
+        data: with the task and the number of bands.
+    """
+    crop, layout = recipe.data.crop, torch.channels_last if recipe.run.channels_last else torch.contiguous_format
+    model = Builder(recipe.model, data.task, crop=crop, channels=data.channels, pretrained=False)()
+    model = model.train().to(memory_format=layout)
+    image = torch.rand(2, data.channels, crop, crop).to(memory_format=layout)
+    if data.task.kind == "change":
+        image = torch.stack((image, image.flip(-1)), dim=1)
+    seconds = {"32-true": math.inf, "bf16-mixed": math.inf}
+    for _ in range(3):
+        for precision in seconds:
+            began = time.process_time()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                loss = model(image).float().square().mean()
+            loss.backward()
+            seconds[precision] = min(seconds[precision], time.process_time() - began)
+        if max(seconds.values()) > _LONG:
+            break
+    return seconds
+
+
+def choose_precision(recipe: Recipe, data: DataFacts) -> Choice | None:
+    """Choose the faster precision by trial; `None` where only one is to be had, or the recipe names one."""
+    if recipe.run.precision != "auto" or uses_gpu(recipe.run) or not has_fast_bf16(recipe.run):
+        return None
+    seconds = time_precisions(recipe, data)
+    names = {"32-true": "float32", "bf16-mixed": "bfloat16"}
+    faster, slower = sorted(seconds, key=lambda precision: seconds[precision])
+    reason = (
+        f"{1000 * seconds[faster]:.0f} ms against {1000 * seconds[slower]:.0f} ms with {names[slower]}: forward and "
+        "backward of 2 images, on this CPU"
+    )
+    return Choice("precision", names[faster], reason, {"run.precision": faster})
 
 
 def _give_back() -> None:

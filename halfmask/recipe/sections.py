@@ -338,7 +338,7 @@ class RunRecipe(Section):
         steps: optimizer steps; wins over `epochs`.
         seed: of initialization, data order, augmentation.
         precision: `auto` = bfloat16 autocast where the device computes in it natively (GPUs since Ampere, CPUs with
-            AVX512-BF16), else 32-true.
+            AVX512-BF16), else 32-true; on a CPU also for encoders of depthwise convolutions. A plan times both.
         accelerator: `auto` takes the GPU when there is one.
         devices: processes, one device each.
         nodes: machines.
@@ -350,7 +350,8 @@ class RunRecipe(Section):
         recompute: activation checkpointing: blocks of the encoder are computed again in the backward pass. Less memory,
             about a third more time, the same gradients.
         compile: compile encoder and decoder.
-        channels_last: memory layout of images and weights, for CNN encoders on a GPU.
+        channels_last: memory layout of images and weights, for CNN encoders on a GPU, and for EfficientNet-Lite on a
+            CPU, too.
         logger: extra loggers beside metrics.jsonl.
         twin: also train without the unlabeled images (`<run>/twin`), and compare both
         precise_bn: before each validation, take the statistics of batch norm anew from so many clean training images

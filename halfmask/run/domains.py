@@ -33,6 +33,7 @@ from halfmask.recipe.read import DataRecipe, Entry, Recipe
 from halfmask.run.folder import RunDir, describe_split
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.optim import with_optimizers
+from halfmask.run.loop.trainer import with_precision
 from halfmask.run.loop.validation import Evaluate, Examination, Examiner, origin_of
 from halfmask.run.prepared import (
     Prepared,
@@ -89,6 +90,7 @@ def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: boo
     recipes = {name: domain_recipe(recipe, name) for name in recipe.data.domains or {}}
     opened = _for_each(recipes, lambda _, own: _open(own.data))
     method = _build(cls, recipe, recipes, opened)
+    recipe = with_precision(recipe, method)
     world = recipe.run.devices * recipe.run.nodes
 
     def check(name: str, own: Recipe) -> tuple[Source, RareClasses]:

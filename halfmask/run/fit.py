@@ -24,7 +24,7 @@ from halfmask.run.loop.divergence import StopAtInfinity
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.optim import base_rate
 from halfmask.run.loop.progress import ProgressLine
-from halfmask.run.loop.trainer import make_trainer, prepare_networks, with_precision
+from halfmask.run.loop.trainer import make_trainer, prepare_networks
 from halfmask.run.prepare import describe, prepare
 from halfmask.run.prepared import Prepared, clean_statistics, loader_maker
 from halfmask.run.stages import train_stages
@@ -139,7 +139,6 @@ def _train_stage(
     began = time.monotonic()
     if not resume and is_first_rank():
         run.check_free(overwrite=overwrite)  # before minutes of preparation
-    recipe = with_precision(recipe)
     prepared = prepare(recipe, limit, look=is_first_rank(), quiet=quiet)
     recipe = prepared.recipe
     if limit is not None:

@@ -18,6 +18,7 @@ from halfmask.recipe.read import Recipe
 from halfmask.run.domains import prepare_domains
 from halfmask.run.loop.optim import base_rate, with_optimizers
 from halfmask.run.loop.progress import require_logger
+from halfmask.run.loop.trainer import with_precision
 from halfmask.run.prepared import (
     Prepared,
     attend_to_rare_classes,
@@ -66,6 +67,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     check_pairing(cls, recipe)
     method: Method = cls(dataset.task, builder, **recipe.method.params)
     check_crop(method, recipe)
+    recipe = with_precision(recipe, method)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
     warnings = split.remarks
     if not split.val and recipe.eval.select_on == "val" and data.val != "none":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from halfmask.cli.app import app
 from halfmask.errors import DataError, RecipeError
 from halfmask.plan import Plan, budget, make_plan
+from halfmask.plan import trials as precision_trials
 from halfmask.plan.budget import Budget, fit, read_duration
 from halfmask.plan.facts import Machine, look_at_data, look_at_machine
 from halfmask.plan.table import LIMITS
@@ -37,6 +39,24 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def plan(data) -> Plan:
     return make_plan({"data.root": str(data), "data.crop": 64, "data.workers": 0})
+
+
+def test_precision_is_that_of_the_faster_trial_where_the_cpu_has_both(plan, data, monkeypatch):
+    asked = plan.recipe.model_copy(update={"run": plan.recipe.run.model_copy(update={"precision": "auto"})})
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert set(precision_trials.time_precisions(asked, plan.data)) == {"32-true", "bf16-mixed"}
+    seconds = {"32-true": 0.410, "bf16-mixed": 0.196}
+    monkeypatch.setattr(precision_trials, "time_precisions", lambda recipe, data: seconds)
+    chosen = precision_trials.choose_precision(asked, plan.data)
+    assert (chosen.value, chosen.settings) == ("bfloat16", {"run.precision": "bf16-mixed"})
+    assert "196 ms against 410 ms with float32" in chosen.reason
+    seconds["32-true"] = 0.1
+    made = make_plan({"data.root": str(data), "data.crop": 64, "data.workers": 0})
+    assert made.recipe.run.precision == "32-true"
+    assert "precision  float32  (100 ms against 196 ms with bfloat16" in made.describe()
+    assert precision_trials.choose_precision(made.recipe, made.data) is None  # it names one
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert precision_trials.choose_precision(asked, plan.data) is None
 
 
 def test_facts_are_those_of_the_folder(tmp_path):

@@ -16,9 +16,11 @@ from PIL import Image
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, Interrupted, RecipeError, ShapeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.methods.fixmatch import FixMatch
+from halfmask.recipe.sections import Entry
 from halfmask.run import checkpoint as checkpoint_module
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
+from halfmask.run.prepare import prepare
 from tests.run.tiny import failing_at, recipe, write_dataset
 
 
@@ -214,6 +216,25 @@ def test_auto_precision_is_resolved_and_written_down(data: Path, tmp_path: Path)
     text = (tmp_path / "run" / "recipe.yaml").read_text()
     assert "precision: bf16-mixed  # auto: native on this device" in text or "precision: 32-true  # auto" in text
     assert all(value.dtype != torch.bfloat16 for value in state(tmp_path / "run")["state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "native", "precision"),
+    [
+        ({"name": "resnet", "depth": 18, "width": 8}, True, "bf16-mixed"),
+        ({"name": "resnet", "depth": 18, "width": 8}, False, "32-true"),
+        ({"name": "mit", "size": "b0"}, True, "bf16-mixed"),  # its depthwise convolutions are a seventh of the layers
+        ({"name": "efficientnet_lite"}, True, "32-true"),
+        ({"name": "timm", "model": "mobilenetv3_small_050"}, True, "32-true"),
+    ],
+)
+def test_auto_precision_is_a_rule_by_device_and_network(data: Path, monkeypatch, encoder, native, precision) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    asked = recipe(data, "run.precision=auto", "run.accelerator=cpu")
+    asked = asked.model_copy(update={"model": asked.model.model_copy(update={"encoder": Entry(**encoder)})})
+    prepared = prepare(asked, look=False)
+    assert prepared.recipe.run.precision == precision
+    assert prepare(prepared.recipe, look=False).recipe == prepared.recipe  # as a resumed run finds it
 
 
 def test_a_crash_loses_only_what_came_after_the_last_checkpoint(data: Path, finished: Path, tmp_path: Path) -> None:
