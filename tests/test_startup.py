@@ -11,6 +11,7 @@ from PIL import Image
 import halfmask
 from halfmask.cli.app import app
 from halfmask.errors import RecipeError
+from halfmask.on_demand import on_demand
 
 # Each costs more than all of `--help` may.
 HEAVY = {"torch", "torchvision", "timm", "numpy", "cv2", "lightning", "PIL", "pydantic", "rich", "matplotlib"}
@@ -110,10 +111,29 @@ def test_a_network_of_timm_is_built_without_the_compiler():
     assert done.stdout.split() == ["True"]
 
 
-def test_the_stand_in_for_the_compiler_asks_the_compiler():
-    from torch._dynamo import utils
+def test_lightning_is_imported_without_signal_processing():
+    code = "import sys, halfmask.run.fit; print('lightning' in sys.modules, 'scipy.signal' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
-    from halfmask.models.timm_library import _OnDemand
 
-    assert _OnDemand("stand_in").is_compile_supported("cpu") == utils.is_compile_supported("cpu")
-    assert _OnDemand("stand_in").counters is utils.counters
+def test_a_stand_in_asks_the_real_module_and_leaves():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "colorsys"]:
+        del sys.modules[name]
+    with on_demand("colorsys", "rgb_to_yiq"):
+        from colorsys import rgb_to_yiq
+
+        assert not hasattr(sys.modules["colorsys"], "__file__")
+    assert "colorsys" not in sys.modules
+    assert rgb_to_yiq(1, 1, 1)[0] == pytest.approx(1)
+    assert sys.modules["colorsys"].__file__
+
+
+def test_a_stand_in_gives_way_to_a_name_that_it_does_not_know():
+    sys.modules.pop("colorsys", None)
+    with on_demand("colorsys", "rgb_to_yiq"):
+        from colorsys import ONE_THIRD
+
+        assert sys.modules["colorsys"].__file__
+    assert ONE_THIRD == 1 / 3
+    assert sys.modules["colorsys"].ONE_THIRD == ONE_THIRD

@@ -30,7 +30,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -43,6 +42,7 @@ from halfmask.data.loading.loader import HostBatch, TrainLoader
 from halfmask.errors import RecipeError
 from halfmask.recipe.read import Recipe
 from halfmask.run.cost import watch_peak
+from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.optim import base_rate
 from halfmask.run.loop.trainer import make_trainer, prepare_networks

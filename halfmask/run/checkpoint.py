@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from halfmask.atomic import atomic_path
 from halfmask.data.splits.split import write_list
@@ -35,6 +34,7 @@ from halfmask.models.weights import misfits
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
 from halfmask.run.folder import PREVIOUS, RunDir
+from halfmask.run.loop.lightning_library import CheckpointIO
 from halfmask.run.loop.module import CHECKPOINT_FORMAT
 from halfmask.run.prepared import Prepared
 

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-
 from halfmask.data.folder.files import ids_of
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.infer.devices import is_first_rank
@@ -21,6 +19,7 @@ from halfmask.run.cost import Cost, predict_cost
 from halfmask.run.folder import RunDir, stage_names
 from halfmask.run.loop.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
 from halfmask.run.loop.divergence import StopAtInfinity
+from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.optim import base_rate
 from halfmask.run.loop.progress import ProgressLine

@@ -17,12 +17,12 @@ from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 
 from halfmask.batch import Batch
 from halfmask.errors import DataError
 from halfmask.run.folder import RunDir
+from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.loop.validation import CleanStatistics, Examiner

@@ -3,12 +3,11 @@
 import math
 from typing import Any
 
-import lightning as L
-
 from halfmask.batch import Batch
 from halfmask.errors import DivergenceError
 from halfmask.run.folder import RunDir
 from halfmask.run.loop.callbacks import save
+from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.validation import Examiner
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from halfmask.errors import CheckpointError
 from halfmask.method import Method
 from halfmask.recipe.read import OptimRecipe
 from halfmask.run.loop.finite import FiniteGuard
+from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.optim import make_optimizers, rate_factor, resolve_optimizers, set_rates
 
 T = TypeVar("T")

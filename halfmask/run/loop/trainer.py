@@ -17,9 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,6 +26,7 @@ from halfmask.method import Method
 from halfmask.models.model import Model
 from halfmask.recipe.read import Recipe, RunRecipe
 from halfmask.run.checkpoint import AtomicCheckpointIO
+from halfmask.run.loop.lightning_library import DDPStrategy, L
 
 
 def uses_gpu(recipe: RunRecipe) -> bool:

@@ -1,0 +1,58 @@
+"""Import a large library without a large part that it imports early and rarely uses.
+
+    with on_demand("scipy.signal"):
+        import lightning
+
+While the block runs, a stand-in has the part's name: its functions, and any other name of it, import the real one when
+they are called or asked for.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+
+class _OnDemand(ModuleType):
+    def __init__(self, name: str, functions: tuple[str, ...]) -> None:
+        super().__init__(name)
+        for function in functions:
+            setattr(self, function, self._late(function))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by the import system
+            raise AttributeError(name)
+        return getattr(self._real(), name)
+
+    def _late(self, function: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            return getattr(self._real(), function)(*arguments, **named)
+
+        return call
+
+    def _real(self) -> ModuleType:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return importlib.import_module(self.__name__)
+
+
+@contextmanager
+def on_demand(name: str, *functions: str) -> Iterator[None]:
+    """Put a stand-in in a module's place, unless the module is imported already.
+
+    Args:
+        name: of the module.
+        functions: of it, which the block imports by name or looks for.
+    """
+    if name in sys.modules:
+        yield
+        return
+    stand_in = _OnDemand(name, functions)
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
