@@ -68,7 +68,6 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "tests/views/test_mixing.py",
         (
             ("corners[on >= p] = 0", "corners[on < p] = 0"),
-            ("(rows < bottom)", "(rows <= bottom)"),
             ("u_ratio * (1 / aspect - aspect)", "u_ratio / aspect"),
         ),
     ),

@@ -35,7 +35,7 @@ from halfmask.models.model import Logits, eval_mode
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.teaching.snapshots import SnapshotPool
-from halfmask.views.channel_dropout import drop_channels
+from halfmask.views.channel_dropout import clean_and_dropped, drop_channels
 from halfmask.views.mixing import box_mask, paste
 from halfmask.views.strong import StrongAugment
 
@@ -115,7 +115,7 @@ class PrevMatch(Method):
         # Labels of the partner images come first, before a training pass moves batch statistics.
         with torch.no_grad(), eval_mode(self.student):
             partner = [pseudo_label(self.student(other.image))]
-        logits_l, logits_w, logits_fp = self._clean_and_dropped(x_l, weak.image)
+        logits_l, logits_w, logits_fp, _ = clean_and_dropped(self.student, x_l, weak.image, self.dropout)
         own = [pseudo_label(logits_w)]  # label and confidence, (B, H, W) each
         if has_past:
             own.append(pseudo_label(self.pool(weak.image, most=self.previous)))
@@ -148,14 +148,6 @@ class PrevMatch(Method):
         if score > float(self.best):
             self.best.fill_(score)
             self.pool.push(self.student)
-
-    def _clean_and_dropped(self, x_l: Tensor, x_u: Tensor) -> tuple[Logits, Logits, Logits]:
-        """Return the logits of the labeled images, of the weak ones, and of the weak ones with dropped channels."""
-        features = self.student.encode(torch.cat((x_l, x_u)))
-        doubled = [torch.cat(pair) for pair in zip(features, self.dropout(features), strict=True)]
-        logits = self.student.classify(self.student.embed(doubled), (x_u.shape[-2], x_u.shape[-1]))
-        logits_l, logits_w, _, logits_fp = logits.split([len(x_l), len(x_u)] * 2)
-        return logits_l, logits_w, logits_fp
 
     def _strong_view(self, own: tuple[Samples, list[Labels]], partner: tuple[Samples, list[Labels]]) -> View:
         """Make a strong view; labels of both kinds travel with the pixels."""

@@ -33,7 +33,7 @@ from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, eval_mode
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
-from halfmask.views.channel_dropout import drop_channels
+from halfmask.views.channel_dropout import clean_and_dropped, drop_channels
 from halfmask.views.mixing import box_mask, paste
 from halfmask.views.strong import StrongAugment
 
@@ -94,7 +94,7 @@ class RankMatch(Method):
 
         # Labels of the partner images come first, before a training pass moves batch statistics.
         other, h_other = self._partner(batch.draw(1))
-        logits_l, logits_w, logits_fp, h_own = self._clean_and_dropped(x_l, x_u)
+        logits_l, logits_w, logits_fp, h_own = clean_and_dropped(self.student, x_l, x_u, self.dropout)
         label, confidence = pseudo_label(logits_w)  # (B, H, W) each
         logs = pseudo_logs(label, confidence, confidence >= self.threshold, valid, self.task.n_classes)
 
@@ -127,15 +127,6 @@ class RankMatch(Method):
             embedding = self.student.embed(self.student.encode(weak.image))
             logits = self.student.classify(embedding, (weak.image.shape[-2], weak.image.shape[-1]))
         return (weak.image, *pseudo_label(logits), weak.valid), embedding
-
-    def _clean_and_dropped(self, x_l: Tensor, x_u: Tensor) -> tuple[Logits, Logits, Logits, Tensor]:
-        """Return logits of labeled, of weak, of weak images with dropped channels, and the weak embedding."""
-        features = self.student.encode(torch.cat((x_l, x_u)))
-        doubled = [torch.cat(pair) for pair in zip(features, self.dropout(features), strict=True)]
-        embedding = self.student.embed(doubled)
-        logits = self.student.classify(embedding, (x_u.shape[-2], x_u.shape[-1]))
-        logits_l, logits_w, _, logits_fp = logits.split([len(x_l), len(x_u)] * 2)
-        return logits_l, logits_w, logits_fp, embedding[len(x_l) : len(x_l) + len(x_u)].detach()
 
     def _loss(self, logits: Logits, label: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:
         # Divided by all valid pixels, not by kept ones: an unsure batch should teach less.

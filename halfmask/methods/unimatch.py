@@ -47,7 +47,7 @@ from halfmask.task import Task
 from halfmask.teaching.ema import Teacher, ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.teaching.ramps import ema_ramp
-from halfmask.views.channel_dropout import drop_channels
+from halfmask.views.channel_dropout import clean_and_dropped, drop_channels
 from halfmask.views.mixing import box_mask, paste
 from halfmask.views.strong import StrongAugment
 
@@ -116,7 +116,7 @@ class UniMatch(Method):
         # Pseudo-labels; those in evaluation mode first, before a training pass moves batch statistics.
         other = self._labeled(batch.draw(1)) if self.draws == 2 else None
         own = self._labeled(batch.draw(0)) if self.labels_apart else None
-        logits_l, logits_w, logits_fp = self._clean_and_dropped(x_l, x_u)
+        logits_l, logits_w, logits_fp, _ = clean_and_dropped(self.student, x_l, x_u, self.dropout)
         own = own or (x_u, *pseudo_label(logits_w), valid)
         _, label, confidence, _ = own  # (B, H, W) each
         logs = pseudo_logs(label, confidence, confidence >= self.threshold, valid, self.task.n_classes)
@@ -152,14 +152,6 @@ class UniMatch(Method):
         labeler = self.student if self.teacher is None else self.teacher
         with torch.no_grad(), eval_mode(labeler):
             return weak.image, *pseudo_label(labeler(weak.image)), weak.valid
-
-    def _clean_and_dropped(self, x_l: Tensor, x_u: Tensor) -> tuple[Logits, Logits, Logits]:
-        """Return the logits of the labeled images, of the weak ones, and of the weak ones with dropped channels."""
-        features = self.student.encode(torch.cat((x_l, x_u)))
-        doubled = [torch.cat(pair) for pair in zip(features, self.dropout(features), strict=True)]
-        logits = self.student.classify(self.student.embed(doubled), (x_u.shape[-2], x_u.shape[-1]))
-        logits_l, logits_w, _, logits_fp = logits.split([len(x_l), len(x_u)] * 2)
-        return logits_l, logits_w, logits_fp
 
     def _strong_view(self, own: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         """Return the strong image, label, confidence, validity; `other` is pasted in (default: the flipped batch)."""

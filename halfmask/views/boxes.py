@@ -110,7 +110,8 @@ def centered(
 def filled(
     corners: Int[Tensor, "B 4"], size: tuple[int, ...], device: torch.device | str | None = None
 ) -> Bool[Tensor, "B H W"]:
-    """Make masks that are True inside (top, left, bottom, right); the copy of four integers each waits for nothing."""
+    """Make masks that are True inside (top, left, bottom, right)."""
+    # From pinned memory the copy of four integers per image makes no one wait.
     if device is not None and torch.device(device).type == "cuda":
         corners = corners.pin_memory()
     top, left, bottom, right = corners.to(device, non_blocking=True)[:, :, None].unbind(1)  # (B, 1) each

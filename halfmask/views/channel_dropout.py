@@ -11,13 +11,15 @@ arXiv:2410.10777): with b images in each of two views and D channels,
 and all feature maps of an image share its row, where they are equally wide. Masks are 0, 1 or 2, exact in every dtype.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from halfmask.models.model import Logits, Model
 
 
 def channel_masks(
@@ -75,6 +77,37 @@ def drop_channels(features: list[Float[Tensor, "B _D _h _w"]], p: float = 0.5) -
     [0.0, 2.0]
     """
     return [F.dropout2d(x, p, training=True) for x in features]
+
+
+class Twice(NamedTuple):
+    """What one pass gives that decodes its features twice: clean, and with dropped channels.
+
+    Args:
+        labeled: logits of the labeled images, clean.
+        weak: logits of the unlabeled images, clean.
+        dropped: logits of the unlabeled images whose features lost channels.
+        embedding: (B, D, h, w) of the unlabeled images, clean and without a graph.
+    """
+
+    labeled: Logits
+    weak: Logits
+    dropped: Logits
+    embedding: Tensor
+
+
+def clean_and_dropped(
+    net: Model, x_l: Tensor, x_u: Tensor, drop: Callable[[list[Tensor]], list[Tensor]] = drop_channels
+) -> Twice:
+    """Pass labeled and unlabeled images together, as UniMatch does; what labeled ones give with drops is not used.
+
+    One pass, because it decides what batch-norm statistics are taken over.
+    """
+    features = net.encode(torch.cat((x_l, x_u)))
+    doubled = [torch.cat(pair) for pair in zip(features, drop(features), strict=True)]
+    embedding = net.embed(doubled)
+    logits = net.classify(embedding, (x_u.shape[-2], x_u.shape[-1]))
+    labeled, weak, _, dropped = logits.split([len(x_l), len(x_u)] * 2)
+    return Twice(labeled, weak, dropped, embedding[len(x_l) : len(x_l) + len(x_u)].detach())
 
 
 def _masks(undropped: Bool[Tensor, " b"], width: int, views: int, complementary: bool) -> Float[Tensor, "VB D"]:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from halfmask.errors import ShapeError
+from halfmask.views.boxes import filled
 
 _TRIES = 16  # rectangles drawn at once per image; more than 99 % of the images need no second round
 _MAX_ROUNDS = 1000
@@ -61,10 +62,7 @@ def box_mask(
     on, share = _uniform(2, batch, generator=generator)
     corners = _draw_corners(share * (area[1] - area[0]) + area[0], height, width, aspect, generator)
     corners[on >= p] = 0
-    bounds = torch.from_numpy(corners)
-    if device is not None and torch.device(device).type == "cuda":
-        bounds = bounds.pin_memory()
-    return _inside(bounds.to(device, non_blocking=True), height, width)
+    return filled(torch.from_numpy(corners), (height, width), device)
 
 
 def paste(box: Bool[Tensor, "B *S"], *tensors: Tensor, partner: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
@@ -137,12 +135,3 @@ def _draw_corners(
 def _uniform(*shape: int, generator: torch.Generator | None) -> np.ndarray:
     # From torch's generator, which the engine seeds at each step; float64, so that u * n never rounds up to n.
     return torch.rand(shape, dtype=torch.float64, device="cpu", generator=generator).numpy()
-
-
-def _inside(corners: Int[Tensor, "B 4"], height: int, width: int) -> Bool[Tensor, "B H W"]:
-    top, left, bottom, right = corners[:, :, None].unbind(1)  # (B, 1) each
-    rows = torch.arange(height, device=corners.device)
-    columns = torch.arange(width, device=corners.device)
-    down = (rows >= top) & (rows < bottom)
-    across = (columns >= left) & (columns < right)
-    return down[:, :, None] & across[:, None, :]

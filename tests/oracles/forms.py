@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from halfmask.losses import cross_entropy
@@ -19,6 +20,7 @@ from halfmask.models import channel_attention, model
 from halfmask.models.decoders import dpt, segformer
 from halfmask.models.encoders import _attention
 from halfmask.teaching import ema, grouping, memory, pseudo_label
+from halfmask.views import boxes as fast_boxes
 from halfmask.views import channel_dropout, strong, weak
 from halfmask.views import mixing as fast_mixing
 from tests.oracles import allspark, attention, losses, mixing, pseudo, segformer_head, strong_views
@@ -44,9 +46,9 @@ def _whole_chain(_: nn.Module, image: Tensor, params: strong.StrongParams) -> Te
     return strong_views.strong_views(image.flatten(0, -4), **params._asdict()).reshape(image.shape)
 
 
-def _drawn_boxes(corners: Tensor, height: int, width: int) -> Tensor:
+def _drawn_boxes(corners: Tensor, size: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
     boxes = [(top, left, bottom, right) for top, left, bottom, right in corners.tolist()]
-    return mixing.boxes_to_mask(boxes, height, width).to(corners.device)
+    return mixing.boxes_to_mask(boxes, *size).to(device)
 
 
 def _pair_one_by_one(kept: Tensor, undropped: Tensor) -> list[Tensor]:
@@ -87,7 +89,7 @@ PLAIN: Mapping[Callable[..., Any], Callable[..., Any]] = {
     pseudo_label.pseudo_logs: pseudo.pseudo_logs,
     channel_dropout._pair: _pair_one_by_one,
     fast_mixing.paste: mixing.paste,
-    fast_mixing._inside: _drawn_boxes,
+    fast_boxes.filled: _drawn_boxes,
     strong.StrongAugment.apply_params: _whole_chain,
     weak.cut_image: _cut_whole,
 }

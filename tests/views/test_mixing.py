@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from halfmask.errors import ShapeError
-from halfmask.views.mixing import _inside, box_mask, paste
+from halfmask.views.boxes import filled
+from halfmask.views.mixing import box_mask, paste
 from tests.oracles.mixing import boxes_to_mask, draw_box, paste_by_index
 
 
@@ -42,8 +43,8 @@ def measures(corners: np.ndarray, side: int) -> dict[str, np.ndarray]:
 
 def test_a_rectangle_holds_its_first_rows_and_columns_and_not_those_after_its_last():
     corners = [(1, 2, 4, 6), (0, 0, 7, 8), (3, 3, 3, 5), (6, 7, 7, 8)]
-    assert torch.equal(_inside(torch.tensor(corners), 7, 8), boxes_to_mask(corners, 7, 8))
-    assert _inside(torch.tensor(corners), 7, 8).sum((1, 2)).tolist() == [3 * 4, 7 * 8, 0, 1]
+    assert torch.equal(filled(torch.tensor(corners), (7, 8)), boxes_to_mask(corners, 7, 8))
+    assert filled(torch.tensor(corners), (7, 8)).sum((1, 2)).tolist() == [3 * 4, 7 * 8, 0, 1]
 
 
 @pytest.mark.parametrize(("side", "draws"), [(321, 5000), (518, 5000), (798, 1000)])
