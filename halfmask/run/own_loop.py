@@ -14,7 +14,7 @@ import torch
 
 from halfmask.batch import Batch
 from halfmask.data.contract import Dataset, count_classes
-from halfmask.data.loading.loader import TrainLoader, to_batch, train_loader
+from halfmask.data.loading.loader import Source, TrainLoader, to_batch, train_loader
 from halfmask.data.loading.sampler import ClassBalance
 from halfmask.data.splits.split import Split, open_dataset, resolve_split, unlabeled_dataset
 from halfmask.data.splits.weak import NOTHING_KNOWN, load_weak
@@ -138,11 +138,12 @@ def loaders(
         balance = ClassBalance(count_classes(dataset, split.labeled), made.run.seed)
     weak = NOTHING_KNOWN if data.weak is None else load_weak(data.weak, other, dataset.task, split.unlabeled)
     loader = train_loader(
-        dataset, other, split, data, seed=made.run.seed, balance=balance, weak=weak,
+        Source(data, dataset, other, split, balance, weak),
+        seed=made.run.seed,
         draws=1 if method is None else method.draws,
         draws_share_images=method is not None and method.draws_share_images,
         pin=torch.device(device).type == "cuda",
-    )  # fmt: skip
+    )
     loader.steps.start, loader.steps.stop = start, steps
     return Batches(loader, dataset.task, split, device)
 

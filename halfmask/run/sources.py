@@ -77,11 +77,7 @@ class OneSource(Sources):
 
     def loader(self, recipe: DataRecipe, **settings: Any) -> TrainLoader:
         """Build the loader of training batches."""
-        source = replace(self.source, recipe=recipe)
-        return train_loader(
-            source.dataset, source.unlabeled, source.split, source.recipe, balance=source.balance, weak=source.weak,
-            **settings,
-        )  # fmt: skip
+        return train_loader(replace(self.source, recipe=recipe), **settings)
 
     def examiner(self, recipe: Recipe) -> Examiner:
         """Build what scores the networks."""

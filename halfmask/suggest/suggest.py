@@ -15,7 +15,7 @@ The same run and images give the same list. The score: `halfmask.suggest.scores`
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypedDict, Unpack, cast, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -65,6 +65,20 @@ class _Criterion:
     ranks: np.ndarray
 
 
+class Options(TypedDict, total=False):
+    """How images are read.
+
+    Args:
+        device: `auto` (the default), `cpu`, `cuda`, `cuda:1`, `mps`.
+        workers: threads that read images ahead; 2 by default.
+        limit: look at the first so many candidates only.
+    """
+
+    device: str
+    workers: int
+    limit: int | None
+
+
 def suggest(
     run: str | Path,
     n: int = 20,
@@ -75,11 +89,9 @@ def suggest(
     measure: str = "entropy",
     formats: Sequence[str] = ("png",),
     overrides: Sequence[str] = (),
-    device: str = "auto",
-    workers: int = 2,
-    limit: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    **options: Unpack[Options],
 ) -> Suggestion:
     """Rank the unlabeled images of a run by what labeling them may bring.
 
@@ -93,11 +105,9 @@ def suggest(
         measure: of uncertainty, `entropy` or `margin`.
         formats: of the drafts: `png`, `labelme`, `label_studio`, `coco`, `geojson`.
         overrides: dotted `eval.*` keys.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        workers: threads that read images ahead.
-        limit: look at the first so many candidates only.
         overwrite: replace an earlier suggestion in `out`, its drafts in other formats included.
         quiet: show no progress.
+        **options: device, workers and limit, see `Options`.
 
     Raises:
         CheckpointError: no bundle, or a damaged checkpoint.
@@ -107,27 +117,22 @@ def suggest(
             no `data` for a bare bundle.
     """
     _check(formats, measure, weights, n)
-    where = pick_device(device)
+    where = pick_device(options.get("device", "auto"))
     opened = open_run(run, overrides, ("eval",))
     bundle = load_bundle(opened.folder, where)
     if bundle.task.kind == "classification":
         raise RecipeError(f"{opened.folder} gives labels, no masks: suggest ranks images for masks.")
-    table = Path(out) if out is not None and Path(out).suffix.lower() == ".csv" else None
-    target = opened.folder / "suggest" if out is None else Path(out) if table is None else table.with_suffix("")
-    if (target / "suggest.json").exists() and not overwrite:
-        raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.", "H408")
-    if table is not None and table.exists() and not overwrite:
-        raise DataError(f"{table} exists already. Replace it with --overwrite, or choose another --out.", "H408")
+    target, table = _places(opened.folder, out, overwrite)
     earlier = earlier_files(target)
     writing = Writing.of(bundle, target)
     if table is not None:
         writing.files.require_unchanged([table])
     require_writable(target)
     pool = open_pool(opened.folder, data)
-    candidates = pool.candidates[:limit]
+    candidates = pool.candidates[: options.get("limit")]
     predictors = open_predictors(bundle, where)
     committee = Committee(bundle, predictors, opened.protocol, where, cast(Measure, measure))
-    measured, known = look_at_all(committee, pool, candidates, workers, quiet)
+    measured, known = look_at_all(committee, pool, candidates, options.get("workers", 2), quiet)
     rare = rare_classes(_class_pixels(pool, measured))
     criteria = _criteria(measured, known, rare, weights)
     score = combine({name: criterion.ranks for name, criterion in criteria.items()}, weights)
@@ -155,6 +160,17 @@ def suggest(
     if table is not None:
         write_table(writing.files, table, chosen, scores)
     return Suggestion(tuple(chosen), scores, target, len(candidates), tuple(criteria), tuple(remarks))
+
+
+def _places(folder: Path, out: str | Path | None, overwrite: bool) -> tuple[Path, Path | None]:
+    """Return the folder of the files, and the table where one is asked for."""
+    table = Path(out) if out is not None and Path(out).suffix.lower() == ".csv" else None
+    target = folder / "suggest" if out is None else Path(out) if table is None else table.with_suffix("")
+    if (target / "suggest.json").exists() and not overwrite:
+        raise DataError(f"{target} holds a suggestion. Replace it with --overwrite, or choose another --out.", "H408")
+    if table is not None and table.exists() and not overwrite:
+        raise DataError(f"{table} exists already. Replace it with --overwrite, or choose another --out.", "H408")
+    return target, table
 
 
 def _check(formats: Sequence[str], measure: str, weights: Weights, n: int) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from halfmask.data.contract import count_classes
 from halfmask.data.datasets.folder import Folder
-from halfmask.data.loading.loader import HostBatch, TrainLoader, train_loader
+from halfmask.data.loading.loader import HostBatch, Source, TrainLoader, train_loader
 from halfmask.data.loading.sampler import ClassBalance, StepSampler
 from halfmask.data.splits.split import Split
 from halfmask.errors import DataError
@@ -43,7 +43,7 @@ def made(dataset: Folder, balance: str = "classes", **options) -> TrainLoader:
     recipe |= options.pop("recipe", {})
     drawn = ClassBalance(count_classes(dataset, ids[:18]), seed=5) if balance == "classes" else None
     split, section = Split(ids[:18], ids[18:], ()), DataRecipe.model_validate(recipe)
-    return train_loader(dataset, None, split, section, seed=5, balance=drawn, **options)
+    return train_loader(Source(section, dataset, None, split, drawn), seed=5, **options)
 
 
 def batches(loader: TrainLoader, start: int, stop: int) -> list[HostBatch]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from halfmask.data.contract import Dataset
-from halfmask.data.loading.loader import HostBatch, TrainLoader, to_batch, train_loader, worker_count
+from halfmask.data.loading.loader import HostBatch, Source, TrainLoader, to_batch, train_loader, worker_count
 from halfmask.data.splits.split import Split
 from halfmask.errors import DataError, MissingExtraError
 from halfmask.recipe.sections import DataRecipe
@@ -63,7 +63,7 @@ def loader(dataset: Dataset, recipe: dict | None = None, unlabeled: Dataset | No
     ids = tuple(dataset.ids("train"))
     split = Split(ids[:5], ids[5:], ())
     recipe = {"crop": 48, "batch": {"labeled": 4, "unlabeled": 4}, "workers": 0} | (recipe or {})
-    return train_loader(dataset, unlabeled, split, DataRecipe.model_validate(recipe), **kwargs)
+    return train_loader(Source(DataRecipe.model_validate(recipe), dataset, unlabeled, split), **kwargs)
 
 
 def batches(made: TrainLoader, start: int = 0, stop: int = 3) -> list[HostBatch]:
@@ -179,7 +179,7 @@ def test_a_broken_image_is_one_clear_error(dataset, workers):
     split = Split(ids[:5], ids[5:], ())
     recipe = DataRecipe.model_validate({"crop": 48, "batch": {"labeled": 4, "unlabeled": 4}, "workers": workers})
     with pytest.raises(DataError) as caught:
-        batches(train_loader(dataset, None, split, recipe), stop=8)
+        batches(train_loader(Source(recipe, dataset, None, split)), stop=8)
     assert (str(caught.value), caught.value.code) == ("03.png: no such image", "H201")
 
 
@@ -194,7 +194,7 @@ def test_a_mask_of_another_size_names_both_sizes(dataset):
     split = Split(("short.png",), tuple(dataset.ids("train")), ())
     recipe = DataRecipe.model_validate({"crop": 48, "batch": {"labeled": 1, "unlabeled": 1}, "workers": 0})
     with pytest.raises(DataError, match="image is 70x40 but its mask is 70x39"):
-        batches(train_loader(dataset, None, split, recipe))
+        batches(train_loader(Source(recipe, dataset, None, split)))
 
 
 def test_the_reader_can_be_sent_to_a_spawned_worker(dataset):

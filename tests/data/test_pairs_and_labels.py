@@ -15,7 +15,7 @@ from halfmask.data.datasets.folder import Folder
 from halfmask.data.datasets.levir import LEVIR
 from halfmask.data.datasets.stl10 import STL10
 from halfmask.data.datasets.whu import WHU
-from halfmask.data.loading.loader import to_batch, train_loader
+from halfmask.data.loading.loader import Source, to_batch, train_loader
 from halfmask.data.splits.split import Split, make_split, open_dataset, part_ids, resolve_split, verify
 from halfmask.errors import DataError, RecipeError
 from halfmask.recipe.read import DataRecipe
@@ -264,7 +264,7 @@ def test_geometry_is_shared_by_both_dates_and_the_label(tmp_path):
     data = ChangeFolder(tmp_path)
     ids = tuple(data.ids("train"))
     keys = recipe(tmp_path, crop=32, scale=(1, 1), pad="black", workers=0, batch={"labeled": 4, "unlabeled": 2})
-    loader = train_loader(data, None, Split(ids[:2], ids[2:], ()), keys)
+    loader = train_loader(Source(keys, data, None, Split(ids[:2], ids[2:], ())))
     loader.steps.start, loader.steps.stop = 0, 5
     for host in loader:
         batch = to_batch(host, "cpu", data.task)
@@ -276,9 +276,10 @@ def test_geometry_is_shared_by_both_dates_and_the_label(tmp_path):
         torch.testing.assert_close(image[:, 1, 2], shown)
         assert image[:, 0, 1:].abs().max() == 0
     cached = train_loader(
-        data, None, Split(ids[:2], ids[2:], ()), keys.model_copy(update={"cache": "memmap"}), cache=tmp_path / "c"
+        Source(keys.model_copy(update={"cache": "memmap"}), data, None, Split(ids[:2], ids[2:], ())),
+        cache=tmp_path / "c",
     )
-    again, plain = next(iter(cached)), next(iter(train_loader(data, None, Split(ids[:2], ids[2:], ()), keys)))
+    again, plain = next(iter(cached)), next(iter(train_loader(Source(keys, data, None, Split(ids[:2], ids[2:], ())))))
     assert torch.equal(again.streams[0].image, plain.streams[0].image)
 
 
@@ -286,7 +287,7 @@ def test_labels_of_whole_images_reach_a_method_without_axes(tmp_path):
     data = ClassFolder(trees.classes(tmp_path, ("a", "b", "c"), per_class=4))
     ids = tuple(data.ids("train"))
     keys = recipe(tmp_path, "class_folder", crop=16, workers=0, batch={"labeled": 6, "unlabeled": 3})
-    loader = train_loader(data, None, Split(ids, ids[:3], ()), keys)
+    loader = train_loader(Source(keys, data, None, Split(ids, ids[:3], ())))
     loader.steps.start, loader.steps.stop = 0, 2
     for host in loader:
         batch = to_batch(host, "cpu", data.task)

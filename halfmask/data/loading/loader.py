@@ -244,10 +244,7 @@ class Source:
 
 
 def train_loader(
-    labeled: Dataset,
-    unlabeled: Dataset | None,
-    split: Split,
-    recipe: DataRecipe,
+    source: Source,
     *,
     seed: int = 0,
     draws: int = 1,
@@ -256,16 +253,11 @@ def train_loader(
     world: int = 1,
     pin: bool = False,
     cache: Path | None = None,
-    balance: ClassBalance | None = None,
-    weak: Weak = NOTHING_KNOWN,
 ) -> TrainLoader:
     """Make the loader of training batches.
 
     Args:
-        labeled: dataset of `split.labeled`.
-        unlabeled: dataset of `split.unlabeled`; `None`: the same one.
-        split: which ids have masks, and which have none.
-        recipe: the `data` section.
+        source: the dataset, and which of its images have masks.
         seed: of order and geometry (`run.seed`).
         draws: unlabeled batches per step (`Method.draws`).
         draws_share_images: `Method.draws_share_images`.
@@ -273,15 +265,12 @@ def train_loader(
         world: number of processes.
         pin: use page-locked memory (when training on a GPU).
         cache: folder of decoded images, used when `recipe.cache` is not "none".
-        balance: draws the labeled samples by class.
-        weak: what is known of the unlabeled images.
 
     Raises:
         DataError: a list is empty or cannot be dealt to the ranks. Broken files raise while iterating.
     """
-    source = Source(recipe, labeled, unlabeled, split, balance, weak)
     reader, sampler = _parts(source, seed, draws, draws_share_images, rank, world, cache)
-    return _loader(reader, sampler, worker_count(recipe.workers, world), pin)
+    return _loader(reader, sampler, worker_count(source.recipe.workers, world), pin)
 
 
 def turn_loader(

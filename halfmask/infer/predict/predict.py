@@ -24,8 +24,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
+import torch
 from jaxtyping import Integer
 from PIL import Image
 from torch import Tensor
@@ -37,7 +39,7 @@ from halfmask.data.folder.files import date_sizes_differ
 from halfmask.data.folder.images.ground import is_georeferenced
 from halfmask.data.folder.images.rasters import Picture, Reading, image_size, read_picture
 from halfmask.errors import DataError, RecipeError, bullet_list, gathered
-from halfmask.infer.bundle import bundle_folder, load_bundle, read_meta
+from halfmask.infer.bundle import Bundle, bundle_folder, load_bundle, read_meta
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import class_map, probabilities, read_ahead
 from halfmask.infer.predict.inputs import RECORD, Input, find_input
@@ -46,11 +48,33 @@ from halfmask.infer.predict.tiled import Predictor, predict_tiled, without_data
 from halfmask.infer.predict.tiles import choose_tiling
 from halfmask.infer.runs import memory_cure, open_run
 from halfmask.progress import Bars
+from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Kind
 from halfmask.written import Written
 
 # Images of more pixels are predicted in tiles, unless the user decides.
 LARGE = 30_000_000
+
+
+class Options(TypedDict, total=False):
+    """How images are read and predicted.
+
+    Args:
+        device: `auto` (the default), `cpu`, `cuda`, `cuda:1`, `mps`.
+        workers: threads that read images ahead; 2 by default.
+        limit: take only the first so many images.
+        tile: predict every image in overlapping tiles of this side; 0: none. By default those of more than 30 million
+            pixels, in tiles of two training crops, but at least 512 pixels (with `eval.mode=slide`: the window).
+        overlap: of neighboring tiles; by default a quarter of the tile.
+        nodata: value of pixels without data, instead of the one of the training data.
+    """
+
+    device: str
+    workers: int
+    limit: int | None
+    tile: int | None
+    overlap: int | None
+    nodata: float | None
 
 
 def predict(
@@ -62,15 +86,10 @@ def predict(
     probabilities: bool = False,
     outlines: str | None = None,
     overrides: Sequence[str] = (),
-    device: str = "auto",
     overwrite: bool = False,
-    limit: int | None = None,
-    workers: int = 2,
-    tile: int | None = None,
-    overlap: int | None = None,
-    nodata: float | None = None,
     quiet: bool = False,
     on_found: Callable[[int], object] | None = None,
+    **options: Unpack[Options],
 ) -> int:
     """Write a mask (or label) for every image; images that already have theirs are skipped.
 
@@ -86,16 +105,10 @@ def predict(
         outlines: also write the masks as outlines, for correction in annotation tools: `labelme`,
             `label_studio`, `geojson` or `coco`.
         overrides: dotted `eval.*` keys, for example `["eval.flip=true"]`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: predict images again that have their files, unless somebody changed these since.
-        limit: take only the first so many images.
-        workers: threads that read images ahead.
-        tile: predict every image in overlapping tiles of this side; 0: none. By default those of more than 30 million
-            pixels, in tiles of two training crops, but at least 512 pixels (with `eval.mode=slide`: the window).
-        overlap: of neighboring tiles; by default a quarter of the tile.
-        nodata: value of pixels without data, instead of the one of the training data.
         quiet: show no progress.
         on_found: called with the number of images of the input.
+        **options: device, workers, limit, tile, overlap and nodata, see `Options`.
 
     Returns:
         Number of images predicted by this call, in all processes.
@@ -107,27 +120,24 @@ def predict(
             done, images that could not be read.
         RecipeError: an override is wrong, or `out` is where the images are.
     """
-    opened = open_run(run, overrides, sections=("eval",))
-    require_writable(Path(out))
+    opened, out = open_run(run, overrides, sections=("eval",)), Path(out)
+    require_writable(out)
     kind = predicted_kind(opened.folder)
     require_outlines(outlines, kind)
-    found = find_input(Path(input), Path(out), pairs=kind == "change")
-    jobs = _jobs(found, Path(out), overlay=overlay, probabilities=probabilities, kind=kind)[:limit]
-    written = Written(Path(out))
-    written.require_alone()
-    # Also without --overwrite: an image whose overlay is missing is predicted anew, mask and all.
-    again = [path for job in jobs if overwrite or not job.done for path in job.files]
-    written.require_unchanged([*again, *((Path(out) / name for name in (TABLE, RECORD)) if overwrite else ())])
+    found = find_input(Path(input), out, pairs=kind == "change")
+    jobs = _jobs(found, out, overlay=overlay, probabilities=probabilities, kind=kind)[: options.get("limit")]
+    written, workers = Written(out), options.get("workers", 2)
+    _require_unchanged(written, jobs, overwrite)
     if on_found is not None:
         on_found(len(jobs))
-    with joined_ranks(device) as ranks:
+    with joined_ranks(options.get("device", "auto")) as ranks:
         quiet = quiet or not ranks.first
         if not quiet and found.left_out:
             print(f"note: {found.told()}.", file=sys.stderr)
         bundle = load_bundle(opened.folder, ranks.device)
         if outlines is not None:
-            there = outline_files((job.row for job in jobs), Path(out), outlines, bundle.task)
-            Written(Path(out) / outlines).require_unchanged(there)
+            there = outline_files((job.row for job in jobs), out, outlines, bundle.task)
+            Written(out / outlines).require_unchanged(there)
         if kind == "classification" and overlay:
             raise RecipeError(f"{opened.folder} gives labels, no masks: leave out --overlay. See labels.csv.")
         record_model(written, bundle, overwrite=overwrite)
@@ -138,18 +148,15 @@ def predict(
                 bundle, [(job.row, job.image) for job in jobs], written, opened.protocol, ranks.device,
                 probabilities=probabilities, overwrite=overwrite, workers=workers, quiet=quiet,
             )  # fmt: skip
-        reading = reading_of(bundle) if nodata is None else replace(reading_of(bundle), nodata=nodata)
-        tiling = choose_tiling(bundle.model, opened.protocol, bundle.crop, tile or None, overlap)
-        writing = Writing.of(bundle, Path(out))
-        predictor = Predictor(bundle, opened.protocol, ranks.device, reading, tiling, writing)
+        predictor = _predictor(bundle, opened.protocol, ranks.device, out, options)
         # Shared out before anything is skipped: what another process has finished by now must not move the shares.
         mine = jobs[ranks.rank :: ranks.world]
         open_jobs = [job for job in mine if overwrite or not job.done]
-        failed = _predict_all(mine, open_jobs, predictor, workers, _limit_of_whole(tile), quiet)
+        failed = _predict_all(mine, open_jobs, predictor, workers, _limit_of_whole(options.get("tile")), quiet)
         failed, count = ranks.lists(failed), sum(ranks.lists([len(open_jobs)]))
     if outlines is not None and ranks.first:
         done = [(job.row, job.image, job.mask) for job in jobs if job.mask.exists()]
-        write_outlines(done, Path(out), outlines, bundle.task, writing.table)
+        write_outlines(done, out, outlines, bundle.task, predictor.writing.table)
     if failed:
         raise gathered(
             f"{len(failed)} of {len(jobs)} images could not be read; the masks of the others are in {out}. Mend or "
@@ -157,6 +164,20 @@ def predict(
             failed,
         )
     return count
+
+
+def _require_unchanged(written: Written, jobs: list[Job], overwrite: bool) -> None:
+    """Refuse to replace files of others; also without `overwrite` an image that lacks one file is predicted anew."""
+    written.require_alone()
+    again = [path for job in jobs if overwrite or not job.done for path in job.files]
+    written.require_unchanged([*again, *((written.folder / name for name in (TABLE, RECORD)) if overwrite else ())])
+
+
+def _predictor(bundle: Bundle, protocol: EvalRecipe, device: torch.device, out: Path, options: Options) -> Predictor:
+    reading, nodata = reading_of(bundle), options.get("nodata")
+    tiling = choose_tiling(bundle.model, protocol, bundle.crop, options.get("tile") or None, options.get("overlap"))
+    reading = reading if nodata is None else replace(reading, nodata=nodata)
+    return Predictor(bundle, protocol, device, reading, tiling, Writing.of(bundle, out))
 
 
 def _predict_all(
