@@ -1,5 +1,6 @@
 """Show on stderr how far work has come: with bars in a terminal, with lines elsewhere. Stdout is for results."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -108,3 +109,18 @@ def looking_at_files(quiet: bool = False, every: float = 5.0) -> Iterator[Callab
                 bars.console.print(f"looked at {done} of {total} files", markup=False)
 
         yield on_file
+
+
+@contextmanager
+def timed(work: str) -> Iterator[None]:
+    """Log what a block took; `--verbose` shows it.
+
+    Args:
+        work: what the block does.
+    """
+    cpu, wall = time.process_time(), time.monotonic()
+    try:
+        yield
+    finally:
+        taken = time.process_time() - cpu, time.monotonic() - wall
+        logging.getLogger("seconds").info("%5.1f CPU %5.1f wall  %s", *taken, work)

@@ -165,7 +165,10 @@ def _plan(keys: dict[str, Any], overrides: list[str], quiet: bool, began: float,
             "train on what? Give a recipe and data (halfmask train fixmatch/folder --data DIR --out RUN), or only "
             "--data DIR --out RUN. Shipped recipes: halfmask list recipes"
         )
-    from halfmask.plan import make_plan
+    from halfmask.progress import timed
+
+    with timed("importing the trainer"):
+        from halfmask.plan import make_plan
 
     flags.say("plan     looking at the data and trying a few steps ...", quiet)
     plan = make_plan(given, quiet=quiet, began=began, **budget)
@@ -191,8 +194,11 @@ def _folders(place: Place, keys: dict[str, Any]) -> list[tuple[Path, dict[str, A
     seeds = flags.numbers(place.seeds, "--seeds") if place.seeds is not None else []
     folders: list[tuple[Path, dict[str, Any]]] = [(out / f"seed-{seed}", {"run.seed": seed}) for seed in seeds]
     folders = folders or [(out, {})]
-    from halfmask.infer.devices import is_first_rank
-    from halfmask.run.folder import RunDir
+    from halfmask.progress import timed
+
+    with timed("importing torch and the library of networks"):
+        from halfmask.infer.devices import is_first_rank
+        from halfmask.run.folder import RunDir
 
     for folder, _ in folders if is_first_rank() else ():
         RunDir(folder).check_free(overwrite=place.overwrite)

@@ -16,9 +16,10 @@ from halfmask.plan.budget import Budget, Fit, duration, fit, predicted
 from halfmask.plan.choices import Choice, Draft, draft, is_set
 from halfmask.plan.facts import DataFacts, Machine, look_at_data, look_at_machine
 from halfmask.plan.trials import choose_precision
+from halfmask.progress import timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.shipped import find_recipe
-from halfmask.run.prepare import prepare
+from halfmask.run.prepared import lengths
 
 __all__ = ["Choice", "Plan", "make_plan"]
 
@@ -87,7 +88,8 @@ def make_plan(
     """
     budget = Budget(seconds, memory, time.monotonic() if began is None else began)
     asked = load(None, dict(given))
-    data = look_at_data(asked.data, unlabeled=asked.method.name != "supervised", quiet=quiet)
+    with timed("looking at the data"):
+        data = look_at_data(asked.data, unlabeled=asked.method.name != "supervised", quiet=quiet)
     machine = look_at_machine(asked.run.accelerator)
     rules = draft(data, machine, given, pretrained=pretrained)
     settings: dict[str, Any] = {}
@@ -98,17 +100,21 @@ def make_plan(
         return _recipe(rules.base, {**settings, **more}, given)
 
     own_length = is_set("run.steps", given) or is_set("run.epochs", given)
-    if (precision := choose_precision(build({}), data)) is not None:
+    with timed("trying precisions"):
+        precision = choose_precision(build({}), data)
+    if precision is not None:
         rules = replace(rules, choices=(*rules.choices, precision))
         settings |= precision.settings
     network = rules.network
     usual = None if own_length else network.steps if network else build({}).run.steps or 1000
-    fitted = fit(build, usual, network.multiple if network else 32, budget, machine)
+    with timed("building data and network, and trial steps"):
+        fitted = fit(build, usual, network.multiple if network else 32, budget, machine)
     choices = _merged(rules, fitted, given)
     recipe = _with_reasons(build(fitted.settings), choices, given)
     measured = fitted.measured
-    prepared = prepare(recipe, look=False)
-    training, validation = predicted(prepared, measured)
+    total, every = lengths(recipe, measured.prepared.steps_per_epoch, None)
+    whole = replace(measured.prepared, recipe=recipe, total_steps=total, eval_every=every)
+    training, validation = predicted(whole, measured)
     return Plan(recipe, data, machine, choices, measured.memory, training, validation)
 
 

@@ -13,6 +13,7 @@ from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.infer.devices import is_first_rank
 from halfmask.method import Stage
 from halfmask.plugins import resolve
+from halfmask.progress import timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
@@ -138,12 +139,14 @@ def _train_stage(
     began = time.monotonic()
     if not resume and is_first_rank():
         run.check_free(overwrite=overwrite)  # before minutes of preparation
-    prepared = prepare(recipe, limit, look=is_first_rank(), quiet=quiet)
+    with timed("building data and network, and looking at the files"):
+        prepared = prepare(recipe, limit, look=is_first_rank(), quiet=quiet)
     recipe = prepared.recipe
     if limit is not None:
         # Written down, so that a resumed run follows the same, shorter schedule.
-        shorter = recipe.run.model_copy(update={"steps": prepared.total_steps})
-        origins = recipe.origins | {"run.steps": "--limit"}
+        cut = {"run.steps": prepared.total_steps, "run.eval_every": prepared.eval_every}
+        shorter = recipe.run.model_copy(update={key.removeprefix("run."): value for key, value in cut.items()})
+        origins = recipe.origins | dict.fromkeys(cut, "--limit")
         recipe = recipe.model_copy(update={"run": shorter, "origins": origins})
     dataset, method = prepared.dataset, prepared.method
     metric = dataset.task.main_metric
@@ -154,7 +157,8 @@ def _train_stage(
         for warning in prepared.warnings:
             line.say(f"warning: {warning}")
     if dry_run:
-        cost = predict_cost(prepared)
+        with timed("trial steps"):
+            cost = predict_cost(prepared)
         if not quiet and is_first_rank():
             line.say(cost.describe())
         return TrainResult(run.path, 0, time.monotonic() - began, cost=cost)

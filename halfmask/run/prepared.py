@@ -72,7 +72,7 @@ class RareClasses(NamedTuple):
 
 
 def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int]:
-    """Return the steps of the run, and those between validations.
+    """Return the steps of the run, and those between validations; the last step is always validated.
 
     Raises:
         RecipeError: the recipe does not say how long to train.
@@ -87,9 +87,8 @@ def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int
             f"possible. Allowed: int in [1, {MOST_STEPS // per_epoch}].",
             "H303",
         )
-    total = min(total, limit or total)
     every = run.eval_every or max(1, min(max(per_epoch, total // _MOST_VALIDATIONS), total // _FEWEST_VALIDATIONS))
-    return total, every
+    return min(total, limit or total), every  # a run that is cut short validates as often as the whole one
 
 
 def attend_to_rare_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> RareClasses:

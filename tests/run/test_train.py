@@ -21,6 +21,7 @@ from halfmask.run import checkpoint as checkpoint_module
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.prepare import prepare
+from halfmask.run.prepared import lengths
 from tests.run.tiny import failing_at, recipe, write_dataset
 
 
@@ -279,6 +280,12 @@ def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
     result = fit(None, finished, resume=True, quiet=True)
     assert result.steps == 6
     assert state(finished)["halfmask"] == before
+
+
+def test_a_limited_run_validates_as_often_as_the_whole_one(data: Path) -> None:
+    made = recipe(data, "run.steps=1000", "run.epochs=null", "run.eval_every=null")
+    assert lengths(made, 100, None) == (1000, 100)
+    assert lengths(made, 100, 20) == (20, 100)  # once, at its end
 
 
 def test_a_limited_run_keeps_its_limit_when_resumed(data: Path, tmp_path: Path) -> None:
