@@ -38,6 +38,7 @@ from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.model import Model
+from halfmask.models.statistics import labeled_and_pseudo
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
@@ -112,8 +113,7 @@ class AugSeg(Method):
         given = (x_l, y_l, torch.ones_like(confidence), known)
         x_m, y_m, c_m, use = self._mixed(own, given, sure)
 
-        both = self.student(torch.cat((x_l, x_m)))
-        logits_l, logits_m = both[: len(x_l)], both[len(x_l) :]
+        logits_l, logits_m = labeled_and_pseudo(self.student, x_l, x_m)
         if self.clean_pass:
             with torch.no_grad():
                 self.student(x_u)

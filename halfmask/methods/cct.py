@@ -41,6 +41,7 @@ from halfmask.losses.cross_entropy import bootstrapped_cross_entropy, cross_entr
 from halfmask.method import Method, ModelBuilder, Stage, StepOutput
 from halfmask.methods.cam import with_pseudo_masks
 from halfmask.models.model import Logits
+from halfmask.models.statistics import pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import pseudo_label, pseudo_logs
 from halfmask.teaching.ramps import RampName, ramp
@@ -194,7 +195,8 @@ class CCT(Method):
 
         # The main decoder's prediction on unlabeled images: target of all others, and guide of some.
         unlabeled = batch.draw(0)
-        z = self.student.embed(self.student.encode(unlabeled.image))  # (B, D, h, w)
+        with pseudo_pass(self.student):
+            z = self.student.embed(self.student.encode(unlabeled.image))  # (B, D, h, w)
         with torch.no_grad():
             logits = self.student.classifier(z)  # (B, K, H', W'), at the decoder's own resolution
             label, confidence = pseudo_label(logits)

@@ -24,6 +24,7 @@ Deviations: with another decoder than DeepLabV3+ the mapping acts on the encoder
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Literal
 
@@ -41,6 +42,7 @@ from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.ensemble import Ensemble
 from halfmask.models.model import Logits, Model, Network, eval_mode
+from halfmask.models.statistics import pseudo_logits, pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.views.mixing import box_mask, paste
@@ -115,7 +117,7 @@ class Ccvc(Method):
         valid = batch.draw(0).valid if self.ignore_padding else torch.ones_like(batch.draw(0).valid)
 
         labels = self._in_evaluation_mode(x_u) if self.augment else None
-        passes = [(_features(net, x_l), _features(net, x_u)) for net in (self.net_a, self.net_b)]
+        passes = [(_features(net, x_l), _features(net, x_u, pseudo=True)) for net in (self.net_a, self.net_b)]
         ((logits_la, g_la), (logits_ua, g_ua)), ((logits_lb, g_lb), (logits_ub, g_ub)) = passes
         labels = labels or (full(logits_ua).detach(), full(logits_ub).detach())
 
@@ -125,7 +127,8 @@ class Ccvc(Method):
         if self.augment:
             box = self.boxes(valid.shape, device=x_u.device)
             x_m, z_a, z_b, v_m = paste(box, self.strong(x_u), *labels, valid)
-            loss_u = (loss_u + self._consistency(self.net_a(x_m), self.net_b(x_m), z_a, z_b, v_m)) / 2
+            mixed = pseudo_logits(self.net_a, x_m), pseudo_logits(self.net_b, x_m)
+            loss_u = (loss_u + self._consistency(*mixed, z_a, z_b, v_m)) / 2
 
         label, confidence = pseudo_label(labels[0])
         logs = pseudo_logs(label, confidence, valid, valid, self.task.n_classes)
@@ -168,10 +171,11 @@ def sum_of_two(loss: Callable[..., Tensor], logits: tuple[Logits, Logits], targe
     return (loss(logits[0], target, weight=weight) + loss(logits[1], target, weight=weight)) / 2
 
 
-def _features(net: Model, image: Tensor) -> tuple[Logits, Tensor]:
-    """Return the logits, and the features that enter the fusion convolutions."""
-    maps = net.encode(image)
-    if net.bottleneck is not None:
-        maps = [*maps[:-1], net.bottleneck(maps[-1])]
-    fused = net.decoder.fuse(maps)
-    return net.classify(net.decoder.refine(fused), (image.shape[-2], image.shape[-1])), fused
+def _features(net: Model, image: Tensor, *, pseudo: bool = False) -> tuple[Logits, Tensor]:
+    """Return the logits, and the features that enter the fusion convolutions; `pseudo`: of unlabeled images."""
+    with pseudo_pass(net) if pseudo else nullcontext():
+        maps = net.encode(image)
+        if net.bottleneck is not None:
+            maps = [*maps[:-1], net.bottleneck(maps[-1])]
+        fused = net.decoder.fuse(maps)
+        return net.classify(net.decoder.refine(fused), (image.shape[-2], image.shape[-1])), fused

@@ -26,7 +26,6 @@ a leaky ReLU in the pyramid and dilations of 2, 4, 8 in the last stage, ours are
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Literal
 
@@ -40,6 +39,7 @@ from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.ensemble import Ensemble
 from halfmask.models.model import Logits, Model, Network, eval_mode
+from halfmask.models.statistics import pseudo_logits, pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.views.boxes import several_boxes
@@ -95,7 +95,7 @@ class Cps(Method):
         x_l, y_l = batch.labeled.image, batch.labeled.labels
         if self.cutmix:
             mixed, label_a, label_b, confidence, keep = self._mixed(batch.draw(0), batch.draw(1))
-            logits = [(net(x_l), net(mixed)) for net in (self.net_a, self.net_b)]
+            logits = [(net(x_l), pseudo_logits(net, mixed)) for net in (self.net_a, self.net_b)]
             (logits_la, logits_a), (logits_lb, logits_b) = logits
         else:
             both = torch.cat((x_l, batch.draw(0).image))
@@ -128,7 +128,7 @@ class Cps(Method):
 
     @torch.no_grad()
     def _labeled(self, net: Model, image: Tensor) -> tuple[Tensor, Tensor]:
-        with eval_mode(net) if self.labels_in_eval else nullcontext():
+        with eval_mode(net) if self.labels_in_eval else pseudo_pass(net):
             return pseudo_label(net(image))
 
     def _counted(self, valid: Tensor) -> Tensor:

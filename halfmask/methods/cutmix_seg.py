@@ -35,6 +35,7 @@ from halfmask.losses.pseudo_labels import probability_distance
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.model import Model
+from halfmask.models.statistics import pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
@@ -109,7 +110,8 @@ class CutMixSeg(Method):
         x_m, logits_t, valid = paste(box, x_0, logits_0, first.valid, partner=(x_1, logits_1, second.valid))
 
         loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
-        logits_m = self.student(x_m)
+        with pseudo_pass(self.student):
+            logits_m = self.student(x_m)
         label, confidence = pseudo_label(logits_t)  # (B, H, W) each
         confident = confidence >= self.threshold
         weight = confident.float() if self.per_pixel else confident.float().mean()

@@ -41,7 +41,8 @@ from torch import Tensor
 from halfmask.batch import Batch, Progress
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
-from halfmask.models.model import Logits, Model, eval_mode
+from halfmask.models.model import Model, eval_mode
+from halfmask.models.statistics import labeled_and_pseudo, pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.alignment import AlignmentName, alignment_of
 from halfmask.teaching.ema import Teacher, ema_copy
@@ -65,6 +66,8 @@ class FixMatch(Method):
             (`shuffle`, one more forward pass); another crop of the same image (`same_view`, as UniMatch's code).
         distribution_alignment: of the pseudo-labels of whole images, to equal shares of all classes (`uniform`) or to
             those of the labels (`labeled`).
+        warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
+            something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
         ohem_threshold: pixels whose true class has at most this probability are hard.
         ohem_min_kept: hard pixels to keep at least, per process and batch.
@@ -87,11 +90,13 @@ class FixMatch(Method):
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         cutmix_partner: Literal["flip", "shuffle", "same_view"] = "flip",
         distribution_alignment: AlignmentName = "none",
+        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         loss: LossName = "ce",
         ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
         ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
     ) -> None:
         super().__init__(task)
+        self.warmup = warmup
         self.student = build()
         self.teacher: Teacher[Model] | None = ema_copy(self.student) if teacher == "ema" else None
         self.strong = StrongAugment(same_light=task.same_light)
@@ -108,12 +113,15 @@ class FixMatch(Method):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
+        if progress.fraction < self.warmup:
+            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
+            return StepOutput(loss_l, {"loss_sup": loss_l})
         x_u, valid = batch.draw(0).image, batch.draw(0).valid  # (B, *T, 3, H, W), (B, H, W)
 
         # Pseudo-labels of the weak views; the partner's first, before a training pass moves batch statistics.
         partner = self._partner(batch)
         if self.teacher is None and self.label_mode == "train":
-            logits_l, logits_w = self._joint(x_l, x_u)
+            logits_l, logits_w = labeled_and_pseudo(self.student, x_l, x_u)
         else:
             labeler = self.student if self.teacher is None else self.teacher
             with torch.no_grad(), eval_mode(labeler):
@@ -127,11 +135,14 @@ class FixMatch(Method):
         box = self.boxes(valid.shape, device=x_u.device)
         x_s, label, confidence, valid = paste(box, self.strong(x_u), label, confidence, valid, partner=partner)
         if self.teacher is not None:
-            logits_l, logits_s = self._joint(x_l, x_s)
+            logits_l, logits_s = labeled_and_pseudo(self.student, x_l, x_s)
         elif self.label_mode == "train":
-            logits_s = self.student(x_s)
+            with pseudo_pass(self.student):
+                logits_s = self.student(x_s)
         else:
-            logits_l, logits_s = self.student(x_l), self.student(x_s)
+            logits_l = self.student(x_l)
+            with pseudo_pass(self.student):
+                logits_s = self.student(x_s)
 
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         keep = valid & (confidence >= self.threshold)
@@ -151,10 +162,6 @@ class FixMatch(Method):
         """Return the teacher where there is one, then the student."""
         own: dict[str, Model] = {"student": self.student}
         return own if self.teacher is None else {"teacher": self.teacher.model, **own}
-
-    def _joint(self, first: Tensor, second: Tensor) -> tuple[Logits, Logits]:
-        logits_1, logits_2 = self.student(torch.cat((first, second))).split((len(first), len(second)))
-        return logits_1, logits_2
 
     def _partner(self, batch: Batch) -> tuple[Tensor, ...] | None:
         """Return the image, label, confidence and validity to paste from; `None` = the flipped batch."""

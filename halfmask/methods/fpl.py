@@ -20,7 +20,6 @@ Deviations: padded pixels teach nothing (`ignore_padding: false` is the publishe
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Literal
 
@@ -35,6 +34,7 @@ from halfmask.losses.pseudo_labels import FuzzyWeight, fuzzy_loss, fuzzy_positiv
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.model import Model, eval_mode
+from halfmask.models.statistics import pseudo_logits, pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.views.boxes import several_boxes
@@ -95,7 +95,9 @@ class Fpl(Method):
         x_l, y_l = batch.labeled.image, batch.labeled.labels
         mixed, z_a, z_b, keep = self._mixed(batch.draw(0), batch.draw(1))
 
-        (logits_la, logits_a), (logits_lb, logits_b) = [(net(x_l), net(mixed)) for net in (self.net_a, self.net_b)]
+        (logits_la, logits_a), (logits_lb, logits_b) = [
+            (net(x_l), pseudo_logits(net, mixed)) for net in (self.net_a, self.net_b)
+        ]
 
         supervised = partial(self.labeled_loss, weight=batch.class_weights)
         loss_l = supervised(logits_la, y_l) + supervised(logits_lb, y_l)
@@ -128,7 +130,7 @@ class Fpl(Method):
 
     @torch.no_grad()
     def _logits(self, net: Model, image: Tensor) -> Tensor:
-        with eval_mode(net) if self.labels_in_eval else nullcontext():
+        with eval_mode(net) if self.labels_in_eval else pseudo_pass(net):
             return full(net(image))
 
     def _counted(self, valid: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from halfmask.batch import Batch, Progress
 from halfmask.losses.cross_entropy import LossName, squared_error, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Model
+from halfmask.models.statistics import labeled_and_pseudo
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
@@ -42,6 +43,8 @@ class MeanTeacher(Method):
         unlabeled_weight: lambda, reached after the ramp-up; soft targets of a poor teacher hold the student back.
         ramp_up: part of the run over which the weight rises; longer where masks are few.
         ema_decay: largest d; higher for long runs.
+        warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
+            something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
         ohem_threshold: pixels whose true class has at most this probability are hard.
         ohem_min_kept: hard pixels to keep at least, per process and batch.
@@ -58,11 +61,13 @@ class MeanTeacher(Method):
         unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         ramp_up: Annotated[float, Field(ge=0, le=1)] = 0.25,
         ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99,
+        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         loss: LossName = "ce",
         ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
         ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
     ) -> None:
         super().__init__(task)
+        self.warmup = warmup
         self.student = build()
         self.teacher = ema_copy(self.student)
         self.strong = StrongAugment(same_light=task.same_light)
@@ -74,13 +79,15 @@ class MeanTeacher(Method):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
+        if progress.fraction < self.warmup:
+            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
+            return StepOutput(loss_l, {"loss_sup": loss_l})
         x_u, valid = batch.draw(0).image, batch.draw(0).valid  # (B, *T, 3, H, W), (B, H, W)
 
         with torch.no_grad():
             logits_w = self.teacher(x_u)  # (B, K, H, W)
 
-        logits = self.student(torch.cat((x_l, self.strong(x_u))))
-        logits_l, logits_s = logits.split((len(x_l), len(x_u)))
+        logits_l, logits_s = labeled_and_pseudo(self.student, x_l, self.strong(x_u))
 
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         loss_u = squared_error(logits_s, logits_w, valid)

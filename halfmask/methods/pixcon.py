@@ -33,6 +33,7 @@ from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.model import Logits, Model
 from halfmask.models.projection import projection
+from halfmask.models.statistics import pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
@@ -111,7 +112,8 @@ class PixCon(Method):
         # Strong views, each with its own colors and box.
         boxes = [self.boxes(valid.shape, device=x_u.device) for _ in range(2)]
         views = [paste(box, self.strong(x_u), label, confidence, valid) for box in boxes]
-        logits_s = self._perturbed(torch.cat([view[0] for view in views]))
+        with pseudo_pass(self.student):
+            logits_s = self._perturbed(torch.cat([view[0] for view in views]))
 
         embedding = self.student.embed(self.student.encode(x_l))  # (B, D, h, w)
         logits_l = self.student.classify(embedding, (x_l.shape[-2], x_l.shape[-1]))

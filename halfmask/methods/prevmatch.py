@@ -32,6 +32,7 @@ from halfmask.batch import Batch, Progress, Samples
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, eval_mode
+from halfmask.models.statistics import pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.teaching.snapshots import SnapshotPool
@@ -123,7 +124,8 @@ class PrevMatch(Method):
 
         # Strong views, each with its own colors and box; labels of both kinds travel with the pixels.
         views = [self._strong_view((weak, own), (other, partner)) for _ in range(2)]
-        logits_s = self.student(torch.cat([view.image for view in views])).chunk(2)
+        with pseudo_pass(self.student):
+            logits_s = self.student(torch.cat([view.image for view in views])).chunk(2)
 
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         losses = []

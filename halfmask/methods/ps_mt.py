@@ -40,6 +40,7 @@ from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.ensemble import Ensemble
 from halfmask.models.model import Logits, Model, Network
+from halfmask.models.statistics import pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.ema import Teacher
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
@@ -126,7 +127,8 @@ class PsMt(Method):
         x_m, y_m, c_m, v_m = paste(box, *own, partner=[tensor[order] for tensor in own])
 
         loss_l = loss_of(self._disturbed(self.strong(x_l)), y_l)
-        logits = self._disturbed(x_m)
+        with pseudo_pass(self.student):
+            logits = self._disturbed(x_m)
         keep = v_m & (c_m >= self.threshold)
         loss_u = pseudo_label_loss(logits, y_m, keep, valid=v_m, divisor="kept", weight=c_m)
         weight = self.unlabeled_weight * self._rise(progress.epoch)

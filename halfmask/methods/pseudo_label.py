@@ -26,6 +26,7 @@ from halfmask.batch import Batch, Progress
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import eval_mode
+from halfmask.models.statistics import labeled_and_pseudo
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import pseudo_label, pseudo_logs
 from halfmask.views.strong import StrongAugment
@@ -38,6 +39,8 @@ class PseudoLabel(Method):
         threshold: confidence a pseudo-label needs to be used; 0 uses all. Raise it if one class takes over.
         labeled_color: color changes and blur on the labeled images, which these otherwise would not get.
         ignore_padding: leave the padded part of unlabeled crops out of the loss.
+        warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
+            something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
         ohem_threshold: pixels whose true class has at most this probability are hard.
         ohem_min_kept: hard pixels to keep at least, per process and batch.
@@ -54,11 +57,13 @@ class PseudoLabel(Method):
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.0,
         labeled_color: bool = True,
         ignore_padding: bool = True,
+        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         loss: LossName = "ce",
         ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
         ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
     ) -> None:
         super().__init__(task)
+        self.warmup = warmup
         self.student = build()
         self.strong = StrongAugment(same_light=task.same_light)
         self.labeled_loss = supervised_loss(
@@ -69,6 +74,11 @@ class PseudoLabel(Method):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
+        if self.labeled_color:
+            x_l = self.strong(x_l)
+        if progress.fraction < self.warmup:
+            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
+            return StepOutput(loss_l, {"loss_sup": loss_l})
         x_u, valid = batch.draw(0).image, batch.draw(0).valid  # (B, *T, 3, H, W), (B, H, W)
 
         with torch.no_grad(), eval_mode(self.student):
@@ -77,10 +87,7 @@ class PseudoLabel(Method):
             valid = torch.ones_like(valid)
         keep = valid & (confidence >= self.threshold)
 
-        if self.labeled_color:
-            x_l = self.strong(x_l)
-        logits = self.student(torch.cat((x_l, x_u)))
-        logits_l, logits_u = logits.split((len(x_l), len(x_u)))
+        logits_l, logits_u = labeled_and_pseudo(self.student, x_l, x_u)
 
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)

@@ -31,6 +31,7 @@ from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, superv
 from halfmask.losses.rank import rank_consistency
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, eval_mode
+from halfmask.models.statistics import pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.views.channel_dropout import clean_and_dropped, drop_channels
@@ -104,7 +105,8 @@ class RankMatch(Method):
             paste(box, self.strong(x_u), label, confidence, valid, partner=(self.strong(other[0]), *other[1:]))
             for box in boxes
         ]
-        g = self.student.embed(self.student.encode(torch.cat([view[0] for view in views])))  # (2 B, D, h, w)
+        with pseudo_pass(self.student):
+            g = self.student.embed(self.student.encode(torch.cat([view[0] for view in views])))  # (2 B, D, h, w)
         logits_s = self.student.classify(g, size).chunk(2)
 
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)

@@ -43,6 +43,7 @@ from halfmask.batch import Batch, Progress, Samples
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model, eval_mode
+from halfmask.models.statistics import pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.ema import Teacher, ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
@@ -66,6 +67,8 @@ class UniMatch(Method):
         cutmix: probability of pasting a box from the partner image.
         cutmix_partner: another crop of the same image (`same_view`), another draw of unlabeled images (`shuffle`), or
             the image with the mirrored place in the batch (`flip`, one forward pass less).
+        warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
+            something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
         ohem_threshold: pixels whose true class has at most this probability are hard.
         ohem_min_kept: hard pixels to keep at least, per process and batch.
@@ -88,11 +91,13 @@ class UniMatch(Method):
         ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996,
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         cutmix_partner: Literal["same_view", "shuffle", "flip"] = "same_view",
+        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         loss: LossName = "ce",
         ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
         ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
     ) -> None:
         super().__init__(task)
+        self.warmup = warmup
         self.student = build()
         self.teacher: Teacher[Model] | None = ema_copy(self.student) if teacher == "ema" else None
         self.strong = StrongAugment(same_light=task.same_light)
@@ -111,6 +116,9 @@ class UniMatch(Method):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
+        if progress.fraction < self.warmup:
+            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
+            return StepOutput(loss_l, {"loss_sup": loss_l})
         x_u, valid = batch.draw(0).image, batch.draw(0).valid  # (B, *T, 3, H, W), (B, H, W)
 
         # Pseudo-labels; those in evaluation mode first, before a training pass moves batch statistics.
@@ -123,7 +131,8 @@ class UniMatch(Method):
 
         # Strong views, each with its own colors and box; all that belongs to a pixel travels with it.
         views = [self._strong_view(own, other) for _ in range(2)]
-        logits_s = self.student(torch.cat([view[0] for view in views]))
+        with pseudo_pass(self.student):
+            logits_s = self.student(torch.cat([view[0] for view in views]))
 
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         first, second = (

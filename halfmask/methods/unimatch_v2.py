@@ -44,6 +44,7 @@ from halfmask.batch import Batch, Progress, Samples
 from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model, eval_mode
+from halfmask.models.statistics import pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.alignment import AlignmentName, alignment_of
 from halfmask.teaching.ema import Teacher, ema_copy
@@ -72,6 +73,8 @@ class UniMatchV2(Method):
         dropout_at: `taps`, all feature maps by one mask; `levels`, each map by its own; `classifier`, the embedding
             before the last layer.
         dropout_keep: half of the images of a batch stay undropped, `exact` or by chance (`bernoulli`).
+        warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
+            something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
         ohem_threshold: pixels whose true class has at most this probability are hard.
         ohem_min_kept: hard pixels to keep at least, per process and batch.
@@ -97,11 +100,13 @@ class UniMatchV2(Method):
         dropout: Literal["complementary", "independent", "none"] = "complementary",
         dropout_at: Literal["taps", "levels", "classifier"] = "taps",
         dropout_keep: Literal["exact", "bernoulli"] = "exact",
+        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         loss: LossName = "ce",
         ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
         ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
     ) -> None:
         super().__init__(task)
+        self.warmup = warmup
         self.student = build()
         self.teacher: Teacher[Model] = ema_copy(self.student)
         self.labeler: Literal["ema", "student"] = teacher
@@ -130,6 +135,9 @@ class UniMatchV2(Method):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
+        if progress.fraction < self.warmup:
+            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
+            return StepOutput(loss_l, {"loss_sup": loss_l})
 
         # Pseudo-labels of the weak views; both strong views learn from the same.
         own = image, label, confidence, valid = self._labeled(batch.draw(0), y_l)  # (B, *T, 3, H, W), then (B, *S) each
@@ -143,7 +151,9 @@ class UniMatchV2(Method):
             logits = self._perturbed(torch.cat((x_l, x_s)), clean=len(x_l))
             logits_l, *logits_s = logits.split((len(x_l), *self.views * [len(image)]))
         else:
-            logits_l, logits_s = self.student(x_l), self._perturbed(x_s).chunk(self.views)
+            logits_l = self.student(x_l)
+            with pseudo_pass(self.student):
+                logits_s = self._perturbed(x_s).chunk(self.views)
 
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         losses = []

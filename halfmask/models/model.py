@@ -83,6 +83,7 @@ class Model(Network):
         self.classifier = decoder.make_classifier(classes)
         self.classes = classes
         self.streams_loss = False  # give `CoarseLogits` where a loss will be taken of them
+        self.passes_apart = False  # see `halfmask.models.statistics`
         self.spec = spec or {}
         self.register_buffer("mean", torch.tensor(mean or encoder.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std or encoder.std).view(-1, 1, 1))

@@ -354,6 +354,8 @@ class RunRecipe(Section):
             CPU, too.
         logger: extra loggers beside metrics.jsonl.
         twin: also train without the unlabeled images (`<run>/twin`), and compare both
+        passes: which images share a forward pass where there is batch norm: as each paper's code has it (`published`),
+            or labeled images alone, which then alone move the running statistics (`apart`).
         precise_bn: before each validation, take the statistics of batch norm anew from so many clean training images
             (labeled and unlabeled, without strong colors); they are evaluated and shipped, the training goes on with
             its own. 0 = evaluate the averages of the training passes, as published code does.
@@ -375,4 +377,5 @@ class RunRecipe(Section):
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
     twin: bool = False
+    passes: Literal["published", "apart"] = "published"
     precise_bn: Annotated[int, Field(ge=0, le=100_000)] = 0

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from halfmask.models.model import Logits, Model
+from halfmask.models.statistics import pseudo_pass
 
 
 def channel_masks(
@@ -100,12 +101,21 @@ def clean_and_dropped(
 ) -> Twice:
     """Pass labeled and unlabeled images together, as UniMatch does; what labeled ones give with drops is not used.
 
-    One pass, because it decides what batch-norm statistics are taken over.
+    One pass, because it decides what batch-norm statistics are taken over; apart where `run.passes` says so.
     """
+    size = (x_u.shape[-2], x_u.shape[-1])
+    if net.passes_apart:
+        labeled = net(x_l)
+        with pseudo_pass(net):
+            features = net.encode(x_u)
+            doubled = [torch.cat(pair) for pair in zip(features, drop(features), strict=True)]
+            embedding = net.embed(doubled)
+            weak, dropped = net.classify(embedding, size).chunk(2)
+        return Twice(labeled, weak, dropped, embedding[: len(x_u)].detach())
     features = net.encode(torch.cat((x_l, x_u)))
     doubled = [torch.cat(pair) for pair in zip(features, drop(features), strict=True)]
     embedding = net.embed(doubled)
-    logits = net.classify(embedding, (x_u.shape[-2], x_u.shape[-1]))
+    logits = net.classify(embedding, size)
     labeled, weak, _, dropped = logits.split([len(x_l), len(x_u)] * 2)
     return Twice(labeled, weak, dropped, embedding[len(x_l) : len(x_l) + len(x_u)].detach())
 

@@ -21,14 +21,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fixmatch": [
         {"teacher": "student", "cutmix_partner": "same_view", "threshold": 0.3},
         {"cutmix_partner": "shuffle", "cutmix": 1.0, "threshold": 0.3, "loss": "ohem"},
-        {"threshold": 0.0},
+        {"threshold": 0.0, "warmup": 0.5},
     ],
-    "pseudo_label": [{"ignore_padding": False, "labeled_color": False}],
+    "pseudo_label": [{"warmup": 0.5}, {"ignore_padding": False, "labeled_color": False}],
     "allspark": [
         {"warmup_epochs": 0.0, "mask_empty": True, "grouping": "probs_dot", "ignore_padding": False},
         {"keys": "batch", "eval_keys": "per_image", "labeled_color": False, "loss": "ohem"},
     ],
-    "mean_teacher": [{"ramp_up": 0.0}],
+    "mean_teacher": [{"ramp_up": 0.0}, {"warmup": 0.5}],
     "multi_domain": [{"method": {"name": "fixmatch", "threshold": 0.3}, "batch_norm": "own"}],
     "cct": [
         {

@@ -105,6 +105,7 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
     for module in method.modules():
         if isinstance(module, Model):
             module.streams_loss = recipe.stream_loss
+            module.passes_apart = recipe.passes == "apart" and module.has_batch_stats
             if recipe.recompute and not recompute_blocks(module.encoder):
                 raise RecipeError(
                     f"run.recompute: encoder {type(module.encoder).__name__} has no list of blocks to compute again. "
