@@ -24,6 +24,7 @@ from torch import Tensor
 CRITERIA = ("uncertainty", "disagreement", "diversity", "rare")
 Measure = Literal["entropy", "margin"]
 _RARE_PART = 0.5  # of an even share of the labeled pixels
+_BLOCK = 256  # labeled images that are compared at once
 _MOST_PICKS = 5000  # of the greedy order; images after that rank by distance
 
 
@@ -78,23 +79,30 @@ def k_center(
     Returns:
         Positions, the farthest first, and for each image its distance when its turn came.
     """
-    points, centers = _unit(features), _unit(known)
-    nearest = np.full(len(points), np.inf)
-    for center in centers:
-        nearest = np.minimum(nearest, np.linalg.norm(points - center, axis=1))
-    if not len(centers) and len(points):  # the image nearest to the middle of all begins
-        middle = np.linalg.norm(points - points.mean(axis=0), axis=1)
-        nearest = middle.max() + 1 - middle
-    order, distance, open_ = [], nearest.copy(), np.ones(len(points), dtype=np.bool_)
+    points = _unit(features)
+    # Of unit vectors the distance is sqrt(2 - 2 cos), so the farthest image is the one least similar to all centers:
+    # a matrix-vector product per pick, where distances would write a copy of all points.
+    similar = np.full(len(points), -np.inf)
+    for start in range(0, len(known), _BLOCK):
+        similar = np.maximum(similar, (points @ _unit(known[start : start + _BLOCK]).T).max(axis=1))
+    order: list[int] = []
+    closeness, open_ = similar.copy(), np.ones(len(points), dtype=np.bool_)
     for number in range(min(len(points), _MOST_PICKS)):
-        pick = int(np.where(open_, nearest, -np.inf).argmax())
-        distance[pick], open_[pick] = nearest[pick], False
+        if number == 0 and not len(known):  # the image nearest to the middle of all begins
+            middle = np.linalg.norm(points - points.mean(axis=0), axis=1)
+            pick = int(middle.argmin())
+        else:
+            pick = int(similar.argmin())
         order.append(pick)
-        away = np.linalg.norm(points - points[pick], axis=1)
-        nearest = away if number == 0 and not len(centers) else np.minimum(nearest, away)
+        closeness[pick], open_[pick] = similar[pick], False
+        np.maximum(similar, points @ points[pick], out=similar)
+        similar[pick] = np.inf  # and stays so: it has had its turn
     rest = np.flatnonzero(open_)
-    distance[rest] = nearest[rest]
-    return [*order, *rest[np.argsort(-nearest[rest], kind="stable")].tolist()], distance
+    closeness[rest] = similar[rest]
+    distance = np.sqrt(np.clip(2 - 2 * closeness, 0, None))
+    if order and not len(known):
+        distance[order[0]] = middle.max() + 1 - middle.min()  # nothing is near it, so any number above the others
+    return [*order, *rest[np.argsort(closeness[rest], kind="stable")].tolist()], distance
 
 
 def ranks(values: Sequence[float]) -> Float[np.ndarray, "_M"]:

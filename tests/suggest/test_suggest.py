@@ -65,6 +65,21 @@ def test_k_center_takes_the_farthest_from_all_that_is_known() -> None:
     assert order[1] in {0, 2}
 
 
+@pytest.mark.parametrize("known", [0, 300])
+def test_k_center_is_that_of_measured_distances(known: int) -> None:
+    rng = np.random.default_rng(1)
+    points, centers = rng.normal(size=(60, 5)), rng.normal(size=(known, 5))
+    order, distance = k_center(points, centers)
+    points, centers = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (points, centers))
+    done = list(centers)
+    for number, pick in enumerate(order):
+        if done:
+            away = np.linalg.norm(points[:, None] - np.array(done), axis=2).min(axis=1)
+            assert pick == max(order[number:], key=lambda one: away[one])
+            assert distance[pick] == pytest.approx(away[pick])
+        done.append(points[pick])
+
+
 def test_near_duplicates_come_late() -> None:
     rng = np.random.default_rng(0)
     scenes = rng.normal(size=(5, 8))
