@@ -165,6 +165,10 @@ CODES: dict[str, Code] = {
     "H602": Code(
         "a loss that is not finite: the run ended at that step", "a lower optim.lr, optim.clip_norm=1, a warm-up"
     ),
+    "H603": Code(
+        "a network predicts one class on all validation images, though their masks show several",
+        "more steps, pretrained weights, data.balance=classes",
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """The contract of a method: a plain `nn.Module` whose `step` reads like its paper."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,6 +255,16 @@ class Method(nn.Module):
         the default: all classes equally often.
         """
         return None
+
+    @classmethod
+    def control_params(cls) -> dict[str, Any] | None:
+        """Return the parameters that leave out what unlabeled images teach, and nothing else: the control of a run.
+
+        The control has the same networks, averages, batches, passes and augmentation, so that what a run is better by
+        is due to the unlabeled images. `None`: no parameters do that, and only method `supervised` is left to compare
+        with. Default: `unlabeled_weight` 0 where the constructor has it.
+        """
+        return {"unlabeled_weight": 0.0} if "unlabeled_weight" in inspect.signature(cls).parameters else None
 
     @classmethod
     def plan(cls, recipe: "Recipe") -> list[Stage]:

@@ -19,6 +19,7 @@ def evaluate(
     overrides: flags.Overrides = None,
     data: flags.Data = None,
     part: Annotated[str, typer.Option("--part", metavar="NAME", help="val, test, train or all.")] = "val",
+    predictor: flags.Predictor = None,
     *,
     reading: flags.Reading,
     output: flags.Output,
@@ -30,6 +31,7 @@ def evaluate(
     scored on each; name RUN/DOMAIN for one.
     """
     flags.check_overrides(overrides or ())
+    run = flags.chosen(run, predictor)
     from halfmask.infer.devices import is_first_rank
     from halfmask.infer.domains import domain_names
     from halfmask.infer.evaluate import evaluate as score

@@ -27,6 +27,7 @@ def export(
     ] = None,
     images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="How many to compare.")] = 8,
     overwrite: flags.Overwrite = False,
+    predictor: flags.Predictor = None,
     *,
     output: flags.Output,
 ) -> None:
@@ -35,6 +36,7 @@ def export(
     Exit code 1 when fewer than 99.9 % of the pixels get the same class.
     """
     height_width = None if size is None else _size(size)
+    run = flags.chosen(run, predictor)
     from halfmask.infer.export import export as write
 
     flags.say(f"tracing {run}; this takes up to a minute ...", output.quiet)

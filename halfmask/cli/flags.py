@@ -23,9 +23,15 @@ Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N images.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote there.")]
+Predictor = Annotated[
+    str | None, typer.Option("--predictor", metavar="NAME", help="Another network of the run: teacher, student, ...")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.")]
 Readers = Annotated[int, typer.Option("--workers", metavar="N", min=0, help="Threads that read images ahead.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or folder of a bundle.", show_default=False)]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Run folder, folder of a bundle, or a checkpoint of a run.", show_default=False),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the libraries log.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any key of the recipe.", show_default=False)
@@ -79,6 +85,15 @@ def _show_plainly(
     ours = filename.startswith(_PACKAGE)
     text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
     print(text, end="", file=file or sys.stderr)
+
+
+def chosen(run: Path, predictor: str | None) -> Path:
+    """Return the run, or the bundle of one of its predictors or checkpoints."""
+    if predictor is None and run.suffix != ".ckpt":
+        return run
+    from halfmask.run.predictor import bundle_of
+
+    return bundle_of(run, predictor)
 
 
 def say(text: str, quiet: bool = False) -> None:

@@ -46,6 +46,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the masks.", show_default=False)],
     overrides: flags.Overrides = None,
+    predictor: flags.Predictor = None,
     *,
     written: Written,
     reading: flags.Reading,
@@ -58,6 +59,7 @@ def predict(
     writes labels.csv and labels.json.
     """
     flags.check_overrides(overrides or (), folder="--input")
+    run = flags.chosen(run, predictor)
     from halfmask.infer.devices import is_first_rank
     from halfmask.infer.predict.predict import predict as write
     from halfmask.infer.predict.predict import predicted_kind

@@ -274,5 +274,6 @@ def _report(results: "list[TrainResult]", as_json: bool) -> None:
         metric = METRIC_NAMES[result.metric]
         scores = "".join(f"  best {name} val {metric} {value:.1%}" for name, value in result.best.items())
         print(f"{result.out}  {result.steps} steps{scores}")
-        if result.twin is not None:
-            print(result.twin.describe())
+        for comparison in (result.twin, result.plain):
+            if comparison is not None:
+                print(comparison.describe())

@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 _ENSEMBLE_VERSION = 2  # of bundles of several networks, which version 1 cannot express
 
 STAGES = "stages.json"  # in the folder of a staged run: the names of its stages, in order
+PREDICTORS = "predictors"  # folder in that of a run: bundles of networks that it did not ship
 _WEIGHTS, _META = "model.safetensors", "model.json"
 _NEEDED = ("task", "model", "sha256")
 
@@ -95,6 +96,8 @@ def save_bundle(
     with atomic_path(folder / _META) as meta_part, atomic_path(folder / _WEIGHTS) as weights_part:
         save_file(_plain_state(model), weights_part)
         meta = _describe(model, task) | {"sha256": _sha256(weights_part)}
+        if meta["license"] is None:  # of a network built anew, which does not know what its training started from
+            meta["license"] = dict(extra or {}).get("license")
         meta_part.write_text(json_text({**dict(extra or {}), **meta}), encoding="utf-8", newline="\n")
         flush(meta_part)
     return folder / _META

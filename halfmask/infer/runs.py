@@ -19,7 +19,7 @@ from halfmask.data.contract import Dataset
 from halfmask.data.folder.lists import Finder
 from halfmask.data.splits.split import open_dataset, part_ids, resolve_split
 from halfmask.errors import CheckpointError, DataError, OutOfMemoryError, RecipeError, bullet_list, nearest
-from halfmask.infer.bundle import Bundle, bundle_folder, read_meta
+from halfmask.infer.bundle import PREDICTORS, Bundle, bundle_folder, read_meta
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load, missing_sections
 
 _RESTORE = "Restore the file, or remove it to use the bundle alone."
@@ -125,8 +125,14 @@ def memory_cure(protocol: EvalRecipe) -> Iterator[None]:
         raise OutOfMemoryError(f"the device has too little memory for evaluation ({error}). {cure}") from error
 
 
+def _home(folder: Path) -> Path:
+    """Return the folder that recipe and lists lie in: that of the run, also of a predictor that was not shipped."""
+    run = folder.resolve().parent.parent
+    return run if folder.resolve().parent.name == PREDICTORS and (run / "recipe.yaml").is_file() else folder
+
+
 def _stored_sections(folder: Path, sections: Sequence[str]) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
+    path = _home(folder) / "recipe.yaml"
     if not path.is_file():
         return {"eval": read_meta(folder / "model.json").get("eval") or {}}
     try:
@@ -141,7 +147,7 @@ def _stored_sections(folder: Path, sections: Sequence[str]) -> dict[str, Any]:
 
 
 def _recorded_val(folder: Path) -> list[str] | None:
-    path = folder / "split.json"
+    path = _home(folder) / "split.json"
     if not path.is_file():
         return None
     try:

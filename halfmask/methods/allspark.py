@@ -8,7 +8,7 @@ Segmentation", CVPR 2024, arXiv:2403.01818.
     class of channel c of z_u = argmax_k cos(map_k of f(x_u), channel c)          channel semantic grouping
     memory[class] <- channels of z_u, oldest out                                  semantic memory, K x C slots
     x_l attends to the channels in the memory, x_u to its own channels            models/bottlenecks/allspark.py
-    L     = (CE(f(x_l), y) + CE(f(x_u), yhat)) / 2
+    L     = (CE(f(x_l), y) + lambda CE(f(x_u), yhat)) / 2,   lambda = 1
 
 The unlabeled image is the same tensor in both passes: no weak/strong pair, no threshold, no teacher. Labeled and
 unlabeled images share one training pass. Evaluation needs neither memory nor other images.
@@ -56,6 +56,7 @@ class AllSpark(Method):
         memory_sync: what ranks share: all channels (`gather`), the memory of rank 0 (`rank0`), nothing (`local`).
         eval_keys: in the pseudo-label pass an image attends to its whole `batch` or to itself (`per_image`).
         threshold: confidence a pseudo-label needs to be used; 0 uses all. Raise it if one class takes over.
+        unlabeled_weight: lambda; 0 leaves out what the unlabeled images teach.
         loss_scale: factor of the sum of both terms.
         labeled_color: color changes and blur on the labeled images.
         ignore_padding: leave the padded part of unlabeled crops out of the loss.
@@ -80,6 +81,7 @@ class AllSpark(Method):
         memory_sync: MemorySync = "gather",
         eval_keys: Literal["batch", "per_image"] = "batch",
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         loss_scale: Annotated[float, Field(gt=0)] = 0.5,
         labeled_color: bool = True,
         ignore_padding: bool = True,
@@ -99,7 +101,7 @@ class AllSpark(Method):
             self.memory = ClassMemory(task.n_classes, self.bottleneck.width, self.side**2, memory_sync)
         self.warmup_epochs, self.grouping, self.mask_empty = warmup_epochs, grouping, mask_empty
         self.eval_keys, self.threshold, self.loss_scale = eval_keys, threshold, loss_scale
-        self.labeled_color, self.ignore_padding = labeled_color, ignore_padding
+        self.labeled_color, self.ignore_padding, self.unlabeled_weight = labeled_color, ignore_padding, unlabeled_weight
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
@@ -135,7 +137,8 @@ class AllSpark(Method):
         logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
         if self.memory is not None:
             logs["memory/filled"] = self.memory.filled.float().mean(1)  # (K,)
-        return StepOutput(self.loss_scale * (loss_l + loss_u), {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
+        loss = self.loss_scale * (loss_l + self.unlabeled_weight * loss_u)
+        return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
 
     @property
     def bottleneck(self) -> Bottleneck:

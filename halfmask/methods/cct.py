@@ -27,7 +27,7 @@ Deviations, where the paper and its published code differ or the code has a defe
 
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -182,6 +182,11 @@ class CCT(Method):
         self.labeled_loss = partial(
             cross_entropy if loss == "ce" else bootstrapped_cross_entropy, ignore_index=task.ignore_index
         )
+
+    @classmethod
+    def control_params(cls) -> dict[str, Any] | None:
+        """Leave out every term of unlabeled images."""
+        return {"unlabeled_weight": 0.0, "term_weights": {"weak": 0.0, "pairwise": 0.0}}
 
     @classmethod
     def plan(cls, recipe: "Recipe") -> list[Stage]:

@@ -26,7 +26,7 @@ Deviations: with another decoder than DeepLabV3+ the mapping acts on the encoder
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +136,11 @@ class Ccvc(Method):
         terms = {"loss_sup": loss_l, "loss_unsup": loss_u, "loss_discrepancy": loss_dis}
         loss = sum(weight * term for weight, term in zip(self.weights, terms.values(), strict=True))
         return StepOutput(loss, {**terms, **logs})  # type: ignore[arg-type]
+
+    @classmethod
+    def control_params(cls) -> dict[str, Any] | None:
+        """Leave out the consistency, and the discrepancy, which is of unlabeled features too."""
+        return {"consistency_weight": 0.0, "discrepancy_weight": 0.0}
 
     def predictors(self) -> Mapping[str, Network]:
         """Return the mean of both networks, then each alone."""

@@ -47,7 +47,7 @@ class GtaSeg(Method):
 
     Args:
         percent: share of the unlabeled pixels that teach, the most confident ones.
-        unlabeled_weight: factor of the assistant's loss.
+        unlabeled_weight: factor of the assistant's loss; 0: there is no assistant, mixed images only share the pass.
         assistant_decay: largest d_a.
         ema_decay: largest d.
         cutmix: probability of pasting a box of half the area.
@@ -98,8 +98,9 @@ class GtaSeg(Method):
             yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
             return
         image, output = self._assist(batch, x_l)
-        yield Update(output, "assistant")
-        self._hand_over(ema_ramp(progress.step, self.assistant_decay))
+        if self.unlabeled_weight > 0:  # else weight decay alone would move what is handed over
+            yield Update(output, "assistant")
+            self._hand_over(ema_ramp(progress.step, self.assistant_decay))
         loss_l = self.labeled_loss(self.student(torch.cat((x_l, image)))[: len(x_l)], y_l, weight=batch.class_weights)
         yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
 

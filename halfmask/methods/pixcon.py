@@ -19,7 +19,7 @@ configuration speaks of gradients accumulated to 16 images; no such option is in
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +134,11 @@ class PixCon(Method):
     def after_update(self, progress: Progress) -> None:
         """Move the teacher."""
         self.teacher.update(self.student, ema_ramp(progress.step, self.ema_decay))
+
+    @classmethod
+    def control_params(cls) -> dict[str, Any] | None:
+        """Leave out the contrast too."""
+        return {"unlabeled_weight": 0.0, "contrast_weight": 0.0}
 
     def predictors(self) -> dict[str, Model]:
         """Return the teacher, then the student."""

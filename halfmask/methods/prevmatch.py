@@ -63,6 +63,7 @@ class PrevMatch(Method):
     Args:
         threshold: tau, for the labels of the network itself.
         previous_threshold: tau', for the labels of earlier networks.
+        unlabeled_weight: factor of L_std and of L_prev, also in the divisor; 1 is published.
         pool: earlier networks kept; each takes the memory of one network from the beginning, and none of an optimizer.
         previous: largest number of them asked per step.
         feature_dropout: probability of dropping a channel.
@@ -84,6 +85,7 @@ class PrevMatch(Method):
         *,
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.95,
         previous_threshold: Annotated[float, Field(ge=0, le=1)] = 0.9,
+        unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         pool: Annotated[int, Field(ge=1)] = 8,
         previous: Annotated[int, Field(ge=1)] = 3,
         feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
@@ -105,6 +107,7 @@ class PrevMatch(Method):
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )
         self.thresholds, self.previous = (threshold, previous_threshold), previous
+        self.unlabeled_weight = unlabeled_weight
         self.draws_share_images = cutmix_partner == "same_view"
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
@@ -136,7 +139,8 @@ class PrevMatch(Method):
             ]
             losses.append((mixed[0] + mixed[1]) / 4 + clean / 2)
         rise = (1 - abs(2 * progress.fraction - 1)) if has_past else 0.0
-        loss = (loss_l + losses[0] + rise * losses[-1]) / (2 + rise)
+        weight = self.unlabeled_weight
+        loss = (loss_l + weight * (losses[0] + rise * losses[-1])) / (1 + weight * (1 + rise))
 
         label, confidence = own[0]
         logs = pseudo_logs(label, confidence, confidence >= self.thresholds[0], weak.valid, self.task.n_classes)

@@ -4,7 +4,7 @@ Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for
 Workshop 2013; dense form as used as the baseline of Wang et al., AllSpark, CVPR 2024, arXiv:2403.01818.
 
     yhat = argmax f(x_u)                              evaluation mode, the same weights, no gradient
-    L    = (CE(f(x_l), y) + CE(f(x_u), yhat)) / 2
+    L    = (CE(f(x_l), y) + lambda CE(f(x_u), yhat)) / (1 + lambda),   lambda = 1
 
 The unlabeled image is the same tensor in both passes: there is no weak/strong pair and no threshold, so it is the
 self-training other methods have to improve on. It can collapse: watch `pseudo/share`.
@@ -37,6 +37,7 @@ class PseudoLabel(Method):
 
     Args:
         threshold: confidence a pseudo-label needs to be used; 0 uses all. Raise it if one class takes over.
+        unlabeled_weight: lambda; 0 leaves out what the unlabeled images teach.
         labeled_color: color changes and blur on the labeled images, which these otherwise would not get.
         ignore_padding: leave the padded part of unlabeled crops out of the loss.
         warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
@@ -55,6 +56,7 @@ class PseudoLabel(Method):
         build: ModelBuilder,
         *,
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         labeled_color: bool = True,
         ignore_padding: bool = True,
         warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
@@ -69,7 +71,8 @@ class PseudoLabel(Method):
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )
-        self.threshold, self.labeled_color, self.ignore_padding = threshold, labeled_color, ignore_padding
+        self.threshold, self.unlabeled_weight = threshold, unlabeled_weight
+        self.labeled_color, self.ignore_padding = labeled_color, ignore_padding
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""
@@ -92,4 +95,5 @@ class PseudoLabel(Method):
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
         loss_u = masked_cross_entropy(logits_u, label, keep, denominator=valid)
         logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
-        return StepOutput((loss_l + loss_u) / 2, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
+        loss = (loss_l + self.unlabeled_weight * loss_u) / (1 + self.unlabeled_weight)
+        return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})

@@ -19,7 +19,7 @@ the images themselves from the training pass with the labeled images. A batch wi
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class RankMatch(Method):
 
     Args:
         threshold: tau, the confidence a pseudo-label needs to be used.
+        unlabeled_weight: lambda of UniMatch; 1 is published.
         rank_weight: mu; 0 is UniMatch.
         agents: pixels of each image that all others are compared with.
         top: agents that are ranked for each pixel; the cost grows with its factorial.
@@ -65,6 +66,7 @@ class RankMatch(Method):
         build: ModelBuilder,
         *,
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.95,
+        unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         rank_weight: Annotated[float, Field(ge=0)] = 0.1,
         agents: Annotated[int, Field(ge=2)] = 64,
         top: Annotated[int, Field(ge=2, le=6)] = 4,
@@ -84,7 +86,7 @@ class RankMatch(Method):
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )
-        self.threshold, self.rank_weight = threshold, rank_weight
+        self.threshold, self.unlabeled_weight, self.rank_weight = threshold, unlabeled_weight, rank_weight
         self.draws_share_images = cutmix_partner == "same_view"
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
@@ -118,9 +120,15 @@ class RankMatch(Method):
         ]
         loss_rank = (ranks[0] + ranks[1]) / 2
 
-        loss = (loss_l + loss_u) / 2 + self.rank_weight * loss_rank
+        weight = self.unlabeled_weight
+        loss = (loss_l + weight * loss_u) / (1 + weight) + self.rank_weight * loss_rank
         logs["pseudo/agreement"] = agreement(logits_s[0], views[0][1], views[0][3])
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, "loss_rank": loss_rank, **logs})
+
+    @classmethod
+    def control_params(cls) -> dict[str, Any] | None:
+        """Leave out the ranks too."""
+        return {"unlabeled_weight": 0.0, "rank_weight": 0.0}
 
     @torch.no_grad()
     def _partner(self, weak: Samples) -> tuple[tuple[Tensor, ...], Tensor]:

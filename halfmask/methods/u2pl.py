@@ -31,7 +31,7 @@ Deviations: queues of all classes have one size (published: 30000, and 50000 for
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +171,11 @@ class U2PL(Method):
             decay = ema_ramp(progress.step, self.ema_decay)
             self.teacher.update(self.student, decay)
             self.teacher_head.update(self.head, decay)
+
+    @classmethod
+    def control_params(cls) -> dict[str, Any] | None:
+        """Leave out the contrast of memories too."""
+        return {"unlabeled_weight": 0.0, "contrast_weight": 0.0}
 
     def predictors(self) -> dict[str, Model]:
         """Return the teacher, then the student."""

@@ -13,6 +13,7 @@ from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import Measured, measure
 from halfmask.recipe.read import Recipe
 from halfmask.run.prepared import Prepared
+from halfmask.run.twin import kinds_of
 
 Build = Callable[[dict[str, Any]], Recipe]  # settings -> recipe, with the user's keys on top
 _WINDOW = 256  # side of the windows that large images are validated in
@@ -152,13 +153,13 @@ def _steps(measured: Measured, usual: int, budget: Budget, multiple: int) -> Cho
         text += f", beside {validations} validations of {duration(measured.validation_seconds)}"
     every = max(1, math.ceil(steps / validations)) if validations else None
     if prepared.recipe.run.twin:
-        text += "; the twin's included"
+        text += "; those of what it is compared with included"
     return Choice("steps", f"{steps}", text, {"run.steps": steps, **({"run.eval_every": every} if every else {})})
 
 
 def _startup(measured: Measured) -> float:
     """The plan and the run each prepare once more; a busy machine is slow at both."""
-    runs = 2 if measured.prepared.recipe.run.twin else 1
+    runs = 1 + len(kinds_of(measured.prepared.recipe))
     return (_STARTUP + 2 * measured.prepare_seconds) * runs
 
 

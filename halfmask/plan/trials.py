@@ -19,7 +19,7 @@ from halfmask.run.cost import Cost, predict_cost, watch_peak
 from halfmask.run.loop.trainer import has_fast_bf16, uses_gpu
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import Prepared
-from halfmask.run.twin import compared_ids, twin_recipe
+from halfmask.run.twin import compared_ids, kinds_of, twin_recipe
 
 _LONG = 2.0  # seconds of a trial of precision that is not repeated
 
@@ -31,7 +31,7 @@ class Measured:
     Args:
         prepared: the run.
         cost: memory and time of its steps.
-        step_seconds: of a step, of the twin's too where there is one.
+        step_seconds: of a step, and of one of each run that it is compared with.
         validation_seconds: of all validation images and predictors once; 0 without any.
         validation_memory: bytes at the largest of the images that were tried.
         prepare_seconds: of opening data and network, which the run does again.
@@ -68,10 +68,12 @@ def measure(recipe: Recipe) -> Measured:
     seconds, memory = _validation(prepared)
     steps = cost.step_seconds
     predictors = len(prepared.method.predictors())
-    if recipe.run.twin:
-        twin = prepare(twin_recipe(prepared), look=False)
-        steps += predict_cost(twin).step_seconds
-        predictors += 1
+    for kind in kinds_of(recipe):
+        if kind == "control":  # takes the same passes
+            steps, predictors = steps + cost.step_seconds, predictors + len(prepared.method.predictors())
+            continue
+        twin = prepare(twin_recipe(prepared, kind), look=False)
+        steps, predictors = steps + predict_cost(twin).step_seconds, predictors + 1
     whole = time.perf_counter() - began
     return Measured(prepared, cost, steps, seconds * predictors, memory, prepare_seconds, whole)
 

@@ -297,6 +297,8 @@ class EvalRecipe(Section):
         flip: average with the mirrored image.
         absent_classes: leave classes that occur nowhere out of the mean (`skip`) or count them as 0 (`zero`).
         select_on: part on which the best checkpoint is chosen.
+        ship: the network that a run ships: the method's `first` predictor at its best validation, as in its paper; or
+            the `best` of all by validation. Fewer than 5 images choose nothing: `best` then ships the last weights.
         batch: windows (or images of equal size) per forward.
     """
 
@@ -309,6 +311,7 @@ class EvalRecipe(Section):
     flip: bool = False
     absent_classes: Literal["skip", "zero"] = "skip"
     select_on: Literal["val", "test"] = "val"
+    ship: Literal["first", "best"] = "first"
     batch: Count = 4
 
     def contradictions(self, crop: int) -> list[str]:
@@ -328,6 +331,11 @@ class EvalRecipe(Section):
         else:
             return []
         return [f"eval.stride={self.stride}: {why}. Allowed: int in [{least}, {most}]."]
+
+
+def _twin(value: Any) -> Any:
+    """Read a switch, which this key was in earlier versions and is on the command line."""
+    return {True: "control", False: None}[value] if isinstance(value, bool) else value
 
 
 class RunRecipe(Section):
@@ -353,7 +361,9 @@ class RunRecipe(Section):
         channels_last: memory layout of images and weights, for CNN encoders on a GPU, and for EfficientNet-Lite on a
             CPU, too.
         logger: extra loggers beside metrics.jsonl.
-        twin: also train without the unlabeled images (`<run>/twin`), and compare both
+        twin: also train what the run is compared with, by equal steps: `control`, the same method without the loss of
+            the unlabeled images (`<run>/control`), which says what they bring; plain `supervised` training
+            (`<run>/twin`); or `both`.
         passes: which images share a forward pass where there is batch norm: as each paper's code has it (`published`),
             or labeled images alone, which then alone move the running statistics (`apart`).
         precise_bn: before each validation, take the statistics of batch norm anew from so many clean training images
@@ -376,6 +386,6 @@ class RunRecipe(Section):
     compile: bool = False
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
-    twin: bool = False
+    twin: Annotated[Literal["control", "supervised", "both"] | None, BeforeValidator(_twin)] = None
     passes: Literal["published", "apart"] = "published"
     precise_bn: Annotated[int, Field(ge=0, le=100_000)] = 0

@@ -50,7 +50,7 @@ class Run:
         """The folder's name, with the parent's name for a seed or a twin."""
         parent = self.path.resolve().parent
         own = self.path.resolve().name
-        return f"{parent.name}/{own}" if _SEED.fullmatch(own) or own == "twin" else own
+        return f"{parent.name}/{own}" if _SEED.fullmatch(own) or own in {"twin", "control"} else own
 
     @property
     def method(self) -> str:
@@ -88,7 +88,8 @@ class Run:
     def predictors(self) -> tuple[str, ...]:
         """Networks that were evaluated; the shipped one first."""
         found = (_PREDICTOR.match(name) for record in self.records for name in record)
-        return tuple(dict.fromkeys(match[1] for match in found if match))
+        names = dict.fromkeys(match[1] for match in found if match)
+        return tuple(sorted(names, key=lambda name: name != (self.meta or {}).get("predictor")))
 
     def curve(self, key: str) -> Points:
         """Return the steps and values of one recorded name."""

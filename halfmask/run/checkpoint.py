@@ -266,7 +266,8 @@ def open_predictors(bundle: Bundle, device: torch.device) -> dict[str, Network]:
     if checkpoint is None:
         return {str(bundle.meta.get("predictor", "model")): bundle.model}
     method, _ = open_method(bundle, checkpoint)
-    return {name: model.to(device).eval() for name, model in method.predictors().items()}
+    found = {name: model.to(device).eval() for name, model in method.predictors().items()}
+    return dict(sorted(found.items(), key=lambda item: item[0] != bundle.meta.get("predictor")))
 
 
 def open_method(bundle: Bundle, checkpoint: Path) -> tuple[Method, int]:
@@ -351,10 +352,10 @@ def begin_from(run: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (
         )
     if changed.get("run.twin"):
         raise RecipeError(
-            "--twin trains both from their start; a run that begins with weights would win. Leave it out."
+            "--twin trains a control from its start; a run that begins with weights would win. Leave it out."
         )
     lists = _lists(folder)
-    new: dict[str, Any] = {"run.twin": False}
+    new: dict[str, Any] = {"run.twin": None}
     fixed = (
         f"data.split={before.data.split}" if before.data.split is not None else f"data.labeled={before.data.labeled}"
     )

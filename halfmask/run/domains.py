@@ -45,7 +45,7 @@ from halfmask.run.prepared import (
     check_task,
     lengths,
 )
-from halfmask.run.sources import Sources, evaluator_of
+from halfmask.run.sources import Sources, evaluator_of, validated_ids
 
 _Made = TypeVar("_Made")
 
@@ -53,7 +53,21 @@ _Made = TypeVar("_Made")
 _OWN = ("root", "dataset", "split", "splits", "labeled", "labeled_seed", "unlabeled", "val")
 # What a run writes, and what metrics are named after, beside the domains.
 _TAKEN = frozenset(
-    {"tb", "checkpoints", "cache", "predictions", "report", "twin", "miou", "iou", "acc", "val", "test", "mean"}
+    {
+        "tb",
+        "checkpoints",
+        "cache",
+        "predictions",
+        "report",
+        "twin",
+        "control",
+        "miou",
+        "iou",
+        "acc",
+        "val",
+        "test",
+        "mean",
+    }
 )
 
 
@@ -328,7 +342,11 @@ class Domains(Sources):
             name: evaluator_of(domain_recipe(recipe, name), source.dataset, source.split)
             for name, source in self.by_name.items()
         }
-        return DomainExaminer(self.by_name, {name: one for name, one in found.items() if one is not None})
+        images = sum(
+            len(validated_ids(domain_recipe(recipe, name), source.dataset, source.split))
+            for name, source in self.by_name.items()
+        )
+        return DomainExaminer(self.by_name, {name: one for name, one in found.items() if one is not None}, images)
 
     def write(self, run: RunDir, recipe: Recipe) -> None:
         """Write what the folder of each domain holds beside its bundle: data and protocol, and its lists."""
@@ -346,12 +364,13 @@ class DomainExaminer:
     Args:
         domains: all of them, by name.
         evaluators: of each domain that has images to validate on.
+        images: to validate on, of all domains together.
     """
 
-    def __init__(self, domains: Mapping[str, Source], evaluators: Mapping[str, Evaluate]) -> None:
+    def __init__(self, domains: Mapping[str, Source], evaluators: Mapping[str, Evaluate], images: int) -> None:
         self.domains, self.evaluators = domains, dict(evaluators)
         first = next(iter(domains.values()))
-        self.main_metric, self.has_images = first.dataset.task.main_metric, bool(self.evaluators)
+        self.main_metric, self.images = first.dataset.task.main_metric, images
 
     def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
         """Scores are `val/<domain>/<score>`; `val/<main score>` is the mean over the domains and chooses the best."""
@@ -372,13 +391,13 @@ class DomainExaminer:
             main[name] = mean
         return Examination(values, main)
 
-    def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
+    def ship(self, module: LitMethod, folder: Path, name: str | None, score: dict[str, float]) -> None:
         """Write a bundle of each domain into the folder of its name."""
         method = module.method
         assert isinstance(method, DomainMethod)
         for domain, source in self.domains.items():
-            name, model = next(iter(method.of(domain).predictors().items()))
-            dataset = source.dataset
+            predictors, dataset = method.of(domain).predictors(), source.dataset
+            name = name or next(iter(predictors))
             kept = {"domain": domain, "range": dataset.value_range, "nodata": dataset.nodata, "ids": ids_of(dataset)}
             extra = origin_of(module, name) | kept | {f"mean_{key}": value for key, value in score.items()}
-            save_bundle(folder / domain, model, source.dataset.task, extra=extra)
+            save_bundle(folder / domain, predictors[name], dataset.task, extra=extra)

@@ -55,7 +55,8 @@ class TrainResult:
         last: validation values of the last evaluation, as in metrics.jsonl.
         metric: which score `best` is: `miou`, `changed_iou` or `acc`.
         cost: what a dry run predicts.
-        twin: the comparison with the supervised twin, where there is one.
+        twin: the comparison with the control, where there is one, else with plain supervised training.
+        plain: the comparison with plain supervised training, where both were asked for.
     """
 
     out: Path
@@ -66,6 +67,7 @@ class TrainResult:
     metric: str = "miou"
     cost: Cost | None = None
     twin: TwinResult | None = None
+    plain: TwinResult | None = None
 
 
 def fit(
@@ -81,7 +83,7 @@ def fit(
     root: Path | None = None,
     initialize: Callable[[Prepared], str] | None = None,
 ) -> TrainResult:
-    """Train by a recipe into a run folder; `halfmask.run.train.train` also trains the twin that `run.twin` asks for.
+    """Train by a recipe into a run folder; `halfmask.run.train.train` also trains what `run.twin` asks for.
 
     Args:
         recipe: a recipe, a file, or `None` with `resume`.
@@ -185,7 +187,7 @@ def _train_stage(
     log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
     checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not is_first_rank()))
     examiner, clean = prepared.sources.examiner(recipe), clean_statistics(prepared)
-    validation = Validation(run, log, examiner, prepared.eval_every, clean)
+    validation = Validation(run, log, examiner, prepared.eval_every, clean, recipe.eval.ship)
     prepare_networks(method, recipe.run)
     around = [log, validation, KeepCheckpoints(run, keep, prepared.total_steps), checkpoints]
     first = StopAtInfinity(run, examiner, (log.every, prepared.eval_every))

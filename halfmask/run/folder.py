@@ -2,7 +2,8 @@
 
 recipe.yaml (resolved, with the origin of each value), environment.json, split.json, metrics.jsonl, log.txt,
 tb/, checkpoints/{last,previous,best-<predictor>}.ckpt, model.safetensors + model.json (the bundle), metrics.json
-(last `evaluate`), predictions/, twin/ + twin.json (the supervised twin and the comparison with it)
+(last `evaluate`), predictions/, control/, twin/ and twin.json (the run without the loss of the unlabeled images, the
+supervised twin, and the comparison with them), predictors/ (bundles of networks that were asked for by name)
 
 A run of several stages has stages.json (their names, in order) and a run folder of each stage: `halfmask.run.stages`.
 
@@ -60,7 +61,7 @@ class RunDir:
     taken = frozenset(
         """recipe.yaml environment.json split.json metrics.jsonl log.txt metrics.json model.safetensors model.json
         report.html twin.json stages.json domains.json artifacts.json tb checkpoints predictions cache report twin
-        suggest val.txt""".split()
+        control predictors suggest val.txt""".split()
     )
 
     def kept(self, step: int) -> Path:
@@ -157,9 +158,19 @@ class RunDir:
             (self.path / name).unlink(missing_ok=True)
         for name in ("model.safetensors", "model.json", "report.html", "twin.json"):
             (self.path / name).unlink(missing_ok=True)
-        if (self.path / "twin" / "recipe.yaml").is_file():
-            shutil.rmtree(self.path / "twin", ignore_errors=True)
-        for name in ("tb", "checkpoints", "predictions", "cache", "report", "pseudo_masks", "pseudo_masks.part"):
+        for name in ("control", "twin"):
+            if (self.path / name / "recipe.yaml").is_file():
+                shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (
+            "tb",
+            "checkpoints",
+            "predictions",
+            "predictors",
+            "cache",
+            "report",
+            "pseudo_masks",
+            "pseudo_masks.part",
+        ):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_start(self, recipe: Recipe, lists: Mapping[str, Any]) -> None:

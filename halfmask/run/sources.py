@@ -5,6 +5,7 @@
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,16 +83,22 @@ class OneSource(Sources):
     def examiner(self, recipe: Recipe) -> Examiner:
         """Build what scores the networks."""
         dataset, split = self.source.dataset, self.source.split
-        return TaskExaminer(dataset.task, evaluator_of(recipe, dataset, split))
+        images = len(validated_ids(recipe, dataset, split))
+        return TaskExaminer(dataset.task, evaluator_of(recipe, dataset, split), images)
 
     def write(self, run: RunDir, recipe: Recipe) -> None:
         """Write nothing more."""
 
 
+def validated_ids(recipe: Recipe, dataset: Dataset, split: Split) -> Sequence[str]:
+    """Return the images that checkpoints are chosen on."""
+    part = recipe.eval.select_on
+    return split.val if part == "val" else part_ids(recipe.data, dataset, part)
+
+
 def evaluator_of(recipe: Recipe, dataset: Dataset, split: Split) -> Evaluate | None:
     """Return the function that scores a model on the validation images; `None` where there are none."""
-    part = recipe.eval.select_on
-    ids = split.val if part == "val" else part_ids(recipe.data, dataset, part)
+    ids = validated_ids(recipe, dataset, split)
     if not ids:
         return None
     items, task = DatasetItems(dataset, ids), dataset.task

@@ -1,4 +1,4 @@
-"""Train a run and, where `run.twin` asks for it, its supervised twin: does unlabeled data help here?"""
+"""Train a run and, where `run.twin` asks for it, what it is compared with: does unlabeled data help here?"""
 
 import dataclasses
 import math
@@ -20,7 +20,17 @@ from halfmask.run.fit import TrainResult
 from halfmask.run.folder import RunDir
 from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.prepared import Prepared
-from halfmask.run.twin import FOLDER, RESULT, Estimate, TwinResult, check_comparable, twin_recipe
+from halfmask.run.twin import (
+    FOLDERS,
+    RESULT,
+    Estimate,
+    Kind,
+    TwinResult,
+    check_comparable,
+    control_of,
+    kinds_of,
+    twin_recipe,
+)
 
 
 def train(
@@ -35,12 +45,12 @@ def train(
     overrides: Sequence[str] = (),
     resume_from: str | Path | None = None,
 ) -> TrainResult:
-    """Train by a recipe into a run folder; with `run.twin` also the supervised twin, in `<out>/twin`.
+    """Train by a recipe into a run folder; with `run.twin` also its control (`<out>/control`).
 
     Args:
         recipe: a recipe, a file, the name of a shipped recipe, or `None` with `resume`.
         out: run folder; must be empty or new, unless `resume` or `overwrite`.
-        resume: continue the run in `out`, then its twin, to the same result as unbroken ones.
+        resume: continue the run in `out`, then its control, to the same result as unbroken ones.
         overwrite: remove the files of an earlier run in `out`.
         dry_run: check recipe, data and model, predict memory and time by a few trial steps, and stop.
         quiet: no progress.
@@ -61,56 +71,76 @@ def train(
         start = begin_from(resume_from, overrides)
         return engine.fit(start.recipe, out, initialize=start.load_into, **options)
     asked = _recipe_of(recipe, out, tuple(overrides), resume=resume)
-    # A twin that was begun is finished, whoever asked for it.
-    wanted = asked is not None and (asked.run.twin or (resume and (out / FOLDER / "recipe.yaml").exists()))
-    prepared = check_comparable(asked, limit) if asked is not None and wanted and not dry_run else None
+    kinds = () if asked is None or dry_run else _wanted(asked, out, resume, tuple(overrides))
+    prepared = check_comparable(asked, limit) if asked is not None and kinds else None
     again: dict[str, Any] = {"resume": True, "overrides": tuple(overrides)} if resume else {}
     result = engine.fit(None if resume else asked, out, **options, **again)
     if prepared is None:
         return result
-    twin = _train_twin(prepared, out, quiet, tuple(overrides))
-    return dataclasses.replace(result, seconds=result.seconds + twin.seconds, twin=compare(out))
+    twins = [_train_twin(prepared, kind, out, quiet, tuple(overrides)) for kind in kinds]
+    seconds = result.seconds + sum(twin.seconds for twin in twins)
+    found = [*compare(out, kinds), None][:2]
+    return dataclasses.replace(result, seconds=seconds, twin=found[0], plain=found[1])
 
 
-def compare(run: str | Path) -> TwinResult:
-    """Compare a run with its supervised twin on the images both validated on, and write `twin.json`.
+def compare(run: str | Path, kinds: Sequence[Kind]) -> list[TwinResult]:
+    """Compare a run with others on the images all validated on, and write `twin.json`.
 
     Args:
-        run: folder of a run with a finished `twin/`.
+        run: folder of a run.
+        kinds: of the finished runs in it, the control first.
 
     Raises:
-        CheckpointError: one of the two has no bundle yet.
+        CheckpointError: one of them has no bundle yet.
     """
-    run = Path(run)
+    results = [_compare(Path(run), kind) for kind in kinds]
+    content = results[0].to_dict() | {one.kind: one.to_dict() for one in results[1:]}
+    write_json(Path(run) / RESULT, content)
+    return results
+
+
+def _compare(run: Path, kind: Kind) -> TwinResult:
+    other = run / FOLDERS[kind]
     recipe = RunDir(run).load_recipe()
     opened = open_run(run, (), ("eval", "data"))
     part = recipe.eval.select_on
     dataset, ids = open_part(opened.data, None, part, opened.recorded_val)
     device = pick_device("cpu" if recipe.run.accelerator == "cpu" else "auto")
     counts = []
-    for folder in (run, run / FOLDER):
+    for folder in (run, other):
         bundle = load_bundle(folder, device)
         with memory_cure(opened.protocol):
             items = DatasetItems(dataset, ids)
             found = count_each(bundle.model, items, bundle.task, opened.protocol, device, crop=bundle.crop)
         counts.append(found.numpy())
-    kind, absent = dataset.task.kind, opened.protocol.absent_classes
-    both = difference(counts[0], counts[1], kind, absent)
+    task, absent = dataset.task.kind, opened.protocol.absent_classes
+    both = difference(counts[0], counts[1], task, absent)
     by_class = zip(dataset.task.classes, both.by_class, strict=True)
-    result = TwinResult(
+    return TwinResult(
         metric=dataset.task.main_metric,
         part=part,
         images=len(ids),
-        steps=_steps(run / FOLDER),
+        steps=_steps(other),
         method=recipe.method.name,
-        run=_estimate(scored(counts[0], kind, absent).main),
-        twin=_estimate(scored(counts[1], kind, absent).main),
+        run=_estimate(scored(counts[0], task, absent).main),
+        twin=_estimate(scored(counts[1], task, absent).main),
         difference=_estimate(both.main),
         by_class={name: _estimate(interval) for name, interval in by_class},
-        folder=run / FOLDER,
+        folder=other,
+        kind=kind,
     )
-    write_json(run / RESULT, result.to_dict())
-    return result
+
+
+def _wanted(asked: Recipe, out: Path, resume: bool, overrides: tuple[str, ...]) -> tuple[Kind, ...]:
+    """Return what to compare with; what was begun is finished, whoever asked for it."""
+    kinds = kinds_of(asked)
+    if not resume:
+        return kinds
+    begun = [kind for kind, folder in FOLDERS.items() if (out / folder / "recipe.yaml").exists()]
+    anew = any(item.startswith("run.twin=") for item in overrides)
+    if begun == ["supervised"] and kinds == ("control",) and not anew:
+        return ("supervised",)  # of a version in which run.twin=true asked for it
+    return tuple(kind for kind in FOLDERS if kind in kinds or kind in begun)
 
 
 def _recipe_of(
@@ -124,14 +154,25 @@ def _recipe_of(
     return load(recipe, overrides)
 
 
-def _train_twin(prepared: Prepared, out: Path, quiet: bool, overrides: tuple[str, ...]) -> TrainResult:
-    twin = RunDir(out / FOLDER)
-    line = ProgressLine(quiet)
+def _train_twin(prepared: Prepared, kind: Kind, out: Path, quiet: bool, overrides: tuple[str, ...]) -> TrainResult:
+    twin = RunDir(out / FOLDERS[kind])
     if not quiet:
-        line.say(f"twin     now the same without the unlabeled images: supervised, {prepared.total_steps} steps")
+        ProgressLine(quiet).say(_announce(prepared, kind))
     if twin.saved():
         return engine.fit(None, twin.path, resume=True, quiet=quiet, overrides=overrides, root=out)
-    return engine.fit(twin_recipe(prepared), twin.path, overwrite=True, quiet=quiet, root=out)
+    return engine.fit(twin_recipe(prepared, kind), twin.path, overwrite=True, quiet=quiet, root=out)
+
+
+def _announce(prepared: Prepared, kind: Kind) -> str:
+    recipe, steps = prepared.recipe, f"{prepared.total_steps} steps"
+    params = control_of(recipe)
+    if kind == "control":
+        values = " ".join(f"method.{key}={value}" for key, value in (params or {}).items())
+        return f"control  now the same without the loss of the unlabeled images: {values}, {steps}"
+    text = f"twin     now plain supervised training, {steps}"
+    if params is None:
+        text += f"; method {recipe.method.name} has no control, so that a gain may not be the unlabeled images' alone"
+    return text
 
 
 def _steps(run: Path) -> int:

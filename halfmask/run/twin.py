@@ -1,10 +1,12 @@
-"""The supervised twin of a run: the same, but without the unlabeled images.
+"""What a run is compared with: the same run without what unlabeled images teach, and plain supervised training.
 
-Same network, labeled images and crops of them, batch of labeled images, optimizer, seed, steps, and as many
-validations to choose the best checkpoint from. What differs is the method, and with it the predictor that is shipped:
-where the run has a moving average of its weights, that is part of what is compared.
+The control is the run's own method with the loss of the unlabeled images left out (`Method.control_params`): same
+networks, averaged weights, batches, passes, augmentation, seed, steps, validations, and the same choice of what is
+shipped. A difference to it is the unlabeled images' doing. The supervised twin is method `supervised`: it lacks the
+averaged weights and the passes of the unlabeled images too, so that a gain over it may be due to these.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,9 @@ from halfmask.recipe.read import Recipe, load
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import Prepared
 
-FOLDER, RESULT = "twin", "twin.json"
+Kind = Literal["control", "supervised"]
+FOLDERS: dict[Kind, str] = {"control": "control", "supervised": "twin"}  # in the folder of the run
+RESULT = "twin.json"
 _FEW_IMAGES = 10
 _KEPT_PARAMS = ("loss", "ohem_threshold", "ohem_min_kept")
 
@@ -32,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TwinResult:
-    """What the unlabeled images brought.
+    """A run beside its control, or beside plain supervised training.
 
     Args:
         metric: score that is compared: `miou`, `changed_iou` or `acc`.
@@ -41,10 +45,11 @@ class TwinResult:
         steps: of each of the two.
         method: of the run.
         run: score of the run's shipped predictor.
-        twin: score of the supervised twin.
+        twin: score of the other run's.
         difference: run - twin, by a paired bootstrap over the images.
         by_class: difference of each class.
-        folder: of the twin.
+        folder: of the other run.
+        kind: what the other run is.
     """
 
     metric: str
@@ -57,10 +62,11 @@ class TwinResult:
     difference: Estimate
     by_class: dict[str, Estimate]
     folder: Path
+    kind: Kind = "control"
 
     @property
     def verdict(self) -> Literal["helps", "hurts", "unclear"]:
-        """What the interval says."""
+        """What the interval says of the unlabeled images, or, beside plain supervised training, of the run."""
         low, high = self.difference.low, self.difference.high
         if low is None or high is None or low <= 0 <= high:
             return "unclear"
@@ -72,29 +78,59 @@ class TwinResult:
         return {**plain, "folder": self.folder.name, "verdict": self.verdict}
 
     def describe(self) -> str:
-        """Say in two lines whether the unlabeled images help."""
+        """Say in two lines what the difference is, and what may be concluded from it."""
         change = self.difference
         value = 100 * (change.value or 0.0)
-        interval = "no interval: one image"
+        interval = "no interval: one image" if self.images == 1 else "no interval"
         if change.low is not None and change.high is not None:
             interval = f"95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}"
         images = f"{self.images} {self.part} image{'s' if self.images > 1 else ''}"
+        other = "by the control, without their loss" if self.kind == "control" else "by method supervised"
+        name = "control  " if self.kind == "control" else "twin     "
         return (
-            f"twin     {self.metric} {_percent(self.run)} with the unlabeled images ({self.method}), "
-            f"{_percent(self.twin)} without, {self.steps} steps each: {value:+.1f} points, {interval}, {images}\n"
+            f"{name}{self.metric} {_percent(self.run)} with the unlabeled images ({self.method}), "
+            f"{_percent(self.twin)} {other}, {self.steps} steps each: {value:+.1f} points, {interval}, {images}\n"
             f"         {self._sentence()}"
         )
 
     def _sentence(self) -> str:
+        control = self.kind == "control"
         if self.verdict == "helps":
-            text = "The unlabeled images help here."
+            text = "The unlabeled images help here." if control else "The run is better than plain supervised training."
         elif self.verdict == "hurts":
-            text = f"The unlabeled images do harm here: the supervised model in {self.folder} is the better one."
+            what = "The unlabeled images do harm" if control else "The run is worse than plain supervised training"
+            text = f"{what} here: the model in {self.folder} is the better one."
+        elif self.difference.low is None:
+            what = "the unlabeled images help" if control else "the run is better than plain supervised training"
+            count = "One image" if self.images == 1 else "These images"
+            return f"{count} cannot show whether {what}: compare on more validation images."
         else:
-            text = "The unlabeled images do not help measurably here: the interval holds 0."
+            what = "The unlabeled images do not help" if control else "The run is not better than supervised training"
+            text = f"{what} measurably here: the interval holds 0."
+        if not control and self.verdict != "hurts":
+            text += (
+                " Whether the unlabeled images do it, only the control can tell (run.twin=control): method supervised "
+                "also lacks averaged weights and the passes of the unlabeled images."
+            )
         if self.images < _FEW_IMAGES:
             text += f" With {self.images} {self.part} images the interval itself is rough."
         return text
+
+
+def control_of(recipe: Recipe) -> Mapping[str, Any] | None:
+    """Return the parameters of the control of a recipe's method; `None` where it has none."""
+    params: Mapping[str, Any] | None = resolve("methods", recipe.method.name).control_params()
+    return params
+
+
+def kinds_of(recipe: Recipe) -> tuple[Kind, ...]:
+    """Return what a recipe's run is to be compared with; without a control, plain supervised training is left."""
+    asked = recipe.run.twin
+    if asked is None:
+        return ()
+    if asked == "supervised" or control_of(recipe) is None:
+        return ("supervised",)
+    return ("control", "supervised") if asked == "both" else ("control",)
 
 
 def check_comparable(recipe: Recipe, limit: int | None = None) -> Prepared:
@@ -106,19 +142,22 @@ def check_comparable(recipe: Recipe, limit: int | None = None) -> Prepared:
     name = recipe.method.name
     if recipe.run.devices * recipe.run.nodes > 1:
         raise RecipeError(
-            f"a twin is trained in one process, but the run asks for {recipe.run.devices * recipe.run.nodes}. Train "
+            f"a control is trained in one process, but the run asks for {recipe.run.devices * recipe.run.nodes}. Train "
             "without --twin; then on one device: halfmask train --resume RUN --twin run.devices=1 run.nodes=1"
         )
     if recipe.data.domains is not None:
         raise RecipeError(
-            "a run over several domains has no supervised twin. Leave out --twin, and compare with a run of its own: "
+            "a run over several domains has no control. Leave out --twin, and compare with a run of its own: "
             "method.method=supervised."
         )
     if len(resolve("methods", name).plan(recipe)) > 1:
-        raise RecipeError(f"method {name} trains in stages: it has no twin of equal steps. Leave out --twin.")
+        raise RecipeError(
+            f"method {name} trains in stages: it has no control of equal steps. Leave out --twin, and compare with a "
+            "run of its own, method=supervised: halfmask report RUN OTHER."
+        )
     prepared = prepare(recipe, limit, look=False)
     if not prepared.method.draws:
-        raise RecipeError(f"method {name} uses no unlabeled images: it is its own twin. Leave out --twin.")
+        raise RecipeError(f"method {name} uses no unlabeled images: it is its own control. Leave out --twin.")
     if not compared_ids(prepared):
         raise RecipeError(
             "--twin compares on validation images, and there are none. Name them with data.val=LIST, give at least "
@@ -133,22 +172,26 @@ def compared_ids(prepared: Prepared) -> list[str]:
     return list(split.val if part == "val" else part_ids(prepared.recipe.data, prepared.dataset, part))
 
 
-def twin_recipe(prepared: Prepared) -> Recipe:
-    """Return the recipe of the supervised twin."""
+def twin_recipe(prepared: Prepared, kind: Kind) -> Recipe:
+    """Return the recipe of what a run is compared with."""
     recipe = prepared.recipe
-    kept = {key: recipe.method.params[key] for key in _KEPT_PARAMS if key in recipe.method.params}
-    if kept.get("loss") not in {"ce", "ohem"}:
-        kept.pop("loss", None)
-    changed = {
-        "method": {"name": "supervised", **kept},
-        # In steps: an epoch of the twin would be a pass over the labeled list.
+    # In steps: an epoch of method supervised would be a pass over the labeled list.
+    changed: dict[str, Any] = {
         "run.steps": prepared.total_steps,
         "run.epochs": None,
         "run.eval_every": prepared.eval_every,
-        "run.twin": False,
-        "data.weak": None,
+        "run.twin": None,
         "expected": None,
     }
+    if kind == "control":
+        params = control_of(recipe)
+        assert params is not None
+        changed |= {f"method.{key}": value for key, value in params.items()}
+    else:
+        kept = {key: recipe.method.params[key] for key in _KEPT_PARAMS if key in recipe.method.params}
+        if kept.get("loss") not in {"ce", "ohem"}:
+            kept.pop("loss", None)
+        changed |= {"method": {"name": "supervised", **kept}, "data.weak": None}
     twin = load(recipe.model_dump(mode="json"), changed)
     origins = {
         key: "twin" if origin == "override" else recipe.origins.get(key, origin) for key, origin in twin.origins.items()

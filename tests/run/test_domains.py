@@ -302,7 +302,7 @@ def test_method_and_data_must_both_be_of_several_domains(roots: dict[str, Path],
     with pytest.raises(RecipeError, match=r"method=\{name: multi_domain, method: fixmatch\}"):
         fit(load(plain | {"method": {"name": "fixmatch"}}), tmp_path / "a", quiet=True)
     twin = several(roots, "run.twin=true")
-    with pytest.raises(RecipeError, match="no supervised twin"):
+    with pytest.raises(RecipeError, match="has no control"):
         train_with_twin(twin, tmp_path / "d", quiet=True)
     with pytest.raises(RecipeError, match=r"data.domains names none.*method.name=fixmatch"):
         fit(load(plain, ["data.domains=null", f"data.root={roots['one']}"]), tmp_path / "b", quiet=True)

@@ -1,4 +1,4 @@
-"""The supervised twin: what it shares with its run, the comparison, resuming, and runs that have none."""
+"""Control and supervised twin: what they share with their run, the comparison, resuming, and runs without."""
 
 import json
 import os
@@ -14,12 +14,13 @@ import yaml
 
 import halfmask
 from halfmask.errors import Interrupted, RecipeError
+from halfmask.method import Method
 from halfmask.methods.fixmatch import FixMatch
 from halfmask.methods.supervised import Supervised
 from halfmask.recipe.read import load
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit as train_alone
-from halfmask.run.twin import Estimate, TwinResult, check_comparable, twin_recipe
+from halfmask.run.twin import Estimate, TwinResult, check_comparable, kinds_of, twin_recipe
 from tests.run.tiny import recipe, write_dataset
 
 
@@ -30,23 +31,55 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TwinResult]:
+def pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TwinResult, TwinResult]:
     out = tmp_path_factory.mktemp("runs") / "both"
-    result = halfmask.train(recipe(data, "run.twin=true", loss="ohem", ohem_min_kept=50), out, quiet=True)
+    result = halfmask.train(recipe(data, "run.twin=both", loss="ohem", ohem_min_kept=50), out, quiet=True)
     assert result.twin is not None
-    return out, result.twin
+    assert result.plain is not None
+    return out, result.twin, result.plain
 
 
 def state(out: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]  # type: ignore[no-any-return]
 
 
-def result(low: float | None, high: float | None, images: int = 40) -> TwinResult:
+def result(low: float | None, high: float | None, images: int = 40, kind: Any = "control") -> TwinResult:
     one = Estimate(0.7, 0.6, 0.8)
-    return TwinResult("miou", "val", images, 100, "fixmatch", one, one, Estimate(0.01, low, high), {}, Path("r/twin"))
+    change = Estimate(0.01, low, high)
+    return TwinResult("miou", "val", images, 100, "fixmatch", one, one, change, {}, Path("r/control"), kind)
 
 
-def test_the_twin_shares_everything_but_the_method(pair: tuple[Path, TwinResult]) -> None:
+def test_the_control_differs_in_the_weight_of_the_unlabeled_loss_alone(pair: tuple[Path, Any, Any]) -> None:
+    run, control = (yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (pair[0], pair[0] / "control"))
+    assert control["method"] == run["method"] | {"unlabeled_weight": 0.0}
+    assert run["method"]["unlabeled_weight"] == 1.0
+    assert control["run"] == run["run"] | {"twin": None}
+    for section in ("model", "data", "optim", "eval"):
+        assert control[section] == run[section]
+    assert "unlabeled_weight: 0.0  # twin" in (pair[0] / "control" / "recipe.yaml").read_text()
+    # Both have an average of their weights, and ship it.
+    shipped = [json.loads((pair[0] / folder / "model.json").read_text())["predictor"] for folder in ("", "control")]
+    assert shipped == ["teacher", "teacher"]
+
+
+def test_what_a_run_is_compared_with(data: Path) -> None:
+    assert kinds_of(recipe(data)) == ()
+    assert kinds_of(recipe(data, "run.twin=true")) == ("control",)  # as recipes of earlier versions have it
+    assert kinds_of(recipe(data, "run.twin=false")) == ()
+    assert kinds_of(recipe(data, "run.twin=both")) == ("control", "supervised")
+    assert kinds_of(recipe(data, "run.twin=supervised")) == ("supervised",)
+    assert Method.control_params() is None
+    uncontrolled = recipe(data, "run.twin=both", method=f"{Uncontrolled.__module__}:Uncontrolled")
+    assert kinds_of(uncontrolled) == ("supervised",)
+
+
+class Uncontrolled(Supervised):
+    """A method of one's own without a weight of the unlabeled loss."""
+
+    draws = 1
+
+
+def test_the_supervised_twin_shares_everything_but_the_method(pair: tuple[Path, Any, Any]) -> None:
     run, twin = (yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (pair[0], pair[0] / "twin"))
     loss = {"loss": "ohem", "ohem_threshold": 0.7, "ohem_min_kept": 50}
     assert twin["method"] == {"name": "supervised", "labeled_color": False, **loss}
@@ -64,14 +97,19 @@ def test_the_twin_shares_everything_but_the_method(pair: tuple[Path, TwinResult]
 def test_an_epoch_of_the_run_is_not_an_epoch_of_the_twin(data: Path) -> None:
     # 6 labeled images in the twin's pass, 10 unlabeled in the run's.
     prepared = check_comparable(recipe(data, "run.steps=null", "run.epochs=3", "run.eval_every=null", "data.labeled=6"))
-    twin = twin_recipe(prepared)
     assert prepared.total_steps == 3 * 5
-    assert (twin.run.steps, twin.run.epochs, twin.run.eval_every) == (15, None, prepared.eval_every)
+    for kind in ("control", "supervised"):
+        twin = twin_recipe(prepared, kind)
+        assert (twin.run.steps, twin.run.epochs, twin.run.eval_every) == (15, None, prepared.eval_every)
 
 
-def test_the_comparison_is_that_of_the_two_best_models_on_the_same_images(pair: tuple[Path, TwinResult]) -> None:
-    out, twin = pair
-    for folder, estimate in ((out, twin.run), (out / "twin", twin.twin)):
+@pytest.mark.parametrize("place", [1, 2], ids=["control", "supervised"])
+def test_the_comparison_is_that_of_the_two_best_models_on_the_same_images(
+    pair: tuple[Path, TwinResult, TwinResult], place: int
+) -> None:
+    out, twin = pair[0], (pair[1], pair[2])[place - 1]
+    assert (twin.kind, twin.folder.name) == (("control", "control"), ("supervised", "twin"))[place - 1]
+    for folder, estimate in ((out, twin.run), (twin.folder, twin.twin)):
         scores = halfmask.evaluate(folder, device="cpu", write=False, quiet=True)
         assert estimate.value == pytest.approx(scores.miou)
     assert twin.difference.value == pytest.approx(twin.run.value - twin.twin.value)
@@ -80,9 +118,11 @@ def test_the_comparison_is_that_of_the_two_best_models_on_the_same_images(pair: 
     assert set(twin.by_class) == {"background", "disc", "bar"}
 
 
-def test_the_file_holds_what_the_result_says(pair: tuple[Path, TwinResult]) -> None:
+def test_the_file_holds_what_the_result_says(pair: tuple[Path, TwinResult, TwinResult]) -> None:
     stored = json.loads((pair[0] / "twin.json").read_text())
+    plain = stored.pop("supervised")
     assert stored == json.loads(json.dumps(pair[1].to_dict(), default=str))
+    assert plain == json.loads(json.dumps(pair[2].to_dict(), default=str))
     assert stored["verdict"] in {"helps", "hurts", "unclear"}
     assert stored["difference"].keys() == {"value", "low", "high"}
 
@@ -91,7 +131,7 @@ def test_the_file_holds_what_the_result_says(pair: tuple[Path, TwinResult]) -> N
     ("low", "high", "verdict", "words"),
     [
         (0.002, 0.03, "helps", "help here"),
-        (-0.03, -0.001, "hurts", "the supervised model in r/twin is the better one"),
+        (-0.03, -0.001, "hurts", "do harm here: the model in r/control is the better one"),
         (-0.01, 0.03, "unclear", "do not help measurably"),
         (None, None, "unclear", "no interval"),
     ],
@@ -100,33 +140,49 @@ def test_the_verdict_is_the_interval_in_plain_words(low: Any, high: Any, verdict
     assert result(low, high).verdict == verdict
     assert words in result(low, high).describe()
     assert "rough" not in result(low, high).describe()
-    assert "With 4 val images the interval itself is rough" in result(low, high, images=4).describe()
+    assert ("With 4 val images the interval itself is rough" in result(low, high, images=4).describe()) == (
+        low is not None
+    )
+    # A gain over plain supervised training is never called one of the unlabeled images.
+    plain = result(low, high, kind="supervised").describe()
+    assert "The unlabeled images" not in plain
+    assert verdict == "hurts" or low is None or "only the control can tell" in plain
 
 
-@pytest.mark.parametrize("where", ["run", "twin"])
+def test_without_an_interval_nothing_is_said_of_one() -> None:
+    text = result(None, None, images=1).describe()
+    assert "no interval: one image" in text
+    assert "One image cannot show whether the unlabeled images help" in text
+    assert "holds 0" not in text
+    assert "rough" not in text
+
+
+@pytest.mark.parametrize("where", ["run", "control", "twin"])
 def test_stopped_in_the_run_or_in_the_twin_both_are_continued(
-    data: Path, pair: tuple[Path, TwinResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    data: Path, pair: tuple[Path, TwinResult, TwinResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    cls: Any = FixMatch if where == "run" else Supervised
+    cls: Any = Supervised if where == "twin" else FixMatch
     after_update = cls.after_update
 
     def stop(self: Any, progress: Any) -> None:
         after_update(self, progress)
-        if progress.step + 1 == 4:
+        if progress.step + 1 == 4 and (where != "control" or self.unlabeled_weight == 0):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(cls, "after_update", stop, raising=False)
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match=rf"halfmask train --resume {out}$"):
-        halfmask.train(recipe(data, "run.twin=true", loss="ohem", ohem_min_kept=50), out, quiet=True)
+        halfmask.train(recipe(data, "run.twin=both", loss="ohem", ohem_min_kept=50), out, quiet=True)
     monkeypatch.setattr(cls, "after_update", after_update)
     assert not (out / "twin.json").exists()
     again = halfmask.train(None, out, resume=True, quiet=True)
-    for folder in ("", "twin"):
+    for folder in ("", "control", "twin"):
         unbroken, continued = state(pair[0] / folder), state(out / folder)
         assert all(torch.equal(tensor, continued[name]) for name, tensor in unbroken.items())
     assert again.twin is not None
     assert again.twin.difference == pair[1].difference
+    assert again.plain is not None
+    assert again.plain.difference == pair[2].difference
 
 
 def test_a_finished_run_gets_its_twin_later_and_a_new_run_removes_it(data: Path, tmp_path: Path) -> None:
@@ -134,16 +190,28 @@ def test_a_finished_run_gets_its_twin_later_and_a_new_run_removes_it(data: Path,
     train_alone(recipe(data), out, quiet=True)
     later = halfmask.train(None, out, resume=True, quiet=True, overrides=["run.twin=true"])
     assert later.twin is not None
-    assert (out / "twin" / "model.safetensors").exists()
+    assert (out / "control" / "model.safetensors").exists()
     train_alone(recipe(data, "run.steps=2"), out, overwrite=True, quiet=True)
     assert not (out / "twin.json").exists()
-    assert not (out / "twin").exists()
+    assert not (out / "control").exists()
+
+
+def test_a_run_of_an_earlier_version_keeps_its_supervised_twin(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    halfmask.train(recipe(data, "run.twin=supervised", "run.steps=2"), out, quiet=True)
+    text = (out / "recipe.yaml").read_text()
+    assert "twin: supervised  # override" in text
+    (out / "recipe.yaml").write_text(text.replace("twin: supervised", "twin: true"))
+    again = halfmask.train(None, out, resume=True, quiet=True)
+    assert again.twin is not None
+    assert (again.twin.kind, again.plain) == ("supervised", None)
+    assert not (out / "control").exists()
 
 
 @pytest.mark.parametrize(
     ("overrides", "method", "advice"),
     [
-        ((), "supervised", "its own twin"),
+        ((), "supervised", "its own control"),
         (("data.val=none",), "fixmatch", r"data\.val=LIST"),
         (("run.devices=2",), "fixmatch", r"--resume RUN --twin run\.devices=1"),
     ],
@@ -158,7 +226,7 @@ def test_a_run_without_a_twin_says_so_before_it_trains(
 
 def test_a_loss_that_supervised_does_not_know_is_left_out(data: Path) -> None:
     plain = recipe(data, method="cct", heads={"f_noise": 1}, loss="ab_ce").model_dump(mode="json")
-    twin = twin_recipe(check_comparable(load(plain)))
+    twin = twin_recipe(check_comparable(load(plain)), "supervised")
     assert twin.method.params["loss"] == "ce"
 
 
@@ -168,6 +236,6 @@ def test_the_command_line_prints_the_difference(data: Path, tmp_path: Path) -> N
     command = [sys.executable, "-m", "halfmask", "train", "r.yaml", "--out", "run", "--twin", "--limit", "2", "-q"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "twin     miou" in done.stdout
+    assert "control  miou" in done.stdout
     assert "2 steps each" in done.stdout
     assert "points, 95 % interval" in done.stdout

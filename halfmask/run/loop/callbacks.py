@@ -22,10 +22,11 @@ import torch
 from halfmask.batch import Batch
 from halfmask.errors import DataError
 from halfmask.run.folder import RunDir
+from halfmask.run.loop import shipping
 from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.progress import ProgressLine
-from halfmask.run.loop.validation import CleanStatistics, Examiner
+from halfmask.run.loop.validation import CleanStatistics, Examination, Examiner
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import confidence_range
 
@@ -144,7 +145,7 @@ def save(trainer: L.Trainer, module: LitMethod, run: RunDir) -> None:
 
 
 class Validation(L.Callback):
-    """Scores every predictor at a cadence, and notes the best step of each.
+    """Scores every predictor at a cadence, notes the best step of each, and ships one.
 
     Args:
         run: where the bundle is written.
@@ -152,12 +153,20 @@ class Validation(L.Callback):
         examiner: scores and ships.
         every: steps between two validations.
         clean: statistics of batch norm to validate with; `None`: those of the training.
+        rule: `eval.ship`.
     """
 
     def __init__(
-        self, run: RunDir, metrics: MetricsLog, examiner: Examiner, every: int, clean: CleanStatistics | None = None
+        self,
+        run: RunDir,
+        metrics: MetricsLog,
+        examiner: Examiner,
+        every: int,
+        clean: CleanStatistics | None = None,
+        rule: shipping.Rule = "first",
     ) -> None:
-        self.run, self.metrics, self.examiner, self.every, self.clean = run, metrics, examiner, every, clean
+        self.run, self.metrics, self.examiner, self.every = run, metrics, examiner, every
+        self.clean, self.rule = clean, rule
         self.last: dict[str, float] = {}
 
     def on_train_batch_end(
@@ -175,7 +184,7 @@ class Validation(L.Callback):
 
     def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
         ends = module.step == module.total_steps
-        if self.clean is None or not (self.examiner.has_images or ends):
+        if self.clean is None or not (self.examiner.images or ends):
             self._score(trainer, module)
             return
         resume_clock = self.metrics.pause_clock()
@@ -184,30 +193,41 @@ class Validation(L.Callback):
         resume_clock()
 
     def _score(self, trainer: L.Trainer, module: LitMethod) -> None:
-        if not self.examiner.has_images:
+        if not self.examiner.images:
             module.validated = module.step
-            if module.step == module.total_steps:
-                self._ship(trainer, module, {})
+            if module.step == module.total_steps and trainer.is_global_zero:
+                self.examiner.ship(module, self.run.path, None, {})
             return
         resume_clock = self.metrics.pause_clock()
-        values, main = self.examiner.examine(module, trainer.global_rank, trainer.world_size)
-        for position, (name, score) in enumerate(main.items()):
-            if name in module.best and score <= module.best[name]:
-                continue
-            module.best[name], module.best_steps[name] = score, module.step
-            if position == 0:  # the one that is shipped
-                self._ship(trainer, module, {f"val_{self.examiner.main_metric}": score})
+        images, metric = self.examiner.images, self.examiner.main_metric
+        found = self.examiner.examine(module, trainer.global_rank, trainer.world_size)
+        shipped = shipping.choose(self.rule, found, module.best, images)
+        own = f"{shipped.name}/"
+        values = found.values | {
+            key.removeprefix(own): value for key, value in found.values.items() if key.startswith(own)
+        }
+        for name, score in found.main.items():
+            if shipped.last or name not in module.best or score > module.best[name]:
+                module.best[name], module.best_steps[name] = score, module.step
+        if shipped.now and trainer.is_global_zero:
+            self.examiner.ship(module, self.run.path, shipped.name, {f"val_{metric}": found.main[shipped.name]})
         module.method.after_evaluation(values, module.progress)
         module.validated = module.step
         self.last = values
         if trainer.is_global_zero:
             self.metrics.record(trainer, module, values)
-            self.metrics.line.validated(module.step, values, self.examiner.main_metric)
+            self.metrics.line.validated(module.step, values, metric)
+            if module.step == module.total_steps:
+                self._conclude(shipped, found, module.best)
         resume_clock()
 
-    def _ship(self, trainer: L.Trainer, module: LitMethod, score: dict[str, float]) -> None:
-        if trainer.is_global_zero:
-            self.examiner.ship(module, self.run.path, score)
+    def _conclude(self, shipped: shipping.Shipment, found: Examination, best: dict[str, float]) -> None:
+        """Say what is shipped, where that needs a word, and whether a network has learned nothing."""
+        text = shipping.describe(shipped, found, best, self.examiner.images) if self.rule == "best" else ""
+        if text:
+            self.metrics.line.tell(text)
+        if found.one_class:
+            self.metrics.line.say(shipping.warn(found.one_class))
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

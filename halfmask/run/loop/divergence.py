@@ -55,7 +55,7 @@ class StopAtInfinity(L.Callback):
             save(trainer, module, self.run)
             kept = f" The weights of step {step} are kept in {self.run.last}"
             if trainer.is_global_zero and not module.best:
-                self.examiner.ship(module, self.run.path, {})
+                self.examiner.ship(module, self.run.path, None, {})
                 kept += f" and {self.run.path / 'model.safetensors'}"
             elif module.best:
                 kept += f", the best ones in {self.run.path / 'model.safetensors'}"

@@ -61,6 +61,12 @@ class ProgressLine:
         if not self.quiet:
             self._print(text)
 
+    def tell(self, text: str) -> None:
+        """Print a line above the bar unless quiet; the log file has it in any case."""
+        self.keep(text)
+        if not self.quiet:
+            self._print(text)
+
     def say(self, text: str) -> None:
         """Print a line above the bar, also when quiet."""
         self.keep(text)

@@ -3,6 +3,7 @@
 Both use the networks with the statistics of `CleanStatistics`, where the recipe asks for them (`run.precise_bn`).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +29,13 @@ class Examination(NamedTuple):
 
     Args:
         values: all scores, under the names of metrics.jsonl.
-        main: the score that chooses the checkpoint, of each predictor, the shipped one first.
+        main: the score that chooses the checkpoint, of each predictor, the method's first one first.
+        one_class: the class of each predictor that predicts no other one, though the masks show several.
     """
 
     values: dict[str, float]
     main: dict[str, float]
+    one_class: dict[str, str] = {}  # noqa: RUF012  # never changed
 
 
 @runtime_checkable
@@ -40,14 +43,14 @@ class Examiner(Protocol):
     """Scores the networks of a run."""
 
     main_metric: str
-    has_images: bool
+    images: int  # to validate on
 
     def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
         """Score every predictor; each process takes its share of the images."""
         ...
 
-    def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
-        """Write what `predict` needs."""
+    def ship(self, module: LitMethod, folder: Path, name: str | None, score: dict[str, float]) -> None:
+        """Write what `predict` needs of a predictor, or of the first one."""
         ...
 
 
@@ -96,30 +99,44 @@ class TaskExaminer:
     Args:
         task: what is predicted.
         evaluate: gives the scores of a model; `None` without validation images.
+        images: how many there are.
     """
 
-    def __init__(self, task: Task, evaluate: Evaluate | None) -> None:
+    def __init__(self, task: Task, evaluate: Evaluate | None, images: int) -> None:
         self.task, self.evaluate = task, evaluate
-        self.main_metric, self.has_images = task.main_metric, evaluate is not None
+        self.main_metric, self.images = task.main_metric, images
 
     def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
-        """Scores are `<predictor>/val/<score>`, of the shipped one also `val/<score>`."""
+        """Scores are `<predictor>/val/<score>`, of the first one also `val/<score>`."""
         assert self.evaluate is not None
         values: dict[str, float] = {}
         main: dict[str, float] = {}
+        one_class: dict[str, str] = {}
         for name, model in module.method.predictors().items():
             found = self.evaluate(model, rank, world)
             scores = found.to_dict()
             values |= {f"{name}/val/{key}": value for key, value in scores.items()}
             values |= {} if main else {f"val/{key}": value for key, value in scores.items()}
             main[name] = found.main[1]
-        return Examination(values, main)
+            if (label := only_class(found)) is not None:
+                one_class[name] = label
+        return Examination(values, main, one_class)
 
-    def ship(self, module: LitMethod, folder: Path, score: dict[str, float]) -> None:
-        """Write the bundle of the first predictor."""
-        name, model = next(iter(module.method.predictors().items()))
+    def ship(self, module: LitMethod, folder: Path, name: str | None, score: dict[str, float]) -> None:
+        """Write the bundle of a predictor, or of the first one."""
+        predictors = module.method.predictors()
+        name = name or next(iter(predictors))
         kept = {key: module.meta.get(key) for key in ("range", "nodata", "ids")}
-        save_bundle(folder, model, self.task, extra={**origin_of(module, name), **kept, **score})
+        save_bundle(folder, predictors[name], self.task, extra={**origin_of(module, name), **kept, **score})
+
+
+def only_class(scores: Scores) -> str | None:
+    """Return the only class that is predicted, where the targets show several.
+
+    A class that is predicted nowhere has no precision.
+    """
+    predicted = [label for label, value in zip(scores.classes, scores.precision, strict=True) if not math.isnan(value)]
+    return predicted[0] if len(predicted) == 1 and sum(count > 0 for count in scores.support) > 1 else None
 
 
 def origin_of(module: LitMethod, predictor: str) -> dict[str, Any]:

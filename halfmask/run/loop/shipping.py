@@ -1,0 +1,70 @@
+"""Which network of a method is shipped, and at which of its validations (`eval.ship`).
+
+`first`: the method's first predictor, as in its paper, at its best validation. `best`: whichever predictor any
+validation finds best; of fewer than `FEW_IMAGES` validation images the best score is mostly chance, so that the first
+predictor's last weights are shipped, unless it predicts a single class while another one does not.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from halfmask.run.loop.validation import Examination
+
+Rule = Literal["first", "best"]
+FEW_IMAGES = 5
+
+
+class Shipment(NamedTuple):
+    """What a validation leads to.
+
+    Args:
+        name: predictor that is the best choice now.
+        now: whether its present weights are to be shipped.
+        last: the latest score counts, not the best one.
+    """
+
+    name: str
+    now: bool
+    last: bool
+
+
+def choose(rule: Rule, found: Examination, best: Mapping[str, float], images: int) -> Shipment:
+    """Choose by one validation.
+
+    Args:
+        rule: `eval.ship`.
+        found: scores of all predictors, the method's first one first.
+        best: best earlier score of each.
+        images: that were validated on.
+    """
+    names = list(found.main)
+    if rule == "first":
+        return Shipment(names[0], names[0] not in best or found.main[names[0]] > best[names[0]], False)
+    several = [name for name in names if name not in found.one_class]
+    if images < FEW_IMAGES:
+        name = names[0] if names[0] in several or not several else max(several, key=lambda one: found.main[one])
+        return Shipment(name, True, True)
+    name = max(names, key=lambda one: found.main[one])
+    return Shipment(name, not best or found.main[name] > max(best.values()), False)
+
+
+def describe(shipment: Shipment, found: Examination, best: Mapping[str, float], images: int) -> str:
+    """Say at the end of a run what was shipped, where that is not the first predictor at its best validation."""
+    first = next(iter(found.main))
+    if shipment.last:
+        why = f"{images} validation image{'s' if images > 1 else ''} cannot tell which step is best"
+        text = f"ship     {shipment.name}, its last weights: {why}"
+        return text if shipment.name == first else f"{text}; {first} predicts a single class"
+    name = max(best, key=lambda one: best[one])
+    if name == first:
+        return ""
+    return f"ship     {name}, by validation: {best[name]:.1%} at best, {first} {best[first]:.1%}"
+
+
+def warn(one_class: Mapping[str, str]) -> str:
+    """Warn of networks that predict a single class on every validation image, though their masks show several."""
+    named = ", ".join(f"{name} {label!r}" for name, label in one_class.items())
+    return (
+        f"warning: [H603] on the validation images these networks predict a single class: {named}. Train longer, use a "
+        "pretrained encoder (model.encoder.weights), or balance the classes (data.balance=classes)."
+    )
