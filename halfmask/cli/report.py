@@ -18,7 +18,8 @@ def report(
         typer.Option("--out", metavar="DIR|FILE", help="Default: report.html in RUN; of several runs: here."),
     ] = None,
     twin: Annotated[
-        Path | None, typer.Option("--twin", metavar="RUN", help="Run without unlabeled images; default: RUN/twin.")
+        Path | None,
+        typer.Option("--twin", metavar="RUN", help="Run to compare with; default: RUN/control, else RUN/twin."),
     ] = None,
     data: flags.Data = None,
     part: Annotated[

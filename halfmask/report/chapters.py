@@ -60,15 +60,31 @@ def headline(found: Material) -> str:
     return f"{found.run.steps} steps, no score yet"
 
 
-def verdict(gain: Interval) -> tuple[str, str]:
-    """Judge a difference by its interval: return `good`, `bad` or `open`, and a sentence."""
+def verdict(gain: Interval, control: bool = True) -> tuple[str, str]:
+    """Judge a difference by its interval: return `good`, `bad` or `open`, and a sentence.
+
+    Args:
+        gain: run - other run.
+        control: the other run differs in the loss of the unlabeled images alone; else it lacks averaged weights and
+            their passes too, and the difference is not called theirs.
+    """
     if math.isnan(gain.low):
-        return "open", "A single image cannot show whether the unlabeled images helped"
+        what = "the unlabeled images helped" if control else "the run is better than plain supervised training"
+        return "open", f"A single image cannot show whether {what}"
+    better, worse, alike = (
+        ("The unlabeled images helped", "The unlabeled images did harm", "The unlabeled images did not measurably help")
+        if control
+        else (
+            "The run is better than plain supervised training",
+            "The run is worse than plain supervised training",
+            "The run is not measurably better than plain supervised training",
+        )
+    )
     if gain.low > 0:
-        return "good", "The unlabeled images helped"
+        return "good", better
     if gain.high < 0:
-        return "bad", "The unlabeled images did harm"
-    return "open", "The unlabeled images did not measurably help"
+        return "bad", worse
+    return "open", alike
 
 
 def _chapters(found: Material) -> list[Chapter]:
@@ -106,7 +122,9 @@ def _key_figures(found: Material) -> list[tuple[str, str, str]]:
         made.append((METRIC_NAMES[run.metric], f"{percent(found.scores.main.value)} %", small))
     if found.gain is not None and not found.supervised:
         gain = found.gain.main
-        made.append(("gain by unlabeled images", signed(gain.value), f"95 % interval {between(gain, True)}"))
+        name = "gain by unlabeled images" if found.control else "more than supervised"
+        spread = between(gain, True)
+        made.append((name, signed(gain.value), f"95 % interval {spread}" if spread else "no interval: one image"))
     if (number := found.published) is not None:
         made.append(("published", f"{percent(number.value)} %", f"{number.metric}, {number.source}"))
     if run.seconds:
@@ -134,7 +152,7 @@ def _twin(found: Material) -> dict[str, Any]:
     """Return whether the unlabeled images helped, and what makes the comparison unfair."""
     if found.gain is None or found.twin is None:
         return {}
-    kind, sentence = verdict(found.gain.main)
+    kind, sentence = verdict(found.gain.main, found.control)
     return {"kind": kind, "sentence": sentence, "unfair": _unfair(found.run, found.twin)}
 
 
@@ -160,7 +178,7 @@ def _curves(found: Material) -> dict[str, Any]:
     run, metric = found.run, METRIC_NAMES[found.run.metric]
     scores = _scores(run)
     if found.twin is not None:
-        scores += [line._replace(name="without unlabeled", color=_TWIN, dash=3) for line in _scores(found.twin)[:1]]
+        scores += [line._replace(name=_other(found), color=_TWIN, dash=3) for line in _scores(found.twin)[:1]]
     names = dict.fromkeys(name for record in run.records for name in record if name.startswith("train/loss_"))
     losses = [
         Series(name.removeprefix("train/loss_").replace("_", " "), run.curve(name), number % 6, number)
@@ -179,6 +197,11 @@ def _curves(found: Material) -> dict[str, Any]:
             line_chart([Series("", run.curve("train/img_per_s"))], "Images per second", percent=False),
         ],
     }
+
+
+def _other(found: Material) -> str:
+    """Name what the run is compared with."""
+    return "control" if found.control else "supervised"
 
 
 def _scores(run: Run) -> list[Series]:
@@ -243,7 +266,7 @@ def _tiled(one: Example, task: Task) -> dict[str, Any]:
     if truth.shape == last.shape[:2]:
         masks = [("truth", "True mask", truth), ("prediction", "Predicted mask", found)]
         if one.twin is not None:
-            masks.append(("without unlabeled", "Twin's mask", one.twin.astype(np.int64)))
+            masks.append(("compared run", "Mask of the run it is compared with", one.twin.astype(np.int64)))
         tiles += [(name, over(last, mask, colors), f"{alt}: {_in_words(mask, task)}") for name, alt, mask in masks]
         picture = errors(last, truth, found, task.n_classes)
         tiles.append((f"wrong {wrong} %", picture, f"{wrong} % of the pixels are wrong"))

@@ -40,7 +40,7 @@ class Wishes:
 
     data: str | Path | None = None  # folder of the images, where they were moved
     part: str | None = None  # images to judge by; `None` takes those that the run chose its checkpoint on
-    twin: str | Path | None = None  # run folder of the supervised twin; `None` looks for RUN/twin
+    twin: str | Path | None = None  # run folder to compare with; `None`: RUN/control, else RUN/twin
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where to predict
     workers: int = 2  # threads that read images ahead
     limit: int | None = None  # judge by the first so many images

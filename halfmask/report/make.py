@@ -58,7 +58,7 @@ def report(
         data: folder of the images, where they were moved.
         part: images to judge by: `val`, `test`, `train`, `all` or a list file; by default those that the run chose
             its checkpoint on.
-        twin: run without unlabeled images to compare with; by default RUN/twin, if there is one.
+        twin: run to compare with; by default RUN/control, else RUN/twin (plain supervised), if there is one.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         workers: threads that read images ahead.
         limit: judge by the first so many images.
@@ -91,7 +91,9 @@ def _one(found: Material, folder: Path, out: str | Path | None) -> ReportResult:
     if found.scores is not None and found.tally is not None:
         values |= {"part": found.tally.part, "images": len(found.tally.ids), "score": found.scores.main._asdict()}
     if found.gain is not None and found.twin is not None:
-        values |= {"twin": str(found.twin.path), "gain": found.gain.main._asdict()}
+        values |= {"twin": str(found.twin.path), "gain": found.gain.main._asdict(), "control": found.control}
+        if found.plain_gain is not None:
+            values["gain_over_supervised"] = found.plain_gain.main._asdict()
     return ReportResult(page, headline(found), (page,), _without_nan(values))
 
 

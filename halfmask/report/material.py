@@ -53,7 +53,10 @@ class Material:
     tally: Tally | None = None  # pixels of every image
     scores: Scored | None = None  # with intervals
     examples: dict[str, list[Example]] = field(default_factory=dict)  # `samples`, `worst`, `best`
-    twin: Run | None = None  # the supervised twin
+    twin: Run | None = None  # what the run is compared with: its control, where there is one
+    control: bool = False  # whether `twin` is the control
+    plain: Run | None = None  # plain supervised training, where there is a control too
+    plain_gain: Scored | None = None  # the run's scores minus those of `plain`
     twin_scores: Scored | None = None  # with intervals
     gain: Scored | None = None  # the run's scores minus the twin's
     quality: dict[str, Any] | None = None  # of pseudo-labels on the images (`halfmask.report.pseudo`)
@@ -143,10 +146,13 @@ def _open(found: Material, wishes: Wishes) -> None:
 
 
 def _compare_with_twin(found: Material, wishes: Wishes) -> None:
-    path = Path(wishes.twin) if wishes.twin is not None else found.run.path / "twin"
-    if wishes.twin is None and not (path / "recipe.yaml").is_file():
+    begun = [found.run.path / name for name in ("control", "twin")]
+    paths = [Path(wishes.twin)] if wishes.twin is not None else [p for p in begun if (p / "recipe.yaml").is_file()]
+    if not paths:
         return
+    path = paths[0]
     found.twin = twin = read_run(path)
+    found.control = is_control(found.run, twin)
     if found.run.classes and twin.classes and twin.classes != found.run.classes:
         raise CheckpointError(
             f"{path} predicts other classes than {found.run.path}: a twin is the same run without unlabeled images.",
@@ -161,6 +167,19 @@ def _compare_with_twin(found: Material, wishes: Wishes) -> None:
     kind, absent = found.tally.task.kind, found.tally.absent
     found.twin_scores = scored(other.counts, kind, absent)
     found.gain = difference(found.tally.counts, other.counts, kind, absent)
+    if len(paths) > 1 and (plain := read_run(paths[1])).meta is not None:
+        found.plain = plain
+        found.plain_gain = difference(found.tally.counts, tally(paths[1], found.images).counts, kind, absent)
+
+
+def is_control(run: Run, other: Run) -> bool:
+    """Tell whether another run is the same but for what leaves the loss of the unlabeled images out."""
+    try:
+        params = resolve("methods", run.method).control_params()
+    except HalfmaskError:
+        return False
+    ours, theirs = run.recipe["method"], other.recipe["method"]
+    return params is not None and ours != theirs and theirs == {**ours, **params}
 
 
 def _judge_labels(found: Material, images: Images) -> None:

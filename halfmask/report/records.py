@@ -47,7 +47,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name, with the parent's name for a seed or a twin."""
+        """The folder's name, with the parent's name for a seed, a control or a twin."""
         parent = self.path.resolve().parent
         own = self.path.resolve().name
         return f"{parent.name}/{own}" if _SEED.fullmatch(own) or own in {"twin", "control"} else own

@@ -338,14 +338,9 @@ class Domains(Sources):
 
     def examiner(self, recipe: Recipe) -> Examiner:
         """Build what scores the networks of every domain that has images to validate on."""
-        found = {
-            name: evaluator_of(domain_recipe(recipe, name), source.dataset, source.split)
-            for name, source in self.by_name.items()
-        }
-        images = sum(
-            len(validated_ids(domain_recipe(recipe, name), source.dataset, source.split))
-            for name, source in self.by_name.items()
-        )
+        whole = [(name, domain_recipe(recipe, name), source) for name, source in self.by_name.items()]
+        images = sum(len(validated_ids(own, source.dataset, source.split)) for _, own, source in whole)
+        found = {name: evaluator_of(own, source.dataset, source.split) for name, own, source in whole}
         return DomainExaminer(self.by_name, {name: one for name, one in found.items() if one is not None}, images)
 
     def write(self, run: RunDir, recipe: Recipe) -> None:

@@ -56,18 +56,53 @@ def test_its_score_is_that_of_evaluate(page, fix):
         assert re.search(rf"{name}\s*{percent(iou)}", page.chapter("classes")), name
 
 
-def test_it_says_whether_unlabeled_images_helped(page, fix):
+def test_beside_plain_supervised_training_no_gain_is_called_that_of_unlabeled_images(page, fix):
     result = report(fix, quiet=True).to_dict()
     run, twin = (evaluate(path, quiet=True, write=False).miou for path in (fix, fix / "twin"))
     assert result["gain"]["value"] == pytest.approx(run - twin, abs=1e-12)
     assert result["gain"]["low"] <= result["gain"]["value"] <= result["gain"]["high"]
     expected = {
+        (True, True): "The run is better than plain supervised training",
+        (False, False): "The run is worse than plain supervised training",
+        (False, True): "The run is not measurably better than plain supervised training",
+    }[result["gain"]["low"] > 0, result["gain"]["high"] >= 0]
+    assert result["heading"] == expected
+    assert result["control"] is False
+    assert expected in page.chapter("twin")
+    assert "only the control can tell" in " ".join(page.chapter("twin").split())
+    assert "gain by unlabeled images" not in page.text
+
+
+def test_the_control_tells_whether_unlabeled_images_helped(fix, shapes, tmp_path):
+    run = copied(fix, tmp_path / "run", "twin")
+    fit(tiny.recipe(shapes, *QUICK, threshold=0.4, unlabeled_weight=0.0), run / "control", quiet=True)
+    result = report(run, quiet=True).to_dict()
+    ours, control, plain = (
+        evaluate(path, quiet=True, write=False).miou for path in (run, run / "control", run / "twin")
+    )
+    assert result["gain"]["value"] == pytest.approx(ours - control, abs=1e-12)
+    assert result["gain_over_supervised"]["value"] == pytest.approx(ours - plain, abs=1e-12)
+    assert (result["control"], result["twin"]) == (True, str(run / "control"))
+    expected = {
         (True, True): "The unlabeled images helped",
         (False, False): "The unlabeled images did harm",
         (False, True): "The unlabeled images did not measurably help",
     }[result["gain"]["low"] > 0, result["gain"]["high"] >= 0]
-    assert result["heading"] == expected
-    assert expected in page.chapter("twin")
+    page = read(run / "report.html")
+    text = " ".join(page.chapter("twin").split())
+    assert expected in text
+    assert "same run without the loss of the unlabeled images" in text
+    assert "Over plain supervised training" in text
+    assert "gain by unlabeled images" in page.text
+
+
+def test_one_image_gives_no_interval_and_none_is_spoken_of(fix, tmp_path):
+    run = copied(fix, tmp_path / "run", "twin")
+    report(run, limit=1, quiet=True)
+    page = read(run / "report.html")
+    assert "A single image cannot show" in page.chapter("twin")
+    assert "95 % interval" not in " ".join(page.chapter("twin").split())
+    assert "no interval: one image" in page.text
 
 
 def test_a_named_twin_wins_and_what_differs_is_said(fix, shapes, tmp_path):
