@@ -51,7 +51,7 @@ def headline(found: Material) -> str:
     """Return the main result as one sentence."""
     metric = METRIC_NAMES[found.run.metric]
     if found.gain is not None and not found.supervised:
-        return verdict(found.gain.main)[1]
+        return verdict(found.gain.main, found.control)[1]
     if found.scores is not None:
         return f"{metric} {percent(found.scores.main.value)} %"
     curve = found.run.curve(f"val/{found.run.metric}")

@@ -74,7 +74,7 @@ def test_beside_plain_supervised_training_no_gain_is_called_that_of_unlabeled_im
 
 
 def test_the_control_tells_whether_unlabeled_images_helped(fix, shapes, tmp_path):
-    run = copied(fix, tmp_path / "run", "twin")
+    run = shutil.copytree(fix, tmp_path / "run")
     fit(tiny.recipe(shapes, *QUICK, threshold=0.4, unlabeled_weight=0.0), run / "control", quiet=True)
     result = report(run, quiet=True).to_dict()
     ours, control, plain = (
@@ -97,7 +97,7 @@ def test_the_control_tells_whether_unlabeled_images_helped(fix, shapes, tmp_path
 
 
 def test_one_image_gives_no_interval_and_none_is_spoken_of(fix, tmp_path):
-    run = copied(fix, tmp_path / "run", "twin")
+    run = shutil.copytree(fix, tmp_path / "run")
     report(run, limit=1, quiet=True)
     page = read(run / "report.html")
     assert "A single image cannot show" in page.chapter("twin")
