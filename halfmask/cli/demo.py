@@ -17,6 +17,9 @@ def demo(
         int | None, typer.Option("--steps", metavar="N", min=1, help="Steps of each of the two runs.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the scenes and of training.")] = 0,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Begin from the ImageNet weights that are installed with halfmask.")
+    ] = False,
     overwrite: flags.Overwrite = False,
     *,
     output: flags.Output,
@@ -27,5 +30,5 @@ def demo(
     """
     from halfmask.demo.run import run_demo
 
-    result = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, quiet=output.quiet)
+    result = run_demo(out, steps=steps, seed=seed, pretrained=pretrained, overwrite=overwrite, quiet=output.quiet)
     print(json.dumps(result.to_dict(), indent=2) if output.as_json else result.table())

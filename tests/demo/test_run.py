@@ -22,9 +22,12 @@ def result(tmp_path_factory):
     return run_demo(tmp_path_factory.mktemp("demo"), steps=2, seed=3, size=SIZE, quiet=True)
 
 
-def test_both_runs_differ_in_the_method_alone(tmp_path):
-    first, second = (load(recipe_of(name, tmp_path, 10, 0)).model_dump(mode="json") for name in METHODS)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_both_runs_differ_in_the_method_alone(tmp_path, pretrained):
+    recipes = [load(recipe_of(name, tmp_path, 10, 0, pretrained=pretrained)) for name in METHODS]
+    first, second = (recipe.model_dump(mode="json") for recipe in recipes)
     assert {key for key in first if first[key] != second[key]} == {"method"}
+    assert (first["model"]["encoder"].get("weights") == "imagenet") == pretrained
 
 
 def test_scores_on_the_page_and_in_the_files_are_those_of_the_runs(result):
