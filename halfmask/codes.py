@@ -169,6 +169,10 @@ CODES: dict[str, Code] = {
         "a network predicts one class on all validation images, though their masks show several",
         "more steps, pretrained weights, data.balance=classes",
     ),
+    "H604": Code(
+        "the averages of batch norm do not describe clean images: predictions change with statistics of these",
+        "run.passes=apart, where images share a pass; more steps",
+    ),
 }
 
 

@@ -26,6 +26,7 @@ from halfmask.run.loop.module import MakeLoader
 from halfmask.run.loop.validation import CleanStatistics
 from halfmask.run.sources import Sources
 
+_COMPARED_IMAGES = 32  # whose statistics are compared with those of the training at its end
 _FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20
 
 
@@ -254,22 +255,25 @@ def loader_maker(prepared: Prepared, out: Path) -> MakeLoader:
 
 
 def clean_statistics(prepared: Prepared) -> CleanStatistics | None:
-    """Return what estimates the statistics of batch norm anew; `None` where the recipe does not ask for it.
+    """Return what estimates the statistics of batch norm anew; `None` for networks without batch norm.
 
     A run over several domains keeps the averages of its training: its networks share layers, but not images.
     """
     recipe, method = prepared.recipe, prepared.method
-    if not recipe.run.precise_bn or recipe.data.domains is not None:
+    if recipe.data.domains is not None:
         return None
     if not any(network.has_batch_stats for network in method.predictors().values()):
         return None
-    batch = recipe.data.batch
+    batch, images = recipe.data.batch, recipe.run.precise_bn or _COMPARED_IMAGES
     per_step = batch.labeled + (batch.unlabeled if method.draws else 0)
 
     def make(rank: int, world: int) -> TrainLoader:
         data = recipe.data.model_copy(update={"workers": 0, "cache": "none"})
         loader = prepared.sources.loader(data, seed=recipe.run.seed, draws=min(method.draws, 1), rank=rank, world=world)
-        loader.steps.start, loader.steps.stop = 0, math.ceil(recipe.run.precise_bn / (per_step * world))
+        loader.steps.start, loader.steps.stop = (
+            0,
+            math.ceil(images / (per_step * world)),
+        )
         return loader
 
-    return CleanStatistics(make)
+    return CleanStatistics(make, used=recipe.run.precise_bn > 0)

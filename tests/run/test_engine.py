@@ -18,6 +18,7 @@ from halfmask.run.checkpoint import open_predictors, read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.folder import RunDir
 from halfmask.run.loop.optim import make_optimizers, rate_factor
+from halfmask.run.loop.shipping import doubtful_statistics
 from halfmask.run.loop.validation import Examination, TaskExaminer
 from halfmask.task import Task
 from halfmask.testing.tiny import tiny_builder, tiny_task
@@ -204,3 +205,16 @@ def test_a_run_with_clean_statistics_resumes_to_the_same_result(data: Path, tmp_
     for name, value in first["halfmask"]["statistics"]["teacher"].items():
         assert torch.equal(value, second["halfmask"]["statistics"]["teacher"][name])
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_statistics_that_describe_other_images_are_told(data: Path, tmp_path: Path) -> None:
+    def spoil(self: FixMatch, progress: Progress) -> None:
+        for name, buffer in self.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(3.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FixMatch, "after_update", spoil)
+        fit(recipe(data), tmp_path / "spoiled", quiet=True)
+    assert "[H604]" in (tmp_path / "spoiled" / "log.txt").read_text()
+    assert not doubtful_statistics({"teacher": 0.97})

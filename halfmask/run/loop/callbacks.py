@@ -184,7 +184,11 @@ class Validation(L.Callback):
 
     def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
         ends = module.step == module.total_steps
-        if self.clean is None or not (self.examiner.images or ends):
+        if ends and self.clean is not None:
+            shares = self.clean.agreement(module, trainer.global_rank, trainer.world_size)
+            if trainer.is_global_zero and (text := shipping.doubtful_statistics(shares)):
+                self.metrics.line.say(text)
+        if self.clean is None or not self.clean.used or not (self.examiner.images or ends):
             self._score(trainer, module)
             return
         resume_clock = self.metrics.pause_clock()

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from halfmask.run.loop.validation import Examination
 
+_LEAST_AGREEMENT = 0.9
 Rule = Literal["first", "best"]
 FEW_IMAGES = 5
 
@@ -67,4 +68,21 @@ def warn(one_class: Mapping[str, str]) -> str:
     return (
         f"warning: [H603] on the validation images these networks predict a single class: {named}. Train longer, use a "
         "pretrained encoder (model.encoder.weights), or balance the classes (data.balance=classes)."
+    )
+
+
+def doubtful_statistics(agreement: Mapping[str, float]) -> str:
+    """Warn where predictions with the running statistics of batch norm are not those with statistics of clean images.
+
+    Args:
+        agreement: part of the pixels that keep their class, by predictor.
+    """
+    low = {name: share for name, share in agreement.items() if share < _LEAST_AGREEMENT}
+    if not low:
+        return ""
+    named = ", ".join(f"{name} {share:.0%}" for name, share in low.items())
+    return (
+        "warning: [H604] only so many pixels keep their class when batch norm uses statistics of clean training images: "
+        f"{named}. The averages of the training are of other images. If several kinds of images share a pass, let them "
+        "pass apart (run.passes=apart); else train longer."
     )

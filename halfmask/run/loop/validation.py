@@ -15,7 +15,7 @@ from torch import Tensor
 from halfmask.data.loading.loader import HostBatch, to_batch
 from halfmask.infer.bundle import save_bundle
 from halfmask.infer.metrics import Scores
-from halfmask.models.model import Network
+from halfmask.models.model import Network, eval_mode
 from halfmask.models.statistics import estimate_statistics, install_statistics
 from halfmask.run.loop.module import LitMethod
 from halfmask.task import Task
@@ -61,10 +61,11 @@ class CleanStatistics:
 
     Args:
         batches: makes the batches whose weak images are taken, the same at every call.
+        used: score and ship with them; `False`: only compare them with those of the training.
     """
 
-    def __init__(self, batches: MakeBatches) -> None:
-        self.batches = batches
+    def __init__(self, batches: MakeBatches, *, used: bool) -> None:
+        self.batches, self.used = batches, used
         self._kept: list[HostBatch] | None = None
 
     @contextmanager
@@ -83,6 +84,21 @@ class CleanStatistics:
         finally:
             for network, former in reversed(before):
                 install_statistics(network, former)
+
+    @torch.no_grad()
+    def agreement(self, module: LitMethod, rank: int, world: int) -> dict[str, float]:
+        """Return for each predictor the part of the pixels that keep their class with clean statistics."""
+        found: dict[str, float] = {}
+        for name, network in module.method.predictors().items():
+            if not network.has_batch_stats:
+                continue
+            images = next(self._images(module, rank, world))
+            with eval_mode(network):
+                own = network(images).argmax(1)
+                before = install_statistics(network, estimate_statistics(network, self._images(module, rank, world)))
+                found[name] = (network(images).argmax(1) == own).float().mean().item()
+                install_statistics(network, before)
+        return found
 
     def _images(self, module: LitMethod, rank: int, world: int) -> Iterator[Tensor]:
         if self._kept is None:  # a few small crops as bytes: read once
