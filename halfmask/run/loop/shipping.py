@@ -82,7 +82,7 @@ def doubtful_statistics(agreement: Mapping[str, float]) -> str:
         return ""
     named = ", ".join(f"{name} {share:.0%}" for name, share in low.items())
     return (
-        "warning: [H604] only so many pixels keep their class when batch norm uses statistics of clean training images: "
+        "warning: [H604] only so many pixels keep their class when batch norm takes statistics of clean images: "
         f"{named}. The averages of the training are of other images. If several kinds of images share a pass, let them "
         "pass apart (run.passes=apart); else train longer."
     )
