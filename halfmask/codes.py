@@ -90,6 +90,9 @@ CODES: dict[str, Code] = {
     ),
     "H164": Code("json files beside COCO instances that are not used", "nothing; or move them out of the folder"),
     "H165": Code("COCO annotations of images that the file does not list", "export again, with these images"),
+    "H166": Code(
+        "annotated images that are not in the folder", "copy them there, or name the files as the annotations do"
+    ),
     "H200": Code("data that cannot be used, for a reason without a code of its own", "the message says"),
     "H201": Code("a file is missing, empty, broken or not to be opened", "copy it again, or remove it"),
     "H202": Code(

@@ -1,7 +1,9 @@
 """Names of files and folders in every spelling: what belongs together is found, what is not read is listed."""
 
+import json
 import unicodedata
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -202,3 +204,61 @@ def test_masks_beside_their_images_belong_to_the_part_of_their_folder(tmp_path: 
     data = Folder(tmp_path)
     assert data.ids("train") == [f"train/{n}.jpg" for n in range(4)]
     assert data.ids("val") == [f"val/{n}.jpg" for n in range(4)]
+
+
+def export_of(tool: str, names: list[str], label: str, root: Path) -> None:
+    """Write annotations of a whole tool, or labelme files: the left half of each image has a label."""
+    height, width = SIZE
+    half = [[0, 0], [width // 2, 0], [width // 2, height], [0, height]]
+    numbered = list(enumerate(names))
+    if tool == "coco":
+        content: object = {
+            "images": [{"id": n, "file_name": f"é/{x}", "height": height, "width": width} for n, x in numbered],
+            "annotations": [
+                {"id": n, "image_id": n, "category_id": 1, "iscrowd": 0, "segmentation": [sum(half, [])]}
+                for n, _ in numbered
+            ],
+            "categories": [{"id": 1, "name": label}],
+        }  # fmt: skip
+        (root / "instances.json").write_text(json.dumps(content))
+        return
+    if tool == "label studio":
+        value = {"points": [[100 * x / width, 100 * y / height] for x, y in half], "polygonlabels": [label]}
+        region = {
+            "type": "polygonlabels", "value": value, "original_width": width, "original_height": height,
+            "from_name": "a", "to_name": "b", "id": "r",
+        }  # fmt: skip
+        tasks = [
+            {"id": n, "data": {"image": f"/data/upload/1/{quote(name)}"}, "annotations": [{"result": [region]}]}
+            for n, name in numbered
+        ]
+        (root / "export.json").write_text(json.dumps(tasks))
+        return
+    for name in names:
+        shape = {"label": label, "points": half, "shape_type": "polygon"}
+        content = {"shapes": [shape], "imagePath": name, "imageHeight": height, "imageWidth": width}
+        (root / "é" / name).with_suffix(".json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("tool", ["coco", "label studio", "labelme"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_in_annotation_files_pair_in_two_unicode_forms(tool: str, form: str, tmp_path: Path) -> None:
+    other = "NFD" if form == "NFC" else "NFC"
+    (tmp_path / "halfmask.yaml").write_text(
+        unicodedata.normalize(form, "classes: [background, Wände]\n"), encoding="utf-8"
+    )
+    for number in range(3):
+        image(tmp_path / unicodedata.normalize(form, f"é/ä{number}.png"), SIZE, seed=number)
+    if tool == "labelme":  # in one folder, however its name is written
+        (tmp_path / "é").mkdir(exist_ok=True)
+    names = [unicodedata.normalize(other, f"ä{number}.png") for number in range(4)]
+    export_of(tool, names, unicodedata.normalize(other, "Wände"), tmp_path)
+    report = check(tmp_path, workers=1)
+    assert report.seen.task is not None
+    assert report.seen.task.classes == ("background", unicodedata.normalize("NFC", "Wände"))
+    assert len(report.seen.parts["labeled"]) == 3
+    area = SIZE[0] * SIZE[1] // 2
+    assert [facts.values for facts in report.seen.masks.values()] == [{0: area, 1: area}] * 3
+    (lost,) = (finding for finding in report.findings if finding.code in {"H166", "H110"})
+    assert (lost.level, lost.count) == ("warning", 1)
+    assert unicodedata.normalize("NFC", "ä3") in unicodedata.normalize("NFC", lost.files[0])

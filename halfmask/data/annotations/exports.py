@@ -2,12 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from halfmask.data.annotations.drawing import Drawing, Remark
+from halfmask.data.annotations.layers import composed
 
 
 @runtime_checkable
@@ -64,8 +65,25 @@ def twins(classes: Iterable[str]) -> tuple[Remark, ...]:
     )
 
 
+def not_here(names: Sequence[str], images: int) -> tuple[Remark, ...]:
+    """Say which annotated images are not in the folder, so that work on them is not used.
+
+    Args:
+        names: of these images, as the files give them.
+        images: that are annotated, in all.
+    """
+    if not names:
+        return ()
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    text = f"{len(names)} of {images} annotated images are not in the folder: {shown}"
+    cure = "copy them there, or name the files as the annotations do; nothing, if they were left out on purpose"
+    return (Remark("warning", "H166", text, len(names), cure, tuple(names)),)
+
+
 class ImageNames:
     """Finds images by the end of a path: the folders of another machine or storage need not be here.
+
+    `é` in one character and `é` in two are one name.
 
     Args:
         ids: of all images.
@@ -74,7 +92,7 @@ class ImageNames:
     def __init__(self, ids: Iterable[str]) -> None:
         self._by_name: dict[str, list[str]] = defaultdict(list)
         for id in ids:
-            self._by_name[id.rpartition("/")[2]].append(id)
+            self._by_name[composed(id).rpartition("/")[2]].append(id)
 
     def most_alike(self, path: str) -> list[str]:
         """Return the images of the same file name; of several, those that share the most folders, from the end on.
@@ -82,10 +100,11 @@ class ImageNames:
         >>> ImageNames(["a/1.png", "b/1.png", "b/2.png"]).most_alike("bucket/b/1.png")
         ['b/1.png']
         """
+        path = composed(path)
         found = self._by_name.get(path.rpartition("/")[2], [])
         if len(found) < 2:
             return found
-        alike = [_shared_end(id, path) for id in found]
+        alike = [_shared_end(composed(id), path) for id in found]
         return [id for id, shared in zip(found, alike, strict=True) if shared == max(alike)]
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Integer
 
 from halfmask.data.annotations import label_studio
 from halfmask.data.annotations.drawing import Drawing, Shape, draw, ellipse, labels_of
-from halfmask.data.annotations.exports import ImageNames, twins
+from halfmask.data.annotations.exports import ImageNames, not_here, twins
 from halfmask.data.annotations.layers import (
     IGNORE_LABEL,
     UnknownLabelError,
@@ -232,6 +232,7 @@ class LabelStudioFolder:
         here = ImageNames(images)
         self._of: dict[str, tuple[Path, Annotation]] = {}
         drafts: list[str] = []
+        absent: list[str] = []
         for path in paths:
             for name, annotation in read_annotations(path).items():
                 if annotation is None:
@@ -242,12 +243,14 @@ class LabelStudioFolder:
                     raise DataError(f"{path}: two annotated tasks show {located}. Keep one of them.", "H208")
                 if located is not None:
                     self._of[located] = (path, annotation)
+                else:
+                    absent.append(name)
         if not self._of:
             listed = ", ".join(path.name for path in paths)
             raise DataError(f"{root}: no task in {listed} shows an image that is here. Copy its images there.", "H208")
         self.left_out = sorted(set(drafts) - self._of.keys())
         self.classes = tuple(named) if named is not None else self._found()
-        self.remarks = twins(self.classes)
+        self.remarks = (*not_here(absent, len(absent) + len(self._of)), *twins(self.classes))
         self.parts: dict[str, list[str]] = defaultdict(list)
         for id in sorted(images):
             self.parts[part_of_folders(id)].append(id)

@@ -3,6 +3,7 @@
 The larger ones come first: what lies in a hole is a region of its own and painted later, background included.
 """
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -36,12 +37,17 @@ def layers(mask: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, Int[np.ndarr
 
 
 def clean(label: object) -> str:
-    """Return a label without spaces that nobody sees.
+    """Return a label without spaces that nobody sees, each letter in one character.
 
     >>> clean(" traffic  light ")
     'traffic light'
     """
-    return " ".join(str(label).split())
+    return composed(" ".join(str(label).split()))
+
+
+def composed(text: str) -> str:
+    """Return a text with letters and accents in one character each (NFC), as most systems write them."""
+    return unicodedata.normalize("NFC", text)
 
 
 def label_of(id: int, classes: Sequence[str]) -> str:

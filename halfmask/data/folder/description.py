@@ -116,7 +116,7 @@ def read_description(root: Path, given: Mapping[str, Any]) -> Description:
     if repeated:
         raise DataError(f"{where}:\n{bullet_list(repeated)}", "H209")
     try:
-        description = Description.model_validate(said)
+        description = Description.model_validate(_composed(said))
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise DataError(f"{where}:\n{bullet_list(lines)}", "H209") from None
@@ -134,6 +134,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(said, dict | None):
         raise DataError(f"{path}: expected keys such as `classes: {{0: background, 1: crack}}`.", "H209")
     return dict(said or {})
+
+
+def _composed(value: Any) -> Any:
+    """Write letters and accents of names in one character each, as labels of annotation files are read."""
+    if isinstance(value, dict):
+        return {key: _composed(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_composed(one) for one in value]
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def _repeated_ids(key: str, table: Any) -> Iterator[str]:

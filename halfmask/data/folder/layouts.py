@@ -223,6 +223,7 @@ def _outlined(root: Path) -> Layout | None:
     images = list_images(root, root)
     by_key = {key_of(id, ""): id for id in images}
     masks: dict[str, str] = {}
+    alone: list[str] = []
     image_folder = subfolder(root, IMAGE_FOLDERS) or "images"
     for path in files:
         name = path.relative_to(root).as_posix()
@@ -231,6 +232,8 @@ def _outlined(root: Path) -> Layout | None:
         id = by_key.get(key) or by_key.get("/".join([*parents, key.rpartition("/")[2]]))
         if id is not None:
             masks[id] = name
+        else:
+            alone.append(name)
     first = next((root / name for name in masks.values()), None)
     head = head_of(first) if first is not None else ""
     kind: LayoutName | None = "labelme" if '"shapes"' in head else "geojson" if '"FeatureCollection"' in head else None
@@ -239,7 +242,9 @@ def _outlined(root: Path) -> Layout | None:
     parts: dict[str, list[str]] = {"train": []}
     for id in images:
         parts.setdefault(part_of_folders(id), []).append(id)
-    return Layout(kind, f"{first.relative_to(root).as_posix()} for its image", root, parts, masks)
+    mark = '"shapes"' if kind == "labelme" else '"FeatureCollection"'
+    orphans = tuple(name for name in alone if mark in head_of(root / name))
+    return Layout(kind, f"{first.relative_to(root).as_posix()} for its image", root, parts, masks, (), orphans)
 
 
 def part_of_folders(id: str) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 from halfmask.data.annotations.coco.files import Read, choose, load, read_json, remarks_on
 from halfmask.data.annotations.coco.regions import NO_CATEGORY, decode_region, problem_of, rings_of
 from halfmask.data.annotations.drawing import FLAT, Drawing, Remark, why_empty
-from halfmask.data.annotations.exports import ImageNames, twins
-from halfmask.data.annotations.layers import IGNORE_LABEL, clean
+from halfmask.data.annotations.exports import ImageNames, not_here, twins
+from halfmask.data.annotations.layers import IGNORE_LABEL, clean, composed
 from halfmask.data.folder.folder_names import PART_NAMES
 from halfmask.data.folder.masks.decode import IGNORE
 from halfmask.errors import DataError, bullet_list, nearest
@@ -187,12 +187,14 @@ class CocoFolder:
             raise DataError(f"{root}: `crowds` in halfmask.yaml names {', '.join(strange)}, which is no class.", "H209")
         self.parts: dict[str, list[str]] = defaultdict(list)
         self._file_of: dict[str, tuple[CocoFile, str]] = {}
-        here, files = ImageNames(images), []
+        here, files, absent = ImageNames(images), [], []
         for path, content in read:
             file = CocoFile(path, ids, IGNORE if covered else 0, crowds=crowds, content=content)
             files.append(file)
             for name in file.images:
                 found = _locate(name, path, root, here)
+                if found is None and file.is_annotated(name):
+                    absent.append(name)
                 if found is not None and file.is_annotated(name):
                     self._require_alike(found, file, name)
                     self._file_of[found] = (file, name)
@@ -206,7 +208,8 @@ class CocoFolder:
         self.parts["unlabeled"] = [id for id in images if id not in listed]
         self.parts = {part: sorted(set(held)) for part, held in self.parts.items()}
         self.remarks = (
-            *remarks_on(left, root), *_homeless(files), *self._crowds(set(crowds)), *twins(self.classes)
+            *remarks_on(left, root), *_homeless(files), *not_here(absent, len(absent) + len(self._file_of)),
+            *self._crowds(set(crowds)), *twins(self.classes),
         )  # fmt: skip
 
     def file_of(self, id: str) -> Path | None:
@@ -306,8 +309,8 @@ def _locate(name: str, path: Path, root: Path, here: ImageNames) -> str | None:
 
     Folders that `file_name` gives tell images apart, train/1.jpg from val/1.jpg, so all of them must fit.
     """
-    clean = name.replace("\\", "/").removeprefix("./")
-    found = [id for id in here.most_alike(clean) if f"/{id}".endswith(f"/{clean}")]
+    clean = composed(name.replace("\\", "/").removeprefix("./"))
+    found = [id for id in here.most_alike(clean) if f"/{composed(id)}".endswith(f"/{clean}")]
     if len(found) < 2:
         return found[0] if found else None
     # annotations/instances_train2017.json names images in train2017/; train/_annotations.coco.json those in train/.
