@@ -215,7 +215,7 @@ def export_of(tool: str, names: list[str], label: str, root: Path) -> None:
         content: object = {
             "images": [{"id": n, "file_name": f"é/{x}", "height": height, "width": width} for n, x in numbered],
             "annotations": [
-                {"id": n, "image_id": n, "category_id": 1, "iscrowd": 0, "segmentation": [sum(half, [])]}
+                {"id": n, "image_id": n, "category_id": 1, "iscrowd": 0, "segmentation": [np.ravel(half).tolist()]}
                 for n, _ in numbered
             ],
             "categories": [{"id": 1, "name": label}],
