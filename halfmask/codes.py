@@ -64,6 +64,10 @@ CODES: dict[str, Code] = {
         "names that differ in their Unicode form only (macOS writes letters and accents apart)",
         "nothing: they are paired; rename them if other tools take them apart",
     ),
+    "H127": Code(
+        "masks (GeoTIFF) that declare a value as no data which is read as a class",
+        "nothing, if it is the class; `map: {0: 255}` or `ignore_index: 0` in halfmask.yaml, if nobody looked there",
+    ),
     "H130": Code("near-duplicate images in different parts", "keep each scene in one part: results would be too good"),
     "H131": Code(
         "the same image more than once in a part", "remove copies; keep the frames of a video together in one part"
@@ -92,6 +96,10 @@ CODES: dict[str, Code] = {
     "H165": Code("COCO annotations of images that the file does not list", "export again, with these images"),
     "H166": Code(
         "annotated images that are not in the folder", "copy them there, or name the files as the annotations do"
+    ),
+    "H167": Code(
+        "annotation files of a form that is not read",
+        "export them as COCO, Label Studio or labelme json, or as masks (PNG)",
     ),
     "H200": Code("data that cannot be used, for a reason without a code of its own", "the message says"),
     "H201": Code("a file is missing, empty, broken or not to be opened", "copy it again, or remove it"),

@@ -171,6 +171,43 @@ def masks_among_the_images(root):
     save(root / "images/train/u_9.png", ids())
 
 
+@case("H167", "COCO, Label Studio or labelme", 1)
+def annotations_of_another_tool(root):
+    for number in range(3):
+        save(root / f"img/im_{number}.png", picture(number))
+        (root / "ann").mkdir(exist_ok=True)
+        (root / f"ann/im_{number}.png.json").write_text('{"objects": [{"classTitle": "car"}]}')
+
+
+@case("H167", "COCO, Label Studio or labelme", 1)
+def annotations_of_a_folder_in_xml(root):
+    save(root / "im_0.png", picture(0))
+    (root / "annotations.xml").write_text("<?xml version='1.0'?><annotations><image/></annotations>")
+
+
+@case("H127", "ignore_index", 0)
+def masks_that_declare_a_class_as_no_data(root):
+    good(root, yaml=NAMED)
+    for path in (root / "masks").rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".tif"), tiffinfo={42113: "0"})
+        path.unlink()
+
+
+@case("H216", "warp it", 1)
+def world_files_of_other_ground(root):
+    pytest.importorskip("rasterio")
+    good(root, yaml=NAMED)
+    for path in root.rglob("*.png"):
+        left = 500020 if "masks" in path.parts else 500000
+        path.with_suffix(".pgw").write_text(f"1\n0\n0\n-1\n{left}\n5000000\n")
+
+
+@case("H209", "Rename it", 1)
+def description_under_another_name(root):
+    good(root)
+    (root / "halfmask.yml").write_text(NAMED)
+
+
 @case("H150", "rename", 0)
 def names_differing_in_case(root):
     good(root, yaml=NAMED)

@@ -44,3 +44,23 @@ def test_numbered_objects_are_offered_as_background_and_object(tmp_path: Path) -
 @pytest.mark.parametrize(("counts", "halves"), [((3, 3, 3, 3), False), ((1, 2, 3), False), ((2, 5, 3, 8), True)])
 def test_classes_are_not_taken_for_objects(counts: tuple[int, ...], halves: bool, tmp_path: Path) -> None:
     assert Folder(cells(tmp_path, counts, halves)).task.n_classes == max(counts) + 1
+
+
+def test_numbers_that_run_on_from_mask_to_mask_count_objects(tmp_path: Path) -> None:
+    cells(tmp_path, (3, 3, 3, 3))
+    for number in range(4):
+        path = tmp_path / f"masks/{number}.png"
+        ids = np.array(Image.open(path))
+        Image.fromarray(np.where(ids > 0, ids + 3 * number, 0).astype(np.uint8)).save(path)
+    with pytest.raises(DataError, match="number single objects, 1 to 12"):
+        _ = Folder(tmp_path).task
+
+
+def test_few_objects_may_have_been_removed(tmp_path: Path) -> None:
+    cells(tmp_path, (11, 12, 5, 13))
+    path = tmp_path / "masks/3.png"
+    ids = np.array(Image.open(path))
+    ids[ids == 7] = 0
+    Image.fromarray(ids).save(path)
+    with pytest.raises(DataError, match="number single objects, 1 to 13"):
+        _ = Folder(tmp_path).task

@@ -157,3 +157,18 @@ def test_reading_a_mapped_mask_is_the_table_pixel_by_pixel() -> None:
     expected = [[{0: 0, 1: 1, 2: 2, 3: 1, 4: 255}[int(v)] for v in row] for row in ids]
     for dtype in (np.uint8, np.uint16, np.int32, np.int64):
         assert table.apply(ids.astype(dtype), Path("a.png")).tolist() == expected
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_mask_with_a_rotation_of_its_own_is_turned_by_it(orientation: int, tmp_path: Path) -> None:
+    """As every viewer shows it, and as the image from which a tool took over the EXIF entry."""
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(ids).save(tmp_path / "mask.png", exif=exif)
+    Image.fromarray(np.repeat(ids[:, :, None], 3, 2)).save(tmp_path / "image.png", exif=exif)
+    upright = {3: np.rot90(ids, 2), 6: np.rot90(ids, -1), 8: np.rot90(ids)}[orientation]
+    read = read_mask(tmp_path / "mask.png", LabelMap(3), tmp_path / "image.png")
+    np.testing.assert_array_equal(read, upright)
+    Image.fromarray(np.repeat(upright[:, :, None], 3, 2)).save(tmp_path / "plain.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", LabelMap(3), tmp_path / "plain.png"), upright)

@@ -16,7 +16,7 @@ from halfmask.data.check.near_duplicates import Twin, find_twins
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.images.decode import IMAGE_SUFFIXES
-from halfmask.data.folder.layouts import Layout
+from halfmask.data.folder.layouts import Layout, head_of
 from halfmask.data.folder.lists import Finder, read_list
 from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset
 from halfmask.errors import DataError, HalfmaskError
@@ -32,6 +32,8 @@ FOREIGN = frozenset(
      ".gz", ".tgz", ".rar", ".7z", ".nii", ".dcm", ".mp4", ".mov", ".avi", ".h5", ".mat", ".npz", ".exr"}
 )  # fmt: skip
 _LONGEST_LIST = 200_000
+_DRAWN = frozenset({".xml", ".json", ".txt"})
+_MARKS = {".xml": ("<annotation", "<annotations"), ".json": ('"shape_attributes"', '"regions"', '"objects"')}
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Tree:
         foreign: suffix -> files of kinds that are not read.
         links: symbolic links to folders, and links that lead nowhere.
         colliding: groups of names that differ in case only.
+        annotations: files that tools write beside images, whatever their form.
     """
 
     foreign: dict[str, list[str]] = field(default_factory=dict)
     links: tuple[str, ...] = ()
     colliding: tuple[tuple[str, ...], ...] = ()
+    annotations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,7 @@ def _look_around(root: Path) -> Tree:
     foreign: dict[str, list[str]] = defaultdict(list)
     links: list[str] = []
     folded: dict[str, list[str]] = defaultdict(list)
+    drawn: list[str] = []
     for folder, folders, files in os.walk(root, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(folder)
@@ -273,6 +278,8 @@ def _look_around(root: Path) -> Tree:
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
             path = (here / name).relative_to(root).as_posix()
+            if suffix in _DRAWN:
+                drawn.append(path)
             if suffix in FOREIGN:
                 foreign[suffix].append(path)
             elif suffix in IMAGE_SUFFIXES:
@@ -280,7 +287,20 @@ def _look_around(root: Path) -> Tree:
             if suffix not in IMAGE_SUFFIXES and (here / name).is_symlink() and not (here / name).exists():
                 links.append(path)  # an image that leads nowhere is an unreadable image already
     collisions = tuple(tuple(names) for names in folded.values() if len(names) > 1)
-    return Tree(dict(foreign), tuple(links), collisions)
+    stems = {os.path.splitext(os.path.basename(path))[0] for path in folded}
+    annotations = [path for path in drawn if _is_annotation(root / path, stems)]
+    return Tree(dict(foreign), tuple(links), collisions, tuple(annotations))
+
+
+def _is_annotation(path: Path, stems: set[str]) -> bool:
+    """Whether a file is named like an image, or is one of a whole folder that a known tool wrote."""
+    name = path.stem.casefold()
+    if name in stems or os.path.splitext(name)[0] in stems:
+        return True
+    try:
+        return any(mark in head_of(path) for mark in _MARKS.get(path.suffix.lower(), ()))
+    except OSError:
+        return False
 
 
 def _stale_lists(dataset: Dataset) -> dict[str, tuple[list[str], int]]:

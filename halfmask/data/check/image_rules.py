@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -123,6 +124,11 @@ def names(seen: Fingerprint) -> Iterator[Finding]:
         every = tuple(file for files in tree.foreign.values() for file in files)
         shown = ", ".join(f"{suffix} ({len(files)})" for suffix, files in sorted(tree.foreign.items()))
         yield about("warning", "H152", f"{plural(len(every), 'file')} of kinds that are not read: {shown}", every)
+    layout = seen.layout.name if seen.layout is not None else ""
+    if tree.annotations and layout in {"plain", "images+masks", "parts", "parts inside", "side by side"}:
+        count = plural(len(tree.annotations), "annotation file")
+        level: Literal["warning", "note"] = "warning" if layout == "plain" else "note"
+        yield about(level, "H167", f"{count} of forms that are not read", tree.annotations)
 
 
 def _kind(facts: ImageFacts) -> str:

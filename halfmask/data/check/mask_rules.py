@@ -67,7 +67,12 @@ def agreement(seen: Fingerprint) -> Iterator[Finding]:
     read = [mask for mask in seen.masks.values() if mask.form is not None and mask.error is None]
     forms = {mask.path: mask.form for mask in read if mask.form is not None}
     labels = labels_of(seen, read[0]) if read else None
-    for found in disagreements(forms, labels.colors if labels is not None else None):
+
+    def class_of(value: int) -> str | None:
+        id = labels.training_id(value) if labels is not None else -1
+        return seen.task.classes[id] if seen.task is not None and 0 <= id < seen.task.n_classes else None
+
+    for found in disagreements(forms, labels.colors if labels is not None else None, class_of):
         yield about(found.level, found.code, found.text, found.files)
     if labels is None or not labels.transparent_ignored:
         yield from gather_errors(

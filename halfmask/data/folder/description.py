@@ -106,7 +106,7 @@ def read_description(root: Path, given: Mapping[str, Any]) -> Description:
         DataError: unknown keys, wrong types, contradictions; all together.
     """
     path = root / FILE_NAME
-    said = _read_yaml(path) if path.is_file() else {}
+    said = _read_yaml(path) if path.is_file() else _require_no_other(root)
     said |= {key: value for key, value in given.items() if value is not None}
     where = f"{path} (or data.dataset)"
     if "classes" not in said and (named := read_class_file(root)) is not None:
@@ -124,6 +124,19 @@ def read_description(root: Path, given: Mapping[str, Any]) -> Description:
     if problems:
         raise DataError(f"{where}:\n{bullet_list(problems)}", "H209")
     return description
+
+
+def _require_no_other(root: Path) -> dict[str, Any]:
+    """Refuse a description under a name that nobody would read: what it says would be lost.
+
+    Raises:
+        DataError: there is halfmask.yml or Halfmask.yaml.
+    """
+    others = {FILE_NAME, FILE_NAME.replace(".yaml", ".yml")}
+    found = sorted(path.name for path in root.iterdir() if path.name.lower() in others) if root.is_dir() else []
+    if found:
+        raise DataError(f"{root / found[0]}: the name of this file must be {FILE_NAME}. Rename it.", "H209")
+    return {}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -209,12 +209,17 @@ class _Look:
 
 def judge_forms(forms: Mapping[str, MaskForm], dataset: Dataset) -> tuple[dict[str, DataError], list[str]]:
     """Compare how the masks of a dataset hold their values: errors by code, and what is only odd."""
-    colors = None
+    labels = None
     if isinstance(dataset, FileDataset) and forms:
-        colors = dataset.labels_of(dataset.root / next(iter(forms))).colors
+        labels = dataset.labels_of(dataset.root / next(iter(forms)))
+
+    def class_of(value: int) -> str | None:
+        id = labels.training_id(value) if labels is not None else -1
+        return dataset.task.classes[id] if 0 <= id < dataset.task.n_classes else None
+
     errors: dict[str, DataError] = {}
     odd: list[str] = []
-    for item in disagreements(forms, colors):
+    for item in disagreements(forms, labels.colors if labels is not None else None, class_of):
         text = f"{item.text} ({_count(item.files, 'mask')}, for example {item.files[0]})"
         cure = f"{describe(item.code).cure}; halfmask check lists all"
         if item.level == "error":

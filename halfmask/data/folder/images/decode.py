@@ -118,7 +118,7 @@ def read_header(path: Path) -> Header:
     try:
         with Image.open(path) as image:
             # Pillow turns TIFF upright by itself and reports the upright size.
-            orientation = 1 if image.format == "TIFF" else _orientation(image)
+            orientation = 1 if image.format == "TIFF" else orientation_of(image)
             size = (image.height, image.width)
     except FileNotFoundError as error:
         raise missing(path) from error
@@ -294,7 +294,7 @@ def _too_large(path: Path, error: Exception) -> DataError:
 
 
 def _decode_opened(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     if simplejpeg is not None and image.format in {"JPEG", "MPO"} and image.mode in {"L", "RGB"}:
         try:
             return turn_upright(np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB")), orientation)
@@ -382,7 +382,8 @@ def _read_bytes(path: Path) -> bytes:
         raise broken(path, error) from error
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened file, 1 to 8."""
     # `getexif` of a PNG without the chunk would decode all pixels to look for one at the end.
     if image.format == "PNG" and "exif" not in image.info:
         return 1

@@ -44,6 +44,14 @@ def is_georeferenced(path: Path) -> bool:
         return False
 
 
+def world_file(path: Path) -> Path | None:
+    """Return the world file beside a raster (`a.tfw`, `a.pgw`, `a.pngw`, `a.wld`), if there is one."""
+    suffix = path.suffix.lower()
+    ends = (f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld")
+    names = (path.with_suffix(end) for lower in ends for end in (lower, lower.upper()))
+    return next((name for name in names if name.is_file()), None)
+
+
 class Ground:
     """Where the pixels of a GeoTIFF lie: longitude and latitude (WGS 84), the coordinates of GeoJSON (RFC 7946).
 
@@ -96,14 +104,14 @@ def require_same_ground(mask: Path, image: Path) -> None:
     Raises:
         DataError: the mask covers other ground than the image, by half a pixel or more.
     """
-    if image.suffix.lower() in SUFFIXES and image.is_file():
+    if image.is_file() and (image.suffix.lower() in SUFFIXES or world_file(image) is not None):
         states = [(state.st_size, state.st_mtime_ns) for state in (mask.stat(), image.stat())]
         _require_same_ground(mask, image, tuple(states))
 
 
 @lru_cache(maxsize=1 << 16)  # training reads a mask many times
 def _require_same_ground(mask: Path, image: Path, states: tuple[tuple[int, int], ...]) -> None:
-    if not is_georeferenced(mask) or not is_georeferenced(image):
+    if not all(is_georeferenced(path) or world_file(path) is not None for path in (mask, image)):
         return
     with open_geotiff(mask) as one, open_geotiff(image) as other:
         if one.shape == other.shape and one.crs == other.crs and one.transform == other.transform and not one.gcps[0]:

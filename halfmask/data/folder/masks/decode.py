@@ -17,7 +17,15 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from halfmask.data.folder.images.decode import JPEG_SUFFIXES, broken, decode_bytes, missing, read_header, turn_upright
+from halfmask.data.folder.images.decode import (
+    JPEG_SUFFIXES,
+    broken,
+    decode_bytes,
+    missing,
+    orientation_of,
+    read_header,
+    turn_upright,
+)
 from halfmask.data.folder.images.ground import SUFFIXES, require_same_ground
 from halfmask.data.folder.masks.forms import form_of_opened, hidden_layer, lossy, palette_ids, several_layers
 from halfmask.data.folder.masks.layers import (
@@ -176,6 +184,8 @@ def read_stored(path: Path) -> Stored:
         with Image.open(io.BytesIO(data)) as opened:
             form = form_of_opened(opened, data, path)
             ids = direct_ids(opened, data)
+            if ids is not None and opened.format != "TIFF":  # which Pillow turns by itself
+                ids = turn_upright(ids, orientation_of(opened))
             if ids is not None:
                 return noted(renumbered(ids, form, opened.format or ""))
     except FileNotFoundError as error:

@@ -5,7 +5,7 @@ it seems to mean only shows beside the other masks, so `check`, `train` and `con
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,12 +14,14 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from halfmask.data.folder.images.ground import world_file
 from halfmask.errors import DataError
 from halfmask.palette import Color
 
 # TIFF tags
 _PAGE_KIND, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _BANDS, _TILES, _EXTRA = 254, 259, 262, 273, 277, 324, 338
 _REDUCED, _TRANSPARENCY = 1, 4  # kinds of pages that belong to the first one
+_NODATA = 42113
 _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 _JPEG_TIFF, _WEBP_TIFF, _JXL_TIFF = frozenset({6, 7, 34892}), 50001, frozenset({50002, 52546})
 _ALPHA = frozenset({1, 2})
@@ -38,18 +40,20 @@ class MaskForm:
         colors: index and color of the entries of its palette that occur.
         hidden: alpha tells pixels of one color apart.
         placed: it has coordinates.
+        nodata: the value that it declares as no data.
     """
 
     kind: str
     colors: tuple[tuple[int, Color], ...] = ()
     hidden: bool = False
     placed: bool = False
+    nodata: int | None = None
 
     @classmethod
     def from_plain(cls, said: Mapping[str, Any]) -> "MaskForm":
         """Make it from plain data, such as JSON of its fields."""
         colors = tuple((int(index), (int(r), int(g), int(b))) for index, (r, g, b) in said["colors"])
-        return cls(str(said["kind"]), colors, bool(said["hidden"]), bool(said["placed"]))
+        return cls(str(said["kind"]), colors, bool(said["hidden"]), bool(said["placed"]), said.get("nodata"))
 
 
 class Disagreement(NamedTuple):
@@ -106,7 +110,8 @@ def form_of_opened(image: Image.Image, data: bytes, path: Path) -> MaskForm:
     kind = _MODES.get(mode) or ("16-bit gray" if "16" in mode else "32-bit gray" if mode == "I" else "color")
     # What halfmask wrote says itself what its ids mean: its palette is for the eye alone.
     colors = used_colors(image) if mode == "P" and TOLD not in image.info else ()
-    return MaskForm(kind, colors, _is_hidden(image), any(tag in tags for tag in _GEO_TAGS))
+    placed = any(tag in tags for tag in _GEO_TAGS) or world_file(path) is not None
+    return MaskForm(kind, colors, _is_hidden(image), placed, _whole(tags.get(_NODATA)))
 
 
 def form_of_raster(source: Any, path: Path) -> MaskForm:
@@ -122,7 +127,8 @@ def form_of_raster(source: Any, path: Path) -> MaskForm:
         raise several_layers(path, f"{source.count} bands of {source.dtypes[0]}")
     if len(source.subdatasets) > 1:
         raise several_layers(path, f"{len(source.subdatasets)} pages")
-    return MaskForm(f"{source.dtypes[0]}", placed=source.crs is not None or not source.transform.is_identity)
+    placed = source.crs is not None or not source.transform.is_identity
+    return MaskForm(f"{source.dtypes[0]}", placed=placed, nodata=_whole(source.nodata))
 
 
 def has_palette(path: Path) -> bool:
@@ -161,12 +167,17 @@ def gray_ids(form: MaskForm, container: str) -> dict[int, int] | None:
     return table if equal or container == "GIF" or max(table.values()) < _SMALLEST_SEEN else None
 
 
-def disagreements(forms: Mapping[str, MaskForm], table: Mapping[Color, int] | None = None) -> Iterator[Disagreement]:
+def disagreements(
+    forms: Mapping[str, MaskForm],
+    table: Mapping[Color, int] | None = None,
+    class_of: Callable[[int], str | None] = lambda value: None,
+) -> Iterator[Disagreement]:
     """Compare the fingerprints of the masks of a dataset.
 
     Args:
         forms: by path.
         table: color -> id, as halfmask.yaml names them; palettes of these colors alone are read by it.
+        class_of: name of the class of a stored value, `None` if it is ignored or unknown.
     """
     by_index: dict[int, Counter[Color]] = defaultdict(Counter)
     paletted = {
@@ -200,6 +211,12 @@ def disagreements(forms: Mapping[str, MaskForm], table: Mapping[Color, int] | No
         files = bare if len(bare) <= len(placed) else tuple(placed)
         text = f"{len(placed)} masks with coordinates and {len(bare)} without, which lie on their images pixel by pixel"
         yield Disagreement("warning", "H125", text, files)
+    declared = {path: form.nodata for path, form in forms.items() if form.nodata is not None}
+    for value in sorted(set(declared.values())):
+        if (name := class_of(value)) is not None:
+            files = tuple(path for path, nodata in declared.items() if nodata == value)
+            text = f"{len(files)} masks declare {value} as no data, and it is read as the class {name}"
+            yield Disagreement("warning", "H127", text, files)
 
 
 def several_layers(path: Path, what: str) -> DataError:
@@ -253,6 +270,15 @@ def lossy(path: Path, coding: str) -> DataError:
         "from the original.",
         "H208",
     )
+
+
+def _whole(nodata: Any) -> int | None:
+    """Return the value that a raster declares as no data, if a mask can hold it."""
+    try:
+        value = float(nodata)
+    except (TypeError, ValueError):
+        return None
+    return int(value) if value.is_integer() else None
 
 
 def _shown(color: Color) -> str:
