@@ -18,6 +18,7 @@ from halfmask.errors import OutOfMemoryError, RecipeError
 from halfmask.task import METRIC_NAMES
 
 if TYPE_CHECKING:
+    from halfmask.plan import Plan
     from halfmask.recipe.read import Recipe
     from halfmask.run.fit import TrainResult
 
@@ -111,8 +112,11 @@ def train(
         planned = None if source else _plan({**keys, **folders[0][1]}, overrides, output.quiet, began, **plan)
         results = []
         for folder, seed in folders:
-            chosen = _with_seed(planned, seed) if planned else flags.load_recipe(source, keys | seed, overrides)
-            results.append(_train(chosen, folder, overwrite=place.overwrite, **options))
+            chosen = _with_seed(planned.recipe, seed) if planned else flags.load_recipe(source, keys | seed, overrides)
+            if planned and place.dry_run:  # its trials have answered all that another one would measure anew
+                results.append(_tried(planned, folder))
+            else:
+                results.append(_train(chosen, folder, overwrite=place.overwrite, **options))
     from halfmask.infer.devices import is_first_rank
 
     if place.dry_run and not output.as_json and is_first_rank():  # one process of torchrun speaks for all
@@ -158,7 +162,7 @@ def _seconds(text: str | None) -> float | None:
         raise RecipeError(f"--time {text}: expected a time, for example 30m, 2h or 90s.", "H303") from None
 
 
-def _plan(keys: dict[str, Any], overrides: list[str], quiet: bool, began: float, **budget: Any) -> "Recipe":
+def _plan(keys: dict[str, Any], overrides: list[str], quiet: bool, began: float, **budget: Any) -> "Plan":
     given = flags.merge(keys, overrides)
     if not given.get("data.root"):
         raise RecipeError(
@@ -173,7 +177,14 @@ def _plan(keys: dict[str, Any], overrides: list[str], quiet: bool, began: float,
     flags.say("plan     looking at the data and trying a few steps ...", quiet)
     plan = make_plan(given, quiet=quiet, began=began, **budget)
     flags.say(plan.describe(), quiet)
-    return plan.recipe
+    return plan
+
+
+def _tried(plan: "Plan", out: Path) -> "TrainResult":
+    """Return what a dry run of a plan says: the plan's own estimate."""
+    from halfmask.run.fit import TrainResult
+
+    return TrainResult(out, 0, plan.seconds, cost=plan.cost)
 
 
 def _with_seed(recipe: "Recipe", seed_key: dict[str, Any]) -> "Recipe":

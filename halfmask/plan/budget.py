@@ -73,6 +73,7 @@ def fit(build: Build, usual_steps: int | None, multiple: int, budget: Budget, ma
     Raises:
         RecipeError: the budget is too small; the smallest possible is named.
     """
+    _check_start(budget, 1 + len(kinds_of(build({}))))
     limit = min(budget.memory or machine.memory, machine.memory)
     settings: dict[str, Any] = {}
     notes: dict[str, Choice] = {}
@@ -83,6 +84,7 @@ def fit(build: Build, usual_steps: int | None, multiple: int, budget: Budget, ma
         measured = measure(build(settings))
         change = _for_memory(measured, limit, multiple, notes)
         if change is None and usual_steps is not None and budget.seconds is not None:
+            _check_reachable(measured, budget, multiple)  # before another trial
             change = _for_time(measured, budget, multiple, notes)
         # The user's own keys may stand in the way of a change.
         if change is None or attempt == _ROUNDS - 1 or build({**settings, **change}) == build(settings):
@@ -122,6 +124,32 @@ def _for_memory(measured: Measured, limit: int, multiple: int, notes: dict[str, 
             notes["windows"] = Choice("windows", str(window), "whole images would take too much memory to validate")
             return {"eval.mode": "slide", "eval.window": window}
     return None
+
+
+def _check_start(budget: Budget, runs: int) -> None:
+    """Refuse, before any trial, a time that is over before a first step.
+
+    Args:
+        budget: of time.
+        runs: the run, and those it is compared with.
+    """
+    if budget.left(_STARTUP * runs) <= 0:
+        spent = time.monotonic() - budget.began
+        raise RecipeError(
+            f"--time {duration(budget.seconds or 0.0)} is too short: {duration(spent)} went by before the first trial "
+            f"step, and {'a run' if runs == 1 else f'each of {runs} runs'} takes {duration(_STARTUP)} to begin. "
+            f"Give at least --time {math.ceil(2 * (spent + _STARTUP * runs))}s.",
+            "H305",
+        )
+
+
+def _check_reachable(measured: Measured, budget: Budget, multiple: int) -> None:
+    """Refuse a time that the smallest crop would not meet either, were a step's time in proportion to its pixels."""
+    crop = measured.prepared.recipe.data.crop
+    part = ((_smaller(crop, 1e-9, multiple) or crop) / crop) ** 2
+    least = LIMITS.least_steps * measured.step_seconds * part + measured.validation_seconds
+    if least > budget.left(_startup(measured)):
+        raise RecipeError(_too_little_time(measured, budget, multiple), "H305")
 
 
 def _for_time(measured: Measured, budget: Budget, multiple: int, notes: dict[str, Choice]) -> dict[str, Any] | None:

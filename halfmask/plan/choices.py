@@ -9,6 +9,7 @@ from halfmask.plan.facts import DataFacts, Machine
 from halfmask.plan.table import LIMITS, NETWORKS, ON_CPU, ON_GPU, RECIPES, SUPERVISED, MethodRow, NetworkRow
 from halfmask.plugins import resolve
 from halfmask.recipe.shipped import recipe_names
+from halfmask.run.loop.shipping import FEW_IMAGES
 
 # Sides that images are shrunk to, as part of their own.
 _MULTIPLES = {"dinov2": 14, "dinov3": 16}  # of the crop, by encoder; others: 32
@@ -201,7 +202,10 @@ def _validation(data: DataFacts, given: Mapping[str, Any]) -> Choice:
         return Choice("validation", "none", reason, settings)
     count = f"{data.val} image{'s' if data.val > 1 else ''}"
     if data.held_out:
-        return Choice("validation", count, f"held out of {data.labeled + data.val} masks", settings)
+        reason = f"held out of {data.labeled + data.val} masks"
+        if data.val < FEW_IMAGES:
+            reason += "; a rough score, by which no step or network is chosen. data.val=none trains on all masks"
+        return Choice("validation", count, reason, settings)
     return Choice("validation", count, "the data's own validation part, or your list", settings)
 
 

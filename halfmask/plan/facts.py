@@ -70,11 +70,18 @@ class Machine:
         gpu: its name; `None`: none.
         memory: bytes that are free, on the GPU or else in main memory.
         cores: of the CPU that this process may use.
+        load: processes that want to run, on average over the last minute; this one may be among them.
     """
 
     gpu: str | None
     memory: int
     cores: int
+    load: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs take a good part of the cores, so that times measured now are long."""
+        return self.load > self.cores + 0.5
 
 
 def look_at_data(recipe: DataRecipe, *, unlabeled: bool = True, quiet: bool = True) -> DataFacts:
@@ -123,11 +130,12 @@ def look_at_data(recipe: DataRecipe, *, unlabeled: bool = True, quiet: bool = Tr
 
 
 def look_at_machine(accelerator: str = "auto") -> Machine:
-    """Tell GPU, free memory and cores; `accelerator` is `run.accelerator`."""
+    """Tell GPU, free memory, cores and load; `accelerator` is `run.accelerator`."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if accelerator in {"auto", "gpu"} and torch.cuda.is_available():
-        return Machine(torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0], cores)
-    return Machine(None, _free_memory(), cores)
+        return Machine(torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0], cores, load)
+    return Machine(None, _free_memory(), cores, load)
 
 
 def _free_memory() -> int:

@@ -19,6 +19,7 @@ from halfmask.plan.trials import choose_precision
 from halfmask.progress import timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.shipped import find_recipe
+from halfmask.run.cost import Cost
 from halfmask.run.prepared import lengths
 
 __all__ = ["Choice", "Plan", "make_plan"]
@@ -36,6 +37,7 @@ class Plan:
         memory: bytes it will take, as predicted.
         seconds: of all steps, as predicted.
         validation_seconds: of all validations.
+        cost: of a step and of all, by the same trials.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class Plan:
     memory: int
     seconds: float
     validation_seconds: float
+    cost: Cost
 
     def describe(self) -> str:
         """Write every choice with its reason, then memory and time."""
@@ -60,6 +63,12 @@ class Plan:
         lines.append(f"  {'memory':<10} about {self.memory / 2**30:.2f} GiB, by trial steps")
         total = duration(self.seconds + self.validation_seconds)
         lines.append(f"  {'time':<10} about {total}, {duration(self.validation_seconds)} of it for validation")
+        if machine.busy:
+            cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+            lines.append(
+                f"  {'load':<10} {machine.load:.1f} processes on {cores}: other programs slow this one down; the time "
+                "holds while they run, and is less without them"
+            )
         return "\n".join(lines)
 
 
@@ -115,7 +124,8 @@ def make_plan(
     total, every = lengths(recipe, measured.prepared.steps_per_epoch, None)
     whole = replace(measured.prepared, recipe=recipe, total_steps=total, eval_every=every)
     training, validation = predicted(whole, measured)
-    return Plan(recipe, data, machine, choices, measured.memory, training, validation)
+    cost = replace(measured.cost, steps=total)
+    return Plan(recipe, data, machine, choices, measured.memory, training, validation, cost)
 
 
 def _recipe(base: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:

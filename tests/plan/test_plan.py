@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -296,3 +297,32 @@ def test_the_command_line_plans_trains_and_writes_the_reasons(data, tmp_path):
     done = subprocess.run([*command, "--overwrite", "--time", "1s"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "Give at least --time" in done.stderr
+
+
+def test_a_busy_machine_is_said_beside_the_time(plan):
+    busy = replace(plan, machine=Machine(None, 2**33, 2, load=6.6)).describe()
+    quiet = replace(plan, machine=Machine(None, 2**33, 2, load=1.3)).describe()
+    assert "6.6 processes on 2 cores" in busy
+    assert "load" not in quiet
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(3.0, 0), (12.0, 1)], ids=["before any trial", "after the first"])
+def test_a_time_out_of_reach_is_refused_early(trials, monkeypatch, seconds, most):
+    trials(step=1e-2)
+    tried, measure = [], budget.measure
+    monkeypatch.setattr(budget, "measure", lambda recipe: tried.append(recipe) or measure(recipe))
+    with pytest.raises(RecipeError, match=r"--time .* is too short.*Give at least --time \d+s"):
+        fitted(Budget(seconds=seconds, began=time.monotonic()))
+    assert len(tried) == most
+
+
+def test_a_dry_run_of_a_plan_gives_its_estimate_and_no_other(plan, monkeypatch, tmp_path):
+    assert plan.cost.steps == plan.recipe.run.steps
+    assert plan.cost.step_seconds * plan.cost.steps == pytest.approx(plan.seconds)
+    monkeypatch.setattr("halfmask.plan.make_plan", lambda *_, **__: plan)
+    monkeypatch.setattr("halfmask.run.fit.predict_cost", lambda *_: pytest.fail("measured again"))
+    root = plan.recipe.data.root
+    done = CliRunner().invoke(app, ["train", "--data", root, "--out", str(tmp_path / "run"), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("about") == plan.describe().count("about")
+    assert not (tmp_path / "run").exists()
