@@ -184,6 +184,10 @@ CODES: dict[str, Code] = {
         "the averages of batch norm do not describe clean images: predictions change with statistics of these",
         "run.passes=apart, where images share a pass; more steps",
     ),
+    "H605": Code(
+        "a score on images that the model was trained on, or on copies of them",
+        "score images that it has not seen: --part test, or another list",
+    ),
 }
 
 

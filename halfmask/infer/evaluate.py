@@ -4,6 +4,7 @@ Published multi-GPU code repeats images to make the list divisible by the number
 takes every world-size-th image and none twice, so the scores do not depend on the number of processes.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import center, class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix, Scores
 from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
+from halfmask.infer.seen import seen_in_training
 from halfmask.models.model import Network, eval_mode
 from halfmask.progress import Bars
 from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
 
+_log = logging.getLogger(__name__)
 # Images of a size that is still short of a full batch wait for more; so many may wait.
 _WAITING_BATCHES = 8
 
@@ -190,6 +193,8 @@ def evaluate(
 ) -> Scores:
     """Evaluate the shipped predictor of a run, or any bundle, and write `metrics.json` beside it.
 
+    Images that the model was trained on, also copies of them under other names, are warned about.
+
     The processes of torchrun share the images; each gets the scores of all, the first writes.
 
     Args:
@@ -215,6 +220,9 @@ def evaluate(
         dataset, ids = open_part(opened.data, data, part, None if changed else opened.recorded_val)
         ids = ids[:limit]
         check_classes(bundle, dataset)
+        seen = seen_in_training(opened.data, opened.lists, dataset, ids) if ranks.first else None
+        if seen is not None and (text := seen.describe()):
+            _log.warning(text)
         with Bars(quiet or not ranks.first) as bars:
             count = bars.counter("evaluate", len(range(0, len(ids), ranks.world)))
             with memory_cure(opened.protocol):
@@ -225,7 +233,9 @@ def evaluate(
                     bundle.model, items, bundle.task, opened.protocol, ranks.device, **share, **options
                 )
     if write and ranks.first:
-        write_json(opened.folder / "metrics.json", _record(scores, opened.protocol, bundle, part, len(ids), dataset))
+        record = _record(scores, opened.protocol, bundle, part, len(ids), dataset)
+        known = seen and {"labeled": len(seen.labeled), "unlabeled": len(seen.unlabeled)}
+        write_json(opened.folder / "metrics.json", record | {"seen_in_training": known})
     return scores
 
 

@@ -34,12 +34,14 @@ class OpenedRun:
         protocol: how the run evaluates.
         data: its data section; the defaults for a bare bundle, or where the section was not asked for.
         recorded_val: ids of the validation images as written in split.json, or `None`.
+        lists: split.json, which may not be there.
     """
 
     folder: Path
     protocol: EvalRecipe
     data: DataRecipe
     recorded_val: list[str] | None
+    lists: Path
 
 
 def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str]) -> OpenedRun:
@@ -64,7 +66,7 @@ def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str])
     folder = bundle_folder(run)
     # Only these sections: a method or dataset from someone's own file need not be importable to use its model.
     recipe = load(_stored_sections(folder, sections), overrides)
-    return OpenedRun(folder, recipe.eval, recipe.data, _recorded_val(folder))
+    return OpenedRun(folder, recipe.eval, recipe.data, _recorded_val(folder), _home(folder) / "split.json")
 
 
 @dataclass(frozen=True, slots=True)

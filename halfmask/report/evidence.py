@@ -24,6 +24,7 @@ from halfmask.errors import CheckpointError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import DatasetItems, count_each
 from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
+from halfmask.infer.seen import seen_in_training
 from halfmask.method import Method
 from halfmask.recipe.read import EvalRecipe
 from halfmask.report.records import Run
@@ -56,6 +57,7 @@ class Images:
     part: str  # name of the part
     protocol: EvalRecipe  # how they are predicted
     wishes: Wishes  # device, readers and progress
+    seen: str = ""  # which of them the model was trained on, in words
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +87,9 @@ def open_images(run: Run, wishes: Wishes) -> Images:
     opened = open_run(run.path, (), sections=("eval", "data"))
     part = wishes.part or opened.protocol.select_on
     dataset, ids = open_part(opened.data, wishes.data, part, opened.recorded_val)
-    return Images(dataset, tuple(ids[: wishes.limit]), part, opened.protocol, wishes)
+    shown = tuple(ids[: wishes.limit])
+    seen = seen_in_training(opened.data, opened.lists, dataset, shown).describe()
+    return Images(dataset, shown, part, opened.protocol, wishes, seen)
 
 
 class Tally(NamedTuple):
