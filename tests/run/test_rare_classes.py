@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from halfmask.batch import Batch, Progress
+from halfmask.cli.app import app
 from halfmask.data.contract import count_classes
 from halfmask.errors import Interrupted, RecipeError
 from halfmask.losses.class_weights import class_weights
@@ -18,6 +20,7 @@ from halfmask.losses.cross_entropy import cross_entropy
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.methods.fixmatch import FixMatch
 from halfmask.plugins import names, resolve
+from halfmask.recipe.read import load
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.prepare import prepare
@@ -117,6 +120,22 @@ class Own(Method):
 def test_a_method_that_takes_no_weights_says_what_to_use_instead(data: Path) -> None:
     with pytest.raises(RecipeError, match=r"data\.balance=classes"):
         prepare(recipe(data, "optim.class_weights=effective", method=f"{__name__}:Own"), look=False)
+
+
+@pytest.mark.slow
+def test_a_plan_for_rare_classes_trains_a_method_that_takes_no_weights(tmp_path: Path) -> None:
+    data, out = write_dataset(tmp_path / "shapes", images=14, masks=8), tmp_path / "run"
+    for path in (data / "masks").iterdir():  # discs become specks of 9 pixels
+        mask = np.where(np.asarray(Image.open(path)) == 2, 2, 0).astype(np.uint8)
+        mask[20:23, 20:23] = 1
+        Image.fromarray(mask).save(path)
+    small = ["model.encoder={name: timm, model: test_resnet}", "model.decoder={name: segformer, embedding: 16}"]
+    flags = {"--data": data, "--method": f"{__name__}:Own", "--steps": 5, "--crop": 32, "--workers": 0, "--out": out}
+    done = CliRunner().invoke(app, ["train", *small, *(str(part) for pair in flags.items() for part in pair)])
+    assert done.exit_code == 0, done.output
+    planned = load(out / "recipe.yaml")
+    assert (planned.data.balance, planned.optim.class_weights) == ("classes", "none")
+    assert (out / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("tie", ["data.labeled_cut=true", "data.independent_shuffle=false"])
