@@ -72,6 +72,15 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        "halfmask/views/boxes.py",
+        "tests/views/test_boxes.py tests/views/test_mixing.py",
+        (
+            ("(rows < bottom)", "(rows <= bottom)"),
+            ("return times % 2 == 1", "return times >= 1"),
+            ("side = (1 - share.double()).sqrt()", "side = share.double().sqrt()"),
+        ),
+    ),
+    (
         "halfmask/views/strong.py",
         "tests/views/test_strong.py",
         (
@@ -161,6 +170,118 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "halfmask/methods/allspark.py",
         "tests/methods/test_allspark.py",
         (("progress.epoch >= self.warmup_epochs", "progress.epoch > self.warmup_epochs"),),
+    ),
+    (
+        "halfmask/methods/u2pl.py",
+        "tests/methods/test_u2pl.py",
+        (
+            ("100 - (100 - self.percent) * late", "100 - self.percent * late"),
+            ("torch.where(labeled, other, unlikely)", "torch.where(labeled, unlikely, other)"),
+            ("+ self.contrast_weight * loss_c", "- self.contrast_weight * loss_c"),
+            ("self.teacher_head.update(self.head, decay)", "self.teacher_head.update(self.head, 1.0)"),
+        ),
+    ),
+    (
+        "halfmask/methods/gta_seg.py",
+        "tests/methods/test_gta_seg.py",
+        (
+            ("for _, theirs in pairs], 1 - decay)", "for _, theirs in pairs], decay)"),
+            ("masked_percentile(confidence, valid, 100 - percent)", "masked_percentile(confidence, valid, percent)"),
+            ("StepOutput(self.unlabeled_weight * loss_u, {", "StepOutput(loss_u, {"),
+        ),
+    ),
+    (
+        "halfmask/methods/augseg.py",
+        "tests/methods/test_augseg.py",
+        (
+            ("(draws > sure)", "(draws < sure)"),
+            ('divisor="all"', 'divisor="kept"'),
+        ),
+    ),
+    (
+        "halfmask/methods/prevmatch.py",
+        "tests/methods/test_unimatch_peers.py",
+        (
+            ("abs(2 * progress.fraction - 1)", "abs(progress.fraction - 1)"),
+            ("/ (2 + rise)", "/ (1 + rise)"),
+            ("if score > float(self.best)", "if score >= float(self.best)"),
+        ),
+    ),
+    (
+        "halfmask/methods/rankmatch.py",
+        "tests/methods/test_unimatch_peers.py",
+        (
+            ("(first + second) / 4 + self._loss", "(first + second) / 2 + self._loss"),
+            ("(loss_l + loss_u) / 2 + self.rank_weight", "(loss_l + loss_u) / 2 - self.rank_weight"),
+        ),
+    ),
+    (
+        "halfmask/methods/pixcon.py",
+        "tests/methods/test_unimatch_peers.py",
+        (
+            ("right = (truth == found) & (truth !=", "right = (truth == truth) & (truth !="),
+            ("+ 2.0 * (chosen == classes)", "- 2.0 * (chosen == classes)"),
+            (
+                "self.unlabeled_weight) + self.contrast_weight * loss_pix",
+                "self.unlabeled_weight) - self.contrast_weight * loss_pix",
+            ),
+        ),
+    ),
+    (
+        "halfmask/methods/fpl.py",
+        "tests/methods/test_mixed_peers.py",
+        (
+            ("return loss * (plain / loss.detach().clamp_min(1e-12))", "return loss"),
+            ("self._fuzzy(full(logits_b), z_a, keep)", "self._fuzzy(full(logits_b), z_b, keep)"),
+        ),
+    ),
+    (
+        "halfmask/methods/cps.py",
+        "tests/methods/test_mixed_peers.py",
+        (
+            ("cross_loss(logits_a, label_b, keep)", "cross_loss(logits_a, label_a, keep)"),
+            ("eval_mode(net) if self.labels_in_eval else", "eval_mode(net) if not self.labels_in_eval else"),
+            ("loss = loss_l + self.unlabeled_weight * loss_u", "loss = loss_l + loss_u"),
+        ),
+    ),
+    (
+        "halfmask/methods/cutmix_seg.py",
+        "tests/methods/test_mixed_peers.py",
+        (
+            ("if self.per_pixel else confident", "if not self.per_pixel else confident"),
+            ("partner=(x_1, logits_1, second.valid)", "partner=(x_1, logits_0, second.valid)"),
+            ("softmax(1), valid * weight)", "softmax(1), torch.ones_like(valid) * weight)"),
+        ),
+    ),
+    (
+        "halfmask/methods/st_plus_plus.py",
+        "tests/methods/test_st_plus_plus.py tests/run/test_self_training.py",
+        (
+            ("label.masked_fill(box, self.task.ignore_index)", "label"),
+            ("key=lambda id: (-by_stability[id], id)", "key=lambda id: (by_stability[id], id)"),
+            (".softmax(1).flip(-1)", ".softmax(1)"),
+            ("recipe.run.seed + stage", "recipe.run.seed"),
+        ),
+    ),
+    (
+        "halfmask/methods/ps_mt.py",
+        "tests/methods/test_ps_mt.py",
+        (
+            ("if int(epoch) % 2 == 1 else", "if int(epoch) % 2 == 0 else"),
+            ("return (1 - math.cos(math.pi * done)) / 2", "return done"),
+            ("scatter_(1, best, True), other, core)", "scatter_(1, best, True), core, other)"),
+            ('divisor="kept", weight=c_m)', 'divisor="kept")'),
+        ),
+    ),
+    (
+        "halfmask/methods/ccvc.py",
+        "tests/methods/test_ccvc.py",
+        (
+            ("conflict = (y_a != y_b)", "conflict = (y_a == y_b)"),
+            ("return 1 + (one.mean()", "return 1 - (one.mean()"),
+            ("1 + (self.conflict_weight - 1) * conflict", "1 + self.conflict_weight * conflict"),
+            ("(discrepancy(g_la, g_lb) + discrepancy(g_ua, g_ub)) / 2", "discrepancy(g_la, g_lb)"),
+        ),
     ),
     (
         "halfmask/run/loop/optim.py",

@@ -31,10 +31,11 @@ def test_the_loss_is_the_recorded_one(golden):
 
 
 def test_pseudo_labels_reach_the_assistant_only_and_labels_the_student_only():
-    method = made()
+    method = made(unlabeled_weight=0.7)
     updates = method.updates(tiny_batch(TASK), LATE)
     first = next(updates)
     assert first.group == "assistant"
+    assert_close(first.output.loss, 0.7 * first.output.logs["loss_unsup"])
     first.output.loss.backward()
     assert all(parameter.grad is not None for parameter in method.assistant.parameters())
     assert all(parameter.grad is None for parameter in method.student.parameters())

@@ -1,8 +1,10 @@
 """U2PL: losses, masks and queues against the recorded ones."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate
 from torch.testing import assert_close
 
 from halfmask.batch import Progress
@@ -103,3 +105,58 @@ def test_the_first_epoch_is_supervised_and_the_teacher_then_starts_as_the_studen
     assert {"loss_sup", "loss_unsup", "loss_contrast"} <= set(late.logs)
     late.loss.backward()
     assert all(parameter.grad is not None for parameter in method.student.parameters())
+
+
+def test_a_step_is_the_plain_one():
+    """Percentiles by numpy; the contrast, which other tests compare, is replaced by a number."""
+    task = tiny_task()
+    torch.manual_seed(0)
+    method = (
+        U2PL(task, tiny_builder(task), width=4, percent=60.0, unlabeled_weight=0.7, contrast_weight=0.3, cutmix=0.0)
+        .double()
+        .eval()
+    )
+    batch = tiny_batch(task, size=24)
+    batch.labeled.image, batch.unlabeled.image = batch.labeled.image.double(), batch.unlabeled.image.double()
+    seen: list[Pixels] = []
+    method._contrast = lambda pixels: seen.append(pixels) or torch.tensor(2.0, dtype=torch.float64)
+    found = method.step(batch, Progress(5, 20, 2))  # three quarters of the way are left
+
+    x_l, y_l, x_u, valid = batch.labeled.image, batch.labeled.labels, batch.unlabeled.image, batch.unlabeled.valid
+    p = method.teacher(x_u).softmax(1).detach()
+    h = -(p * p.log()).sum(1).numpy()
+    inside = h[valid.numpy()]
+    low, keep, high = (np.percentile(inside, at) for at in (20 * 0.75, 100 - 40 * 0.75, 100 - 20 * 0.75))
+    kept = valid & torch.from_numpy(h < keep)
+    pixels = cross_entropy(method.student(x_u), p.argmax(1), reduction="none")
+    loss_l = cross_entropy(method.student(x_l), y_l, ignore_index=task.ignore_index)
+    loss_u = pixels[kept].mean() * valid.numel() / kept.sum()
+    assert_close(found.logs["loss_sup"], loss_l)
+    # The entropy is in single precision: one of 17,000 pixels beside a percentile may be on its other side.
+    assert_close(found.logs["loss_unsup"], loss_u, rtol=2e-4, atol=0)
+    assert_close(found.loss, loss_l + 0.7 * found.logs["loss_unsup"] + 0.3 * 2.0)
+    # At the resolution of the vectors: all labeled pixels and the surest unlabeled ones are reliable.
+    (rows,), side = seen, int((len(seen[0].labels) / (len(x_l) + len(x_u))) ** 0.5)
+    known, masks = y_l != task.ignore_index, map(torch.from_numpy, (h <= low, h >= high))
+    sure, unsure = (torch.cat((known, valid & mask)) for mask in masks)
+    for mask, expected in ((rows.reliable, sure), (rows.unreliable, unsure)):
+        small = interpolate(expected[:, None].float(), size=(side, side))[:, 0].bool().flatten()
+        assert (mask != small).sum() <= 1 < mask.sum()
+
+
+def test_both_averages_follow_the_student_by_the_same_factor():
+    task = tiny_task()
+    torch.manual_seed(0)
+    method = U2PL(task, tiny_builder(task), queue=20, width=4, ema_decay=0.9, warmup_epochs=0.0)
+    pairs = [(method.student, method.teacher.model), (method.head, method.teacher_head.model)]
+    before = [[p.clone() for p in average.parameters()] for _, average in pairs]
+    with torch.no_grad():
+        for net, _ in pairs:
+            for parameter in net.parameters():
+                parameter.add_(1.0)
+    for step, decay in ((3, 0.75), (50, 0.9)):  # 1 - 1 / (step + 1), at most ema_decay
+        method.after_update(Progress(step, 100, 10))
+        for (net, average), old in zip(pairs, before, strict=True):
+            now = list(average.parameters())
+            assert_close(now, [decay * q + (1 - decay) * p for p, q in zip(net.parameters(), old, strict=True)])
+        before = [[p.clone() for p in average.parameters()] for _, average in pairs]
