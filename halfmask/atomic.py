@@ -1,9 +1,7 @@
-"""Write files so that a reader, or the next run, never meets half of one.
+"""Write files so that a reader, or the next run, never meets half of one; check a folder before long work.
 
 The new content goes to a temporary file in the same folder, is flushed to the disk, and replaces the old file
 in one operation of the file system. When writing fails, the earlier file is untouched.
-
-Find out whether something can be written at a place, before the work whose result goes there.
 """
 
 import errno

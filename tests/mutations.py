@@ -255,7 +255,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "halfmask/methods/st_plus_plus.py",
-        "tests/methods/test_st_plus_plus.py tests/run/test_self_training.py",
+        "tests/methods/test_st_plus_plus.py",
         (
             ("label.masked_fill(box, self.task.ignore_index)", "label"),
             ("key=lambda id: (-by_stability[id], id)", "key=lambda id: (by_stability[id], id)"),

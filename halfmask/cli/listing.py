@@ -168,7 +168,7 @@ def _paper(row: dict[str, Any]) -> str:
 
 
 def _scores(row: dict[str, Any]) -> str:
-    """The scores that a recipe aims at, if any: " Published mIoU: 69.4 (1464), 64 (1000, unverified)."."""
+    """Return the scores that a recipe aims at, if any: " Published mIoU: 69.4 (1464), 64 (1000, unverified)."."""
     scores = []
     for split, value in row["published"].items():
         notes = [split] if split else []

@@ -2,8 +2,6 @@
 
 Images and masks are read by two different calls. The unlabeled stream holds only `read_image`, so an unlabeled
 item cannot carry a mask, and deleting the masks of unlabeled images changes nothing.
-
-How often each class occurs in each mask.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How far a score can be trusted: bootstrap intervals over the images it was computed on.
+"""Compute how far a score can be trusted: bootstrap intervals over the images it was computed on.
 
 B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13: draw N of the N images with
 replacement, compute the score from the sum of their counts, repeat; the interval reaches from the 2.5th to the 97.5th

@@ -1,11 +1,7 @@
-"""The device that evaluation and prediction run on, and the processes of one command.
+"""Choose the device of evaluation and prediction, and join the processes of one command.
 
-The processes of one command, as torchrun starts them: `torchrun --nproc-per-node 4 -m halfmask evaluate RUN`.
-
-Training has them from its trainer; evaluation and prediction join them here, share the images and add up what they
-found. Without torchrun there is one process.
-
-The device that evaluation and prediction run on.
+`torchrun --nproc-per-node 4 -m halfmask evaluate RUN` starts four processes. Training gets them from its trainer.
+Evaluation and prediction join them here, share the images, and add up their results. Without torchrun there is one.
 """
 
 import os

@@ -242,7 +242,7 @@ def evaluate(
 def _record(
     scores: Scores, protocol: EvalRecipe, bundle: Bundle, part: str, images: int, dataset: Dataset
 ) -> dict[str, Any]:
-    """What metrics.json holds: a number is worth nothing without the protocol behind it."""
+    """Return what metrics.json holds: a number is worth nothing without the protocol behind it."""
     return {
         "metrics": scores.to_dict(Path(part).stem),
         "protocol": _resolved(protocol, bundle.crop).model_dump(mode="json"),
@@ -256,12 +256,12 @@ def _record(
 
 
 def _resolved(protocol: EvalRecipe, crop: int | None) -> EvalRecipe:
-    """The protocol with the window that was used in place of "the training crop"."""
+    """Return the protocol with the window that was used in place of "the training crop"."""
     return protocol if protocol.mode == "whole" else protocol.model_copy(update={"window": protocol.window or crop})
 
 
 def _centers(image: Tensor, target: Tensor, protocol: EvalRecipe, crop: int | None) -> tuple[Tensor, Tensor]:
-    """The middle windows of images and targets; only they are predicted and scored."""
+    """Return the middle windows of images and targets; only they are predicted and scored."""
     if target.ndim < 3:
         raise ShapeError("eval.mode=center_crop needs a dense prediction; use eval.mode=whole for classification.")
     top, left, height, width = center((image.shape[-2], image.shape[-1]), protocol, crop)

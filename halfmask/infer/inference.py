@@ -1,9 +1,9 @@
-"""From an image to class probabilities or a class map, by the evaluation protocol of a recipe.
+"""Turn an image into class probabilities or a class map, by the evaluation protocol of a recipe.
 
-whole   one forward of the whole image (`eval.fit` brings it to a size the network takes)
-    slide   overlapping windows, softmax probabilities summed where windows overlap
+    whole         one forward of the whole image (`eval.fit` brings it to a size the network takes)
+    slide         overlapping windows, softmax probabilities summed where windows overlap
     center_crop   one forward; an evaluation cuts the middle window out of image and target before (`center`)
-    scales, flip   softmax probabilities of every view averaged
+    scales, flip  softmax probabilities of every view averaged
 
 Windows as published: UniMatch V2 (Yang et al. 2025) moves the last window back to the border (`shift`); AllSpark
 (Wang et al. 2024) and UniMatch (Yang et al. 2023) start one at every multiple of the stride and truncate it
@@ -14,14 +14,10 @@ Images are RGB (or any bands) in [0, 1] and never normalized here: the model doe
 interpolates them before normalization, which is the same as after, because both are linear and the weights of
 an interpolation sum to one.
 
-Class map from coarse logits without the upsampled logits.
-
-Bilinear interpolation is separable: a band of output rows needs a mix of two input rows each, then an
-interpolation along the width. Taking the maximum band by band keeps the working set in the cache: 19 classes at
+A class map is made from coarse logits without the upsampled ones (`upsampled_argmax`): a band of output rows mixes two
+input rows each, then is interpolated along the width. Band by band the working set stays in the cache: 19 classes at
 1024 x 2048 need 160 MB of upsampled logits, a band of 16 rows needs 2.5 MB. The result differs from the textbook
 form only where two classes are equal up to rounding (measured: a few pixels in a million).
-
-Read a few things ahead of their use, in order.
 """
 
 from collections import deque
@@ -203,7 +199,7 @@ def _equal_size(boxes: list[Box], at_once: int) -> Iterator[list[Box]]:
 
 
 def _coverage(boxes: list[Box], size: tuple[int, int]) -> Integer[Tensor, "H W"]:
-    """How many windows cover each pixel."""
+    """Count how many windows cover each pixel."""
     count = torch.zeros(size, dtype=torch.int64)
     for top, left, height, width in boxes:
         count[top : top + height, left : left + width] += 1

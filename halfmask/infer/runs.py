@@ -1,9 +1,4 @@
-"""Open a finished run or a bundle: folder, protocol, data, and the images of a part.
-
-What evaluation and prediction need of a finished run or a bare bundle: folder, protocol, data.
-
-Which images an evaluation takes, and whether their classes are the model's.
-"""
+"""Open a finished run or a bundle: its folder, protocol and data, the images of a part, and whether classes match."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -246,7 +241,7 @@ def _has_all(dataset: Dataset, ids: list[str] | None) -> bool:
 
 
 def _listed(path: Path, dataset: Dataset) -> list[str]:
-    """Ids of a list file; masks of a second column are taken over."""
+    """Return ids of a list file; masks of a second column are taken over."""
     ids, absent = Finder(dataset).take_list(path, masks=True)
     if absent:
         raise DataError(

@@ -1,19 +1,15 @@
-"""Logits before upsampling, and what is computed from them without the full-size map.
+"""Logits that are not upsampled yet, as a network in training returns them under `run.stream_loss`.
 
-Logits that are not upsampled yet: what a network in training gives under `run.stream_loss`.
+Upsampled logits are the largest tensors of a step with many classes. The cross-entropies of this package take
+`CoarseLogits` and upsample them band by band (`halfmask.losses.upsampled`), with the same result. Code that needs all
+logits at once calls `full`.
 
-Upsampled logits and what the loss keeps of them are the largest tensors of a step with many classes. Cross-entropies
-of this package take `CoarseLogits` band by band (`halfmask.losses.upsampled`), with the same result; whatever
-needs all logits at once gets them from `full`.
-
-The best class of each pixel and its probability, in one pass over the logits.
+`top_class` finds label and confidence in one pass over the logits, without the softmax map:
 
     label = argmax_k z_k,   confidence = exp(max_k z_k - log sum_k exp z_k)
 
-The full softmax map is never made. On a CPU the pixels are taken in groups that fit the cache, and the label is
-found by comparing with the maximum: 4 times faster than softmax, argmax and maximum at 21 classes, 3 times at 150.
-
-Bilinear upsampling in bands of output rows: which input rows an output row mixes, and how.
+On a CPU pixels are taken in groups that fit the cache, and the label is found by comparing with the maximum: 4 times
+faster than softmax, argmax and maximum at 21 classes, 3 times at 150.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From facts to choices, each with its reason and the keys of the recipe it sets."""
+"""Turn facts into choices, each with its reason and the keys of the recipe that it sets."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -95,7 +95,7 @@ def _method(row: MethodRow, own: str | None, data: DataFacts) -> Choice:
 
 
 def _own_encoder(given: Mapping[str, Any]) -> str | None:
-    """Name of the network that the user asks for."""
+    """Return the name of the network that the user asks for."""
     for key in ("model.encoder.name", "model.encoder", "model.arch", "model.name", "model"):
         if key in given:
             value = given[key]

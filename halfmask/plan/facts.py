@@ -1,4 +1,4 @@
-"""What a plan is made from: the data at a glance, and the machine."""
+"""Collect the facts of a plan: the data at a glance, and the machine."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What this machine has for training: versions, devices, decoding speed, folders, memory, optional packages."""
+"""Report what this machine has for training: versions, devices, decoding speed, folders, memory, extras."""
 
 import importlib.metadata
 import io

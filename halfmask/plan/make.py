@@ -129,7 +129,7 @@ def make_plan(
 
 
 def _recipe(base: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
-    """The base recipe with the plan's settings, and the user's on top."""
+    """Return the base recipe with the plan's settings, and the user's on top."""
     kept = {key: value for key, value in settings.items() if not is_set(key, given)}
     return load(find_recipe(base), {**kept, **given})
 

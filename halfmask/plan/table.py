@@ -1,4 +1,4 @@
-"""What a plan chooses from, and why: change it here.
+"""The table of networks and methods that a plan chooses from, with reasons: change it here.
 
 A CPU takes EfficientNet-Lite0, whose weights come with the installation: of the networks that cost the same there it is
 the only one that begins from ImageNet. Its rate, its decoder and the frozen stages follow trials of 150 steps on four

@@ -147,6 +147,6 @@ def _validation(prepared: Prepared) -> tuple[float, int]:
 
 
 def _largest(prepared: Prepared, ids: Sequence[str]) -> list[str]:
-    """The images whose files are largest: likely those that take most memory."""
+    """Return the images whose files are largest: likely those that take most memory."""
     files = {id: sum(path.stat().st_size for path in prepared.dataset.image_files(id) if path.exists()) for id in ids}
     return sorted(ids, key=lambda id: -files[id])[: prepared.recipe.eval.batch]

@@ -1,13 +1,10 @@
-"""Checkpoints: read and written, all networks of a run, and a new run that starts from the weights of another.
+"""Write and read checkpoints; open all networks of a run; start a new run from the weights of another.
 
-Checkpoints: written atomically, opened without running code, checked before they are used.
+Checkpoints are written atomically, opened without running code, and checked before use. They hold all networks of a
+run; a bundle holds one.
 
-All networks of a trained run, from its checkpoint: what a bundle, which holds one of them, cannot give.
-
-Begin a new run with the weights of an earlier one: after more masks were drawn.
-
-The recipe is the earlier run's, with what the user changes. Images that it validated on stay validation images, and
-where it had none, none are held out: the weights have seen the masks it trained on.
+A new run takes the recipe of the earlier one, with what the user changes. Images that were validated on stay validation
+images. Where there were none, none are held out: the weights have seen the masks that the earlier run trained on.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""Predict what a run takes: memory, seconds per step, all steps.
-
-What a run will take: memory, seconds per step, all steps. `halfmask train --dry-run` prints it.
+"""Predict what a run takes: memory, seconds per step, all steps. `halfmask train --dry-run` prints it.
 
 Two trial steps at each of two small batches, on the device and with the data of the run:
 
@@ -10,8 +8,6 @@ Two trial steps at each of two small batches, on the device and with the data of
 The fixed part holds weights, moving averages, gradients, the state of the optimizers and, on a CPU, the libraries. On a
 CPU the memory is the resident set of the training process (loader workers come on top), on a GPU that of torch's
 allocator (the driver takes about half a GiB more). Compilation is left out, and so is validation.
-
-How much memory a piece of work takes: of the allocator on a GPU, of the resident set on a CPU.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Runs over several domains: all that is special about them stands here; other code sees one method and `Sources`.
+"""Train over several domains in turns. Only this file knows of them; other code sees one method and one `Sources`.
 
 Each domain is opened and checked like a run of its own, then all share a method (`halfmask.method.DomainMethod`). Each
 is validated by its own network on its own images; the mean of all chooses the checkpoint.

@@ -1,4 +1,4 @@
-"""What a prepared run consists of, and whether its parts fit together: method, task, batches, network."""
+"""The parts of a prepared run (method, task, batches, network), and checks that they fit together."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a run learns from: one dataset here; several that take turns in `halfmask.run.domains`.
+"""The data of a run: one dataset here; several that take turns in `halfmask.run.domains`.
 
 `prepare` chooses which of the two; everything after it (batches, validation, checkpoints, the run's files) asks
 `Prepared.sources` and does not know how many there are.

@@ -1,4 +1,4 @@
-"""Which images to label next.
+"""Choose the images to label next.
 
     halfmask.suggest("runs/first", 5)     arguments and errors: `halfmask.suggest.suggest.suggest`
 

@@ -1,4 +1,4 @@
-"""The files of a suggestion: lists, drafts of masks, and a page to look at."""
+"""Write the files of a suggestion: lists, drafts of masks, and a page to look at."""
 
 import base64
 import csv

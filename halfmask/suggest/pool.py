@@ -1,4 +1,4 @@
-"""The images that may be labeled next, and what the networks of a run say about each."""
+"""Collect the images that may be labeled next, and measure each by the networks of a run."""
 
 import json
 from collections.abc import Sequence

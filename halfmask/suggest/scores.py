@@ -1,4 +1,4 @@
-"""What labeling an image may bring: four criteria, each turned into ranks, and their weighted mean.
+"""Score what labeling an image may bring: four criteria, each turned into ranks, and their weighted mean.
 
     uncertainty    mean over the pixels of H(p) / log K, or of 1 - (p_1 - p_2), averaged over the predictors
     disagreement   part of the pixels to which two predictors give different classes

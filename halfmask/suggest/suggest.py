@@ -1,4 +1,4 @@
-"""`suggest`: which images to label next, with a first draft of their masks.
+"""Choose the images to label next, and draft their masks.
 
     <out>/suggest.json     every candidate with its score, criteria and ranks; and what they were made with
     <out>/suggested.txt    the chosen images, best first
@@ -190,7 +190,7 @@ def _check(formats: Sequence[str], measure: str, weights: Weights, n: int) -> No
 
 
 def _class_pixels(pool: Pool, measured: Measured) -> Float[np.ndarray, " K"]:
-    """How often each class occurs: in the labeled masks, else as predicted."""
+    """Count how often each class occurs: in the labeled masks, else as predicted."""
     labeled = [id for id in pool.labeled if pool.dataset.mask_path(id) is not None]
     classes = len(measured.shares[0])
     if labeled and pool.dataset.task.n_classes == classes:

@@ -1,5 +1,9 @@
 """ST and ST++: reliability against the recorded one, the step against a plain one, and the stages."""
 
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from halfmask.batch import Progress
-from halfmask.methods.st_plus_plus import StPlusPlus, labels_of, stability
+from halfmask.methods.st_plus_plus import StPlusPlus, _choose, labels_of, stability
 from halfmask.recipe.read import load
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 
@@ -71,3 +75,52 @@ def test_stages_are_those_of_the_paper():
     assert plus[0].overrides["method"] == {"name": "supervised"}
     plain = StPlusPlus.plan(load(None, {"method": {"name": "st_plus_plus", "select": False}, "run.steps": 10}))
     assert [stage.name for stage in plain] == ["teacher", "student"]
+    made = {name: Path(name) for name in ("reliable", "rest", "masks", "rest_masks")}
+    seeds = [stage.overrides(made)["run.seed"] for stage in plus[1:]]
+    assert len({0, *seeds}) == 3  # other first weights in each stage
+
+
+class Finished:
+    """A first stage with networks 0, 1 and 2, of which 1 is the best; an image holds its own number."""
+
+    dataset = SimpleNamespace(task=TASK)
+    split = SimpleNamespace(unlabeled=("3", "2", "1", "0"))
+
+    def __init__(self, folder: Path) -> None:
+        self.written: dict[str, object] = {}
+        self.place = folder
+
+    def predictor(self) -> int:
+        return 1
+
+    def checkpoints(self) -> list[Path]:
+        return [Path("0"), Path("1"), Path("2")]
+
+    def load(self, checkpoint: Path | None = None) -> SimpleNamespace:
+        return SimpleNamespace(predictors=lambda: {"student": int(str(checkpoint))})
+
+    def image(self, id: str) -> Tensor:
+        return torch.full((3, 2, 2), float(id))
+
+    def write_list(self, name: str, ids: list[str]) -> Path:
+        self.written[name] = list(ids)
+        return self.place / name
+
+    def write_masks(self, name: str, ids: list[str], label) -> Path:
+        self.written[name] = {id: label(id, self.image(id)).flatten().tolist() for id in ids}
+        return self.place / name
+
+
+def test_the_most_stable_images_come_first_and_the_best_network_labels_them(tmp_path):
+    same = (4, 0, 4, 2)  # pixels of each image on which all networks agree
+
+    def label(net: int, image: Tensor) -> Tensor:
+        agreed = same[int(image[0, 0, 0])]
+        return torch.cat((torch.zeros(agreed), torch.full((4 - agreed,), net))).long().view(2, 2)
+
+    stage = Finished(tmp_path)
+    made = inspect.unwrap(_choose)(stage, label=label, share=0.75)  # without the check of types: networks are numbers
+    assert set(made) == {"reliable", "rest", "masks"}
+    assert stage.written["reliable"] == ["0", "2", "3"]
+    assert stage.written["rest"] == ["1"]
+    assert stage.written["masks"] == {"0": [0, 0, 0, 0], "2": [0, 0, 0, 0], "3": [0, 0, 1, 1]}

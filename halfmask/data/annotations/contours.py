@@ -1,4 +1,4 @@
-"""From a class map to outlines along the edges of pixels, holes included; filled again they give the same map.
+"""Trace outlines of a class map along the edges of pixels, holes included; filled again they give the same map.
 
 A region is a set of pixels of one value connected by their sides. Its outline runs through pixel corners: the pixel in
 column x and row y is the square from (x, y) to (x + 1, y + 1). Everything but the last step works on whole arrays.

@@ -166,7 +166,7 @@ def labels_of(shapes: Iterable[Shape], line_width: float | None = None) -> set[s
 
 
 def has_area(rings: Iterable[Num[np.ndarray, "_ 2"]]) -> bool:
-    """Whether there are rings, all of at least three points."""
+    """Return whether there are rings, all of at least three points."""
     sizes = [len(ring) for ring in rings]
     return bool(sizes) and min(sizes) > 2
 

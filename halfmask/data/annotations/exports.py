@@ -30,7 +30,7 @@ class Exports(Protocol):
     remarks: tuple[Remark, ...]
 
     def file_of(self, id: str) -> Path | None:
-        """The json file that annotates an image, if one does."""
+        """Return the json file that annotates an image, if one does."""
         ...
 
     def draw(self, id: str) -> Drawing:

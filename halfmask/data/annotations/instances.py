@@ -17,7 +17,7 @@ _ONE_BLOB = 0.75  # of the numbers: objects may be hidden in part
 
 
 def number_objects(values: Mapping[Path, Sequence[int]], read: Callable[[Path], np.ndarray]) -> bool:
-    """Whether the numbers in masks count objects, and each number is one blob.
+    """Return whether the numbers in masks count objects, and each number is one blob.
 
     They run from 1 to n and n differs from mask to mask (with few gaps where n is large: objects that were removed); or
     no two masks share a number.

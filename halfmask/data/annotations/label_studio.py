@@ -1,15 +1,11 @@
 """Label Studio: read its json export, write tasks with polygons and the labeling configuration.
 
-Label Studio: one json list of tasks, with polygons in percent of the image's sides, and its labeling configuration.
+A file is one json list of tasks, each with its image and annotations; polygons are in percent of the image's sides and
+have no holes (see `halfmask.data.annotations.layers`). Regions are painted in their order, later ones on top.
 
-Its polygons have no holes: see `halfmask.data.annotations.layers`. Drafts are "predictions", which an annotator takes
-over and corrects; masks that are labels already are "annotations". Reading paints regions in their order, later ones on
-top. Finding the images of tasks: `halfmask.data.annotations.label_studio_tasks`.
-
-The json export of Label Studio: a list of tasks, each with its image and annotations.
-
-Of several annotations of a task counts the one marked as ground truth, else the latest; those that were skipped do not.
-A task without one (drafts alone) is an unlabeled image; an annotation without regions is an image of class 0.
+Reading: of several annotations of a task the one marked as ground truth counts, else the latest; skipped ones do not. A
+task without an annotation (drafts alone) is an unlabeled image; an annotation without regions is an image of class 0.
+Writing: drafts are "predictions", which an annotator takes over and corrects; masks that are labels are "annotations".
 """
 
 import json
@@ -87,11 +83,11 @@ class LabelStudioWriter:
         self._tasks.append(task)
 
     def content(self) -> list[dict[str, Any]]:
-        """The whole file."""
+        """Return the whole file."""
         return self._tasks
 
     def configuration(self, colors: Sequence[Color]) -> str:
-        """The labeling configuration of the project: one label per class, and one for unknown pixels."""
+        """Return the labeling configuration of the project: one label per class, and one for unknown pixels."""
         labels = [*zip(self.classes, colors, strict=True), (IGNORE_LABEL, (255, 255, 255))]
         lines = (f'    <Label value={quoteattr(name)} background="{hex_color(color)}"/>\n' for name, color in labels)
         return (
@@ -256,7 +252,7 @@ class LabelStudioFolder:
             self.parts[part_of_folders(id)].append(id)
 
     def file_of(self, id: str) -> Path | None:
-        """The json file that annotates an image."""
+        """Return the json file that annotates an image."""
         return self._of[id][0] if id in self._of else None
 
     def draw(self, id: str) -> Drawing:

@@ -1,4 +1,4 @@
-"""Outlines for formats without holes: painted one after the other, each without its holes, they give the same map.
+"""Order outlines for formats without holes: painted one after the other they give the same map.
 
 The larger ones come first: what lies in a hole is a region of its own and painted later, background included.
 """
@@ -51,7 +51,7 @@ def composed(text: str) -> str:
 
 
 def label_of(id: int, classes: Sequence[str]) -> str:
-    """Name of a class, or what unknown pixels are called."""
+    """Return the name of a class, or what unknown pixels are called."""
     return IGNORE_LABEL if id == IGNORE else classes[id]
 
 

@@ -148,7 +148,7 @@ def count_colors(values: np.ndarray) -> dict[Color, int]:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    """Whether the reader of training takes it as 8-bit data of up to four bands, so that it need not be asked."""
+    """Return whether it is 8-bit data of up to four bands, which the reader of training takes without a check."""
     deep = any("16" in str(getattr(tile, "args", "")) for tile in getattr(image, "tile", ()))
     return image.format in _PLAIN_FORMATS and image.mode in _PLAIN_MODES and not deep
 

@@ -1,4 +1,4 @@
-"""Everything `halfmask check` knows of a dataset, gathered in one pass over its files; judged elsewhere."""
+"""Gather all that `halfmask check` needs of a dataset in one pass over its files; `result` judges it."""
 
 import os
 import time
@@ -168,7 +168,7 @@ def _names_lists(recipe: DataRecipe) -> bool:
 def _parts(
     recipe: DataRecipe, dataset: Dataset, failures: list[HalfmaskError]
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Ids by what they are used for: as the recipe's lists say, else as the folders do."""
+    """Return ids by what they are used for: as the recipe's lists say, else as the folders do."""
     folders = {part: dataset.ids(part) for part in ("train", "val", "test", "unlabeled")}
     masked = {id for part in ("train", "val", "test") for id in folders[part] if dataset.mask_path(id) is not None}
     test = tuple(id for id in folders["test"] if id in masked)
@@ -238,7 +238,7 @@ def _look_at_all(
 
 
 def _id_mask(dataset: Dataset, id: str, facts: MaskFacts) -> Path | None:
-    """Where the mask lies, if it could be read and holds ids."""
+    """Return where the mask lies, if it could be read and holds ids."""
     return dataset.mask_path(id) if facts.kind == "ids" and facts.size is not None else None
 
 

@@ -19,7 +19,7 @@ def shapes(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def remarks_of(seen: Fingerprint) -> tuple[Remark, ...]:
-    """What the annotation files say as a whole; nothing where their classes cannot be told."""
+    """Return what the annotation files say as a whole; nothing where their classes cannot be told."""
     return seen.dataset.remarks if isinstance(seen.dataset, Folder) and seen.task is not None else ()
 
 

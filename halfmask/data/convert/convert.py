@@ -86,11 +86,11 @@ class Writer:
         return self._whole is not None
 
     def path(self, name: str) -> Path:
-        """Where the result of an image goes."""
+        """Return where the result of an image goes."""
         return self.out / (_WHOLE.get(self.format) or f"{name}{_SUFFIX[self.format]}")
 
     def paths(self, names: Iterable[str]) -> set[Path]:
-        """Where all goes that these images and `close` write."""
+        """Return where all goes that these images and `close` write."""
         once = (_CLASSES, _CONFIGURATION) if self.format == "label_studio" else (_CLASSES,)
         return {*map(self.path, names), *(self.out / name for name in once)}
 

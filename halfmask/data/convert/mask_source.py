@@ -1,4 +1,4 @@
-"""Masks to convert: those of any folder that trains, or masks alone, without their images.
+"""Find the masks to convert: those of any folder that trains, or masks alone, without their images.
 
 Alone are a folder of PNG, such as the output of `halfmask predict` (its overlays and probabilities do not count); one
 json file that COCO tools or Label Studio exported; and a folder of labelme json. The names of the classes come from
@@ -242,7 +242,7 @@ def _task(classes: Sequence[str], said: Description) -> Task:
 
 
 def _table(task: Task, said: Description, categories: tuple[int, ...] | None = None) -> IdTable:
-    """Ids as halfmask.yaml numbers the classes; else category ids, else training ids."""
+    """Return ids as halfmask.yaml numbers the classes; else category ids, else training ids."""
     if said.classes is None:
         return IdTable(categories or tuple(range(task.n_classes)), said.ignore_index, categories=categories)
     meaning = said.map if said.binary else said.training_ids()

@@ -114,7 +114,7 @@ def _parse(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, Clas
 
 
 def _are_numbered(texts: Sequence[str]) -> bool:
-    """Whether every line starts with an id: with only a space behind it, it could be part of a name (`2 doors`).
+    """Return whether every line starts with an id: with only a space behind it, it could be part of a name (`2 doors`).
 
     >>> _are_numbered(["1 wall", "2 door"]), _are_numbered(["2 doors", "4 doors"]), _are_numbered(["2: a", "4: b"])
     (True, False, True)

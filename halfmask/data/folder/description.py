@@ -87,7 +87,7 @@ class Description(BaseModel):
         return tuple(self.palette[id] for id in ids)
 
     def foreground_flags(self) -> tuple[bool, ...] | None:
-        """Whether each class is object-like, or `None` if nothing was said."""
+        """Return whether each class is object-like, or `None` if nothing was said."""
         if self.foreground is None:
             return None
         return tuple(

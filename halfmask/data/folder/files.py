@@ -1,9 +1,4 @@
-"""What datasets made of image and mask files share.
-
-What datasets made of image and mask files share, and the compact form of class tables.
-
-Read the small text files beside a dataset: lists, class names, descriptions.
-"""
+"""Base class of datasets made of image and mask files, the compact form of class tables, and reading of small texts."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -33,7 +28,7 @@ class FileDataset(Dataset):
 
     @abstractmethod
     def find_mask(self, id: str) -> Path | None:
-        """Where the mask of an id lies by the dataset's own rule, or `None`."""
+        """Return where the mask of an id lies by the dataset's own rule, or `None`."""
 
     def shapes_left_out(self, id: str) -> Mapping[tuple[str, str], int]:
         """Number of shapes of annotation tools that are not in a mask, by reason and label."""
@@ -52,7 +47,7 @@ class FileDataset(Dataset):
         return IdTable.of_labels(self.labels_of(first), self.task.n_classes)
 
     def mask_path(self, id: str) -> Path | None:
-        """Where the mask of an id lies: as a list says, if that file exists, else by the dataset's own rule."""
+        """Return where the mask of an id lies: as a list says, if that file exists, else by the dataset's own rule."""
         override = self.mask_overrides.get(id)
         if override is not None and (self.root / override).is_file():
             return self.root / override

@@ -71,7 +71,7 @@ def folders(base: Path) -> list[Path]:
 
 
 def looks_like_mask(path: Path, *, colors: bool = True) -> bool:
-    """Whether a file holds a handful of values or colors, without loss; what cannot be opened does not.
+    """Return whether a file holds a handful of values or colors, without loss; what cannot be opened does not.
 
     Args:
         path: of the file.

@@ -82,7 +82,7 @@ def masks_by_prefix(files: Sequence[str]) -> dict[str, str]:
 
 
 def differ_in_form_only(id: str, mask: str) -> bool:
-    """Whether the names of an image and its mask are one name in two Unicode forms.
+    """Return whether the names of an image and its mask are one name in two Unicode forms.
 
     >>> differ_in_form_only("images/a.png", "masks/a_mask.png")
     False

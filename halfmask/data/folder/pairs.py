@@ -66,7 +66,7 @@ class Pairs:
         return self.root / before, self.root / id
 
     def label(self, id: str) -> Path | None:
-        """Where the label of a pair lies, or `None` if it is unlabeled."""
+        """Return where the label of a pair lies, or `None` if it is unlabeled."""
         found = self.labels.get(id)
         return None if found is None else self.root / found
 
@@ -87,11 +87,11 @@ class PairFiles:
         return list(self.pairs.parts.get(part, []))
 
     def image_files(self, id: str) -> tuple[Path, ...]:
-        """The earlier and the later image."""
+        """Return the earlier and the later image."""
         return self.pairs.files(id, self.before_overrides.get(id))
 
     def find_mask(self, id: str) -> Path | None:
-        """The label of a pair."""
+        """Return the label of a pair."""
         return self.pairs.label(id)
 
 

@@ -1,4 +1,4 @@
-"""Which images are labeled, unlabeled and for validation: from published lists, own lists, or a seeded draw.
+"""Decide which images are labeled, unlabeled and for validation: by published or own lists, or a seeded draw.
 
 The lists are not shipped: `data.splits` names the folder that holds them, laid out `<dataset>/<split>/labeled.txt`
 (and `unlabeled.txt`), with `val.txt` beside them or one folder up. All problems are reported in one error.
@@ -216,7 +216,7 @@ class _Lists:
         return {copies[path]: originals[original] for path, original in found.items()}
 
     def part(self, part: str) -> tuple[str, ...]:
-        """Ids with masks of a part: as the list beside the split says, else as the dataset does."""
+        """Return ids with masks of a part: as the list beside the split says, else as the dataset does."""
         if self._folder is not None and part in {"val", "test"}:
             for path in (self._folder / f"{part}.txt", self._folder.parent / f"{part}.txt"):
                 if path.is_file():

@@ -1,12 +1,9 @@
-"""Look at the files of a split before training starts, and report every problem in one error.
+"""Check the files of a split before training starts, and report every problem in one error.
 
-Labeled images and their masks are decoded, validation masks too: they decide what is learned and measured. Other
-images are opened, and decoded only where their first and last bytes do not vouch for them. What was good is remembered
-(`halfmask.data.splits.stamps`), so the next start costs a look at sizes and times.
-
-Tell from its first and last bytes whether an image file is whole and plain, without decoding it.
-
-Most images of a large unlabeled list are. Only files that this cannot vouch for need to be decoded.
+Labeled images and their masks are decoded, validation masks too: they decide what is learned and measured. Of other
+images the first and last bytes are read (`is_plain`), and only those that look odd are decoded: most of a long
+unlabeled list is whole. Good files are remembered (`halfmask.data.splits.stamps`), so the next start compares sizes and
+times only.
 """
 
 import os

@@ -65,7 +65,7 @@ class PseudoMasks:
     ignore_index: int
 
     def path(self, id: str) -> Path | None:
-        """Where the mask of an image lies, if there is one."""
+        """Return where the mask of an image lies, if there is one."""
         plain = Path(id).with_suffix(".png")
         places = (folder / name for folder in self.folders for name in (f"{id}.png", plain, plain.name))
         return next((path for path in places if path.is_file()), None)

@@ -173,7 +173,7 @@ def _masks_of_layout(folder: Path, files: set[Path]) -> set[Path]:
 
 
 def _folders(base: Path, files: Iterable[Path]) -> set[Path]:
-    """The base and every folder on the way to a file."""
+    """Return the base and every folder on the way to a file."""
     found = {base}
     for parent in {path.parent for path in files}:
         while parent not in found and parent != parent.parent:
@@ -187,7 +187,7 @@ def _below(folder: Path, files: Iterable[Path]) -> set[Path]:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folders in front of the first wildcard."""
+    """Return the folders in front of the first wildcard."""
     for parent in pattern.parents:
         if not has_magic(str(parent)):
             return parent

@@ -1,8 +1,4 @@
-"""The files of predicted images: masks, and tables of labels.
-
-The files of predicted images: which there are, how they are written, and by which model.
-
-Predict the labels of images: two tables with the same rows.
+"""Write the files of predicted images: masks, or tables of labels.
 
     <out>/labels.csv     image, label, confidence                       for people and spreadsheets
     <out>/labels.json    {"classes": [...], "images": {image: {...}}}   for programs; with all probabilities, if asked

@@ -163,7 +163,7 @@ class _Result:
 
 
 def without_data(dates: tuple[Picture, ...]) -> np.ndarray | None:
-    """Where an image, or one of the two of a pair, has no data; `None`: nowhere."""
+    """Return where an image, or one of the two of a pair, has no data; `None`: nowhere."""
     found = [picture.empty for picture in dates if picture.empty is not None]
     return np.logical_or.reduce(found) if found else None
 

@@ -71,7 +71,7 @@ class FiniteGuard:
         return found if found >= 0 else None
 
     def weights_are_finite(self) -> bool:
-        """Whether all weights are numbers."""
+        """Return whether all weights are numbers."""
         return all(bool(parameter.isfinite().all()) for parameter in self._method.parameters())
 
 

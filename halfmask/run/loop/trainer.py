@@ -1,12 +1,9 @@
 """Build the Lightning trainer of a recipe's `run` section: device, precision, activation checkpointing.
 
-From the recipe's `run` section to a device, a precision and a Lightning trainer.
-
-Activation checkpointing: the blocks of an encoder keep their input only, and compute the rest again for backward.
-
-Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, arXiv:1604.06174. About a third more time for an
-encoder whose stored activations shrink to one map per block. Gradients are the same: dropout repeats its draws, and
-batch-norm statistics are moved by the first pass only.
+With activation checkpointing the blocks of an encoder keep only their input, and compute the rest again in the backward
+pass (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, arXiv:1604.06174). It takes about a third more
+time for an encoder whose stored activations shrink to one map per block. Gradients are the same: dropout repeats its
+draws, and batch-norm statistics are moved by the first pass only.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Who validates a run: scores every predictor of its method, and writes the bundle of the shipped one.
+"""Validation: score every predictor of a method, and write the bundle of the shipped one.
 
 Both use the networks with the statistics of `CleanStatistics`, where the recipe asks for them (`run.precise_bn`).
 """
@@ -156,7 +156,7 @@ def only_class(scores: Scores) -> str | None:
 
 
 def origin_of(module: LitMethod, predictor: str) -> dict[str, Any]:
-    """What a bundle says about the training it is from."""
+    """Return what a bundle says about the training it is from."""
     return {
         "method": module.meta["recipe"]["method"]["name"],
         "predictor": predictor,

@@ -72,7 +72,7 @@ class CocoFile:
         return file_name in self.images
 
     def is_annotated(self, file_name: str) -> bool:
-        """Whether an image has an annotation, or we have marked it as background alone."""
+        """Return whether an image has an annotation, or we have marked it as background alone."""
         image = self.images[file_name]
         return bool(self.annotations.get(file_name)) or image.items() >= LABELED.items()
 
@@ -213,7 +213,7 @@ class CocoFolder:
         )  # fmt: skip
 
     def file_of(self, id: str) -> Path | None:
-        """The json file that annotates an image."""
+        """Return the json file that annotates an image."""
         return self._file_of[id][0].path if id in self._file_of else None
 
     def draw(self, id: str) -> Drawing:

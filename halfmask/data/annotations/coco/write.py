@@ -72,7 +72,7 @@ class CocoWriter:
             self.images[-1].update(LABELED)
 
     def content(self) -> dict[str, Any]:
-        """The whole file."""
+        """Return the whole file."""
         return {
             "images": self.images,
             "annotations": self.annotations,

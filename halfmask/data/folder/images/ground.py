@@ -19,7 +19,7 @@ _WGS84 = "EPSG:4326"
 
 
 def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a TIFF that says where it lies; a broken one is not.
+    """Return whether a file is a TIFF that says where it lies; a broken one is not.
 
     Raises:
         MissingExtraError: it is, or Pillow cannot open it, and rasterio is not installed.

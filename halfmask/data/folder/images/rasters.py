@@ -176,7 +176,7 @@ def _picture(values: Values, empty: Empty, path: Path, reading: Reading) -> Pict
 
 
 def _has_windows(path: Path) -> bool:
-    """Whether GDAL gives windows of a file, and the same pixels as the decoder of training."""
+    """Return whether GDAL gives windows of a file, and the same pixels as the decoder of training."""
     suffix = path.suffix.lower()
     if suffix not in {*SUFFIXES, ".png"} or find_spec("rasterio") is None:
         return False
@@ -224,7 +224,7 @@ class GeoRows:
 
 
 def empty_pixels(path: Path) -> Bool[np.ndarray, "H W"] | None:
-    """Where a file says that there is no data: its nodata value in all bands, its alpha, its own mask.
+    """Return where a file says that there is no data: its nodata value in all bands, its alpha, its own mask.
 
     Raises:
         DataError: a broken file.

@@ -132,7 +132,7 @@ def form_of_raster(source: Any, path: Path) -> MaskForm:
 
 
 def has_palette(path: Path) -> bool:
-    """Whether a file holds indices of colors; what cannot be opened does not."""
+    """Return whether a file holds indices of colors; what cannot be opened does not."""
     try:
         with Image.open(path) as image:
             return image.mode == "P"
@@ -327,7 +327,7 @@ def _webp_chunks(data: bytes) -> set[bytes]:
 
 
 def _is_irreversible(data: bytes) -> bool:
-    """Whether JPEG 2000 uses the wavelet that rounds: said in the 14th byte of its coding style."""
+    """Return whether JPEG 2000 uses the wavelet that rounds: said in the 14th byte of its coding style."""
     place = data.find(b"\xff\x52")
     return place >= 0 and len(data) > place + 13 and data[place + 13] == 0
 
@@ -360,7 +360,7 @@ def _pages(image: Any) -> int:
 
 
 def _is_hidden(image: Image.Image) -> bool:
-    """Whether alpha tells pixels of one color apart."""
+    """Return whether alpha tells pixels of one color apart."""
     if image.mode not in {"LA", "RGBA"}:
         return False
     low, high = image.getchannel("A").getextrema()
