@@ -61,7 +61,8 @@ class CoarseLogits:
 
     def upsampled(self) -> Float[Tensor, "B K H W"]:
         """Return all logits, as a network gives them otherwise."""
-        return F.interpolate(self.values, size=self.size, mode="bilinear", align_corners=self.align_corners)
+        values = _for_softmax(self.values)
+        return F.interpolate(values, size=self.size, mode="bilinear", align_corners=self.align_corners)
 
     @torch.no_grad()
     def top(self) -> tuple[Int[Tensor, "B H W"], Float[Tensor, "B H W"]]:
@@ -79,6 +80,21 @@ def full(logits: Tensor | CoarseLogits) -> Tensor:
     return logits.upsampled() if isinstance(logits, CoarseLogits) else logits
 
 
+def _for_softmax(values: Tensor) -> Tensor:
+    """Lay coarse logits out so that upsampling, cross-entropy and their gradients are fast on a CPU.
+
+    The kernels take a vector of classes at once, or one class after the other where a pixel has fewer. Forward and
+    backward at 252 pixels, one thread: 2 to 11 classes 2.5 to 3.2 times as fast class by class, 16 to 150 classes 1.2
+    to 1.7 times as fast pixel by pixel.
+    """
+    if values.device.type != "cpu":
+        return values
+    if values.shape[1] < _VECTOR:
+        return values.contiguous()
+    return values.contiguous(memory_format=torch.channels_last) if values.requires_grad else values
+
+
+_VECTOR = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # numbers of float32
 _PIXELS = 4096  # of one group: 350 KB of float32 at 21 classes
 _FEW = 64  # up to so many classes, turning logits that are stored channels last costs less than it saves
 

@@ -196,7 +196,7 @@ def _trials(prepared: Prepared) -> Iterator[_Trial]:
     if recipe.run.precision == "64-true":
         method.double()
     rate = base_rate(recipe.optim, recipe.data.batch.labeled)
-    optimizers = make_optimizers(method, recipe.optim, rate, fused=device.type == "cuda")
+    optimizers = make_optimizers(method, recipe.optim, rate, fused=device.type in {"cpu", "cuda"})
     with tempfile.TemporaryDirectory(prefix="halfmask-trial-") as folder:
         yield _Trial(prepared, device, optimizers, Path(folder))
 

@@ -194,7 +194,9 @@ class LitMethod(L.LightningModule):
         """Make the optimizers; rates are set by us before each step, so there is no scheduler."""
         resolved = resolve_optimizers(self.method, self.optim)
         self.sections = {key: resolved.of(key) for key in self.method.parameter_groups()}
-        self.optimizer_by_key = make_optimizers(self.method, self.optim, self.lr, fused=self.device.type == "cuda")
+        self.optimizer_by_key = make_optimizers(
+            self.method, self.optim, self.lr, fused=self.device.type in {"cpu", "cuda"}
+        )
         return list(self.optimizer_by_key.values())
 
     def on_train_start(self) -> None:
