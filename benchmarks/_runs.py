@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from halfmask.data.splits.split import open_dataset
+from halfmask.plugins import resolve
 from halfmask.recipe.read import DataRecipe
 from halfmask.run.folder import environment
 from halfmask.run.train import train
@@ -31,6 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
 # Options that say where things lie on this machine, and what a command line shows instead.
 _PLACES = {"--data": "DIR/{name}", "--out": "runs/{script}", "--json": "benchmarks/results/{name}"}
 
+CONTROL = "-control"  # ends the label of a method without the loss of the unlabeled images
 Score = TypeVar("Score")
 
 
@@ -81,6 +83,11 @@ def add_method_options(parser: argparse.ArgumentParser, default: Sequence[str] |
         default=default,
         help="names, or LABEL=NAME for a second form of a method, whose --params then start with the label",
     )
+    parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="also run each method without the loss of the unlabeled images, all else equal: rows LABEL-control",
+    )
     add_params(parser)
 
 
@@ -105,14 +112,30 @@ def label_and_method(form: str) -> tuple[str, str]:
     return label, method or label
 
 
+def forms_of(options: argparse.Namespace) -> list[str]:
+    """Give the forms to run: with `--controls` each one that has a control is followed by it."""
+    forms = []
+    for form in options.methods:
+        label, method = label_and_method(form)
+        controlled = options.controls and resolve("methods", method).control_params() is not None
+        forms += [form, f"{label}{CONTROL}={method}"] if controlled else [form]
+    return forms
+
+
 def params_of(options: argparse.Namespace, label: str) -> list[str]:
     """Give the KEY=VALUE that `--params LABEL.KEY=VALUE` names for the runs of one label."""
     return [item.partition(".")[2] for item in options.params if item.startswith(f"{label}.")]
 
 
-def overrides_of(options: argparse.Namespace, label: str) -> list[str]:
-    """Give the same as overrides of a recipe: keys are of the method, unless they begin with another section."""
-    return [p if p.startswith(("model.", "data.")) else f"method.{p}" for p in params_of(options, label)]
+def overrides_of(options: argparse.Namespace, label: str, method: str) -> list[str]:
+    """Give the same as overrides of a recipe: keys are of the method, unless they begin with another section.
+
+    A control has the params of its label, and then those that leave the loss of the unlabeled images out.
+    """
+    own = label.removesuffix(CONTROL)
+    given = [p if p.startswith(("model.", "data.")) else f"method.{p}" for p in params_of(options, own)]
+    left_out = resolve("methods", method).control_params() if own != label else None
+    return given + [f"method.{key}={json.dumps(value)}" for key, value in (left_out or {}).items()]
 
 
 def resized(source: Path, side: int, out: Path) -> Path:

@@ -24,6 +24,7 @@ import numpy as np
 from _runs import (
     MODELS,
     add_method_options,
+    forms_of,
     grouped,
     label_and_method,
     over_seeds,
@@ -82,7 +83,7 @@ def recipe_of(options: argparse.Namespace, form: str, labeled: str, seed: int) -
             "scale": [0.85, 1.15], "flip": 0.0, "batch": {"labeled": 32, "unlabeled": 64},
         }  # fmt: skip
     base["data"] |= {"root": str(options.root), "val": "none", "workers": 0}
-    return load(base, [*options.set, *overrides_of(options, label)])
+    return load(base, [*options.set, *overrides_of(options, label, method)])
 
 
 def run_one(options: argparse.Namespace, form: str, labeled: str, seed: int) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def main() -> None:
         lambda labeled, seed, form: run_one(options, form, labeled, seed),
         options.labeled,
         options.seeds,
-        options.methods,
+        forms_of(options),
     )
     rows = table(scores)
     name = SCORES[options.task][0]

@@ -1,11 +1,11 @@
 r"""Train several methods with few masks of one dataset, over seeds, with equal steps; test once at the end.
 
     python benchmarks/few_masks.py --data DIR --labeled 2 4 --methods supervised mean_teacher fixmatch \
-        --seeds 0 1 2 --steps 400 --out runs/facades --json benchmarks/results/facades.json
+        --controls --seeds 0 1 2 --steps 400 --out runs/facades --json benchmarks/results/facades.json
 
-Every run shares network, crop, batch, optimizer and the choice of labeled images of its seed; only the method
-differs. There is no validation set: the last weights are scored, once, on the test part. Finished runs are kept and
-not repeated, an interrupted one is resumed.
+Every run shares network, crop, batch, optimizer and the choice of labeled images of its seed; only the method differs,
+and of a control (`--controls`) only the weight of the unlabeled images' loss. There is no validation set: the last
+weights are scored, once, on the test part. Finished runs are kept and not repeated, an interrupted one is resumed.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from _runs import (
     MODELS,
     add_method_options,
     add_views,
+    forms_of,
     label_and_method,
     overrides_of,
     parser_of,
@@ -63,7 +64,7 @@ def recipe_of(options: argparse.Namespace, form: str, labeled: int, seed: int) -
         "eval": {"scales": [options.eval_scale]},
         **training(options, seed),
     }
-    return load(base, [*options.set, *overrides_of(options, label)])
+    return load(base, [*options.set, *overrides_of(options, label, method)])
 
 
 def run_one(options: argparse.Namespace, form: str, labeled: int, seed: int) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def main() -> None:
         lambda labeled, seed, form: run_one(options, form, labeled, seed),
         options.labeled,
         options.seeds,
-        options.methods,
+        forms_of(options),
     )
     rows = table(scores, "labeled", "method")
     for row in rows:

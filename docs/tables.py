@@ -7,6 +7,7 @@ python docs/tables.py --check   only say which pages are out of date; exit code 
 import inspect
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,15 +143,37 @@ def _scores(rows: list[dict[str, Any]]) -> str:
     heads = [_HEADS.get(key, key.replace("_", " ")) for key in [*keys, *scores]]
     if not scores:
         heads.append("test mIoU")
+    controls = {_place(row, keys): row for row in rows if str(row.get("method", "")).endswith("-control")}
+    if controls:
+        heads.append("over its control")
     lines = []
     for row in rows:
         groups = [row[name] for name in scores] or [row]
         cells = [f"`{row[key]}`" if key in ("method", "form") else str(row[key]) for key in keys]
         for group in groups:
             cells.append(f"{group['mean']:.1%}" + ("" if group["sd"] is None else f" ± {100 * group['sd']:.1f}"))
+        if controls:
+            control = controls.get(_place({**row, "method": f"{row['method']}-control"}, keys))
+            cells.append(_gain(groups[0], control[scores[0]] if control and scores else control))
         cells.append(", ".join(f"{100 * value:.1f}" for value in groups[0]["values"]))
         lines.append([*cells, f"{row['minutes']:.1f}"] if "minutes" in row else cells)
     return _table([*heads, "seeds", *(["minutes"] if "minutes" in first else [])], lines)
+
+
+def _place(row: dict[str, Any], keys: list[str]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in keys)
+
+
+def _gain(own: dict[str, Any], control: dict[str, Any] | None) -> str:
+    """Points over the control, seed by seed.
+
+    >>> _gain({"values": [0.52, 0.5]}, {"values": [0.5, 0.5]})
+    '+1.0 ± 1.4'
+    """
+    if control is None:
+        return ""
+    pairs = [100 * (a - b) for a, b in zip(own["values"], control["values"], strict=True)]
+    return f"{statistics.mean(pairs):+.1f}" + (f" ± {statistics.stdev(pairs):.1f}" if len(pairs) > 1 else "")
 
 
 def speed() -> str:

@@ -1,10 +1,13 @@
 """What the scripts of benchmarks/ share: a run is trained once, seeds are reduced, no folder is told."""
 
+import argparse
 import doctest
 import importlib
 from pathlib import Path
 
 import pytest
+
+from halfmask.recipe.read import load
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py"))
@@ -27,6 +30,19 @@ def test_every_script_explains_itself(runs, name, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         script.main()
     assert f"benchmarks/{name}.py" in capsys.readouterr().out
+
+
+def test_a_control_has_the_params_of_its_method_without_the_unlabeled_loss(runs):
+    options = argparse.Namespace(methods=["supervised", "lite=cct"], controls=True, params=["lite.heads=lite"])
+    assert runs.forms_of(options) == ["supervised", "lite=cct", "lite-control=cct"]
+    own, control = (runs.overrides_of(options, label, "cct") for label in ("lite", "lite-control"))
+    assert own == ["method.heads=lite"]
+    recipe = load({"method": "cct"}, control)
+    assert recipe.method.params["heads"] == "lite"
+    assert recipe.method.params["unlabeled_weight"] == 0
+    assert recipe.method.params["term_weights"] == {"weak": 0.0, "pairwise": 0.0}
+    options.controls = False
+    assert runs.forms_of(options) == options.methods
 
 
 def test_a_run_is_begun_then_resumed_then_only_read(runs, tmp_path, monkeypatch):
