@@ -229,9 +229,11 @@ class _GradientInForward(torch.autograd.Function):
     def forward(ctx: Any, term: Callable[..., Any], parts: list[slice], n_shared: int, *tensors: Tensor) -> Any:
         """Call `term(part, *shared, *rows of stacked)`, which returns the scalar to differentiate and a tuple."""
         shared, stacked = tensors[:n_shared], tensors[n_shared:]
+        # Zeros for what every part adds to, empty for what each part writes its own rows of.
         gradients = [torch.zeros_like(x) for x in shared] + [torch.empty_like(x) for x in stacked]
         sums: list[Tensor] = []
         for part in parts:
+            # Leaves of their own: the graph of a part ends here, and is freed before the next part is computed.
             leaves = [x.detach().requires_grad_() for x in (*shared, *(x[part] for x in stacked))]
             with torch.enable_grad():
                 loss, values = term(part, *leaves)
@@ -273,6 +275,7 @@ def to_rows(maps: Shaped[Tensor, "B *C H W"], stages: int) -> Shaped[Tensor, "R 
 def _chain(y: Tensor, *stages: Tensor) -> Tensor:
     """Pass (G, P, C) through the sub-pixel convolutions: weights (G, 4C, C) and biases (G, 4C) in turn."""
     for weight, bias in zip(stages[::2], stages[1::2], strict=True):
+        # Rows stay in cell order, so the pixel shuffle of a doubling is a view and costs nothing.
         y = torch.baddbmm(bias[:, None], y, weight.transpose(1, 2)).relu()
         y = y.view(len(y), -1, weight.shape[-1])
     return y
@@ -306,6 +309,7 @@ def _projected(z: Tensor, weight: Tensor, perturbed: Sequence[Perturbed]) -> Ten
     projected = []
     for part, w in parts:
         if part.offset is not None:
+            # W (z + o) = W z + W o, and W z is in the common product.
             moved = torch.matmul(w[:, None], part.offset.flatten(3))  # (n, B, C, P)
             y = next(common) + moved.transpose(0, 1)
         elif part.factor is None or part.factor.shape[2] == 1:
@@ -313,6 +317,7 @@ def _projected(z: Tensor, weight: Tensor, perturbed: Sequence[Perturbed]) -> Ten
             if part.factor is not None:
                 y = y * part.factor.flatten(3).transpose(0, 1)
         elif part.factor.shape[3:] == (1, 1):
+            # A factor per channel goes into the weights: they are smaller than z.
             scaled = w[None] * part.factor[..., 0, 0].transpose(0, 1)[:, :, None]  # (B, n, C, D)
             y = torch.matmul(scaled.flatten(1, 2), flat).unflatten(1, (len(w), -1))
         else:

@@ -115,7 +115,7 @@ class _ScoreVariance(torch.autograd.Function):
             # d var / d C_q = C_k + kbar kbar^T, d var / d qbar = 2 C_k qbar, and the same with q and k exchanged.
             metric_q, metric_k = g * (cov_k + mean_k.mT @ mean_k), g * (cov_q + mean_q.mT @ mean_q)
             shift_q, shift_k = g * (mean_q @ cov_k), g * (mean_k @ cov_q)
-            if len(k) < len(metric_k):
+            if len(k) < len(metric_k):  # one key set serves all images, so it gets the sum of their gradients
                 metric_k, shift_k = metric_k.sum(0, keepdim=True), shift_k.sum(0, keepdim=True)
             grad_q = _moments_gradient(q, mean_q, metric_q, shift_q, count_q, None)
             grad_k = _moments_gradient(k, mean_k, metric_k, shift_k, count_k, keep)
@@ -165,6 +165,8 @@ class _Streamed(torch.autograd.Function):
             out = torch.zeros(*q.shape[:2], v.shape[-1], dtype=dtype, device=q.device)
             for part in _chunks(k, q.shape[0] * q.shape[1]):
                 scores = torch.bmm(q, k[:, part].mT).to(dtype)
+                # Sums of earlier chunks are relative to the maximum of then: a larger one shrinks them, so that no
+                # exponential overflows and the result is that of one softmax over all keys.
                 new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
                 weights = scores.sub_(new_top).exp_()
                 shrink = torch.exp(top - new_top)
@@ -174,6 +176,7 @@ class _Streamed(torch.autograd.Function):
                 out.mul_(shrink).add_(torch.bmm(weights.to(v.dtype), v[:, part]))
                 top = new_top
             out = (out / total).to(v.dtype)
+            # One number per query stands for all its weights: backward makes them again, chunk by chunk.
             ctx.save_for_backward(q, k, v, out, top + total.log())
         return out
 
@@ -187,6 +190,7 @@ class _Streamed(torch.autograd.Function):
         with _own_precision(q):
             g = gradients[0].contiguous()
             dtype = log_total.dtype
+            # The softmax's gradient needs sum_j w_j dw_j over all keys, which no chunk knows; it equals g . out.
             delta = (g.to(dtype) * out.to(dtype)).sum(-1, keepdim=True)  # (S, R, 1)
             grad_q = torch.zeros(q.shape, dtype=dtype, device=q.device)
             grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)

@@ -71,10 +71,11 @@ def test_a_step_is_the_weighted_sum_of_its_terms():
         for z, label in zip(logits, reversed(labels), strict=True)
     ]
     loss_l = sum(F.cross_entropy(net(batch.labeled.image), batch.labeled.target, ignore_index=255) for net in nets) / 2
-    loss_dis = found.logs["loss_discrepancy"]
-    assert 0 < loss_dis < 2
+    fused = [[net.decoder.fuse(net.encode(image)) for net in nets] for image in (batch.labeled.image, x_u)]
+    loss_dis = sum(1 + F.cosine_similarity(*both, dim=1).mean() for both in fused) / 2  # labeled, unlabeled
+    assert_close(found.logs["loss_discrepancy"].double(), loss_dis, rtol=1e-5, atol=0)
     assert_close(found.logs["loss_unsup"], sum(terms) / 2)
-    assert_close(found.loss, 5 * loss_l + 2 * sum(terms) / 2 + loss_dis.double(), rtol=1e-6, atol=1e-6)
+    assert_close(found.loss, 5 * loss_l + 2 * sum(terms) / 2 + loss_dis, rtol=1e-6, atol=1e-6)
 
 
 def test_strong_mixed_views_are_taught_by_labels_of_evaluation_mode():

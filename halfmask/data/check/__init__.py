@@ -1,6 +1,8 @@
-"""Look at every file of a dataset and say what is wrong, or odd, with a code, a count, an example and a cure.
+"""Check every file of a dataset and report what is wrong, or odd, with a code, a count, an example and a cure.
 
-`take_fingerprint` gathers facts in one pass over the files; every rule is a pure function of them.
+Reading order: `check` (the verb), `fingerprint` with `file_facts` (facts, gathered in one pass over the files),
+`mask_rules`, `image_rules`, `class_rules` and `part_rules` (pure functions of the facts), `near_duplicates`, `finding`
+and `result` (the report), `proposal` (the halfmask.yaml that `--fix` writes).
 """
 
 from halfmask.data.check.finding import Finding

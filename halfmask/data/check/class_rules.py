@@ -1,13 +1,14 @@
-"""Whether the labeled masks can teach every class, and the validation masks can measure it."""
+"""Check that the labeled masks can teach every class and the validation masks can measure it, and report odd shapes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from halfmask.data.annotations.drawing import Remark, Tally
 from halfmask.data.check.finding import Finding, plural
 from halfmask.data.check.fingerprint import Fingerprint
 from halfmask.data.check.image_rules import split_cure
 from halfmask.data.check.mask_rules import labels_of, training_counts
-from halfmask.data.check.shape_rules import remarks_of
+from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.masks.decode import IGNORE
 
 # Below either, a class is reported as rare.
@@ -123,4 +124,19 @@ def _names(counts: Sequence[ClassCount]) -> str:
     return shown + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
 
 
-RULES = (unknown_classes, absent_classes, rare_classes, unnamed_classes)
+def shapes(seen: Fingerprint) -> Iterator[Finding]:
+    """Report shapes without area or outside, crowds, names that are nearly the same, files beside that are not used."""
+    tally = Tally()
+    for id, mask in seen.masks.items():
+        tally.note(id, mask.left_out)
+    for remark in (*remarks_of(seen), *tally.remarks):
+        example = next(iter(remark.files), "")
+        yield Finding(remark.level, remark.code, remark.text, remark.number, example, remark.cure, remark.files)
+
+
+def remarks_of(seen: Fingerprint) -> tuple[Remark, ...]:
+    """Return what the annotation files say as a whole; nothing where their classes cannot be told."""
+    return seen.dataset.remarks if isinstance(seen.dataset, Folder) and seen.task is not None else ()
+
+
+RULES = (unknown_classes, shapes, absent_classes, rare_classes, unnamed_classes)

@@ -12,7 +12,6 @@ from halfmask.data.check import class_rules as _class_rules
 from halfmask.data.check import image_rules as _image_rules
 from halfmask.data.check import mask_rules as _mask_rules
 from halfmask.data.check import part_rules as _part_rules
-from halfmask.data.check import shape_rules as _shape_rules
 from halfmask.data.check.class_rules import ClassCount, count_classes
 from halfmask.data.check.finding import Finding, plural
 from halfmask.data.check.fingerprint import PARTS, Fingerprint, size_counts
@@ -22,7 +21,6 @@ _RULES: tuple[Callable[[Fingerprint], Iterator[Finding]], ...] = (
     *_class_rules.RULES[:1],  # why the classes are unknown comes first
     *_image_rules.RULES,
     *_mask_rules.RULES,
-    *_shape_rules.RULES,
     *_class_rules.RULES[1:],
     *_part_rules.RULES,
 )
