@@ -181,3 +181,44 @@ def test_each_damaged_file_that_a_command_reads_is_named_in_one_error(run: Path,
                 commands(copy, run.parent / "data" / "images", tmp_path / f"out-{name}-{kind}")[command]()
             assert name in str(caught.value), (name, kind)
             assert caught.value.code in {"H402", "H403", "H304"}, (name, kind)
+
+
+@pytest.fixture(scope="module")
+def results(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of predictions: masks, overlays, probabilities, and what is written beside."""
+    out = tmp_path_factory.mktemp("results") / "out"
+    predict(run, run.parent / "data" / "images", out, device="cpu", quiet=True, limit=2, overlay=True)
+    return out
+
+
+def test_damaged_results_are_an_error_or_used_rightly(run: Path, results: Path, tmp_path: Path) -> None:
+    images, found = run.parent / "data" / "images", []
+    names = sorted(path.relative_to(results) for path in results.rglob("*") if path.is_file())
+    assert {"halfmask.yaml", "predict.json", "written.sha256"} <= {name.name for name in names}
+    for name in names:
+        for kind, damage in DAMAGES.items():
+            copy, out = shutil.copytree(results, tmp_path / f"{name.name}-{kind}"), tmp_path / f"to-{name.name}-{kind}"
+            (copy / name).write_bytes(damage((copy / name).read_bytes()))
+            before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+            what = f"{name} {kind}"
+            found += crash(f"{what}, convert", lambda copy=copy, out=out: convert(copy, out, to="color", quiet=True))
+            again = commands(run, images, copy)["predict"]
+            found += crash(f"{what}, predict", again)
+            if name.suffix == ".png" and (copy / name).read_bytes() != before[copy / name]:
+                found.append(f"{what}, predict: replaced a file that was changed")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", ["stages.json", "first/artifacts.json", "first/recipe.yaml", "first/metrics.jsonl"])
+def test_damaged_records_of_stages_are_an_error_or_used_rightly(name: str, run: Path, tmp_path: Path) -> None:
+    found = []
+    for kind, damage in DAMAGES.items():
+        staged = tmp_path / kind
+        shutil.copytree(run, staged / "first")
+        (staged / "recipe.yaml").write_bytes((run / "recipe.yaml").read_bytes())
+        (staged / "stages.json").write_text('["first"]')
+        (staged / "first/artifacts.json").write_text('{"written": ["masks"], "artifacts": {"masks": "first/masks"}}')
+        (staged / name).write_bytes(damage((staged / name).read_bytes()))
+        for command, action in commands(staged, run.parent / "data" / "images", tmp_path / f"out-{kind}").items():
+            found += crash(f"{name} {kind}, {command}", action)
+    assert not found, "\n".join(found)

@@ -202,12 +202,25 @@ def bundle_folder(path: str | Path) -> Path:
 
 
 def _last_stage(path: Path) -> Path | None:
-    try:
-        names = json.loads((path / STAGES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    folders = [path / str(name) for name in names]
+    folders = [path / name for name in names_in(path / STAGES)]
     return next((folder for folder in reversed(folders) if (folder / _META).is_file()), None)
+
+
+def names_in(path: Path) -> tuple[str, ...]:
+    """Read a file of names, such as those of the stages of a run; a missing one has none.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    if not path.is_file():
+        return ()
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Restore the file.", "H402") from None
+    if not isinstance(names, list | dict) or not all(isinstance(name, str) and name for name in names):
+        raise CheckpointError(f"{path}: not a list of names. Restore the file.", "H402")
+    return tuple(names)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Evaluation scores each model on its own images; the mean of the main scores stands for the run.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from halfmask import __version__
 from halfmask.atomic import write_json
 from halfmask.errors import CheckpointError, DataError, RecipeError
+from halfmask.infer.bundle import names_in
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.metrics import Scores
@@ -19,12 +19,12 @@ DOMAINS = "domains.json"  # in the folder of a run over several domains: their n
 
 
 def domain_names(path: str | Path) -> tuple[str, ...]:
-    """Return the domains of a run, in their order; none where the folder is of anything else."""
-    try:
-        names = json.loads((Path(path) / DOMAINS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ()
-    return tuple(str(name) for name in names)
+    """Return the domains of a run, in their order; none where the folder is of anything else.
+
+    Raises:
+        CheckpointError: the list of domains is damaged.
+    """
+    return names_in(Path(path) / DOMAINS)
 
 
 def evaluate_domains(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from halfmask.errors import CheckpointError, RecipeError
-from halfmask.infer.bundle import STAGES, read_meta
+from halfmask.infer.bundle import STAGES, names_in, read_meta
 from halfmask.models.build import read_task
 from halfmask.recipe.read import load, missing_sections
 from halfmask.run.folder import RunDir
@@ -144,14 +144,12 @@ def members(path: str | Path) -> list[tuple[Run, ...]]:
     """Find the runs in a folder: one entry per seed; each entry lists the stages of that run, the last one its result.
 
     Raises:
-        CheckpointError: the folder holds no run.
+        CheckpointError: the folder holds no run, or its list of stages is damaged.
     """
     folder = Path(path)
-    if (folder / STAGES).is_file():
-        begun = [folder / name for name in json.loads((folder / STAGES).read_text(encoding="utf-8"))]
-        stages = tuple(read_run(stage) for stage in begun if (stage / "recipe.yaml").is_file())
-        if stages:
-            return [stages]
+    begun = [folder / name for name in names_in(folder / STAGES)]
+    if stages := tuple(read_run(stage) for stage in begun if (stage / "recipe.yaml").is_file()):
+        return [stages]
     if (folder / "recipe.yaml").is_file():
         return [(read_run(folder),)]
     seeds = sorted(
