@@ -20,6 +20,10 @@ from halfmask.task import Task
 
 FACADE = Task("segmentation", ("Door", "Shop", "Balcony", "Window", "Wall", "Sky", "Roof"))
 SMALL = {"encoder": {"name": "timm", "model": "test_resnet"}, "decoder": {"name": "segformer", "embedding": 16}}
+LITE = {  # pads by the size of the image; the network that a plan for a CPU takes
+    "encoder": {"name": "efficientnet_lite", "frozen_stages": 3},
+    "decoder": {"name": "segformer", "embedding": 16},
+}
 VIT = {
     "encoder": {"name": "dinov2", "dim": 24, "heads": 2},
     "decoder": {"name": "dpt", "features": 8, "projections": [8, 8, 8, 8]},
@@ -48,9 +52,9 @@ def photos(shared: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("format", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
-def test_any_batch_and_size_and_all_the_user_must_know(tmp_path: Path, photos: Path, format: str) -> None:
-    run = bundle_of(tmp_path / "run", SMALL)
+@pytest.mark.parametrize(("format", "spec"), [("onnx", SMALL), pytest.param("torch", LITE, marks=pytest.mark.slow)])
+def test_any_batch_and_size_and_all_the_user_must_know(tmp_path: Path, photos: Path, format: str, spec: dict) -> None:
+    run = bundle_of(tmp_path / "run", spec)
     # A process of its own: the type checks of the tests look at shapes, which tracing would take for a condition.
     done = command_line("export", run, "--format", format, "--input", photos, "--json")
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -69,6 +71,9 @@ class EfficientNetLite(Encoder):
             in_chans=in_channels,
             output_stride=output_stride,
         )
+        for part in self.net.modules():
+            if type(part) is Conv2dSame:
+                part.__class__ = _SameConv  # the same parameters, in the same place
         info: Any = self.net.feature_info
         self.channels, self.strides = tuple(info.channels()), tuple(info.reduction())
         self.mean = self.std = (0.5,) * in_channels
@@ -113,6 +118,23 @@ class EfficientNetLite(Encoder):
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
         """Return the maps of stages 2, 3, 5 and 7."""
         return list(self.net(image))
+
+
+class _SameConv(Conv2dSame):  # type: ignore[misc]
+    """SAME padding: of p = max((ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0) pixels, p // 2 go to the left and top.
+
+    An exported network takes sides that are multiples of its strides, for which p is a constant. Tracing p as a
+    function of free sides takes minutes, because the sides of each layer contain those of all layers before.
+    """
+
+    def forward(self, x: Float[Tensor, "B _C _H _W"]) -> Float[Tensor, "B _D _h _w"]:
+        pads: list[int] = []
+        for axis in (1, 0):  # width first, as `pad` counts
+            stride = self.stride[axis]
+            rest = stride - 1 if torch.compiler.is_exporting() else (x.shape[2 + axis] - 1) % stride
+            total = max((self.kernel_size[axis] - 1) * self.dilation[axis] - rest, 0)
+            pads += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def our_names(state: Mapping[str, Tensor], size: Size) -> State:
