@@ -120,7 +120,7 @@ class EfficientNetLite(Encoder):
         return list(self.net(image))
 
 
-class _SameConv(Conv2dSame):  # type: ignore[misc]
+class _SameConv(Conv2dSame):
     """SAME padding: of p = max((ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0) pixels, p // 2 go to the left and top.
 
     An exported network takes sides that are multiples of its strides, for which p is a constant. Tracing p as a
