@@ -16,8 +16,20 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from _runs import add_params, over_seeds, parser_of, percent, run_once, write_json
-from few_masks import add_recipe_options, recipe_of, root_of
+from _runs import (
+    MODELS,
+    add_params,
+    add_views,
+    over_seeds,
+    overrides_of,
+    parser_of,
+    percent,
+    resized,
+    run_once,
+    training,
+    views,
+    write_json,
+)
 
 from halfmask.data.splits.split import write_list
 from halfmask.infer.evaluate import evaluate
@@ -25,6 +37,24 @@ from halfmask.recipe.read import Recipe, load
 from halfmask.run.train import train
 from halfmask.suggest.scores import Weights
 from halfmask.suggest.suggest import suggest
+
+
+def recipe_of(options: argparse.Namespace, seed: int) -> Recipe:
+    """Give the recipe of the first run; small images suit a CPU."""
+    base: dict[str, Any] = {
+        "method": {"name": options.method},
+        "model": MODELS[options.model],
+        "data": {
+            "root": str(options.root),
+            "labeled": options.labeled,
+            "labeled_seed": seed,
+            "val": "none",
+            **views(options),
+        },
+        "eval": {"scales": [options.eval_scale]},
+        **training(options, seed),
+    }
+    return load(base, [*options.set, *overrides_of(options, options.method)])
 
 
 def finish(out: Path, recipe: Recipe, begin: Path | None = None) -> dict[str, Any]:
@@ -56,7 +86,7 @@ def run_seed(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Give the scores of one seed: the first run, the suggested images, the random ones."""
     folder = options.out / f"seed{seed}"
     first = folder / "first"
-    recipe = recipe_of(options, options.method, options.labeled, seed)
+    recipe = recipe_of(options, seed)
     scores = [{"arm": "first", "seed": seed, **finish(first, recipe)}]
     lists = []
     chosen_file = first / "suggest" / "suggest.json"
@@ -89,7 +119,10 @@ def table(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def options_of() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of(__doc__, steps=400, model="small")
-    add_recipe_options(parser)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--resize", type=int, metavar="SIDE", help="squeeze all images to SIDE x SIDE pixels first")
+    add_views(parser, scale=(0.2, 0.5))
+    parser.add_argument("--eval-scale", type=float, default=0.3125, help="of the image, while testing")
     add_params(parser)
     parser.add_argument("--labeled", type=int, default=2, help="masks of the first run")
     parser.add_argument("--more", type=int, default=2, help="masks that are added")
@@ -99,7 +132,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--measure", choices=("entropy", "margin"), default="entropy")
     parser.add_argument("--continue", dest="continue_", action="store_true", help="begin with the first run's weights")
     options = parser.parse_args()
-    options.root = root_of(options)
+    options.root = resized(options.data, options.resize, options.out) if options.resize else options.data
     return options
 
 

@@ -19,6 +19,7 @@ import halfmask
 from halfmask import errors
 from halfmask.cli.listing import describe_entry
 from halfmask.codes import CODES
+from halfmask.compare.table import cells_of, heads_of
 from halfmask.docstrings import argument_docs, cited
 from halfmask.plugins import Kind, names, resolve
 from halfmask.recipe.explain import describe_field
@@ -115,7 +116,7 @@ def exit_codes() -> str:
 def results() -> str:
     """One table per file of benchmarks/results that compares methods over seeds."""
     parts = []
-    for path, content in _measured(bench=False):
+    for path, content in _measured(""):
         settings, machine = content["settings"], content["environment"]
         data = settings["data"]
         facts = [data if isinstance(data, str) else " and ".join(data), f"{settings['steps']} steps"]
@@ -128,10 +129,32 @@ def results() -> str:
     return "\n\n".join(parts)
 
 
-def _measured(*, bench: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Files of benchmarks/results: `bench_*.json` of `operations.py --out`, or all others, which compare methods."""
+def leaderboard() -> str:
+    """One table and figure per file of `halfmask compare`."""
+    parts = []
+    for path, content in _measured("leaderboard_"):
+        settings, machine = content["settings"], content["environment"]
+        model, batch = settings["model"], settings["batch"]
+        facts = [f"{settings['labeled']} masks", f"{settings['steps']} steps", f"crop {settings['crop']}"]
+        facts += [f"batch {batch['labeled']}+{batch['unlabeled']}", f"{settings['images']} {settings['part']} images"]
+        facts += [f"`{model['encoder']['name']}` with `{model['decoder']['name']}`", f"{len(settings['seeds'])} seeds"]
+        facts += [", ".join(machine["devices"]) or f"{machine['cpu_cores']} CPU cores"]
+        facts.append(f"torch {machine['packages']['torch']}")
+        link = f"[all numbers](../benchmarks/results/{path.name})"
+        rows = [cells_of(row, links=False) for row in content["rows"] if not row["control_of"]]
+        heads = heads_of(settings["metric"])
+        name = path.stem.removeprefix("leaderboard_")
+        picture = ROOT / "docs" / "figures" / f"{path.stem}.svg"
+        figure = f"\n\n![Differences to the controls on {name}](figures/{picture.name})" if picture.exists() else ""
+        parts.append(f"### {name}\n\n{', '.join(facts)}; {link}.\n\n{_table(heads, rows)}{figure}")
+    return "\n\n".join(parts) or "Not measured yet: the commands below write it."
+
+
+def _measured(start: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files of benchmarks/results: of `operations.py` (`bench_`), `compare` (`leaderboard_`), all others ("")."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        if path.name.startswith("bench_") == bench:
+        kind = next((one for one in ("bench_", "leaderboard_") if path.name.startswith(one)), "")
+        if kind == start:
             yield path, json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -179,7 +202,7 @@ def _gain(own: dict[str, Any], control: dict[str, Any] | None) -> str:
 def speed() -> str:
     """One table per file of results of `benchmarks/operations.py`; rows that lose are in it."""
     parts = []
-    for path, content in _measured(bench=True):
+    for path, content in _measured("bench_"):
         rows = content["rows"]
         judged = [measure for row in rows for measure in row["measures"] if measure["target"]]
         facts = [content["device"], f"{content['threads']} thread(s)", f"{content['settings']['rounds']} rounds"]
@@ -229,6 +252,7 @@ _HEADS = {"labeled": "masks", "changed_iou": "changed IoU", "f1": "F1", "acc": "
 
 TABLES: dict[str, Callable[[], str]] = {
     "results": results,
+    "leaderboard": leaderboard,
     "speed": speed,
     "methods": methods_table,
     "importers": importers_table,

@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"infer"}),
     frozenset({"run"}),
     frozenset({"importers", "report", "plan", "suggest", "app", "testing", "bench"}),
-    frozenset({"demo"}),
+    frozenset({"demo", "compare"}),
     frozenset({"cli"}),
     frozenset({"__main__", "__init__"}),
 )

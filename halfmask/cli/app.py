@@ -9,6 +9,7 @@ import typer
 from halfmask import __version__
 from halfmask.cli.bench import bench
 from halfmask.cli.check import check
+from halfmask.cli.compare import compare
 from halfmask.cli.convert import convert
 from halfmask.cli.demo import demo
 from halfmask.cli.doctor import doctor
@@ -43,6 +44,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "predict": predict,
     "suggest": suggest,
+    "compare": compare,
     "report": report,
     "export": export,
     "app": page,

@@ -7,6 +7,7 @@ same kind would change; not what another seed of training would.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +86,43 @@ def difference(
     drawn = np.concatenate(by_class)
     pairs = [_interval(float(value), drawn[:, k]) for k, value in enumerate(classes)]
     return Scored(_interval(main, np.concatenate(mains)), tuple(pairs))
+
+
+class Draws(NamedTuple):
+    """The main score of one run, and the same on each draw of the images."""
+
+    value: float
+    drawn: Float[np.ndarray, " D"]
+
+
+def draws_of(counts: Int[np.ndarray, "N K1 K"], kind: Kind, absent: Absent = "skip", seed: int = 0) -> Draws:
+    """Score a run on draws of the images; runs on the same images, with the same seed, are scored on the same draws."""
+    parts = _parts(counts, kind)
+    main = float(_scores(parts.sum(0), kind, absent)[0])
+    drawn = [_scores(_resampled(parts, weights), kind, absent)[0] for weights in _weights(len(counts), seed)]
+    return Draws(main, np.concatenate(drawn))
+
+
+def mean_over_seeds(runs: Sequence[Draws], minus: Sequence[Draws] = (), seed: int = 0) -> Interval:
+    """Average runs of several seeds, or their differences to others of the same seeds, with the interval.
+
+    Images and seeds are both drawn with replacement, the same for a run and what it is compared with. Of a few seeds
+    the spread is known poorly: then the interval is rather too narrow.
+
+    >>> one, two = Draws(0.5, np.full(DRAWS, 0.5)), Draws(0.7, np.full(DRAWS, 0.7))
+    >>> [round(bound, 2) for bound in mean_over_seeds([one, two], [one, one])]
+    [0.1, 0.0, 0.2]
+
+    Args:
+        runs: of one setting, one per seed.
+        minus: of the other setting, in the same order; none: the mean itself.
+        seed: of the draws of the seeds.
+    """
+    values = np.array([run.value for run in runs]) - (np.array([run.value for run in minus]) if minus else 0.0)
+    drawn = np.stack([run.drawn for run in runs]) - (np.stack([run.drawn for run in minus]) if minus else 0.0)
+    rng = np.random.default_rng(seed)
+    shares = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=drawn.shape[1]) / len(runs)  # (D, S)
+    return _interval(float(values.mean()), (shares.T * drawn).sum(0))
 
 
 def image_scores(counts: Int[np.ndarray, "N K1 K"], kind: Kind) -> Float[np.ndarray, " N"]:

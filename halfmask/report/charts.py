@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
+from halfmask.infer.bootstrap import Interval
+
 Number = int | float
 Points = Sequence[tuple[Number, Number]]
 
@@ -16,6 +18,7 @@ _WIDTH, _HEIGHT = 380, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 12, 26
 _MOST_POINTS, _MOST_DOTS = 160, 24
 _INSET, _GROUP, _MOST_LETTERS = 22, 40, 54
+_LINE, _NAMES, _SHORT = 20, 116, 18
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
@@ -34,6 +37,14 @@ class Group(NamedTuple):
     name: str  # above its line
     values: Sequence[float]  # fractions, one per run
     color: int = 0  # number of its color
+
+
+class Mark(NamedTuple):
+    """A difference of scores with its interval."""
+
+    name: str
+    found: Interval
+    color: int = 0
 
 
 class Rule(NamedTuple):
@@ -155,6 +166,33 @@ def spread_chart(groups: Sequence[Group], title: str) -> Chart | None:
         dots += [(place(value), float(y), group.color) for value in group.values]
         said.append(f"{group.name}: {_value(at, True)}" + (f" ± {100 * sd:.1f}" if len(group.values) > 1 else ""))
     return Chart(title, f"{title}. {'; '.join(said)}", (_WIDTH, height), rules, texts, [], dots)
+
+
+def interval_chart(marks: Sequence[Mark], title: str) -> Chart | None:
+    """Place differences on one scale that shows 0: a dot at each, and a line over its interval."""
+    if not marks:
+        return None
+    ends = [0.0] + [bound for mark in marks for bound in mark.found if not math.isnan(bound)]
+    scale = ticks(min(ends), max(ends))
+    bottom, name_end = _TOP + _LINE * len(marks), _NAMES - 8
+
+    def place(x: Number) -> float:
+        return round(_NAMES + (_WIDTH - _NAMES - _INSET) * (x - scale[0]) / (scale[-1] - scale[0]), 1)
+
+    rules = [Rule("grid", (place(x), place(x)), (_TOP, bottom)) for x in scale]
+    rules.append(Rule("mark", (place(0), place(0)), (_TOP, bottom)))
+    texts = [Text(place(x), bottom + 18, "middle", f"{100 * x:+g}") for x in scale]
+    dots, said = [], []
+    for number, mark in enumerate(marks):
+        y, (value, low, high) = _TOP + _LINE * number + _LINE // 2, mark.found
+        name = mark.name if len(mark.name) <= _SHORT else f"{mark.name[: _SHORT - 1]}…"
+        texts.append(Text(name_end, y + 4, "end", name))
+        if not math.isnan(low):
+            rules.append(Rule(f"c{mark.color}", (place(low), place(high)), (y, y)))
+        dots.append((place(value), float(y), mark.color))
+        between = "" if math.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+        said.append(f"{mark.name}: {100 * value:+.1f}{between}")
+    return Chart(title, f"{title}. {'; '.join(said)}", (_WIDTH, bottom + _BOTTOM), rules, texts, [], dots)
 
 
 def sparkline(points: Points, name: str, color: int = 0) -> Chart | None:

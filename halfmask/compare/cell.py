@@ -1,0 +1,161 @@
+"""Train one run of a comparison in a process of its own, score it, and keep what is known of it.
+
+Beside the run folder `seed-0` lie `seed-0.json` (state, score, cost, recipe), `seed-0.npz` (counts of each test image)
+and `seed-0.txt` (what the process printed). A process ends itself, with a checkpoint, when the one that started it is
+gone.
+"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from halfmask.atomic import atomic_path, write_json
+from halfmask.errors import Interrupted
+from halfmask.infer.bundle import load_bundle
+from halfmask.infer.devices import pick_device
+from halfmask.infer.evaluate import DatasetItems, count_each
+from halfmask.infer.runs import memory_cure, open_part, open_run
+from halfmask.recipe.read import load
+from halfmask.report.records import members
+from halfmask.run.cost import watch_peak
+from halfmask.run.train import train
+
+# How a run is computed, not what it computes.
+_FREE = ("data.root", "data.workers", "data.cache", "run.accelerator", "run.devices", "run.nodes", "run.logger")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is told.
+
+    Args:
+        folder: of the run.
+        recipe: as plain data.
+        part: images to score.
+        overwrite: begin anew.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    part: str
+    overwrite: bool = False
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """Read what is known of a run; nothing where there is none."""
+    try:
+        found = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def counts_of(folder: Path) -> np.ndarray:
+    """Read the counts (N, K + 1, K) of a finished run's images."""
+    with np.load(folder.with_suffix(".npz")) as file:
+        return np.asarray(file["counts"])
+
+
+def other_settings(record: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+    """List the keys in which a recorded run differs from the one that is asked for; a new key has its old default."""
+    before, now = dict(_flat(record.get("recipe", {}))), dict(_flat(recipe))
+    return [key for key in now if key in before and before[key] != now[key] and not key.startswith(_FREE)]
+
+
+def run_cell(order: Order, slot: dict[str, str]) -> None:
+    """Train or resume a run, score it, and write its record; the body of a process.
+
+    Args:
+        order: what to train.
+        slot: variables of the environment; `threads` is for torch.
+    """
+    order.folder.parent.mkdir(parents=True, exist_ok=True)
+    with order.folder.with_suffix(".txt").open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)  # another process may still be saving this run
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        _end_with_parent()
+        if "threads" in slot:
+            torch.set_num_threads(int(slot.pop("threads")))
+        os.environ.update(slot)
+        try:
+            _train_and_score(order)
+        except Interrupted as stopped:
+            sys.exit(stopped.exit_code)
+        except Exception as error:
+            traceback.print_exc()
+            first = str(error).partition("\n")[0]
+            write_record(order, state="failed", problem=f"{type(error).__name__}: {first}")
+            sys.exit(1)
+
+
+def _train_and_score(order: Order) -> None:
+    recipe = load(order.recipe)
+    device = pick_device("cpu" if recipe.run.accelerator == "cpu" else "auto")
+    begun = (order.folder / "recipe.yaml").exists() and any(order.folder.rglob("last.ckpt"))
+    write_record(order, state="begun", problem="")
+    with watch_peak(device) as peak:  # of this process: of an interrupted run, of its last part
+        if begun and not order.overwrite:
+            train(None, order.folder, resume=True, quiet=True)
+        else:
+            train(recipe, order.folder, overwrite=True, quiet=True)
+    opened = open_run(order.folder, (), ("eval", "data"))
+    dataset, ids = open_part(opened.data, None, order.part, opened.recorded_val)
+    bundle = load_bundle(opened.folder, device)
+    with memory_cure(opened.protocol):
+        items = DatasetItems(dataset, ids)
+        counts = count_each(bundle.model, items, bundle.task, opened.protocol, device, crop=bundle.crop).numpy()
+    with atomic_path(order.folder.with_suffix(".npz")) as part:
+        np.savez_compressed(part, counts=counts)
+    [stages] = members(order.folder)
+    speeds = [speed for stage in stages for _, speed in stage.curve("train/img_per_s")]
+    write_record(
+        order,
+        state="done",
+        problem="",
+        metric=dataset.task.main_metric,
+        kind=dataset.task.kind,
+        absent=opened.protocol.absent_classes,
+        images=len(ids),
+        minutes=sum(stage.seconds for stage in stages) / 60,
+        images_per_second=statistics.median(speeds) if speeds else None,
+        peak_bytes=peak.most,
+    )
+
+
+def write_record(order: Order, **values: Any) -> None:
+    """Write what is known of a run."""
+    write_json(order.folder.with_suffix(".json"), {"recipe": order.recipe, **values})
+
+
+def _end_with_parent() -> None:
+    """Save and stop when the process that started this one is gone."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

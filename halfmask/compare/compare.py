@@ -1,0 +1,132 @@
+"""Run a comparison: every method with every seed, over processes and devices, and the tables after each run."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfmask.atomic import require_writable
+from halfmask.compare.cell import Order, other_settings, record_of, run_cell, write_record
+from halfmask.compare.forms import Cell, Settings
+from halfmask.compare.table import Board, write_board
+from halfmask.errors import Interrupted, RecipeError
+from halfmask.infer.runs import open_part
+from halfmask.recipe.read import Recipe
+from halfmask.run.loop.progress import ProgressLine
+
+_MOST_NAMED = 4
+
+
+def compare(
+    settings: Settings, out: str | Path, *, jobs: int | None = None, overwrite: bool = False, quiet: bool = False
+) -> Board:
+    """Train and score every run of a comparison that is not done, and write its tables into the folder.
+
+    Finished runs are kept, interrupted ones resumed, failed ones tried again; a run that fails does not stop the
+    others, and its cell of the table says why.
+
+    Args:
+        settings: rows, seeds, and what they share.
+        out: folder of the runs and tables.
+        jobs: runs at a time; `None`: one per GPU, without a GPU one.
+        overwrite: begin all runs anew.
+        quiet: no progress.
+
+    Raises:
+        RecipeError, DataError: before any training: a recipe that does not fit, a part without masks, or runs of other
+            settings in the folder.
+        Interrupted: Ctrl-C; the runs in progress are saved.
+    """
+    out = Path(out)
+    require_writable(out)
+    recipes = {cell: settings.recipe(cell) for cell in settings.cells()}
+    first = next(iter(recipes.values()))
+    open_part(first.data, None, settings.part, None)
+    if not overwrite:
+        _check_same(recipes, out)
+    left = [cell for cell in recipes if overwrite or record_of(cell.folder(out)).get("state") != "done"]
+    done = len(recipes) - len(left)
+    line = ProgressLine(quiet)
+    line.say(f"compare  {len(recipes)} runs of {first.run.steps} steps in {out}, {done} of them done")
+    board = write_board(settings, out)
+    slots = _slots(jobs, first)
+    orders = [
+        Order(cell.folder(out), recipes[cell].model_dump(mode="json"), settings.part, overwrite=overwrite)
+        for cell in left
+    ]
+    try:
+        for number, index in enumerate(_finished(orders, slots), done + 1):
+            board = write_board(settings, out)
+            line.say(f"[{number}/{len(recipes)}] {board.describe(left[index])}")
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; runs in progress are saved. The same command goes on: --out {out}") from None
+    return board
+
+
+def _finished(orders: Sequence[Order], slots: Sequence[Mapping[str, str]]) -> Iterator[int]:
+    """Run orders, as many at a time as there are slots, and yield the number of each as it ends.
+
+    Each runs in a process of its own: what it leaves in memory, or dies of, is no matter of the next one.
+    """
+    # A server that has the libraries loaded makes such a process at once; where there is none, each loads them.
+    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(kind)
+    if kind == "forkserver":
+        context.set_forkserver_preload(["halfmask.compare.cell"])
+    free, waiting = list(slots), list(range(len(orders)))
+    running: dict[int, tuple[BaseProcess, int, Mapping[str, str]]] = {}  # by what `wait` waits for
+    try:
+        while waiting or running:
+            while waiting and free:
+                index, slot = waiting.pop(0), free.pop(0)
+                process = context.Process(target=run_cell, args=(orders[index], dict(slot)))
+                process.start()
+                running[process.sentinel] = (process, index, slot)
+            for sentinel in wait(list(running)):
+                process, index, slot = running.pop(int(sentinel))  # type: ignore[arg-type]
+                process.join()
+                free.append(slot)
+                _note_death(orders[index], process.exitcode or 0)
+                yield index
+    finally:
+        for process, _, _ in running.values():  # Ctrl-C reached them too: each saves its run
+            process.join()
+
+
+def _note_death(order: Order, code: int) -> None:
+    """Record what a process could not record itself."""
+    if record_of(order.folder).get("state") in ("done", "failed"):
+        return
+    if code < 0:
+        memory = ": probably the machine ran out of memory" if code == -9 else ""
+        write_record(order, state="failed", problem=f"the process was killed by signal {-code}{memory}")
+    else:
+        write_record(order, state="interrupted", problem="interrupted")
+
+
+def _slots(jobs: int | None, recipe: Recipe) -> list[dict[str, str]]:
+    """Return what each run at a time gets: a GPU, or a share of the cores, as variables of the environment."""
+    gpus = 0 if recipe.run.accelerator == "cpu" else torch.cuda.device_count()
+    count = jobs or max(gpus, 1)
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        return [{"CUDA_VISIBLE_DEVICES": visible[number % gpus]} for number in range(count)]
+    return [{"threads": str(max(torch.get_num_threads() // count, 1))} for _ in range(count)]
+
+
+def _check_same(recipes: Mapping[Cell, Recipe], out: Path) -> None:
+    for cell, recipe in recipes.items():
+        folder = cell.folder(out)
+        differing = other_settings(record_of(folder), recipe.model_dump(mode="json"))
+        if differing:
+            keys = ", ".join(differing[:_MOST_NAMED]) + (" ..." if len(differing) > _MOST_NAMED else "")
+            raise RecipeError(
+                f"{folder} was trained with other settings ({keys}). Choose another --out, train all anew with "
+                f"--overwrite, or remove that run ({folder} and the files of its name beside it).",
+                "H408",
+            )

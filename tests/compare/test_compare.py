@@ -1,0 +1,201 @@
+"""`halfmask compare`: every row at equal terms, each run once, a failed one told, the tables right."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from halfmask.cli.app import app
+from halfmask.compare.cell import other_settings, record_of
+from halfmask.compare.forms import Cell, Form, Settings, default_methods
+from halfmask.errors import RecipeError
+from halfmask.infer.bootstrap import Draws, draws_of, mean_over_seeds, scored
+from tests.run.tiny import write_dataset
+
+TOY = '''
+"""Learns from the labeled images and pulls unlabeled logits to zero."""
+
+from halfmask.batch import Batch, Progress
+from halfmask.losses.cross_entropy import cross_entropy
+from halfmask.method import Method, ModelBuilder, StepOutput
+from halfmask.task import Task
+
+
+class Toy(Method):
+    """Small logits on unlabeled images.
+
+    Args:
+        unlabeled_weight: of their square; above 9 the toy breaks.
+    """
+
+    def __init__(self, task: Task, build: ModelBuilder, *, unlabeled_weight: float = 0.1) -> None:
+        super().__init__(task)
+        self.net, self.unlabeled_weight = build(), unlabeled_weight
+
+    def step(self, batch: Batch, progress: Progress) -> StepOutput:
+        if self.unlabeled_weight > 9:
+            raise ValueError("too heavy")
+        loss_l = cross_entropy(self.net(batch.labeled.image), batch.labeled.target)
+        loss_u = self.net(batch.unlabeled.image).square().mean()
+        return StepOutput(loss_l + self.unlabeled_weight * loss_u, {"loss_sup": loss_l})
+'''
+NETWORK = (
+    "model.encoder={name: timm, model: test_resnet}",
+    "model.decoder={name: segformer, embedding: 16}",
+    "run.accelerator=cpu",
+    "run.precision=32-true",
+    "data.workers=0",
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Images in the parts train and test, and toy.py where imports find it."""
+    for part in ("train", "test"):
+        write_dataset(tmp_path / part, images=6, masks=6)
+    for kind in ("images", "masks"):
+        for part in ("train", "test"):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            (tmp_path / part / kind).rename(tmp_path / "data" / kind / part)
+    (tmp_path / "train" / "classes.txt").rename(tmp_path / "data" / "classes.txt")
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def compare(folder: Path, *arguments: object):
+    shared = ("--data", folder / "data", "--out", folder / "out", "--labeled", 2, "--steps", 2, "--crop", 32)
+    asked = ["compare", *shared, "--batch-size", 2, *arguments, *NETWORK]
+    return CliRunner().invoke(app, [str(one) for one in asked], prog_name="halfmask")
+
+
+def test_a_method_of_ones_own_enters_the_table_by_one_command(folder):
+    done = compare(
+        folder,
+        "--methods",
+        "supervised,toy=toy:Toy,heavy=toy:Toy",
+        "--seeds",
+        "0,1",
+        "heavy:method.unlabeled_weight=10",
+    )
+    assert done.exit_code == 0, done.output
+
+    out = folder / "out"
+    board = json.loads((out / "table.json").read_text())
+    rows = {row["method"]: row for row in board["rows"]}
+    assert list(rows) == ["supervised", "toy", "toy-control", "heavy", "heavy-control"]
+    assert board["settings"]["images"] == 6
+    assert str(folder) not in (out / "table.json").read_text().replace(str(folder / "out"), "")
+
+    # What the page says are the means of the runs, and paired differences.
+    scores = {name: [run["score"] for run in row["runs"]] for name, row in rows.items()}
+    assert rows["toy"]["mean"] == pytest.approx(np.mean(scores["toy"]))
+    gain = np.mean(scores["toy"]) - np.mean(scores["toy-control"])
+    assert rows["toy"]["over_control"]["value"] == pytest.approx(gain)
+    assert rows["toy"]["over_control"]["low"] <= gain <= rows["toy"]["over_control"]["high"]
+    assert rows["toy"]["minutes"] is not None
+    assert rows["toy"]["peak_gib"] > 0
+
+    # A run that fails says why in its cell, and its control is there.
+    assert scores["heavy"] == [None, None]
+    assert rows["heavy"]["runs"][0]["problem"] == "ValueError: too heavy"
+    assert all(score is not None for score in scores["heavy-control"])
+    assert "ValueError: too heavy" in done.stdout
+
+    # Masks of a seed are the same in all rows, and other ones in the other seed.
+    lists = {
+        (name, seed): json.loads((out / name / f"seed-{seed}" / "split.json").read_text())["labeled"]["ids"]
+        for name in ("supervised", "toy", "toy-control")
+        for seed in (0, 1)
+    }
+    assert lists["supervised", 0] == lists["toy", 0] == lists["toy-control", 0] != lists["toy", 1]
+
+    # Every cell leads to its run; the figures are files of their own.
+    for row in board["rows"]:
+        assert all((out / run["folder"]).is_dir() for run in row["runs"])
+    assert f"]({rows['toy']['runs'][0]['folder']})" in (out / "table.md").read_text()
+    assert len(list(csv.DictReader((out / "table.csv").open()))) == 10
+    assert (out / "table.tex").read_text().count("\\\\\n") == 4
+    assert (out / "scores.svg").read_text().startswith("<svg xmlns=")
+    assert "toy" in (out / "gains.svg").read_text()
+
+    # The same command trains no finished run again, but the failed ones; other settings need another folder.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    again = compare(folder, "--methods", "supervised,toy=toy:Toy", "--seeds", "0,1")
+    assert "6 of them done" in again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    other = compare(folder, "--methods", "supervised", "--seeds", "0,1", "--steps", "3")
+    assert other.exit_code == 2
+    assert "other settings (run.steps)" in other.stderr
+
+
+def test_all_rows_share_what_is_not_the_method():
+    settings = Settings(
+        overrides=("data.root=d", "data.labeled=4", "run.steps=7", "model.encoder={name: mit, size: b0}")
+    )
+    forms = {form.label: form for form in settings.forms()}
+    assert {"supervised", "fixmatch", "fixmatch-control", "st_plus_plus", "cps"} <= forms.keys()
+    assert not {"cam", "multi_domain"} & set(default_methods())
+    assert "st_plus_plus-control" not in forms  # it trains in stages: only supervised is left
+    assert "supervised-control" not in forms
+    recipes = {label: settings.recipe(Cell(form, 3)) for label, form in forms.items()}
+    first = recipes["supervised"]
+    for label, recipe in recipes.items():
+        assert (recipe.data, recipe.optim, recipe.eval) == (first.data, first.optim, first.eval), label
+        assert (recipe.model.encoder, recipe.model.decoder) == (first.model.encoder, first.model.decoder), label
+        assert recipe.run.model_copy(update={"passes": first.run.passes}) == first.run, label
+    assert (first.data.labeled_seed, first.run.seed) == (3, 3)
+    assert recipes["allspark"].model.bottleneck is not None
+    assert recipes["fixmatch"].model.bottleneck is None
+    assert recipes["fixmatch-control"].method.params["unlabeled_weight"] == 0
+    assert recipes["fixmatch"].method.params == {**recipes["fixmatch-control"].method.params, "unlabeled_weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"methods": ("fixmatch", "fixmatch")}, "fixmatch is named twice"),
+        ({"methods": ("fixmatch",), "overrides": ("fixmach:method.threshold=1",)}, "Did you mean `fixmatch`"),
+        ({"methods": ("fixmach",)}, "Did you mean `fixmatch`"),
+        ({"overrides": ("method.threshold=0.5",)}, "fixmatch:method.threshold=0.9"),
+        ({"overrides": ("run.steps=null", "run.epochs=3")}, "equal steps"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_refused_with_the_cure(asked, told):
+    with pytest.raises(RecipeError, match=told):
+        Settings(**asked).forms()
+
+
+def test_only_what_changes_a_result_makes_other_settings():
+    recipe = Settings(methods=("supervised",)).recipe(Cell(Form("a", "supervised"), 0)).model_dump(mode="json")
+    moved = json.loads(json.dumps(recipe))
+    moved["data"]["root"], moved["run"]["accelerator"], moved["optim"]["lr"] = "elsewhere", "cpu", 0.5
+    assert other_settings({"recipe": recipe}, recipe) == []
+    assert other_settings({"recipe": recipe}, moved) == ["optim.lr"]
+    del recipe["optim"]["lr"]  # written by a version that had no such key
+    assert other_settings({"recipe": recipe}, moved) == []
+
+
+def test_a_damaged_record_is_none(tmp_path):
+    (tmp_path / "seed-0.json").write_text('{"state": "do')
+    assert record_of(tmp_path / "seed-0") == record_of(tmp_path / "seed-1") == {}
+
+
+def test_the_interval_over_seeds_and_images_is_paired():
+    rng = np.random.default_rng(0)
+    hard = rng.integers(0, 40, (12, 1))  # images differ much, and both runs alike
+    counts = [np.zeros((12, 3, 2), dtype=np.int64) for _ in range(4)]
+    for number, table in enumerate(counts):
+        table[:, 0, 0] = table[:, 1, 1] = 60 - hard[:, 0] + (2 if number >= 2 else 0)
+        table[:, 0, 1] = table[:, 1, 0] = hard[:, 0] - (2 if number >= 2 else 0)
+    draws = [draws_of(table, "segmentation") for table in counts]
+    assert draws[0].value == pytest.approx(scored(counts[0], "segmentation").main.value)
+    alone, gain = mean_over_seeds(draws[2:]), mean_over_seeds(draws[2:], draws[:2])
+    assert gain.low > 0
+    assert alone.high - alone.low > 5 * (gain.high - gain.low)
+    # Seeds that disagree widen it, also where images do not.
+    flat = [Draws(value, np.full_like(draws[0].drawn, value)) for value in (0.2, 0.6)]
+    assert mean_over_seeds(flat) == pytest.approx((0.4, 0.2, 0.6))
