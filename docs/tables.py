@@ -25,6 +25,7 @@ from halfmask.plugins import Kind, names, resolve
 from halfmask.recipe.explain import describe_field
 from halfmask.recipe.read import Recipe, entry_kinds
 from halfmask.recipe.sections import Entry, Section
+from halfmask.recipe.shipped import recipe_facts, recipe_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,9 +40,32 @@ def methods_table() -> str:
         entry = describe_entry("methods", name)
         module = _module_doc("methods", name)
         rows.append(
-            [f"[`{name}`](METHODS#{name})", _first_line(module), _citation(module), entry["networks"], entry["status"]]
+            [
+                f"[`{name}`](METHODS#{name})",
+                _first_line(module),
+                _citation(module),
+                entry["networks"],
+                entry["passes"],
+                ", ".join(entry["needs"]),
+                entry["status"],
+            ]
         )
-    return _table(["method", "what", "paper", "networks", "status"], rows)
+    return _table(["method", "what", "paper", "networks", "passes", "needs", "status"], rows)
+
+
+def published() -> str:
+    """One row per recipe that names published numbers."""
+    rows = []
+    for recipe in recipe_names():
+        facts = recipe_facts(recipe)
+        scores = []
+        for split, value in facts["published"].items():
+            doubt = "" if facts["confidence"].get(split, "high") == "high" else " (unverified)"
+            scores.append(f"{100 * value:.4g}{doubt}" if not split else f"{split}: {100 * value:.4g}{doubt}")
+        if scores:
+            method = f"[`{facts['method']}`](METHODS#{facts['method']})"
+            rows.append([method, f"`{recipe}`", facts["dataset"], facts["encoder"], facts["metric"], ", ".join(scores)])
+    return _table(["method", "recipe", "data", "encoder", "score", "published, by split"], rows)
 
 
 def method_sections() -> str:
@@ -255,6 +279,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "leaderboard": leaderboard,
     "speed": speed,
     "methods": methods_table,
+    "published": published,
     "importers": importers_table,
     "method-sections": method_sections,
     "encoders": kind_sections("encoders"),

@@ -79,8 +79,11 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
         "about": module_doc.partition("\n")[2].strip("\n"),
     }
     if kind == "methods":
-        entry |= {"paper": str(cited(module_doc) or ""), "networks": _networks(cls)}
-        entry |= {"status": cls.status, "tasks": sorted(cls.tasks)}
+        from halfmask.testing.facts import facts_of
+
+        facts = facts_of(cls)
+        entry |= {"paper": str(cited(module_doc) or ""), "networks": facts.networks, "passes": facts.passes}
+        entry |= {"needs": list(facts.needs), "status": cls.status, "tasks": sorted(cls.tasks)}
     entry["parameters"] = [
         {
             "name": field,
@@ -110,20 +113,6 @@ def _published(encoder: str) -> list[dict[str, str]]:
             of = " ".join(f"{name}={value}" for name, value in params.items())
             found.append({"of": of, "tag": tag, "license": release.license, "where": whereabouts(release)})
     return found
-
-
-def _networks(method: type[Any]) -> str:
-    """Count a method's networks, "1 + 1 averaged", in a tiny one; "" where it needs parameters of the user."""
-    from halfmask.models.model import Model
-    from halfmask.plugins import params_model
-    from halfmask.testing import tiny_builder, tiny_task
-
-    if any(field.is_required() for field in params_model(method).model_fields.values()):
-        return ""
-    task = tiny_task("segmentation" if "segmentation" in method.tasks else next(iter(sorted(method.tasks))))
-    models = [module for module in method(task, tiny_builder(task)).modules() if isinstance(module, Model)]
-    trained = sum(any(parameter.requires_grad for parameter in model.parameters()) for model in models)
-    return f"{trained}" + (f" + {len(models) - trained} averaged" if len(models) > trained else "")
 
 
 def _rows(what: What) -> list[dict[str, Any]]:
@@ -196,7 +185,11 @@ def _entry_text(entry: dict[str, Any]) -> str:
         lines.append(f"  paper: {entry['paper']}")
     if "status" in entry:
         networks = f"networks: {entry['networks']}; " if entry["networks"] else ""
+        if entry["passes"]:
+            networks += f"images through an encoder per step and image, with gradient + without: {entry['passes']}; "
         lines.append(f"  {networks}status: {entry['status']}; tasks: {', '.join(entry['tasks'])}")
+    if entry.get("needs"):
+        lines.append(f"  needs: {', '.join(entry['needs'])}")
     if entry["about"]:
         lines += ["", textwrap.indent(entry["about"], "  ")]
     lines += ["", "Parameters:" if entry["parameters"] else "No parameters."]

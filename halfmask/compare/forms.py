@@ -5,6 +5,7 @@ method's own comes from its `METHOD/folder` recipe: its parameters, a bottleneck
 whether its networks take labeled images in a pass of their own (`run.passes`).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ class Settings:
             forms.append(Form(label, method, own))
             params = resolve("methods", method).control_params() if self.against == "control" else None
             if params is not None and resolve("methods", method).draws:
-                without = tuple(f"method.{key}={value}" for key, value in params.items())
+                without = tuple(f"method.{key}={json.dumps(value)}" for key, value in params.items())
                 forms.append(Form(f"{label}{CONTROL}", method, (*own, *without), label))
         return forms
 

@@ -253,7 +253,24 @@ def test_methods_are_listed_with_paper_and_year_and_shown_with_their_networks():
     assert "[Yang et al., TPAMI 2025, arXiv:2410.10777]" in run("list", "methods").stdout
     shown = run("list", "methods", "unimatch_v2").stdout
     assert "paper: Yang et al., TPAMI 2025, arXiv:2410.10777" in shown
-    assert "networks: 1 + 1 averaged; status: implemented; tasks: change," in shown
+    assert "networks: 1 + 1 averaged; images through an encoder per step and image, with gradient + without: " in shown
+    assert "status: implemented; tasks: change," in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "networks", "passes", "needs"),
+    [
+        ("supervised", "1", "1 + 0", ["no unlabeled images"]),
+        ("fixmatch", "1 + 1 averaged", "2 + 1", []),  # x_l and the strong view; the weak one by the teacher
+        ("unimatch", "1", "4 + 1", []),  # x_l, two strong views, the weak view with channels dropped
+        ("cps", "2", "4 + 4", ["two batches of unlabeled images"]),  # both networks: x_l, the mixture; two draws
+        ("st_plus_plus", "1", "2 + 0", ["3 trainings in a row"]),
+    ],
+)
+def test_what_a_method_takes_is_counted(name, networks, passes, needs):
+    entry = describe_entry("methods", name)
+    assert (entry["networks"], entry["passes"]) == (networks, passes)
+    assert set(needs) <= set(entry["needs"])
 
 
 def test_a_method_that_needs_parameters_is_shown_without_networks_and_a_bug_in_one_is_not_hidden(tmp_path, monkeypatch):
