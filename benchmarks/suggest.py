@@ -54,7 +54,7 @@ def recipe_of(options: argparse.Namespace, seed: int) -> Recipe:
         "eval": {"scales": [options.eval_scale]},
         **training(options, seed),
     }
-    return load(base, [*options.set, *overrides_of(options, options.method)])
+    return load(base, [*options.set, *overrides_of(options, options.method, options.method)])
 
 
 def finish(out: Path, recipe: Recipe, begin: Path | None = None) -> dict[str, Any]:
