@@ -23,6 +23,7 @@ form only where two classes are equal up to rounding (measured: a few pixels in 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
@@ -31,7 +32,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from halfmask.errors import RecipeError, ShapeError
-from halfmask.models.coarse_logits import place_of, row_mix
+from halfmask.models.coarse_logits import CoarseLogits, full, place_of, row_mix
 from halfmask.models.ensemble import Ensemble, log_mean_probabilities
 from halfmask.models.model import ChangeSegmenter, Network, Segmenter
 from halfmask.recipe.read import EvalRecipe
@@ -215,7 +216,7 @@ def _fitted_logits(model: Network, image: Tensor, protocol: EvalRecipe) -> Tenso
     if isinstance(model, Ensemble):  # each model takes the image at a size of its own
         return log_mean_probabilities([_fitted_logits(member, image, protocol) for member in model.members])
     size = (image.shape[-2], image.shape[-1])
-    logits = _full_precision(model(_fit(image, model.size_multiple, protocol)))
+    logits = _logits(model, _fit(image, model.size_multiple, protocol), protocol)
     if logits.ndim != 4 or logits.shape[-2:] == size:
         return logits
     if protocol.fit == "resize":
@@ -228,10 +229,32 @@ def _whole_class_map(model: Segmenter | ChangeSegmenter, image: Tensor, protocol
     size = (image.shape[-2], image.shape[-1])
     fitted = _fit(image, model.size_multiple, protocol)
     fitted_size = (fitted.shape[-2], fitted.shape[-1])
-    embedding = model.embed(model.encode(fitted))
     if protocol.fit == "resize" and fitted_size != size:
-        return upsampled_argmax(model.classify(embedding, fitted_size), size, align_corners=True)
-    return upsampled_argmax(model.classifier(embedding), fitted_size, model.decoder.align_corners, keep=size)
+        return upsampled_argmax(_logits(model, fitted, protocol), size, align_corners=True)
+    return upsampled_argmax(_coarse(model, fitted, protocol), fitted_size, model.decoder.align_corners, keep=size)
+
+
+def _logits(model: Network, image: Tensor, protocol: EvalRecipe) -> Tensor:
+    """One forward of an image that fits: float32, or float64 of such a network."""
+    if protocol.precision == "32-true":
+        return _full_precision(model(image))
+    if isinstance(model, Segmenter | ChangeSegmenter):  # upsampled in bfloat16, more classes would be equal
+        coarse = _coarse(model, image, protocol)
+        size = (image.shape[-2], image.shape[-1])
+        return full(CoarseLogits(coarse, size, model.decoder.align_corners))
+    with _autocast(image, protocol):
+        return _full_precision(model(image))
+
+
+def _coarse(model: Segmenter | ChangeSegmenter, image: Tensor, protocol: EvalRecipe) -> Tensor:
+    """Return the logits before upsampling."""
+    with _autocast(image, protocol):
+        return _full_precision(model.classifier(model.embed(model.encode(image))))
+
+
+def _autocast(image: Tensor, protocol: EvalRecipe) -> AbstractContextManager[object]:
+    mixed = protocol.precision == "bf16-mixed" and image.dtype == torch.float32
+    return torch.autocast(image.device.type, torch.bfloat16) if mixed else nullcontext()
 
 
 def _fit(image: Tensor, multiple: int, protocol: EvalRecipe) -> Tensor:

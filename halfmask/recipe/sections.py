@@ -300,6 +300,8 @@ class EvalRecipe(Section):
         ship: the network that a run ships: the method's `first` predictor at its best validation, as in its paper; or
             the `best` of all by validation. Fewer than 5 images choose nothing: `best` then ships the last weights.
         batch: windows (or images of equal size) per forward.
+        precision: of networks in float32: `32-true`, or `bf16-mixed`, bfloat16 autocast with logits upsampled in
+            float32: faster where `run.precision=auto` trains in it, but class maps change where two classes are close.
     """
 
     mode: Literal["whole", "slide", "center_crop"] = "whole"
@@ -313,6 +315,7 @@ class EvalRecipe(Section):
     select_on: Literal["val", "test"] = "val"
     ship: Literal["first", "best"] = "first"
     batch: Count = 4
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
     def contradictions(self, crop: int) -> list[str]:
         """List what is wrong with the stride for a window, or for the training crop where no window is named.

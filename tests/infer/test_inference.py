@@ -213,6 +213,21 @@ def test_half_precision_logits_are_averaged_in_float32() -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(1, 32, 32))
 
 
+@pytest.mark.parametrize("protocol", [{}, {"fit": "resize"}, {"flip": True}, {"mode": "slide", "window": 32}])
+def test_bfloat16_is_asked_for_and_changes_little(protocol: dict[str, Any]) -> None:
+    model, image = small_model(), torch.rand(1, 3, 50, 41)
+    plain, mixed = (EvalRecipe(**protocol, precision=name) for name in ("32-true", "bf16-mixed"))
+    exact, near = probabilities(model, image, plain), probabilities(model, image, mixed)
+    assert near.dtype == torch.float32
+    assert 0 < (exact - near).abs().max() < 0.02
+    sure = exact.topk(2, dim=1).values
+    sure = sure[:, 0] - sure[:, 1] > 0.04  # twice the error
+    assert (class_map(model, image, mixed) == class_map(model, image, plain))[sure].all()
+    assert torch.equal(
+        probabilities(model.double(), image.double(), mixed), probabilities(model, image.double(), plain)
+    )
+
+
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [((7, 9), (70, 91)), ((1, 5), (40, 33)), ((12, 10), (5, 6)), ((8, 8), (8, 8))])
 def test_row_bands_equal_the_textbook_class_map(
