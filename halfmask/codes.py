@@ -188,6 +188,14 @@ CODES: dict[str, Code] = {
         "a score on images that the model was trained on, or on copies of them",
         "score images that it has not seen: --part test, or another list",
     ),
+    "H606": Code(
+        "the memory of a method stays empty: no class ever enters it",
+        "a lower threshold of the method, more masks, pretrained weights",
+    ),
+    "H607": Code(
+        "all pseudo-masks that a stage wrote are of ignored pixels only",
+        "a lower threshold, or a longer stage before; then --overwrite",
+    ),
 }
 
 

@@ -225,7 +225,7 @@ class Method(nn.Module):
         """Run after the optimizer step(s): EMA, queue pointers. `progress.step` is the step just done."""
 
     def after_evaluation(self, scores: dict[str, float], progress: Progress) -> None:
-        """Run after each validation; keys as in metrics.jsonl."""
+        """Run after each validation; keys as in metrics.jsonl, and none where there are no validation images."""
 
     def predictors(self) -> Mapping[str, Network]:
         """Return the networks to evaluate, by name; the first one is shipped. Default: the trained networks.

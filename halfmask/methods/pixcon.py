@@ -129,6 +129,7 @@ class PixCon(Method):
 
         loss = (loss_l + self.unlabeled_weight * loss_u) / (1 + self.unlabeled_weight) + self.contrast_weight * loss_pix
         logs["pseudo/agreement"] = agreement(logits_s[: len(x_u)], views[0][1], views[0][3])
+        logs["memory/filled"] = self.queues.filled.float().mean(1)  # (K,)
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, "loss_contrast": loss_pix, **logs})
 
     def after_update(self, progress: Progress) -> None:

@@ -17,7 +17,7 @@ Where paper and code differ: the partner of CutMix is another crop of the same i
 (`cutmix_partner: same_view`, which recipes with published numbers use).
 
 Deviations: a batch without a valid pixel gives 0, not NaN. What a validation is decides how often the pool can grow:
-published runs validate each epoch.
+published runs validate each epoch. Without validation images each validation time (`run.eval_every`) lets a copy in.
 """
 
 from collections.abc import Callable
@@ -149,10 +149,10 @@ class PrevMatch(Method):
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": losses[0], **logs})
 
     def after_evaluation(self, scores: dict[str, float], progress: Progress) -> None:
-        """Let the network into the pool when it is better than ever."""
-        score = scores.get(f"val/{self.task.main_metric}", -1.0)
-        if score > float(self.best):
-            self.best.fill_(score)
+        """Let the network into the pool when it is better than ever; without validation images, each time."""
+        score = scores.get(f"val/{self.task.main_metric}")
+        if score is None or score > float(self.best):
+            self.best.fill_(-1.0 if score is None else score)
             self.pool.push(self.student)
 
     def _strong_view(self, own: tuple[Samples, list[Labels]], partner: tuple[Samples, list[Labels]]) -> View:

@@ -170,8 +170,9 @@ def _choose(stage: StageContext, *, label: Label, share: float) -> dict[str, Pat
     nets = [stage.load(path).predictors() for path in stage.checkpoints()]
     if len(nets) < 2:
         raise DataError(
-            "method st_plus_plus compares checkpoints of its first stage, which was too short to keep two. Use more "
-            "steps (run.steps, method.teacher_epochs), or method.select=false.",
+            "method st_plus_plus compares checkpoints of its first stage (kept-N.ckpt), and there are not two: it was "
+            "too short, or files were removed. Use more steps (run.steps, method.teacher_epochs) or "
+            "method.select=false, and start anew with --overwrite.",
             "H210",
         )
     by_stability = {}

@@ -159,6 +159,7 @@ class U2PL(Method):
 
         logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
         logs["pseudo/agreement"] = agreement(logits[len(x_l) :], y_m, v_m)
+        logs["memory/filled"] = self.queues.filled.float().mean(1)  # (K,)
         loss = loss_l + self.unlabeled_weight * loss_u + self.contrast_weight * loss_c
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, "loss_contrast": loss_c, **logs})
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch import distributed as dist
 
@@ -237,6 +238,13 @@ class FinishedStage:
                     with atomic_path(path, error=DataError) as file:
                         mask_image(mask, colors).save(file)
                 on_file(number, len(ids))
+        if not any(self._says_something(path) for path in part.rglob("*.png")):
+            raise DataError(
+                f"all {len(ids)} pseudo-masks of {folder} are of ignored pixels only, so the next stage would learn "
+                "nothing from them. Lower the threshold that chooses pixels, or train the stage before for longer "
+                f"(run.steps); then start anew with --overwrite. What was written is in {part}.",
+                "H607",
+            )
         part.rename(folder)
         return folder
 
@@ -259,6 +267,12 @@ class FinishedStage:
             self.written.append(name)
             write_json(self.run.artifacts, {"written": self.written}, error=DataError)
         return self.folder / name
+
+    def _says_something(self, path: Path) -> bool:
+        task = self.dataset.task
+        with Image.open(path) as mask:
+            classes = np.asarray(mask)
+        return bool(((classes < task.n_classes) & (classes != task.ignore_index)).any())
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -8,11 +8,14 @@ arXiv:2405.20610. With n drawn from 1 .. most, n snapshots g_i drawn without rep
 
 import copy
 import random
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from halfmask.errors import CheckpointError
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -39,6 +42,7 @@ class SnapshotPool(nn.Module, Generic[Net]):
         self.models = nn.ModuleList(copies)
         self.pushed = 0  # on the host: which copies are in use decides what is computed
         self.train(False)
+        self.register_load_state_dict_pre_hook(_check_complete)  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return min(self.pushed, len(self.models))
@@ -79,3 +83,22 @@ class SnapshotPool(nn.Module, Generic[Net]):
     def set_extra_state(self, state: Any) -> None:
         """Restore how many were pushed."""
         self.pushed = int(state)
+
+
+def _check_complete(pool: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse a state of another number of snapshots, as a checkpoint that was cut, or is of another `size`, has.
+
+    Raises:
+        CheckpointError: some are missing, too many, or it is not said how many are in use.
+    """
+    assert isinstance(pool, SnapshotPool)
+    start = f"{prefix}models."
+    found = {key.removeprefix(start).partition(".")[0] for key in state if key.startswith(start)}
+    wanted = {str(place) for place in range(len(pool.models))}
+    if found != wanted or f"{prefix}_extra_state" not in state:
+        raise CheckpointError(
+            f"the checkpoint holds {len(found & wanted)} of {len(wanted)} earlier networks"
+            f"{f' and {len(found - wanted)} more' if found - wanted else ''}: not the pool that was saved. "
+            "Use an intact checkpoint (checkpoints/previous.ckpt is the one before), or train anew.",
+            "H402",
+        )

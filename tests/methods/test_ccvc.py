@@ -10,6 +10,7 @@ from halfmask.errors import RecipeError
 from halfmask.methods.ccvc import Ccvc, discrepancy
 from halfmask.models.bottlenecks.mapping import Mapping
 from halfmask.models.build import Builder
+from halfmask.models.encoders._encoder import Encoder
 from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
@@ -99,3 +100,32 @@ def test_other_decoders_get_the_mapping_before_them_unless_a_bottleneck_is_there
     section = {**DEEPLAB, "decoder": {"name": "segformer", "embedding": 8}, "bottleneck": {"name": "allspark"}}
     with pytest.raises(RecipeError, match=r"model\.bottleneck=null"):
         Ccvc(TASK, Builder(ModelRecipe.model_validate(section), TASK, crop=32))
+
+
+class OneMap(Encoder):
+    """A single map of stride 8, as of a network that has no low-level one.
+
+    Args:
+        in_channels: bands of the image.
+        weights: there are none.
+    """
+
+    def __init__(self, *, in_channels: int = 3, weights: str | None = None) -> None:
+        super().__init__()
+        self.channels, self.strides = (8,), (8,)
+        self.mean, self.std = (0.5,) * in_channels, (0.25,) * in_channels
+        self.stem = torch.nn.Conv2d(in_channels, 8, 8, stride=8)
+
+    def forward(self, image):
+        return [self.stem(image)]
+
+
+@pytest.mark.parametrize("decoder", [DEEPLAB["decoder"], {"name": "segformer", "embedding": 8}])
+def test_networks_without_a_low_level_map_take_the_mapping_too(decoder):
+    section = {"encoder": {"name": f"{__name__}:OneMap"}, "decoder": decoder}
+    method = Ccvc(TASK, Builder(ModelRecipe.model_validate(section), TASK, crop=32)).train()
+    method.step(tiny_batch(TASK), Progress(3, 8, 4)).loss.backward()
+    for net in (method.net_a, method.net_b):
+        assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+    names = [{name for name, _ in net.named_parameters()} for net in (method.net_a, method.net_b)]
+    assert any("mapping" in name or "bottleneck" in name for name in names[1] - names[0])

@@ -98,6 +98,13 @@ def test_only_better_networks_enter_the_pool():
         assert len(method.pool) == size
 
 
+def test_without_validation_images_each_validation_time_fills_the_pool():
+    method = made(PrevMatch, pool=2)
+    for size in (1, 2, 2):
+        method.after_evaluation({}, HALF)
+        assert len(method.pool) == size
+
+
 def test_a_step_of_rankmatch_is_unimatch_and_the_rank_loss():
     batch = batch_of(2)
     method = made(RankMatch, threshold=0.4, rank_weight=0.7, agents=5, top=3)

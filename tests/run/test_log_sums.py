@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
+from halfmask.errors import DataError
+from halfmask.run.folder import RunDir
+from halfmask.run.loop.callbacks import MetricsLog
 from halfmask.run.loop.module import LogSums
+from halfmask.run.loop.progress import ProgressLine
+from halfmask.testing import tiny_task
 
 NAN = math.nan
 
@@ -36,3 +41,13 @@ def test_several_processes_weigh_by_the_steps_that_had_a_value():
     there.read(lambda sums: seen.append(sums) or sums)
     means = here.read(lambda sums: sums + seen[0])["pseudo/confidence_by_class"]
     assert means == pytest.approx([0.6, 0.5])
+
+
+def test_a_memory_that_no_class_fills_ends_the_run_with_the_cure(tmp_path):
+    log = MetricsLog(RunDir(tmp_path), tiny_task(), ProgressLine(quiet=True), 100)
+    empty, one = ({"memory/filled/ground": 0.0, "memory/filled/disc": value} for value in (0.0, 0.1))
+    for step, values in ((100, empty), (500, empty), (600, one), (700, empty), (900, {}), (1000, empty), (1499, empty)):
+        log._check_memory(values, step)  # filled once, or not recorded in a warm-up: counted anew
+    with pytest.raises(DataError, match=r"for 500 steps.*lower a threshold") as told:
+        log._check_memory(empty, 1500)
+    assert told.value.code == "H606"

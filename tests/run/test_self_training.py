@@ -192,6 +192,11 @@ def finish(finished: Path, tmp_path: Path, after: Any) -> None:
             DataError,
             "holds 7",
         ),
+        (
+            lambda stage: stage.write_masks("m", stage.split.unlabeled, lambda id, image: image[0].long() * 0 + 255),
+            DataError,
+            "ignored pixels only.*Lower the threshold",
+        ),
     ],
 )
 def test_what_a_stage_writes_is_checked(finished: Path, tmp_path: Path, after: Any, kind: Any, text: str) -> None:

@@ -1,9 +1,12 @@
 """A pool of earlier networks: what it holds, what it draws, and what its state restores."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from halfmask.errors import CheckpointError
 from halfmask.teaching.snapshots import SnapshotPool
 
 
@@ -34,6 +37,21 @@ def test_a_state_restores_a_pool_however_full(pushed: int) -> None:
     more = nn.Conv2d(1, 1, 1, bias=False)
     assert factors(other.push(more)) == factors(pool.push(more))
     assert all(isinstance(value, torch.Tensor) for value in pool.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("models.1.weight"), "2 of 3 earlier networks"),
+        (lambda state: state.update({"models.3.weight": torch.ones(1, 1, 1, 1)}), "and 1 more"),
+        (lambda state: state.pop("_extra_state"), "3 of 3 earlier networks"),
+    ],
+)
+def test_a_state_with_missing_snapshots_is_refused_with_the_cure(change: Any, told: str) -> None:
+    state = filled(3, 2).state_dict()
+    change(state)
+    with pytest.raises(CheckpointError, match=f"{told}.*Use an intact checkpoint"):
+        filled(3, 0).load_state_dict(state)
 
 
 def test_draws_follow_the_seed_of_the_step() -> None:

@@ -42,6 +42,7 @@ class MetricsLog(L.Callback):
         self.run, self.task, self.line, self.every = run, task, progress, every
         self._images, self._since, self._one_class = 0, time.monotonic(), 0
         self._logged, self._silent, self._warned = 0, 0, False
+        self._empty_since: int | None = None  # step at which the method's memory was first seen empty
 
     def on_train_start(self, trainer: L.Trainer, module: LitMethod) -> None:
         """Start the clock and the progress line."""
@@ -60,6 +61,7 @@ class MetricsLog(L.Callback):
                 self.line.advance(module.step)
             return
         values = self._values(trainer, module)
+        self._check_memory(values, module.step)
         if not trainer.is_global_zero:
             return
         seconds = time.monotonic() - self._since
@@ -107,6 +109,25 @@ class MetricsLog(L.Callback):
             names = [full] if len(numbers) == 1 else [f"{family}/{label}" for label in self.task.classes]
             values |= dict(zip(names, numbers, strict=True))
         return values
+
+    def _check_memory(self, values: dict[str, float], step: int) -> None:
+        """End a run whose method remembers features of no class at all; every process sees the same values.
+
+        Raises:
+            DataError: for long.
+        """
+        filled = [value for name, value in values.items() if name.startswith("memory/filled/")]
+        if not filled or max(filled) > 0:
+            self._empty_since = None
+            return
+        self._empty_since = step if self._empty_since is None else self._empty_since
+        if step - self._empty_since >= _SILENT_STEPS:
+            raise DataError(
+                f"no class has entered the memory of the method for {step - self._empty_since} steps: no pixel is ever "
+                "chosen, and nothing is learned from it. See its parameters (halfmask list methods NAME): lower a "
+                "threshold, or give it more masks, or a pretrained encoder (model.encoder.weights).",
+                "H606",
+            )
 
     def _watch_collapse(self, values: dict[str, float]) -> None:
         shares = {name: value for name, value in values.items() if name.startswith("pseudo/share/")}
@@ -198,6 +219,7 @@ class Validation(L.Callback):
 
     def _score(self, trainer: L.Trainer, module: LitMethod) -> None:
         if not self.examiner.images:
+            module.method.after_evaluation({}, module.progress)
             module.validated = module.step
             if module.step == module.total_steps and trainer.is_global_zero:
                 self.examiner.ship(module, self.run.path, None, {})
