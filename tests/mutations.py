@@ -203,7 +203,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "tests/methods/test_unimatch_peers.py",
         (
             ("abs(2 * progress.fraction - 1)", "abs(progress.fraction - 1)"),
-            ("/ (2 + rise)", "/ (1 + rise)"),
+            ("weight * (1 + rise))", "weight * rise)"),
             ("if score > float(self.best)", "if score >= float(self.best)"),
         ),
     ),
@@ -212,7 +212,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "tests/methods/test_unimatch_peers.py",
         (
             ("(first + second) / 4 + self._loss", "(first + second) / 2 + self._loss"),
-            ("(loss_l + loss_u) / 2 + self.rank_weight", "(loss_l + loss_u) / 2 - self.rank_weight"),
+            ("/ (1 + weight) + self.rank_weight", "/ (1 + weight) - self.rank_weight"),
         ),
     ),
     (
@@ -295,7 +295,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
         "halfmask/run/loop/callbacks.py",
         "tests/run/test_engine.py",
-        (("score <= module.best[name]", "score < module.best[name]"),),
+        (("or score > module.best[name]", "or score >= module.best[name]"),),
     ),
     (
         "halfmask/run/loop/module.py",

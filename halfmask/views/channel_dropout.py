@@ -97,7 +97,10 @@ class Twice(NamedTuple):
 
 
 def clean_and_dropped(
-    net: Model, x_l: Tensor, x_u: Tensor, drop: Callable[[list[Tensor]], list[Tensor]] = drop_channels
+    net: Model,
+    x_l: Float[Tensor, "_b *_t C H W"],
+    x_u: Float[Tensor, "B *_t C H W"],
+    drop: Callable[[list[Tensor]], list[Tensor]] = drop_channels,
 ) -> Twice:
     """Pass labeled and unlabeled images together, as UniMatch does; what labeled ones give with drops is not used.
 
