@@ -49,7 +49,8 @@ def test_a_cpu_gets_a_small_network_from_random_weights_and_is_told_so():
     assert found["weights"].value == "random"
     assert "--pretrained" in found["weights"].reason
     keys = settings()
-    assert (keys["method.name"], keys["method.cutmix"], keys["optim.schedule"]) == ("fixmatch", 0.5, "poly")
+    assert (keys["method.name"], keys["method.cutmix"], keys["method.warmup"]) == ("fixmatch", 0.5, 0.3)
+    assert "optim.schedule" not in keys  # the base recipe's: falling
     assert keys["model.encoder.width"] == 16
 
 
