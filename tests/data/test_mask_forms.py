@@ -80,6 +80,7 @@ WHOLE: dict[str, Callable[[Path], None]] = {
     "e.tga": lambda path: Image.fromarray(IDS).save(path),
     "f.dib": lambda path: Image.fromarray(IDS).save(path),
     "g.gif": lambda path: Image.fromarray(IDS).save(path),
+    "h.jpg": lambda path: Image.fromarray(IDS).save(path, "PNG"),
 }
 
 

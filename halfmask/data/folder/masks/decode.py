@@ -18,7 +18,6 @@ from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from halfmask.data.folder.images.decode import (
-    JPEG_SUFFIXES,
     broken,
     decode_bytes,
     missing,
@@ -27,7 +26,7 @@ from halfmask.data.folder.images.decode import (
     turn_upright,
 )
 from halfmask.data.folder.images.ground import SUFFIXES, require_same_ground
-from halfmask.data.folder.masks.forms import form_of_opened, hidden_layer, lossy, palette_ids, several_layers
+from halfmask.data.folder.masks.forms import form_of_opened, hidden_layer, palette_ids, several_layers
 from halfmask.data.folder.masks.layers import (
     Stored,
     direct_ids,
@@ -176,8 +175,6 @@ def read_stored(path: Path) -> Stored:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return noted(read_array(path))
-    if suffix in JPEG_SUFFIXES:
-        raise lossy(path, "JPEG")
     data = b""
     try:
         data = path.read_bytes()
