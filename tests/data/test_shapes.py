@@ -249,6 +249,13 @@ def test_a_class_has_one_name_in_every_tool(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'Road' names no class.*Did you mean `road`"):
         Folder(mixed).read_target("a.png")
     assert [one.labels for one in twins(["a-b", "A b", "c"])] == [("a-b", "A b")]
+    for number, names in enumerate((["background", "Road", "road"], ["background", "Road", "path"])):  # of mask files
+        drawn = tmp_path / f"drawn{number}"
+        for part in ("images", "masks"):
+            (drawn / part).mkdir(parents=True)
+            Image.fromarray(np.full((SIDE, SIDE), 1 + (part == "masks"), dtype=np.uint8)).save(drawn / part / "a.png")
+        (drawn / "halfmask.yaml").write_text(f"classes: {names}")
+        assert len(findings(drawn, "H162")) == 1 - number
     for reader in (
         geojson.decode(feature("Polygon", [CORNERS], " road "), IDS, SIDE, SIDE),
         label_studio.decode(

@@ -57,7 +57,7 @@ def twins(classes: Iterable[str]) -> tuple[Remark, ...]:
             "H162",
             f"{len(names)} classes whose names are nearly the same: {', '.join(names)}",
             len(names),
-            "give them one name in the annotation tool, if they are one class: each is learned on its own",
+            "give them one name and id, if they are one class: each is learned on its own",
             labels=tuple(names),
         )
         for names in alike.values()

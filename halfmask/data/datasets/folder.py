@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from halfmask.data.annotations.coco.read import CocoFolder
 from halfmask.data.annotations.drawing import Remark, Tally
-from halfmask.data.annotations.exports import Exports
+from halfmask.data.annotations.exports import Exports, twins
 from halfmask.data.annotations.instances import no_classes, number_objects
 from halfmask.data.annotations.label_studio import LabelStudioFolder
 from halfmask.data.annotations.outlines import Outlines
@@ -143,9 +143,9 @@ class Folder(FileDataset):
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What is worth saying of annotation files as a whole."""
+        """What is worth saying of the classes, and of annotation files as a whole."""
         outlined = self._exports or self._outlines
-        return outlined.remarks if outlined is not None else ()
+        return outlined.remarks if outlined is not None else twins(self.task.classes)
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]  # known when the masks have been read
