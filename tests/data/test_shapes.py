@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from halfmask.data.annotations import geojson, label_studio, labelme
 from halfmask.data.annotations.drawing import FLAT, OUTSIDE
