@@ -1,0 +1,133 @@
+"""Time a step of whole trainings, loading included, and compare with another command.
+
+python benchmarks/whole_job.py fixmatch/folder data.root=field data.crop=160
+python benchmarks/whole_job.py cct/folder data.root=field --against 'python train.py --steps {steps}'
+python benchmarks/whole_job.py cct/folder data.root=field --against-keys run.precision=32-true
+
+Every command is run as a process of its own with a short and a long number of steps, and what the long one takes more
+is divided by the steps it makes more: imports, checks and the first step drop out. Commands take turns, so that a
+machine that slows down hits both. CPU seconds are those of the process and of all it started. A published script is
+compared by `--against`: a shell command in which {steps} stands for the number of steps.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from halfmask.bench.ceilings import device_name
+from halfmask.run.cost import max_resident_unit
+from halfmask.run.folder import environment
+
+FORMAT = 1
+
+
+class Taken(NamedTuple):
+    """What one process took: CPU and wall seconds, bytes at the peak."""
+
+    cpu: float
+    wall: float
+    peak: int
+
+
+def run(command: list[str]) -> Taken:
+    """Run a command to its end.
+
+    Raises:
+        SystemExit: it failed; its last lines are shown.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{shlex.join(command)} failed:\n{output.read()[-2000:].decode(errors='replace')}")
+    return Taken(usage.ru_utime + usage.ru_stime, time.monotonic() - began, usage.ru_maxrss * max_resident_unit())
+
+
+def per_step(command: list[str], short: int, long: int) -> Taken:
+    """Return what one step takes, by two runs of different length; the peak is that of the long one."""
+    few, many = (run([word.replace("{steps}", str(steps)) for word in command]) for steps in (short, long))
+    return Taken((many.cpu - few.cpu) / (long - short), (many.wall - few.wall) / (long - short), many.peak)
+
+
+def ours(recipe: str, keys: list[str], folder: str) -> list[str]:
+    """Return the command that trains a recipe without validation; {steps} stands for the number of steps."""
+    fixed = ["data.val=none", "run.logger=none", "run.steps={steps}", f"run.log_every={10**6}"]
+    place = ["--out", folder, "--overwrite", "--quiet"]
+    return [sys.executable, "-m", "halfmask", "train", recipe, *keys, *fixed, *place]
+
+
+def summary(taken: list[Taken]) -> dict[str, Any]:
+    """Return medians, and the range of the CPU seconds."""
+    cpu = [one.cpu for one in taken]
+    return {
+        "cpu_seconds": statistics.median(cpu),
+        "cpu_range": [min(cpu), max(cpu)],
+        "wall_seconds": statistics.median(one.wall for one in taken),
+        "peak_bytes": max(one.peak for one in taken),
+    }
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
+    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="any key of the recipe")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--against", metavar="COMMAND", help="shell command; {steps} is the number of steps")
+    other.add_argument("--against-keys", nargs="+", metavar="KEY=VALUE", help="the same recipe with other values")
+    parser.add_argument("--steps", nargs=2, type=int, default=[2, 8], metavar=("SHORT", "LONG"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file of the results")
+    options = parser.parse_intermixed_args()
+    short, long = options.steps
+    if not 0 < short < long:
+        raise SystemExit("--steps SHORT LONG: two different lengths, the shorter first.")
+    with tempfile.TemporaryDirectory(prefix="halfmask-whole-job-") as folder:
+        commands = {"halfmask": ours(options.recipe, options.keys, f"{folder}/run")}
+        if options.against:
+            commands["other"] = ["/bin/sh", "-c", f"exec {options.against}"]
+        elif options.against_keys:
+            commands["other"] = ours(options.recipe, [*options.keys, *options.against_keys], f"{folder}/other")
+        found: dict[str, list[Taken]] = {name: [] for name in commands}
+        for number in range(options.rounds):
+            for name in list(commands)[:: 1 if number % 2 == 0 else -1]:
+                found[name].append(per_step(commands[name], short, long))
+                print(f"round {number + 1}  {name:<9} {found[name][-1].cpu:.3f} CPU s per step", flush=True)
+    state = environment()
+    state["command"] = [Path(word).name for word in state["command"]]
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "device": device_name(torch.device("cpu")),
+        "environment": state,
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "load_average": list(os.getloadavg()),
+        "recipe": options.recipe,
+        "keys": [key for key in options.keys if not key.startswith("data.root=")],
+        "against": options.against or options.against_keys,
+        "steps": [short, long],
+        "jobs": {name: summary(taken) for name, taken in found.items()},
+    }
+    if len(found) == 2:
+        ratios = [b.cpu / a.cpu for a, b in zip(found["halfmask"], found["other"], strict=True)]
+        content["ratio"] = {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+    print(json.dumps({key: content[key] for key in ("jobs", "ratio") if key in content}, indent=2))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
