@@ -237,7 +237,7 @@ def _too_little_memory(measured: Measured, limit: int, budget: Budget) -> str:
     return (
         f"{asked} is too little: the smallest batch at crop {crop} takes {_size(least)} (batch {batch.labeled}+"
         f"{batch.unlabeled}: {_size(measured.memory)}). Give at least --memory {smallest}MB, or name a smaller network "
-        "(model.encoder.width=8)."
+        "(model.encoder={name: resnet, depth: 18, width: 8})."
     )
 
 

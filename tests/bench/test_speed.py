@@ -26,7 +26,7 @@ def test_the_parts_of_a_step_are_measured(data):
     assert all(speed.phases[name] > 0 for name in ("load wait", "host to device", "forward", "backward", "optimizer"))
     assert sum(speed.phases.values()) <= 1
     assert speed.gpu_phases is None
-    assert "aten::convolution_backward" in speed.operators
+    assert any("conv" in name for name in speed.operators)
     assert (speed.images, speed.steps) == (2, 2)
     assert 0 < speed.wait < speed.step
     assert speed.matmul > 0

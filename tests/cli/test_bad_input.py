@@ -163,7 +163,7 @@ def same_stem(place: Place) -> None:
 
 TRY = "train recipe.yaml --out out --dry-run"
 PLAN = "train --data data --out out"
-SMALL = "data.crop=32 model.encoder.width=4 data.batch.labeled=2 data.batch.unlabeled=2"
+SMALL = "data.crop=32 data.batch.labeled=2 data.batch.unlabeled=2"
 CASES = {
     "missing folder": Case(3, TRY, "H208 | data: no such folder | --data DIR", lambda place: shutil.rmtree(place.data)),
     "empty folder": Case(3, TRY, "H208 | no images found | into images/", empty),

@@ -122,7 +122,7 @@ def test_without_a_recipe_a_plan_is_made_printed_and_open_to_overrides(trained, 
     assert [call[0].run.seed for call in trained] == [3, 4]
     assert trained[0][0].method.name == "fixmatch"
     assert trained[0][0].data.crop == 64
-    assert trained[0][0].origins["model.encoder.width"].startswith("plan: ")
+    assert trained[0][0].origins["model.encoder.name"].startswith("plan: ")
     assert "crop       64  (as you set)" in result.stderr
     assert result.stderr.count("method     fixmatch") == 1
     assert "fixmatch" not in result.stdout
