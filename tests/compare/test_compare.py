@@ -122,11 +122,15 @@ def test_a_method_of_ones_own_enters_the_table_by_one_command(folder):
     assert (out / "scores.svg").read_text().startswith("<svg xmlns=")
     assert "toy" in (out / "gains.svg").read_text()
 
-    # The same command trains no finished run again, but the failed ones; other settings need another folder.
+    # The same command trains no finished run again, and scores one that was killed; other settings are refused.
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    record = record_of(out / "toy" / "seed-1")
+    (out / "toy" / "seed-1.json").write_text(json.dumps({"state": "begun", "recipe": record["recipe"]}))  # as if killed
     again = compare(folder, "--methods", "supervised,toy=toy:Toy", "--seeds", "0,1")
-    assert "6 of them done" in again.stderr
+    assert "5 of them done" in again.stderr
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    resumed = json.loads((out / "table.json").read_text())["rows"][1]
+    assert [run["score"] for run in resumed["runs"]] == scores["toy"]
     other = compare(folder, "--methods", "supervised", "--seeds", "0,1", "--steps", "3")
     assert other.exit_code == 2
     assert "other settings (run.steps)" in other.stderr
