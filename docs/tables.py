@@ -19,7 +19,7 @@ import halfmask
 from halfmask import errors
 from halfmask.cli.listing import describe_entry
 from halfmask.codes import CODES
-from halfmask.compare.table import cells_of, heads_of
+from halfmask.compare.table import table_of
 from halfmask.docstrings import argument_docs, cited
 from halfmask.plugins import Kind, names, resolve
 from halfmask.recipe.explain import describe_field
@@ -165,8 +165,7 @@ def leaderboard() -> str:
         facts += [", ".join(machine["devices"]) or f"{machine['cpu_cores']} CPU cores"]
         facts.append(f"torch {machine['packages']['torch']}")
         link = f"[all numbers](../benchmarks/results/{path.name})"
-        rows = [cells_of(row, links=False) for row in content["rows"] if not row["control_of"]]
-        heads = heads_of(settings["metric"])
+        heads, rows = table_of(content)
         name = path.stem.removeprefix("leaderboard_")
         picture = ROOT / "docs" / "figures" / f"{path.stem}.svg"
         figure = f"\n\n![Differences to the controls on {name}](figures/{picture.name})" if picture.exists() else ""

@@ -108,8 +108,9 @@ class Settings:
         for label, method in named:
             own = tuple(item.partition(":")[2] for item in of_one if item.startswith(f"{label}:"))
             forms.append(Form(label, method, own))
-            params = resolve("methods", method).control_params() if self.against == "control" else None
-            if params is not None and resolve("methods", method).draws:
+            cls = resolve("methods", method)  # an unknown one is told here
+            params = cls.control_params() if self.against == "control" else None
+            if params is not None and cls.draws:
                 without = tuple(f"method.{key}={json.dumps(value)}" for key, value in params.items())
                 forms.append(Form(f"{label}{CONTROL}", method, (*own, *without), label))
         return forms
@@ -171,7 +172,6 @@ def _labeled(item: str) -> tuple[str, str]:
     (('cct', 'cct'), ('lite', 'cct'), ('Mine', 'mine:Mine'))
     """
     label, _, method = item.rpartition("=")
-    resolve("methods", method)  # an unknown one is told here
     return label or method.rpartition(":")[2], method
 
 

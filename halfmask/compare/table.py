@@ -7,7 +7,8 @@ images for both; its 95 % interval is a bootstrap over seeds and images (`halfma
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,11 +19,14 @@ from halfmask.compare.cell import counts_of, record_of
 from halfmask.compare.forms import SUPERVISED, Cell, Form, Settings
 from halfmask.errors import DataError
 from halfmask.infer.bootstrap import Draws, Interval, draws_of, mean_over_seeds
+from halfmask.recipe.read import parse_override
 from halfmask.report.charts import Chart, Group, Mark, interval_chart, spread_chart
 from halfmask.report.draw import draw, percent, signed
 from halfmask.run.folder import environment
 from halfmask.task import METRIC_NAMES
 
+_GAIN = 3  # place of the gain over the control
+_CELL = 90  # letters of a problem
 _HEADS = ("method", "{metric}", "seeds", "- control", "- supervised", "minutes", "peak GiB", "images/s")
 
 
@@ -140,15 +144,9 @@ class Board:
             "rows": [row.to_dict(self.out) for row in self.rows],
         }
 
-    def table(self, links: bool = False) -> tuple[list[str], list[list[str]]]:
-        """Return heads and cells as text; with links a score leads to its run folder."""
-        return heads_of(self.metric), [
-            cells_of(row.to_dict(self.out), links) for row in self.rows if not row.form.control_of
-        ]
-
     def markdown(self, links: bool = False) -> str:
         """Write the table in Markdown."""
-        heads, rows = self.table(links)
+        heads, rows = table_of(self.to_dict(), links)
         lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -162,7 +160,9 @@ class Board:
             if not row.form.control_of and row.form.label != SUPERVISED
             if (found := row.over(row.control or row.supervised)) is not None
         ]
-        title = f"{metric} minus that of the control (of methods without one: of supervised), 95 % interval"
+        title = f"{metric} over supervised training, 95 % intervals"
+        if any(row.control for row in self.rows):
+            title = f"{metric} over the control (orange: supervised), 95 %"  # 50 letters fit
         drawn = {
             "scores": spread_chart(groups, f"{metric}: runs, mean ± standard deviation"),
             "gains": interval_chart(marks, title),
@@ -190,7 +190,7 @@ def write_board(settings: Settings, out: Path) -> Board:
         )
     board = Board(settings, out, tuple(rows))
     content = board.to_dict()
-    heads, cells = board.table()
+    heads, cells = table_of(content)
     write_json(out / "table.json", content, error=DataError)
     write_text(out / "table.md", board.markdown(links=True), error=DataError)
     write_text(out / "table.tex", draw("compared.tex", heads=heads, rows=cells), error=DataError)
@@ -207,9 +207,9 @@ def command(settings: Settings, out: Path) -> str:
     said += ["--methods", ",".join(settings.methods)] if settings.methods else []
     said += ["--seeds", ",".join(map(str, settings.seeds)), "--against", settings.against, "--part", settings.part]
     for item in settings.overrides:
-        key, _, value = item.partition("=")
-        said.append(f"{key}=DIR/{Path(value).name}" if key == "data.root" else item)
-    return " ".join(said)
+        key, value = parse_override(item)
+        said.append(f"data.root=DIR/{Path(str(value)).name}" if key == "data.root" else item)
+    return shlex.join(said)
 
 
 def _run(cell: Cell, out: Path) -> Run:
@@ -219,27 +219,47 @@ def _run(cell: Cell, out: Path) -> Run:
     return Run(cell, record, draws)
 
 
-def heads_of(metric: str) -> list[str]:
-    """Return the heads of the table."""
-    return [head.format(metric=METRIC_NAMES[metric]) for head in _HEADS]
+def table_of(content: Mapping[str, Any], links: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return heads and cells of what `Board.to_dict` gave, as text.
+
+    Args:
+        content: of table.json.
+        links: a score leads to its run folder.
+    """
+    rows = [row for row in content["rows"] if not row["control_of"]]
+    controls = {row["control_of"] for row in content["rows"]} - {None}
+    heads = [head.format(metric=METRIC_NAMES[content["settings"]["metric"]]) for head in _HEADS]
+    cells = [_cells(row, controls, links) for row in rows]
+    if controls:
+        return heads, cells
+    return [*heads[:_GAIN], *heads[_GAIN + 1 :]], [[*line[:_GAIN], *line[_GAIN + 1 :]] for line in cells]
 
 
-def cells_of(row: Mapping[str, Any], links: bool) -> list[str]:
-    """Write one row, as `Row.to_dict` gives it, with or without links to the run folders."""
+def _cells(row: Mapping[str, Any], controls: Set[str], links: bool) -> list[str]:
     sd = "" if row["sd"] is None else f" ± {100 * row['sd']:.1f}"
     score = "" if row["mean"] is None else f"{100 * row['mean']:.1f}{sd}"
     seeds = []
     for run in row["runs"]:
-        text = run["problem"] if run["score"] is None else f"{100 * run['score']:.1f}"
+        text = _short(run["problem"]) if run["score"] is None else f"{100 * run['score']:.1f}"
         seeds.append(f"[{text}]({run['folder']})" if links else text)
     gains = ["" if row[key] is None else _signed(row[key]) for key in ("over_control", "over_supervised")]
-    if row["over_control"] is None and row["method"] != SUPERVISED:
+    if row["method"] not in controls and row["method"] != SUPERVISED:
         gains[0] = "has none"
     costs = [
         "" if row[key] is None else f"{row[key]:.{digits}f}"
         for key, digits in (("minutes", 1), ("peak_gib", 2), ("images_per_second", 1))
     ]
     return [row["method"], score, ", ".join(dict.fromkeys(seeds)), *gains, *costs]
+
+
+def _short(problem: str) -> str:
+    """Cut what went wrong to what a cell can hold; table.json and table.csv have all of it.
+
+    >>> _short("RecipeError: no classes. Name them [a, b]."), len(_short("x" * 200))
+    ('RecipeError: no classes', 90)
+    """
+    first = problem.partition(". ")[0].translate(str.maketrans("[]|", "()/"))  # else no link, or two cells
+    return first if len(first) <= _CELL else f"{first[: _CELL - 1]}…"
 
 
 def _signed(found: Mapping[str, float | None]) -> str:

@@ -181,7 +181,7 @@ def interval_chart(marks: Sequence[Mark], title: str) -> Chart | None:
 
     rules = [Rule("grid", (place(x), place(x)), (_TOP, bottom)) for x in scale]
     rules.append(Rule("mark", (place(0), place(0)), (_TOP, bottom)))
-    texts = [Text(place(x), bottom + 18, "middle", f"{100 * x:+g}") for x in scale]
+    texts = [Text(place(x), bottom + 18, "middle", f"{100 * x:+g}" if x else "0") for x in scale]
     dots, said = [], []
     for number, mark in enumerate(marks):
         y, (value, low, high) = _TOP + _LINE * number + _LINE // 2, mark.found

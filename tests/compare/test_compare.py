@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from halfmask.cli.app import app
 from halfmask.compare.cell import other_settings, record_of
 from halfmask.compare.forms import Cell, Form, Settings, default_methods
+from halfmask.compare.table import command, table_of
 from halfmask.errors import RecipeError
 from halfmask.infer.bootstrap import Draws, draws_of, mean_over_seeds, scored
 from tests.run.tiny import write_dataset
@@ -181,6 +183,29 @@ def test_only_what_changes_a_result_makes_other_settings():
     assert other_settings({"recipe": recipe}, moved) == ["optim.lr"]
     del recipe["optim"]["lr"]  # written by a version that had no such key
     assert other_settings({"recipe": recipe}, moved) == []
+
+
+def test_long_problems_are_cut_and_without_controls_there_is_no_column_for_them():
+    run = {"seed": 0, "score": None, "problem": "DataError: " + "x" * 200, "folder": "a/seed-0"}
+    empty = dict.fromkeys(("mean", "sd", "over_control", "over_supervised", "minutes", "peak_gib", "images_per_second"))
+    row = {"method": "cps", "control_of": None, "runs": [run, run], **empty}
+    content = {"settings": {"metric": "miou"}, "rows": [row]}
+    heads, [cells] = table_of(content)
+    assert heads == ["method", "mIoU", "seeds", "- supervised", "minutes", "peak GiB", "images/s"]
+    assert len(cells) == len(heads)
+    assert cells[2].startswith("DataError: xx")
+    assert len(cells[2]) == 90
+    heads, [cells, _] = table_of({**content, "rows": [row, {**row, "method": "b"}, {**row, "control_of": "b"}]})
+    assert (heads[3], cells[3]) == ("- control", "has none")
+
+
+def test_the_recorded_command_names_no_folder_of_this_machine_and_can_be_pasted():
+    overrides = ('data.root="/disk/me/facades"', "cct:method.heads={i_vat: 1, dropout: 1}", "run.steps=5")
+    settings = Settings(methods=("cct", "cps"), seeds=(0, 4), overrides=overrides)
+    words = shlex.split(command(settings, Path("/disk/me/out")))
+    assert words[:4] == ["halfmask", "compare", "--out", "runs/out"]
+    assert words[-3:] == ["data.root=DIR/facades", *overrides[1:]]
+    assert "--methods cct,cps --seeds 0,4" in " ".join(words)
 
 
 def test_a_damaged_record_is_none(tmp_path):

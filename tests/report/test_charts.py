@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from halfmask.infer.bootstrap import Interval
 from halfmask.report import charts
-from halfmask.report.charts import Group, Series, ticks
+from halfmask.report.charts import Group, Mark, Series, interval_chart, ticks
 from halfmask.report.draw import PIECES
 
 
@@ -87,3 +88,18 @@ def test_a_small_curve_is_on_a_fixed_scale():
     assert (low[1], high[1]) == (25.0, 3.0)
     assert 'aria-label="road: from 0 % to 100 %"' in sparkline([(0, 0.0), (10, 1.0)], "road")
     assert sparkline([], "road") == ""
+
+
+def test_an_interval_chart_shows_zero_each_difference_and_its_interval():
+    marks = [Mark("cps", Interval(-0.02, -0.05, 0.01)), Mark("a_name_longer_than_there_is_room", Interval(0.03), 1)]
+    chart = interval_chart(marks, "Gain")
+    assert chart is not None
+    [zero] = [rule for rule in chart.rules if rule.css == "mark"]
+    [line] = [rule for rule in chart.rules if rule.css == "c0"]  # a difference without interval has no line
+    (x0, y0, _), (x1, _, color) = chart.dots
+    assert line.x[0] < x0 < zero.x[0] < line.x[1] < x1
+    assert (line.y[0], color) == (y0, 1)
+    assert "0" in [text.text for text in chart.texts]
+    assert chart.label == "Gain. cps: -2.0 (-5.0 to +1.0); a_name_longer_than_there_is_room: +3.0"
+    assert all(0 <= text.x <= chart.size[0] for text in chart.texts)
+    assert interval_chart([], "Gain") is None
