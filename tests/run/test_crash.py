@@ -12,8 +12,8 @@ from halfmask.errors import CheckpointError
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.folder import RunDir
-from halfmask.run.loop.callbacks import Validation
 from halfmask.run.loop.module import LogSums
+from halfmask.run.loop.validation import TaskExaminer
 from tests.run.kills import kill_and_resume
 from tests.run.same import assert_same_run
 from tests.run.tiny import recipe, write_dataset
@@ -107,7 +107,7 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *,
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (Validation, "_ship", 1),  # the bundle is of step 3, no checkpoint is yet
+        (TaskExaminer, "ship", 1),  # the bundle is of step 3, no checkpoint is yet
         (RunDir, "append_metrics", 1),  # the record of the validation, likewise
         (RunDir, "append_metrics", 3),  # that of step 6; the checkpoint is of step 3
         (RunDir, "flush_records", 2),

@@ -17,9 +17,12 @@ from halfmask.recipe.read import OptimRecipe, Recipe
 from halfmask.run.checkpoint import open_predictors, read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.folder import RunDir
+from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.optim import make_optimizers, rate_factor
 from halfmask.run.loop.shipping import doubtful_statistics
-from halfmask.run.loop.validation import Examination, TaskExaminer
+from halfmask.run.loop.validation import CleanStatistics, Examination, TaskExaminer
+from halfmask.run.prepare import prepare
+from halfmask.run.prepared import clean_statistics, loader_maker
 from halfmask.task import Task
 from halfmask.testing.tiny import tiny_builder, tiny_task
 from halfmask.views.mixing import box_mask
@@ -208,13 +211,29 @@ def test_a_run_with_clean_statistics_resumes_to_the_same_result(data: Path, tmp_
 
 
 def test_statistics_that_describe_other_images_are_told(data: Path, tmp_path: Path) -> None:
-    def spoil(self: FixMatch, progress: Progress) -> None:
-        for name, buffer in self.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.add_(3.0)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FixMatch, "after_update", spoil)
-        fit(recipe(data), tmp_path / "spoiled", quiet=True)
-    assert "[H604]" in (tmp_path / "spoiled" / "log.txt").read_text()
+        patch.setattr(CleanStatistics, "agreement", lambda *_: {"teacher": 0.97, "student": 0.4})
+        fit(recipe(data, "run.steps=2"), tmp_path / "run", quiet=True)
+    text = (tmp_path / "run" / "log.txt").read_text()
+    assert "[H604]" in text
+    assert "student 40%" in text
+    assert "teacher 97%" not in text
     assert not doubtful_statistics({"teacher": 0.97})
+
+
+def test_agreement_is_that_of_the_classes_with_both_statistics(data: Path, tmp_path: Path) -> None:
+    made = prepare(recipe(data, "run.precise_bn=8"))
+    clean, method = clean_statistics(made), made.method
+    assert clean is not None
+    module = LitMethod(
+        method, made.recipe.optim, lr=1e-3, total_steps=6, steps_per_epoch=2, seed=0, meta={},
+        make_loader=loader_maker(made, tmp_path),
+    )  # fmt: skip
+    norms = [part for net in method.predictors().values() for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    with clean.installed(module, 0, 1):  # the averages are what clean images give: nothing changes
+        assert clean.agreement(module, 0, 1) == {"teacher": 1.0, "student": 1.0}
+    for norm in norms:
+        norm.running_mean.copy_(torch.linspace(-9, 9, len(norm.running_mean)))
+    before = [norm.running_mean.clone() for norm in norms]
+    assert min(clean.agreement(module, 0, 1).values()) < 1
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
