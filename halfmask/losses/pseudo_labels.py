@@ -127,7 +127,9 @@ def fuzzy_loss(logits: Float[Tensor, "B K *S"], positive: Bool[Tensor, "B K *S"]
     return F.softplus(low.logsumexp(1) + high.logsumexp(1))
 
 
-def fuzzy_weight(kind: FuzzyWeight, mean: Tensor, best_left_out: Tensor) -> Tensor:
+def fuzzy_weight(
+    kind: FuzzyWeight, mean: Float[Tensor, "B *S"], best_left_out: Float[Tensor, "B *S"]
+) -> Float[Tensor, "B *S"]:
     """Weight a pixel by how clearly its positives stand above the best class left out (FPL, section 3.4)."""
     gap = mean - best_left_out
     if kind == "linear":

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -171,7 +171,9 @@ def discrepancy(first: Float[Tensor, "B E h w"], second: Float[Tensor, "B E h w"
     return 1 + (one.mean() + other.mean()) / 2
 
 
-def sum_of_two(loss: Callable[..., Tensor], logits: tuple[Logits, Logits], target: Tensor, weight: object) -> Tensor:
+def sum_of_two(
+    loss: Callable[..., Tensor], logits: tuple[Logits, Logits], target: Int[Tensor, "B *S"], weight: object
+) -> Float[Tensor, ""]:
     """Average the labeled loss of two networks."""
     return (loss(logits[0], target, weight=weight) + loss(logits[1], target, weight=weight)) / 2
 

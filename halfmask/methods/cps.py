@@ -30,6 +30,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -135,6 +136,6 @@ class Cps(Method):
         return valid if self.ignore_padding else torch.ones_like(valid)
 
 
-def cross_loss(logits: Logits, label: Tensor, keep: Tensor) -> Tensor:
+def cross_loss(logits: Logits, label: Int[Tensor, "B H W"], keep: Bool[Tensor, "B H W"]) -> Float[Tensor, ""]:
     """Average the cross-entropy of one network to the labels of the other over the pixels that count."""
     return pseudo_label_loss(logits, label, keep, valid=keep, divisor="kept")

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -153,7 +154,9 @@ class GtaSeg(Method):
         lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], 1 - decay)
 
 
-def confident_share(confidence: Tensor, valid: Tensor, percent: float) -> tuple[Tensor, Tensor]:
+def confident_share(
+    confidence: Float[Tensor, "B H W"], valid: Bool[Tensor, "B H W"], percent: float
+) -> tuple[Bool[Tensor, "B H W"], Float[Tensor, "B H W"]]:
     """Return which pixels are kept, the most confident `percent`, and the weights of all pixels (eq. 6)."""
     keep = valid & (confidence > masked_percentile(confidence, valid, 100 - percent))
     return keep, confidence.masked_fill(valid & ~keep, 0.0) + 1

@@ -35,6 +35,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
@@ -254,8 +255,8 @@ class Pixels(NamedTuple):
         return Pixels(*vectors, rows(self.labels), rows(self.reliable), rows(self.unreliable), labeled)
 
 
-def negative_masks(pixels: Pixels, low_rank: int, high_rank: int, ignore_index: int) -> Tensor:
-    """Return (N, K): pixels that are surely not of each class (eq. 11, 12), given rows of pixels."""
+def negative_masks(pixels: Pixels, low_rank: int, high_rank: int, ignore_index: int) -> Bool[Tensor, "N K"]:
+    """Return the pixels that are surely not of each class (eq. 11, 12), given rows of pixels."""
     rank = pixels.probability.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     classes = torch.arange(rank.shape[1], device=rank.device)
     other = (pixels.labels[:, None] != classes) & (pixels.labels != ignore_index)[:, None] & (rank < low_rank)

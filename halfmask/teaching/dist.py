@@ -31,14 +31,14 @@ def gather(x: Shaped[Tensor, "N *rest"]) -> Shaped[Tensor, "_M *rest"]:
     return torch.cat(parts)
 
 
-def broadcast(x: Tensor, source: int = 0) -> Tensor:
+def broadcast(x: Shaped[Tensor, "*S"], source: int = 0) -> Shaped[Tensor, "*S"]:
     """Overwrite `x` with the tensor of rank `source`, in place, and return it."""
     if world_size() > 1:
         dist.broadcast(x, source)
     return x
 
 
-def all_sum(x: Tensor) -> Tensor:
+def all_sum(x: Shaped[Tensor, "*S"]) -> Shaped[Tensor, "*S"]:
     """Sum over ranks; `x` itself is left as it is."""
     if world_size() == 1:
         return x

@@ -5,7 +5,7 @@ pixels instead: those whose entropy, or whose confidence, is on the right side o
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -36,7 +36,7 @@ def entropy(logits: Float[Tensor, "B K *S"]) -> Float[Tensor, "B *S"]:
     return -(log_p.exp() * log_p).sum(1)
 
 
-def kth_true(mask: Bool[Tensor, " N"], k: Tensor) -> Tensor:
+def kth_true(mask: Bool[Tensor, " N"], k: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
     """Return the places of the k-th True entries, counted from 0; some place if there are fewer.
 
     >>> kth_true(torch.tensor([False, True, True, False, True]), torch.tensor([0, 2])).tolist()
@@ -45,7 +45,7 @@ def kth_true(mask: Bool[Tensor, " N"], k: Tensor) -> Tensor:
     return torch.searchsorted(mask.cumsum(0), k + 1).clamp(max=len(mask) - 1)
 
 
-def drawn_true(mask: Bool[Tensor, " N"], count: int) -> Tensor:
+def drawn_true(mask: Bool[Tensor, " N"], count: int) -> Int[Tensor, " count"]:
     """Draw the places of `count` True entries, with replacement, without asking the device how many there are."""
     draws = torch.rand(count, device=mask.device, dtype=torch.float64)
     return kth_true(mask, (draws * mask.sum()).long())
