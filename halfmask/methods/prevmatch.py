@@ -140,7 +140,7 @@ class PrevMatch(Method):
             losses.append((mixed[0] + mixed[1]) / 4 + clean / 2)
         rise = (1 - abs(2 * progress.fraction - 1)) if has_past else 0.0
         weight = self.unlabeled_weight
-        loss = (loss_l + weight * (losses[0] + rise * losses[-1])) / (1 + weight * (1 + rise))
+        loss = (loss_l + weight * losses[0] + weight * rise * losses[-1]) / (1 + weight * (1 + rise))
 
         label, confidence = own[0]
         logs = pseudo_logs(label, confidence, confidence >= self.thresholds[0], weak.valid, self.task.n_classes)

@@ -22,7 +22,7 @@ images through the network as it is and take mean and variance over all of them.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,13 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in tracking:
             norm.track_running_stats = True
+
+
+def set_passes(method: nn.Module, passes: Literal["published", "apart"]) -> None:
+    """Apply the rule to every network of a method (`run.passes`)."""
+    for part in method.modules():
+        if isinstance(part, Model):
+            part.passes_apart = passes == "apart" and part.has_batch_stats
 
 
 def pseudo_pass(network: Model) -> AbstractContextManager[None]:
@@ -104,7 +111,8 @@ def estimate_statistics(network: Network, images: Iterable[Tensor]) -> dict[str,
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             values = inputs[0].detach().float()
             variance, mean = torch.var_mean(values, [0, *range(2, values.ndim)], correction=0)
-            variance, mean = variance.double(), mean.double()
+            exact = torch.float32 if values.device.type == "mps" else torch.float64  # which has no doubles
+            variance, mean = variance.to(exact), mean.to(exact)
             count = torch.full_like(mean, values.numel() / values.shape[1])
             moments = torch.stack((count, count * mean, count * (variance + mean.square())))
             sums[name] = sums[name] + moments if name in sums else moments

@@ -32,7 +32,8 @@ with on_demand("torch._dynamo.utils", "is_compile_supported"), _disable_on_deman
         Attention,
         Conv2dSame,
         DropPath,
+        convert_sync_batchnorm,
         resample_abs_pos_embed,
     )
 
-__all__ = ["Attention", "Conv2dSame", "DropPath", "resample_abs_pos_embed", "timm"]
+__all__ = ["Attention", "Conv2dSame", "DropPath", "convert_sync_batchnorm", "resample_abs_pos_embed", "timm"]

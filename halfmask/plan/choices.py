@@ -71,7 +71,7 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
         takes_weights = "class_weights" in resolve("methods", own).supports
         return Draft(base, None, (*words, *_of_data(data, None, given, takes_weights=takes_weights)))
     row = SUPERVISED if not data.unlabeled else ON_GPU if machine.gpu else ON_CPU
-    network, remark = _network(data, machine, pretrained)
+    network, remark = _network(machine, pretrained, given)
     choices = [_method(row, own, data)]
     if (encoder := _own_encoder(given)) is not None:
         network = replace(network, multiple=_MULTIPLES.get(encoder, 32))
@@ -108,17 +108,21 @@ def _under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{section}.{key}": values[key] for key in sorted(values, key=lambda key: key != "name")}
 
 
-def _network(data: DataFacts, machine: Machine, pretrained: bool) -> tuple[NetworkRow, Choice]:
+def _network(machine: Machine, pretrained: bool, given: Mapping[str, Any]) -> tuple[NetworkRow, Choice]:
     """Return the best network whose weights may be used, and what is to say about weights."""
     kind = "gpu" if machine.gpu else "cpu"
     rows = [row for row in NETWORKS if row.machine == kind]
+    if given.get("model.encoder.weights", "") is None:
+        return rows[-1], Choice("weights", "random", "as you set")
     for row in rows:
         release = release_of(row)
         if release is None:
             break
         place = found_in(release)
         if place == "package":
-            return row, Choice("weights", release.package, f"an installed package; license {release.license}")
+            larger = "" if row is rows[0] else "; --pretrained fetches those of a larger network"
+            reason = f"an installed package; license {release.license}{larger}"
+            return row, Choice("weights", release.package, reason)
         if place == "cache":
             return row, Choice("weights", release.repo, f"found on this machine; license {release.license}")
         if pretrained:

@@ -82,6 +82,11 @@ NETWORKS: tuple[NetworkRow, ...] = (
         320, 32, 8, 8000,
     ),
     NetworkRow(
+        "EfficientNet-Lite0 + SegFormer", "gpu", "small, pretrained on ImageNet",
+        {"name": "efficientnet_lite", "size": "lite0", "weights": "imagenet"}, {"name": "segformer", "embedding": 256},
+        _ADAMW, 320, 32, 8, 8000, {"passes": "published", "precise_bn": 0},
+    ),
+    NetworkRow(
         "ResNet-18 + DeepLabV3+", "gpu", "small enough to learn from random weights",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16}, _DECODER, _ADAMW,
         320, 32, 8, 8000,

@@ -29,7 +29,7 @@ from halfmask.data.loading.loader import to_batch, worker_count
 from halfmask.models.model import has_batch_norm
 from halfmask.recipe.read import BatchRecipe, Recipe
 from halfmask.run.loop.optim import base_rate, make_optimizers
-from halfmask.run.loop.trainer import uses_gpu
+from halfmask.run.loop.trainer import prepare_networks, uses_gpu
 from halfmask.run.prepared import Prepared, loader_maker
 
 
@@ -175,7 +175,10 @@ class _Trial:
                 weights = prepared.class_weights.get(host.domain)
                 weights = None if weights is None else weights.to(self.device)
                 one = to_batch(host, self.device, method.task, dtype=dtype, class_weights=weights)
-                progress = Progress(step, prepared.total_steps, prepared.steps_per_epoch)
+                # Of the run's end: while a method warms up, its steps take less.
+                progress = Progress(
+                    max(prepared.total_steps - 2, 0) + step, prepared.total_steps, prepared.steps_per_epoch
+                )
                 with _autocast(recipe, self.device):
                     for update in method.updates(one, progress):
                         optimizer = self.optimizers[update.group]
@@ -195,6 +198,7 @@ def _trials(prepared: Prepared) -> Iterator[_Trial]:
     method = prepared.method.to(device).train()
     if recipe.run.precision == "64-true":
         method.double()
+    prepare_networks(method, recipe.run.model_copy(update={"compile": False}))  # which takes minutes
     rate = base_rate(recipe.optim, recipe.data.batch.labeled)
     optimizers = make_optimizers(method, recipe.optim, rate, fused=device.type in {"cpu", "cuda"})
     with tempfile.TemporaryDirectory(prefix="halfmask-trial-") as folder:

@@ -190,7 +190,7 @@ def _train_stage(
     validation = Validation(run, log, examiner, prepared.eval_every, clean, recipe.eval.ship)
     prepare_networks(method, recipe.run)
     around = [log, validation, KeepCheckpoints(run, keep, prepared.total_steps), checkpoints]
-    first = StopAtInfinity(run, examiner, (log.every, prepared.eval_every))
+    first = StopAtInfinity(run, examiner, (log.every, prepared.eval_every), clean)
     trainer = make_trainer(recipe.run, run.path, method, [first, *around])
     if start is not None and start.header["step"] >= prepared.total_steps:
         line.say(f"{run.path} is finished: {start.header['step']} of {prepared.total_steps} steps are done.")

@@ -21,6 +21,7 @@ from halfmask.data.splits.weak import NOTHING_KNOWN, load_weak
 from halfmask.errors import RecipeError
 from halfmask.method import Method
 from halfmask.models.build import Builder, task_of
+from halfmask.models.statistics import set_passes
 from halfmask.plugins import names, resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.task import Task
@@ -77,6 +78,7 @@ def build_method(
     task = data if isinstance(data, Task) else data.task
     builder = builder_of(made, data, pretrained=pretrained)
     method: Method = resolve("methods", made.method.name)(task, builder, **made.method.params)
+    set_passes(method, made.run.passes)
     return method
 
 

@@ -91,6 +91,7 @@ def test_the_cache_is_asked_for_the_release_that_would_be_used(monkeypatch):
     assert [release.repo for release in asked] == [
         "timm/vit_small_patch14_dinov2.lvd142m",
         "timm/resnet50s.gluon_in1k",
+        "timm/tf_efficientnet_lite0.in1k",
     ]
 
 
@@ -160,3 +161,18 @@ def test_what_the_user_names_is_not_chosen():
     assert own.base == "mean_teacher/folder"
     assert not any(key.startswith("model.") for choice in own.choices for key in choice.settings)
     assert settings(given={"model.encoder.name": "dinov2"})["data.crop"] % 14 == 0
+
+
+def test_a_gpu_begins_from_the_package_where_nothing_larger_is_there(monkeypatch):
+    monkeypatch.setattr(module, "found_in", lambda release: "package" if release.package else None)
+    found, keys = chosen(machine=GPU), settings(machine=GPU)
+    assert (keys["method.name"], keys["model.encoder.name"]) == ("unimatch_v2", "efficientnet_lite")
+    assert "model.encoder.frozen_stages" not in keys
+    assert "--pretrained" in found["weights"].reason
+
+
+def test_weights_that_are_declined_leave_nothing_frozen(monkeypatch):
+    monkeypatch.setattr(module, "found_in", lambda release: "package")
+    keys = settings(given={"model.encoder.weights": None})
+    assert keys["model.encoder.name"] == "resnet"
+    assert "model.encoder.frozen_stages" not in keys

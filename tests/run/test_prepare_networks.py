@@ -13,7 +13,7 @@ from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
 from halfmask.recipe.sections import ModelRecipe, RunRecipe
-from halfmask.run.loop.trainer import prepare_networks, recompute_blocks
+from halfmask.run.loop.trainer import prepare_networks, recompute_blocks, synchronize_batch_norm
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
@@ -120,3 +120,18 @@ def test_compiled_networks_train_alike(monkeypatch) -> None:
 def test_recomputing_and_compiling_exclude_each_other() -> None:
     with pytest.raises(RecipeError, match=r"run\.recompute and run\.compile"):
         prepare_networks(method_on("dinov2"), RunRecipe(compile=True, recompute=True))
+
+
+def test_synchronized_batch_norm_keeps_the_activations() -> None:
+    torch.manual_seed(0)
+    task = tiny_task()
+    section = {"encoder": {"name": "efficientnet_lite"}, "decoder": {"name": "segformer", "embedding": 8}}
+    method = resolve("methods", "fixmatch")(task, Builder(ModelRecipe.model_validate(section), task, crop=64)).eval()
+    names, image = list(method.state_dict()), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = method.student(image)
+        synchronize_batch_norm(method)
+        after = method.student(image)
+    assert list(method.state_dict()) == names
+    assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in method.modules())
+    torch.testing.assert_close(after, before)

@@ -1,6 +1,7 @@
 """End a run at the first loss that is not finite: keep the last finite weights, say the likely cause and the cure."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 from halfmask.batch import Batch
@@ -9,7 +10,7 @@ from halfmask.run.folder import RunDir
 from halfmask.run.loop.callbacks import save
 from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.module import LitMethod
-from halfmask.run.loop.validation import Examiner
+from halfmask.run.loop.validation import CleanStatistics, Examiner
 
 ALARM = "alarm/not_finite"  # in metrics.jsonl
 _USUAL_RATES = {"adamw": 1e-2, "sgd": 1.0}
@@ -24,10 +25,13 @@ class StopAtInfinity(L.Callback):
         run: folder of the run.
         examiner: writes the bundle, if none is there yet.
         cadences: steps between questions to a GPU: of logging and of validation.
+        clean: statistics of batch norm to ship with; `None`: those of the training.
     """
 
-    def __init__(self, run: RunDir, examiner: Examiner, cadences: tuple[int, ...]) -> None:
-        self.run, self.examiner, self.cadences = run, examiner, cadences
+    def __init__(
+        self, run: RunDir, examiner: Examiner, cadences: tuple[int, ...], clean: CleanStatistics | None = None
+    ) -> None:
+        self.run, self.examiner, self.cadences, self.clean = run, examiner, cadences, clean
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
@@ -54,10 +58,10 @@ class StopAtInfinity(L.Callback):
         if module.guard.weights_are_finite():
             save(trainer, module, self.run)
             kept = f" The weights of step {step} are kept in {self.run.last}"
-            if trainer.is_global_zero and not module.best:
-                self.examiner.ship(module, self.run.path, None, {})
+            if not module.best:
+                self._ship(trainer, module)
                 kept += f" and {self.run.path / 'model.safetensors'}"
-            elif module.best:
+            else:
                 kept += f", the best ones in {self.run.path / 'model.safetensors'}"
             kept += "."
         if trainer.is_global_zero:
@@ -66,6 +70,13 @@ class StopAtInfinity(L.Callback):
         raise DivergenceError(
             f"the loss or its gradient is not finite in step {step + 1} of {module.total_steps}. {cause}{kept}"
         )
+
+    def _ship(self, trainer: L.Trainer, module: LitMethod) -> None:
+        used = self.clean is not None and self.clean.used
+        clean = self.clean.installed(module, trainer.global_rank, trainer.world_size) if self.clean and used else None
+        with clean or nullcontext():
+            if trainer.is_global_zero:
+                self.examiner.ship(module, self.run.path, None, {})
 
 
 def explain(module: LitMethod, precision: str) -> str:

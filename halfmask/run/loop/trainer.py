@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from halfmask.errors import RecipeError
 from halfmask.method import Method
 from halfmask.models.model import Model
+from halfmask.models.statistics import set_passes
+from halfmask.models.timm_library import convert_sync_batchnorm
 from halfmask.recipe.read import Recipe, RunRecipe
 from halfmask.run.checkpoint import AtomicCheckpointIO
 from halfmask.run.loop.lightning_library import DDPStrategy, L
@@ -99,10 +101,12 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     if recipe.compile and recipe.recompute:
         raise RecipeError("run.recompute and run.compile together are not tested: choose one of them.")
+    set_passes(method, recipe.passes)
+    if recipe.devices * recipe.nodes > 1 and uses_gpu(recipe):
+        synchronize_batch_norm(method)
     for module in method.modules():
         if isinstance(module, Model):
             module.streams_loss = recipe.stream_loss
-            module.passes_apart = recipe.passes == "apart" and module.has_batch_stats
             if recipe.recompute and not recompute_blocks(module.encoder):
                 raise RecipeError(
                     f"run.recompute: encoder {type(module.encoder).__name__} has no list of blocks to compute again. "
@@ -111,6 +115,15 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
             if recipe.compile:
                 module.encoder.compile(dynamic=False)
                 module.decoder.compile(dynamic=False)
+
+
+def synchronize_batch_norm(method: Method) -> None:
+    """Let batch norm take its statistics over all processes, in place; the names of parameters stay.
+
+    timm's layers that hold batch norm and activation keep the activation, which torch's own conversion drops.
+    """
+    for name, part in list(method.named_children()):
+        setattr(method, name, convert_sync_batchnorm(part))  # type: ignore[no-untyped-call]
 
 
 def make_trainer(recipe: RunRecipe, out: Path, method: Method, callbacks: list[L.Callback]) -> L.Trainer:
@@ -126,7 +139,6 @@ def make_trainer(recipe: RunRecipe, out: Path, method: Method, callbacks: list[L
         strategy=DDPStrategy(find_unused_parameters=method.partial_updates, broadcast_buffers=False)
         if many
         else "auto",
-        sync_batchnorm=many and gpu,
         precision=cast(Any, recipe.precision),
         max_epochs=1,
         deterministic=recipe.deterministic or None,
