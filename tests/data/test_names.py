@@ -11,9 +11,11 @@ from PIL import Image
 
 from halfmask.data.check.check import check
 from halfmask.data.datasets.folder import Folder
+from halfmask.data.folder.layouts import detect
 from halfmask.data.folder.lists import Entry, Finder
 from halfmask.data.folder.pairing import pair
 from halfmask.errors import DataError
+from halfmask.infer.predict.inputs import find_input
 from tests.data.trees import image, mask
 
 SIZE = (24, 24)
@@ -196,6 +198,77 @@ def test_images_of_few_colors_alone_are_images(tmp_path: Path) -> None:
         mask(tmp_path / f"x{number}_day.png", (0, 255), SIZE)
         mask(tmp_path / f"x{number}_night.png", (0, 200), SIZE)
     assert len(Folder(tmp_path).ids("unlabeled")) == 6
+
+
+PHOTOS = {
+    "dates": ([f"site{n}_pre.png" for n in range(4)], ["site2_post.png"], 0),
+    "dates, several black": ([f"site{n}_pre.png" for n in range(4)], ["site1_post.png", "site2_post.png"], 0),
+    "dates, one of two values": ([f"site{n}_pre.png" for n in range(4)], ["site1_post.png", "site2_post.png"], 1),
+    "suffix": ([f"x{n}.jpg" for n in range(4)], ["x2.png"], 0),
+    "folder": ([f"before/{n}.png" for n in range(4)], ["after/2.png"], 0),
+    "folder deep": ([f"a/b/before/{n}.png" for n in range(4)], ["a/b/after/2.png"], 0),
+    "tiles": ([f"tile_r{r}_c{c}.png" for r in range(3) for c in range(5)], ["tile_r1_c5.png"], 1),
+    "tiles of one rim": (
+        [f"tile_r{r}_c{c}.png" for r in range(5) for c in range(5)], ["tile_r1_c5.png", "tile_r3_c5.png"], 2,
+    ),
+    "frames": ([f"clip_f{n:03}.png" for n in range(1, 6)], ["clip_f000.png"], 0),
+    "frames of clips": (
+        [f"clip{c}_f{n:03}.png" for c in "abc" for n in range(1, 4)], [f"clip{c}_f000.png" for c in "abc"], 0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PHOTOS)
+def test_a_few_black_photographs_are_no_masks(kind: str, tmp_path: Path) -> None:
+    photos, black, drawn = PHOTOS[kind]  # `drawn` of the black ones hold a second value
+    for number, name in enumerate(photos):
+        image(tmp_path / name, SIZE, seed=number)
+    for number, name in enumerate(black):
+        mask(tmp_path / name, (0, 1) if number < drawn else (0,), SIZE)
+    assert detect(tmp_path).name == "plain"
+    assert Folder(tmp_path).ids("unlabeled") == sorted(photos + black)
+    found = find_input(tmp_path, tmp_path / "out")
+    assert len(found.images) == len(photos + black)
+    assert found.left_out == {}
+    if drawn == 1:
+        told = [finding for finding in check(tmp_path).findings if finding.code == "H118"]
+        assert [finding.files for finding in told] == [(black[0],)]
+
+
+@pytest.mark.parametrize(
+    ("names", "masks"),
+    [
+        ("x{}_segments.png", {0: (0, 1), 1: (0,), 2: (1, 2)}),
+        ("x{}_segments.png", {number: (0, 1) if number in (13, 17) else (0,) for number in range(20)}),
+        ("x{}_mask.png", {2: (0,)}),
+        ("gt_x{}_rgb.png", {2: (0,)}),
+        ("x{}_label.png", {2: (0, 1)}),
+    ],
+)
+def test_blank_masks_are_masks_by_their_word_or_by_others_of_their_ending(
+    names: str, masks: dict[int, tuple[int, ...]], tmp_path: Path
+) -> None:
+    images = [f"x{number}_rgb.png" for number in range(max(4, len(masks)))]
+    for number, name in enumerate(images):
+        image(tmp_path / name, SIZE, seed=number)
+    Image.new("RGB", SIZE).save(tmp_path / "x1_rgb.png")  # a black photograph beside a blank mask
+    for number, ids in masks.items():
+        mask(tmp_path / names.format(number), ids, SIZE)
+    expected = {f"x{number}_rgb.png": names.format(number) for number in masks}
+    assert detect(tmp_path).masks == expected
+    found = find_input(tmp_path, tmp_path / "out")
+    assert {path.name for _, path, _ in found.images} == set(images)
+    assert {path.name for path in found.left_out["masks"]} == set(expected.values())
+
+
+@pytest.mark.parametrize(("folder", "drawn"), [("drawn", {17}), ("masks", set())])
+def test_a_folder_of_blank_masks_is_told_by_its_name_or_by_one_that_is_not(
+    folder: str, drawn: set[int], tmp_path: Path
+) -> None:
+    for number in range(20):
+        image(tmp_path / f"photos/{number}.png", SIZE, seed=number)
+        mask(tmp_path / f"{folder}/{number}.png", (0, 1) if number in drawn else (0,), SIZE)
+    assert len(detect(tmp_path).masks) == 20
 
 
 def test_masks_beside_their_images_belong_to_the_part_of_their_folder(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from halfmask.data.folder.folder_names import PART_NAMES, looks_like_mask
+from halfmask.data.folder.folder_names import PART_NAMES, largest, looks_like_mask, values_like_mask
 from halfmask.data.folder.images.decode import JPEG_SUFFIXES
 from halfmask.data.folder.masks.ids import told_ids
 from halfmask.data.folder.pairing import key_of
@@ -20,6 +20,11 @@ from halfmask.errors import DataError, bullet_list
 from halfmask.written import LIST
 
 _DECODED, _AT_MOST = 4, 400  # files looked at: of those alike in name, and in all
+_TELLING = 2  # files of more than one value that make an ending one of masks, if its word does not say so
+_OF_MASKS = re.compile(
+    r"(gtFine)?(label(Train)?Ids|masks?|labels?|gt|(ground)?truth|seg(m|mentation)?|annotations?|targets?)",
+    re.IGNORECASE,
+)
 _SEPARATORS = re.compile(r"[_\-. ()]+")
 _OF_IMAGES = frozenset({"rgb", "img", "image", "photo", "sat", "color", "raw", "input", "frame", "leftimg8bit"})
 
@@ -84,22 +89,48 @@ def _mask_files(
     """Return the files that are masks, with what is left of their names; a sample stands for all of one ending."""
     looked, chooser = 0, random.Random(0)
     masks: dict[str, str] = {}
+    places: dict[str, set[str]] = defaultdict(set)
+    for ways in reduced.values():
+        for rest, (place, _, _) in ways:
+            places[place].add(rest)
     order = sorted(slots, key=lambda slot: (slot[0] == "suffix", -len(slots[slot]), slot))
     for slot in order:
+        named = _OF_MASKS.fullmatch(slot[1]) is not None
+        if not named and len(slots[slot]) < _TELLING:
+            continue
         rests = {file: next(rest for rest, other in reduced[file] if other == slot) for file in slots[slot]}
         alone = [
             file
             for file, rest in rests.items()
-            if file not in masks and file not in taken and by_rest[rest] - {file} - masks.keys()
+            if file not in masks
+            and file not in taken
+            and any(other != file and other not in masks for other in by_rest[rest])
         ]
         some = chooser.sample(alone, min(_DECODED, len(alone)))
         looked += len(some)
-        if not some or looked > _AT_MOST or not all(looks_like_mask(root / file) for file in some):
+        if not some or looked > _AT_MOST:
             continue
-        others = [sorted(by_rest[rests[file]] - {file} - masks.keys()) for file in some]
-        if all(any(not looks_like_mask(root / other) for other in beside) for beside in others):
+        values = {file: values_like_mask(root / file) for file in some}
+        if not named and all(values.values()) and _telling(values) < _TELLING:
+            more = largest(root / file for file in alone if file not in values)
+            values |= {path.relative_to(root).as_posix(): values_like_mask(path) for path in more}
+            looked += len(more)
+        if not all(values.values()) or (not named and _telling(values) < _TELLING):
+            continue
+        # Beside a blank mask even a black photograph is one.
+        compared = [file for file, count in values.items() if count > 1] or list(values)
+        others = {file: sorted(by_rest[rests[file]] - {file} - masks.keys()) for file in compared}
+        if not all(any(not looks_like_mask(root / other) for other in beside) for beside in others.values()):
+            continue
+        few = 2 * len({rests[file] for file in alone}) < len(places[slot[0]])
+        # Few masks of many images are as usual as photographs that miss an ending: one image for each must fit.
+        if named or not few or all(len(_named_so(others[file], rests[file], reduced)) == 1 for file in compared):
             masks |= {file: rests[file] for file in alone if told_ids(root / file) is None}
     return masks
+
+
+def _telling(values: Mapping[str, int]) -> int:
+    return sum(count > 1 for count in values.values())
 
 
 def _named_so(files: Sequence[str], rest: str, reduced: Mapping[str, list[_Reduced]]) -> list[str]:

@@ -1,5 +1,8 @@
 """Which folder holds the images and which the masks: by their names, or by what lies in them."""
 
+import heapq
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "gt")
 MOST_VALUES = 32  # of a mask; a photograph has more
 _OPENED, _DECODED = 12, 4  # files of a folder that are looked at
+_LARGEST = 20  # looked at besides, where these are blank
 _GRAY = frozenset({"1", "L", "P", "I;16", "I;16B", "I"})
 _COLORS = frozenset({"RGB", "RGBA", "LA"})
 
@@ -77,27 +81,55 @@ def looks_like_mask(path: Path, *, colors: bool = True) -> bool:
         path: of the file.
         colors: RGB counts, too.
     """
+    return values_like_mask(path, colors=colors) > 0
+
+
+def values_like_mask(path: Path, *, colors: bool = True) -> int:
+    """Count the values or colors of a file that looks like a mask (`looks_like_mask`); 0 for any other.
+
+    One value is weak evidence: a blank mask holds it, and so does a tile without data or a frame that is faded out.
+
+    Args:
+        path: of the file.
+        colors: RGB counts, too.
+    """
     try:
         if path.suffix.lower() == ".npy":
             values = np.load(path, allow_pickle=False, mmap_mode="r")
-            return values.ndim == 2 and values.dtype.kind in "iub" and len(np.unique(values)) <= MOST_VALUES
+            return _handful(len(np.unique(values))) if values.ndim == 2 and values.dtype.kind in "iub" else 0
         with Image.open(path) as image:
             if not _may_be_mask(image, colors):
-                return False
+                return 0
             if image.mode in {"1", "L", "P", "LA", "RGB", "RGBA"}:
-                return image.getcolors(MOST_VALUES) is not None
-            return len(np.unique(np.asarray(image))) <= MOST_VALUES
+                return len(image.getcolors(MOST_VALUES) or ())
+            return _handful(len(np.unique(np.asarray(image))))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
-        return False
+        return 0
+
+
+def _handful(values: int) -> int:
+    return values if values <= MOST_VALUES else 0
 
 
 def _holds_masks(folder: Path, *, colors: bool = False) -> bool:
-    files = sorted(file for file in folder.rglob("*") if is_image(file) and file.suffix.lower() != ".npy")
+    files = sorted(
+        file for file in folder.rglob("*") if is_image(file) and file.suffix.lower() != ".npy" and file.is_file()
+    )
     some = files[:: max(1, len(files) // _OPENED)]
-    return bool(some) and all(
+    alike = bool(some) and all(
         looks_like_mask(path, colors=colors) if number < _DECODED else _has_header_of_mask(path, colors)
         for number, path in enumerate(some)
     )
+    if not alike or folder.name.lower() in MASK_FOLDERS:
+        return alike
+    # Blank files alone may be black photographs.
+    looked = chain(some[:_DECODED], largest(files))
+    return any(values_like_mask(path, colors=colors) > 1 for path in looked)
+
+
+def largest(files: Iterable[Path]) -> list[Path]:
+    """Choose some files that are hardly blank, for these are the smallest: masks with much in them, or photographs."""
+    return heapq.nlargest(_LARGEST, sorted(files), key=lambda path: path.stat().st_size)
 
 
 def _has_header_of_mask(path: Path, colors: bool) -> bool:
