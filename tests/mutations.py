@@ -204,7 +204,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("abs(2 * progress.fraction - 1)", "abs(progress.fraction - 1)"),
             ("weight * (1 + rise))", "weight * rise)"),
-            ("if score > float(self.best)", "if score >= float(self.best)"),
+            ("or score > float(self.best)", "or score >= float(self.best)"),
         ),
     ),
     (

@@ -71,7 +71,11 @@ class Row:
 
     def cost(self, key: str) -> float | None:
         """Return the mean of a figure of the records."""
-        found = [run.record[key] for run in self.runs if run.record.get("state") == "done" and run.record.get(key)]
+        found = [
+            run.record[key]
+            for run in self.runs
+            if run.record.get("state") == "done" and run.record.get(key) is not None
+        ]
         return float(mean(found)) if found else None
 
     def to_dict(self, out: Path) -> dict[str, Any]:
