@@ -102,3 +102,5 @@ def compare(
         json.dumps(board.to_dict(), indent=2) if output.as_json else board.markdown(),
         end="\n" if output.as_json else "",
     )
+    if not board.complete:
+        raise typer.Exit(1)

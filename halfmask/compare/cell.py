@@ -5,7 +5,7 @@ and `seed-0.txt` (what the process printed). A process ends itself, with a check
 gone.
 """
 
-import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,8 +14,8 @@ import statistics
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,24 @@ import numpy as np
 import torch
 
 from halfmask.atomic import atomic_path, write_json
+from halfmask.data.splits.split import open_dataset, resolve_split
 from halfmask.errors import Interrupted
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import DatasetItems, count_each
 from halfmask.infer.runs import memory_cure, open_part, open_run
-from halfmask.recipe.read import load
+from halfmask.recipe.read import DataRecipe, load
 from halfmask.report.records import members
 from halfmask.run.cost import watch_peak
+from halfmask.run.folder import describe_split
 from halfmask.run.train import train
 
-# How a run is computed, not what it computes.
+if sys.platform != "win32":
+    import fcntl
+
+Lists = Mapping[str, Mapping[str, Any]]  # count and sha256 of each
+
+# How a run is computed, not what it computes; of the folder of the data, its lists tell (`other_images`).
 _FREE = ("data.root", "data.workers", "data.cache", "run.accelerator", "run.devices", "run.nodes", "run.logger")
 
 
@@ -46,12 +53,14 @@ class Order:
         recipe: as plain data.
         part: images to score.
         overwrite: begin anew.
+        lists: of the images (`lists_of`).
     """
 
     folder: Path
     recipe: dict[str, Any]
     part: str
     overwrite: bool = False
+    lists: Lists = field(default_factory=dict)
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -75,6 +84,44 @@ def other_settings(record: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
     return [key for key in now if key in before and before[key] != now[key] and not key.startswith(_FREE)]
 
 
+def lists_of(data: DataRecipe, part: str) -> Lists:
+    """Describe the images that a run learns from and is scored on, and the classes, by a count and a hash of each list.
+
+    Raises:
+        DataError, RecipeError: lists that cannot be used, or a part without masks.
+    """
+    dataset, scored = open_part(data, None, part, None)
+    split = describe_split(resolve_split(data, open_dataset(data)))
+    lists = {name: {"count": entry["count"], "sha256": entry["sha256"]} for name, entry in split.items()}
+    return {**lists, "scored": _hashed(scored), "classes": _hashed(dataset.task.classes)}
+
+
+def other_images(record: Mapping[str, Any], order: Order) -> list[str]:
+    """List in what the images of a recorded run differ from those that are asked for: its part, lists, or their folder.
+
+    Of a record without lists, which earlier versions wrote, split.json and the number of scored images are compared.
+    """
+    if not record:
+        return []
+    part = Path(record.get("part", order.part)).name  # of a list file: it may have moved
+    found = ["part"] if part != Path(order.part).name else []
+    before = record.get("lists") or _old_lists(record, order.folder)
+    same: Any = [(name, key) for name in order.lists for key in order.lists[name] if key in before.get(name, {})]
+    other = dict.fromkeys(name for name, key in same if before[name][key] != order.lists[name][key])
+    found += [name if name == "classes" else f"{name} images" for name in other]
+    root = record.get("recipe", {}).get("data", {}).get("root")
+    if not any(key == "sha256" for _, key in same) and root != order.recipe["data"]["root"]:
+        found.append("data.root")  # nothing shows that it holds the same images
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Remove record, counts and checkpoints of a run that begins anew, so that nothing takes the old one for it."""
+    checkpoints = folder.rglob("last.ckpt")
+    for path in (folder.with_suffix(".json"), folder.with_suffix(".npz"), *checkpoints):
+        path.unlink(missing_ok=True)
+
+
 def run_cell(order: Order, slot: dict[str, str]) -> None:
     """Train or resume a run, score it, and write its record; the body of a process.
 
@@ -84,7 +131,8 @@ def run_cell(order: Order, slot: dict[str, str]) -> None:
     """
     order.folder.parent.mkdir(parents=True, exist_ok=True)
     with order.folder.with_suffix(".txt").open("a") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)  # another process may still be saving this run
+        if sys.platform != "win32":  # there a process is ended without saving
+            fcntl.flock(log, fcntl.LOCK_EX)  # another process may still be saving this run
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         _end_with_parent()
@@ -138,7 +186,8 @@ def _train_and_score(order: Order) -> None:
 
 def write_record(order: Order, **values: Any) -> None:
     """Write what is known of a run."""
-    write_json(order.folder.with_suffix(".json"), {"recipe": order.recipe, **values})
+    asked = {"recipe": order.recipe, "part": order.part, "lists": order.lists}
+    write_json(order.folder.with_suffix(".json"), {**asked, **values})
 
 
 def _end_with_parent() -> None:
@@ -151,6 +200,19 @@ def _end_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _hashed(names: Iterable[str]) -> dict[str, Any]:
+    listed = list(names)
+    return {"count": len(listed), "sha256": hashlib.sha256("\n".join(listed).encode()).hexdigest()}
+
+
+def _old_lists(record: Mapping[str, Any], folder: Path) -> Lists:
+    try:
+        lists = dict(json.loads((folder / "split.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        lists = {}
+    return {**lists, "scored": {"count": record["images"]}} if "images" in record else lists
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,15 +11,25 @@ from typing import Any
 import torch
 
 from halfmask.atomic import require_writable
-from halfmask.compare.cell import Order, other_settings, record_of, run_cell, write_record
+from halfmask.compare.cell import (
+    Lists,
+    Order,
+    forget,
+    lists_of,
+    other_images,
+    other_settings,
+    record_of,
+    run_cell,
+    write_record,
+)
 from halfmask.compare.forms import Cell, Settings
 from halfmask.compare.table import Board, write_board
 from halfmask.errors import Interrupted, RecipeError
-from halfmask.infer.runs import open_part
 from halfmask.recipe.read import Recipe
 from halfmask.run.loop.progress import ProgressLine
 
 _MOST_NAMED = 4
+_INTERRUPTED = (130, 143)  # exit codes of `Interrupted`
 
 
 def compare(
@@ -39,28 +49,25 @@ def compare(
 
     Raises:
         RecipeError, DataError: before any training: a recipe that does not fit, a part without masks, or runs of other
-            settings in the folder.
+            settings or images in the folder.
         Interrupted: Ctrl-C; the runs in progress are saved.
     """
     out = Path(out)
     require_writable(out)
     recipes = {cell: settings.recipe(cell) for cell in settings.cells()}
     first = next(iter(recipes.values()))
-    open_part(first.data, None, settings.part, None)
-    if not overwrite:
-        _check_same(recipes, out)
+    orders = _orders(recipes, out, settings.part, overwrite)
+    for order in orders.values():
+        if overwrite:
+            forget(order.folder)
     left = [cell for cell in recipes if overwrite or record_of(cell.folder(out)).get("state") != "done"]
     done = len(recipes) - len(left)
     line = ProgressLine(quiet)
     line.say(f"compare  {len(recipes)} runs of {first.run.steps} steps in {out}, {done} of them done")
     board = write_board(settings, out)
     slots = _slots(jobs, first)
-    orders = [
-        Order(cell.folder(out), recipes[cell].model_dump(mode="json"), settings.part, overwrite=overwrite)
-        for cell in left
-    ]
     try:
-        for number, index in enumerate(_finished(orders, slots), done + 1):
+        for number, index in enumerate(_finished([orders[cell] for cell in left], slots), done + 1):
             board = write_board(settings, out)
             line.say(f"[{number}/{len(recipes)}] {board.describe(left[index])}")
     except KeyboardInterrupt:
@@ -91,22 +98,30 @@ def _finished(orders: Sequence[Order], slots: Sequence[Mapping[str, str]]) -> It
                 process, index, slot = running.pop(int(sentinel))  # type: ignore[arg-type]
                 process.join()
                 free.append(slot)
-                _note_death(orders[index], process.exitcode or 0)
+                note_death(orders[index], process.exitcode or 0)
                 yield index
     finally:
         for process, _, _ in running.values():  # Ctrl-C reached them too: each saves its run
             process.join()
 
 
-def _note_death(order: Order, code: int) -> None:
-    """Record what a process could not record itself."""
+def note_death(order: Order, code: int) -> None:
+    """Record what a process could not record itself.
+
+    Args:
+        order: what it was told.
+        code: exit code of the process; below zero, the signal that killed it.
+    """
     if record_of(order.folder).get("state") in ("done", "failed"):
         return
     if code < 0:
         memory = ": probably the machine ran out of memory" if code == -9 else ""
         write_record(order, state="failed", problem=f"the process was killed by signal {-code}{memory}")
-    else:
+    elif code in _INTERRUPTED:
         write_record(order, state="interrupted", problem="interrupted")
+    else:
+        told = order.folder.with_suffix(".txt").name
+        write_record(order, state="failed", problem=f"the process ended with exit code {code}; {told} may say why")
 
 
 def _slots(jobs: int | None, recipe: Recipe) -> list[dict[str, str]]:
@@ -119,14 +134,33 @@ def _slots(jobs: int | None, recipe: Recipe) -> list[dict[str, str]]:
     return [{"threads": str(max(torch.get_num_threads() // count, 1))} for _ in range(count)]
 
 
-def _check_same(recipes: Mapping[Cell, Recipe], out: Path) -> None:
+def _orders(recipes: Mapping[Cell, Recipe], out: Path, part: str, overwrite: bool) -> dict[Cell, Order]:
+    """Return what each process will be told; runs of the same data section have the same lists."""
+    lists: dict[str, Lists] = {}
+    orders = {}
     for cell, recipe in recipes.items():
-        folder = cell.folder(out)
-        differing = other_settings(record_of(folder), recipe.model_dump(mode="json"))
-        if differing:
-            keys = ", ".join(differing[:_MOST_NAMED]) + (" ..." if len(differing) > _MOST_NAMED else "")
-            raise RecipeError(
-                f"{folder} was trained with other settings ({keys}). Choose another --out, train all anew with "
-                f"--overwrite, or remove that run ({folder} and the files of its name beside it).",
-                "H408",
-            )
+        data = recipe.data.model_dump_json()
+        if data not in lists:
+            lists[data] = lists_of(recipe.data, part)
+        order = Order(cell.folder(out), recipe.model_dump(mode="json"), part, overwrite, lists[data])
+        if not overwrite:
+            check_same(order)
+        orders[cell] = order
+    return orders
+
+
+def check_same(order: Order) -> None:
+    """Refuse a folder whose run had other settings, or learned from or was scored on other images.
+
+    Raises:
+        RecipeError: says in what they differ.
+    """
+    folder, record = order.folder, record_of(order.folder)
+    differing = [*other_settings(record, order.recipe), *other_images(record, order)]
+    if differing:
+        keys = ", ".join(differing[:_MOST_NAMED]) + (" ..." if len(differing) > _MOST_NAMED else "")
+        raise RecipeError(
+            f"{folder} was trained with other settings ({keys}). Choose another --out, train all anew with "
+            f"--overwrite, or remove that run ({folder} and the files of its name beside it).",
+            "H408",
+        )

@@ -119,6 +119,11 @@ class Board:
         """What is compared: `miou`, `changed_iou` or `acc`."""
         return str(self._any("metric", "miou"))
 
+    @property
+    def complete(self) -> bool:
+        """Whether every run has a score."""
+        return not any(run.problem for row in self.rows for run in row.runs)
+
     def describe(self, cell: Cell) -> str:
         """Say how one run went."""
         run = next(run for row in self.rows for run in row.runs if run.cell == cell)

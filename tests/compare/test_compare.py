@@ -2,7 +2,10 @@
 
 import csv
 import json
+import runpy
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from halfmask.cli.app import app
-from halfmask.compare.cell import other_settings, record_of
+from halfmask.compare import cell
+from halfmask.compare.cell import Order, forget, lists_of, other_settings, record_of, write_record
+from halfmask.compare.compare import check_same, note_death
 from halfmask.compare.forms import Cell, Form, Settings, default_methods
 from halfmask.compare.table import command, table_of
 from halfmask.errors import RecipeError
@@ -83,7 +88,7 @@ def test_a_method_of_ones_own_enters_the_table_by_one_command(folder):
         "0,1",
         "heavy:method.unlabeled_weight=10",
     )
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output  # heavy fails
 
     out = folder / "out"
     board = json.loads((out / "table.json").read_text())
@@ -129,6 +134,7 @@ def test_a_method_of_ones_own_enters_the_table_by_one_command(folder):
     record = record_of(out / "toy" / "seed-1")
     (out / "toy" / "seed-1.json").write_text(json.dumps({"state": "begun", "recipe": record["recipe"]}))  # as if killed
     again = compare(folder, "--methods", "supervised,toy=toy:Toy", "--seeds", "0,1")
+    assert again.exit_code == 0, again.output
     assert "5 of them done" in again.stderr
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     resumed = json.loads((out / "table.json").read_text())["rows"][1]
@@ -183,6 +189,81 @@ def test_only_what_changes_a_result_makes_other_settings():
     assert other_settings({"recipe": recipe}, moved) == ["optim.lr"]
     del recipe["optim"]["lr"]  # written by a version that had no such key
     assert other_settings({"recipe": recipe}, moved) == []
+
+
+def order_of(folder: Path, data: Path, part: str = "test") -> Order:
+    settings = Settings(methods=("supervised",), overrides=(f"data.root={data}", "data.labeled=2"))
+    recipe = settings.recipe(Cell(settings.forms()[0], 0))
+    return Order(folder, recipe.model_dump(mode="json"), part, lists=lists_of(recipe.data, part))
+
+
+def test_runs_of_other_images_or_another_part_are_refused_and_data_may_move(folder):
+    run = folder / "out" / "seed-0"
+    order = order_of(run, folder / "data")
+    write_record(order, state="done", images=6)
+    check_same(order)
+    moved = shutil.copytree(folder / "data", folder / "moved")
+    check_same(order_of(run, moved))
+    with pytest.raises(RecipeError, match=r"other settings \(part, scored images\)") as refused:
+        check_same(order_of(run, moved, "train"))
+    assert refused.value.code == "H408"
+    for kind in ("images", "masks"):
+        last = max((moved / kind / "test").iterdir())
+        last.rename(last.with_stem("renamed"))
+    with pytest.raises(RecipeError, match=r"\(scored images\)"):
+        check_same(order_of(run, moved))
+    classes = folder / "data" / "classes.txt"
+    before = classes.read_text()
+    classes.write_text("".join(f"other-{name}\n" for name in before.split()))
+    with pytest.raises(RecipeError, match=r"\(classes\)"):
+        check_same(order_of(run, folder / "data"))
+    classes.write_text(before)
+    added = max((folder / "data" / "images" / "train").iterdir())
+    shutil.copy(added, added.with_stem("added"))
+    with pytest.raises(RecipeError, match=r"\(unlabeled images\)"):
+        check_same(order_of(run, folder / "data"))
+
+
+def test_records_without_lists_are_compared_by_what_they_have(folder):
+    run = folder / "out" / "seed-0"
+    order = order_of(run, folder / "data")
+    old = {"recipe": order.recipe, "state": "done", "images": 6}
+    run.mkdir(parents=True)
+    run.with_suffix(".json").write_text(json.dumps(old))
+    check_same(order)
+    moved = shutil.copytree(folder / "data", folder / "moved")
+    with pytest.raises(RecipeError, match=r"\(data.root\)"):  # nothing says that it holds the same images
+        check_same(order_of(run, moved))
+    (run / "split.json").write_text(json.dumps({name: order.lists[name] for name in ("labeled", "unlabeled", "val")}))
+    check_same(order_of(run, moved))
+    run.with_suffix(".json").write_text(json.dumps({**old, "images": 5}))
+    with pytest.raises(RecipeError, match=r"\(scored images\)"):
+        check_same(order)
+
+
+def test_a_process_that_dies_before_its_first_word_has_failed(tmp_path):
+    order = Order(tmp_path / "seed-0", {}, "test", overwrite=True)
+    (order.folder / "checkpoints").mkdir(parents=True)
+    old = [order.folder.with_suffix(".npz"), order.folder / "checkpoints" / "last.ckpt"]
+    for path in old:
+        path.touch()
+    write_record(order, state="done")
+    forget(order.folder)  # else the record of the run before would be taken for this one's
+    assert record_of(order.folder) == {}
+    assert not any(path.exists() for path in old)
+    for code, state in ((1, "failed"), (0, "failed"), (-9, "failed"), (143, "interrupted")):
+        forget(order.folder)
+        note_death(order, code)
+        assert record_of(order.folder)["state"] == state, code
+    assert record_of(order.folder)["part"] == "test"
+
+
+def test_the_module_of_runs_loads_where_files_cannot_be_locked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(ImportError):
+        runpy.run_path(cell.__file__)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "fcntl" not in runpy.run_path(cell.__file__)
 
 
 def test_long_problems_are_cut_and_without_controls_there_is_no_column_for_them():
