@@ -89,10 +89,7 @@ def prepare_domains(recipe: Recipe, limit: int | None, *, look: bool, quiet: boo
     """Open every domain, build one method for all, and check that they fit; arguments and errors as of `prepare`."""
     cls = resolve("methods", recipe.method.name)
     if recipe.run.precise_bn:
-        raise RecipeError(
-            "run.precise_bn does not work over several domains, whose networks share layers, but no images. Leave it "
-            "out: run.precise_bn=0."
-        )
+        raise RecipeError("run.precise_bn does not work over several domains: leave it out (run.precise_bn=0).")
     if recipe.data.domains is None:
         raise RecipeError(
             f"method {recipe.method.name} learns from several datasets, but data.domains names none. Name them: "
