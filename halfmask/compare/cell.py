@@ -24,7 +24,7 @@ import torch
 
 from halfmask.atomic import atomic_path, write_json
 from halfmask.data.splits.split import open_dataset, resolve_split
-from halfmask.errors import Interrupted
+from halfmask.errors import DataError, Interrupted
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import DatasetItems, count_each
@@ -91,7 +91,14 @@ def lists_of(data: DataRecipe, part: str) -> Lists:
         DataError, RecipeError: lists that cannot be used, or a part without masks.
     """
     dataset, scored = open_part(data, None, part, None)
-    split = describe_split(resolve_split(data, open_dataset(data)))
+    resolved = resolve_split(data, open_dataset(data))
+    if trained := set(scored) & set(resolved.labeled):
+        raise DataError(
+            f"{len(trained)} of the {len(scored)} images of part {part!r} are trained on with their masks, and their "
+            "scores would say nothing. Score others: --part test, or a list file of other images.",
+            "H605",
+        )
+    split = describe_split(resolved)
     lists = {name: {"count": entry["count"], "sha256": entry["sha256"]} for name, entry in split.items()}
     return {**lists, "scored": _hashed(scored), "classes": _hashed(dataset.task.classes)}
 

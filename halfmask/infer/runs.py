@@ -200,12 +200,20 @@ def open_part(
     ids = [id for id in ids if dataset.mask_path(id) is not None]
     if not ids:
         raise DataError(
-            f"{dataset.root}: the part {part!r} has no image with a mask. Choose another: "
-            "--part val | test | train | all (every image with a mask), or name a list file.",
+            f"{dataset.root}: the part {part!r} has no image with a mask. {_others(dataset)}",
             "H210",
         )
     dataset.sealed -= frozenset(ids)
     return dataset, ids
+
+
+def _others(dataset: Dataset) -> str:
+    """Name the parts that can be evaluated instead."""
+    counts = {part: sum(dataset.mask_path(id) is not None for id in dataset.ids(part)) for part in _PARTS[:3]}
+    there = [f"--part {part} ({count})" for part, count in counts.items() if count]
+    if not there:
+        return "No part has one: give a folder with masks (--data DIR)."
+    return f"What there is: {', '.join(there)}, --part all ({sum(counts.values())}); or name a list file."
 
 
 def check_classes(bundle: Bundle, dataset: Dataset) -> None:

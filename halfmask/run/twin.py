@@ -21,7 +21,7 @@ from halfmask.run.prepared import Prepared
 Kind = Literal["control", "supervised"]
 FOLDERS: dict[Kind, str] = {"control": "control", "supervised": "twin"}  # in the folder of the run
 RESULT = "twin.json"
-_FEW_IMAGES = 10
+_FEW_IMAGES, _FEWEST_IMAGES = 10, 5
 _KEPT_PARAMS = ("loss", "ohem_threshold", "ohem_min_kept")
 
 
@@ -66,9 +66,12 @@ class TwinResult:
 
     @property
     def verdict(self) -> Literal["helps", "hurts", "unclear"]:
-        """What the interval says of the unlabeled images, or, beside plain supervised training, of the run."""
+        """What the interval says of the unlabeled images, or, beside plain supervised training, of the run.
+
+        Fewer than five images give no verdict: a bootstrap of two knows three outcomes.
+        """
         low, high = self.difference.low, self.difference.high
-        if low is None or high is None or low <= 0 <= high:
+        if low is None or high is None or low <= 0 <= high or self.images < _FEWEST_IMAGES:
             return "unclear"
         return "helps" if low > 0 else "hurts"
 
@@ -100,9 +103,9 @@ class TwinResult:
         elif self.verdict == "hurts":
             what = "The unlabeled images do harm" if control else "The run is worse than plain supervised training"
             text = f"{what} here: the model in {self.folder} is the better one."
-        elif self.difference.low is None:
+        elif self.difference.low is None or self.images < _FEWEST_IMAGES:
             what = "the unlabeled images help" if control else "the run is better than plain supervised training"
-            count = "One image" if self.images == 1 else "These images"
+            count = "One image" if self.images == 1 else f"{self.images} images"
             return f"{count} cannot show whether {what}: compare on more validation images."
         else:
             what = "The unlabeled images do not help" if control else "The run is not better than supervised training"

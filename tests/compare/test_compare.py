@@ -18,7 +18,7 @@ from halfmask.compare.cell import Order, forget, lists_of, other_settings, recor
 from halfmask.compare.compare import check_same, note_death
 from halfmask.compare.forms import Cell, Form, Settings, default_methods
 from halfmask.compare.table import command, table_of
-from halfmask.errors import RecipeError
+from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bootstrap import Draws, draws_of, mean_over_seeds, scored
 from tests.run.tiny import write_dataset
 
@@ -204,9 +204,13 @@ def test_runs_of_other_images_or_another_part_are_refused_and_data_may_move(fold
     check_same(order)
     moved = shutil.copytree(folder / "data", folder / "moved")
     check_same(order_of(run, moved))
+    few = folder / "few.txt"
+    few.write_text(f"{min((moved / 'images' / 'test').iterdir()).relative_to(moved)}\n")
     with pytest.raises(RecipeError, match=r"other settings \(part, scored images\)") as refused:
-        check_same(order_of(run, moved, "train"))
+        check_same(order_of(run, moved, str(few)))
     assert refused.value.code == "H408"
+    with pytest.raises(DataError, match="2 of the 6 images of part 'train' are trained on"):
+        order_of(run, moved, "train")
     for kind in ("images", "masks"):
         last = max((moved / kind / "test").iterdir())
         last.rename(last.with_stem("renamed"))
