@@ -13,8 +13,8 @@ THE RULE, for every method: which images share a pass, and which move the runnin
     so do ST and ST++, whose pseudo-masks are as good as labels from the first step on.
 Why: labeled images that share a pass with others are normalized by statistics of both. With few masks the network
 learns to tell the two kinds apart by them, and a test image, which looks like the others, is read wrongly; its
-pseudo-labels feed that back. FixMatch on facades with two masks, EfficientNet-Lite0 with DeepLabV3+: 21 % in one pass
-and 39 % apart, as without unlabeled images; statistics of clean images do not mend it (docs/results.md).
+pseudo-labels feed that back. FixMatch on facades with two masks, EfficientNet-Lite0 with DeepLabV3+, loses about half
+of its accuracy in one pass and nothing apart; statistics of clean images do not mend it (docs/results.md).
 
 Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, arXiv:2105.07576, section 3 (precise batch norm): run clean
 images through the network as it is and take mean and variance over all of them.
