@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +27,7 @@ from halfmask.compare.forms import Cell, Settings
 from halfmask.compare.table import Board, write_board
 from halfmask.errors import Interrupted, RecipeError
 from halfmask.recipe.read import Recipe
+from halfmask.report.draw import duration
 from halfmask.run.loop.progress import ProgressLine
 
 _MOST_NAMED = 4
@@ -67,16 +69,21 @@ def compare(
     board = write_board(settings, out)
     slots = _slots(jobs, first)
     try:
-        for number, index in enumerate(_finished([orders[cell] for cell in left], slots), done + 1):
+        began = time.monotonic()
+        for ended, index in enumerate(_finished([orders[cell] for cell in left], slots, line), 1):
             board = write_board(settings, out)
-            line.say(f"[{number}/{len(recipes)}] {board.describe(left[index])}")
+            rest = (
+                (time.monotonic() - began) / ended * (len(left) - ended)
+            )  # methods differ: a rough figure, from two on
+            about = f"; about {duration(rest)} left" if 1 < ended < len(left) else ""
+            line.say(f"[{done + ended}/{len(recipes)}] {board.describe(left[index])}{about}")
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; runs in progress are saved. The same command goes on: --out {out}") from None
     return board
 
 
-def _finished(orders: Sequence[Order], slots: Sequence[Mapping[str, str]]) -> Iterator[int]:
-    """Run orders, as many at a time as there are slots, and yield the number of each as it ends.
+def _finished(orders: Sequence[Order], slots: Sequence[Mapping[str, str]], line: ProgressLine) -> Iterator[int]:
+    """Run orders, as many at a time as there are slots; say when one starts, and yield the number of each as it ends.
 
     Each runs in a process of its own: what it leaves in memory, or dies of, is no matter of the next one.
     """
@@ -93,6 +100,7 @@ def _finished(orders: Sequence[Order], slots: Sequence[Mapping[str, str]]) -> It
                 index, slot = waiting.pop(0), free.pop(0)
                 process = context.Process(target=run_cell, args=(orders[index], dict(slot)))
                 process.start()
+                line.tell(f"start    {orders[index].folder.parent.name} {orders[index].folder.name}")
                 running[process.sentinel] = (process, index, slot)
             for sentinel in wait(list(running)):
                 process, index, slot = running.pop(int(sentinel))  # type: ignore[arg-type]

@@ -191,6 +191,10 @@ class Scores:
             console.print(f"{text}overall accuracy {_percent(self.accuracy)}", highlight=False)
             return
         console.print(f"pixel accuracy {_percent(self.accuracy)}   absent classes: {self.absent}", highlight=False)
+        rows = zip(self.classes, self.iou, self.support, strict=True)
+        if invented := [name for name, iou, support in rows if iou == 0 and support == 0 and self.absent == "skip"]:
+            told = f"predicted, though no mask has them: {', '.join(invented)}; each counts as 0 in the mean"
+            console.print(told, highlight=False, markup=False)
 
     def _print_labels(self, console: Console, title: str) -> None:
         table = Table("class", title=title or None)

@@ -139,6 +139,15 @@ def test_names_of_files_are_fractions_with_the_part_in_front() -> None:
     assert values["val/miou"] == 1.0
 
 
+def test_the_table_names_classes_that_were_predicted_and_occur_in_no_mask() -> None:
+    told = []
+    for prediction in ([0, 1, 1, 2], [0, 1, 1, 1]):
+        stream = io.StringIO()
+        scores_of(torch.tensor(prediction), torch.tensor([0, 0, 1, 1]), 3).print_table(Console(file=stream, width=100))
+        told.append("predicted, though no mask has them" in stream.getvalue())
+    assert told == [True, False]
+
+
 def test_the_table_shows_percent_and_na() -> None:
     stream = io.StringIO()
     scores_of(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), 3).print_table(Console(file=stream), title="val")
