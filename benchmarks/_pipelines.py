@@ -357,11 +357,23 @@ def _two_processes(setting: Setting) -> list[Measure]:
 
 
 _DINOV2 = ("model.encoder={name: dinov2, size: small}", "model.decoder={name: dpt}")
+_RESNET = (
+    "model.encoder={name: resnet, depth: 18, stem: plain, output_stride: 32}",
+    "model.decoder={name: deeplabv3plus, rates: [6, 12, 18], aspp: 64, low: 24, embedding: 64}",
+    "run.passes=apart",
+    "run.precise_bn=64",
+    "run.channels_last=false",
+)
+_MIT = (
+    "model.encoder={name: mit, size: b0, drop_path: 0.1}",
+    "model.decoder={name: segformer, embedding: 128, dropout: 0.1}",
+    "run.channels_last=false",
+)
 _PREDICTED = {  # size -> recipe, images of each stream, crop, network
-    "fixmatch/folder, crop 192, batch 8+8": ("fixmatch/folder", 8, 192, ()),
-    "supervised/folder, crop 192, batch 8+8": ("supervised/folder", 8, 192, ()),
+    "fixmatch/folder, crop 192, batch 8+8": ("fixmatch/folder", 8, 192, _RESNET),
+    "supervised/folder, crop 192, batch 8+8": ("supervised/folder", 8, 192, _RESNET),
     "unimatch_v2/folder, DINOv2-S, crop 126, batch 4+4": ("unimatch_v2/folder", 4, 126, _DINOV2),
-    "allspark/folder, MiT-B0, crop 129, batch 4+4": ("allspark/folder", 4, 129, ()),
+    "allspark/folder, MiT-B0, crop 129, batch 4+4": ("allspark/folder", 4, 129, _MIT),
 }
 
 PIPELINES = [

@@ -50,6 +50,8 @@ class AllSpark(Method):
 
     Args:
         keys: what labeled images attend to: the class `memory`, or the unlabeled images of the `batch`.
+        warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
+            something; they attend to unlabeled images all the same.
         warmup_epochs: passes over the unlabeled list before the memory is used.
         grouping: how channels find their class; `none` fills the classes in turn.
         mask_empty: leave slots that were never written out of the attention.
@@ -75,6 +77,7 @@ class AllSpark(Method):
         build: ModelBuilder,
         *,
         keys: Literal["memory", "batch"] = "memory",
+        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         warmup_epochs: Annotated[float, Field(ge=0)] = 5.0,
         grouping: Grouping = "logits_cosine",
         mask_empty: bool = False,
@@ -99,6 +102,7 @@ class AllSpark(Method):
         self.memory: ClassMemory | None = None
         if keys == "memory":
             self.memory = ClassMemory(task.n_classes, self.bottleneck.width, self.side**2, memory_sync)
+        self.warmup = warmup
         self.warmup_epochs, self.grouping, self.mask_empty = warmup_epochs, grouping, mask_empty
         self.eval_keys, self.threshold, self.loss_scale = eval_keys, threshold, loss_scale
         self.labeled_color, self.ignore_padding, self.unlabeled_weight = labeled_color, ignore_padding, unlabeled_weight
@@ -137,7 +141,8 @@ class AllSpark(Method):
         logs = pseudo_logs(label, confidence, keep, valid, self.task.n_classes)
         if self.memory is not None:
             logs["memory/filled"] = self.memory.filled.float().mean(1)  # (K,)
-        loss = self.loss_scale * (loss_l + self.unlabeled_weight * loss_u)
+        weight = 0.0 if progress.fraction < self.warmup else self.unlabeled_weight
+        loss = self.loss_scale * (loss_l + weight * loss_u)
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": loss_u, **logs})
 
     @property

@@ -81,6 +81,8 @@ class Builder:
         overrides: dict[str, Any] = {"in_channels": self.channels}
         if not self.pretrained:
             overrides["weights"] = None
+        if recipe.encoder.params.get("frozen_stages") and recipe.encoder.params["weights"] is None:
+            overrides["frozen_stages"] = 0  # random weights that never learn
         if recipe.encoder.params.get("img_size", 0) is None:  # all parameters are filled in: it has this one
             overrides["img_size"] = self.crop
         encoder = _construct("encoders", recipe.encoder, **overrides)

@@ -65,6 +65,7 @@ class MethodRow:
 _DECODER = {"name": "deeplabv3plus", "rates": [6, 12, 18], "aspp": 128, "low": 32, "embedding": 128}
 _SMALL_DECODER = {"name": "deeplabv3plus", "rates": [2, 4, 6], "aspp": 48, "low": 16, "embedding": 48}
 _ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "decay_norm_bias": False, "warmup_steps": 20}
+_APART = {"passes": "apart", "precise_bn": 64, "channels_last": False}  # with DeepLabV3+
 _FINE = {**_ADAMW, "lr": 1e-4, "decoder_lr_scale": 10.0}
 
 # Best first; the first whose weights can be had (or that needs none) is taken.
@@ -74,12 +75,12 @@ NETWORKS: tuple[NetworkRow, ...] = (
         {"name": "dinov2", "size": "small", "weights": "lvd142m"}, {"name": "dpt"},
         {"name": "adamw", "lr": 5e-6, "reference_batch": 16, "decoder_lr_scale": 40.0, "weight_decay": 0.01,
          "decay_norm_bias": True, "warmup_steps": 0, "schedule_lag": 1},
-        518, 14, 8, 8000,
+        518, 14, 8, 8000, _APART,
     ),
     NetworkRow(
         "ResNet-50 + DeepLabV3+", "gpu", "pretrained on ImageNet",
         {"name": "resnet", "depth": 50, "stem": "deep", "output_stride": 16, "weights": "imagenet"}, _DECODER, _FINE,
-        320, 32, 8, 8000,
+        320, 32, 8, 8000, _APART,
     ),
     NetworkRow(
         "EfficientNet-Lite0 + SegFormer", "gpu", "small, pretrained on ImageNet",
@@ -89,7 +90,7 @@ NETWORKS: tuple[NetworkRow, ...] = (
     NetworkRow(
         "ResNet-18 + DeepLabV3+", "gpu", "small enough to learn from random weights",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16}, _DECODER, _ADAMW,
-        320, 32, 8, 8000,
+        320, 32, 8, 8000, _APART,
     ),
     NetworkRow(
         "EfficientNet-Lite0 + SegFormer", "cpu", "no GPU: a small network, pretrained on ImageNet",
@@ -100,13 +101,13 @@ NETWORKS: tuple[NetworkRow, ...] = (
     NetworkRow(
         "ResNet-18 + DeepLabV3+", "cpu", "no GPU: a small network, pretrained on ImageNet",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 32, "weights": "imagenet"}, _SMALL_DECODER,
-        _FINE, 192, 32, 4, 1000,
+        _FINE, 192, 32, 4, 1000, _APART,
     ),
     NetworkRow(
         "ResNet-18 at a quarter of its width + DeepLabV3+", "cpu",
         "no GPU: a small network, small crops and few steps; a GPU run will be better",
         {"name": "resnet", "depth": 18, "stem": "plain", "output_stride": 16, "width": 16}, _SMALL_DECODER, _ADAMW,
-        160, 32, 4, 1000,
+        160, 32, 4, 1000, _APART,
     ),
 )  # fmt: skip
 

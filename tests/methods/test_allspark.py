@@ -109,6 +109,14 @@ def test_a_change_of_pixels_under_padding_teaches_only_where_wanted():
     assert ignoring.loss != published.loss
 
 
+def test_labels_alone_teach_during_the_warm_up():
+    batch = tiny_batch(TASK)
+    method = make(warmup=0.5)
+    for step, part in ((0, 0.0), (4, 1.0)):
+        output = method.step(batch, Progress(step, 8, 2))
+        torch.testing.assert_close(output.loss, 0.5 * (output.logs["loss_sup"] + part * output.logs["loss_unsup"]))
+
+
 def test_pairs_of_dates_work_too():
     task = tiny_task("change")
     output = make(task, warmup_epochs=0.0).step(tiny_batch(task), Progress(0, 8, 2))

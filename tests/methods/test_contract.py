@@ -26,6 +26,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pseudo_label": [{"warmup": 0.5}, {"ignore_padding": False, "labeled_color": False}],
     "allspark": [
         {"warmup_epochs": 0.0, "mask_empty": True, "grouping": "probs_dot", "ignore_padding": False},
+        {"warmup": 0.5},
         {"keys": "batch", "eval_keys": "per_image", "labeled_color": False, "loss": "ohem"},
     ],
     "mean_teacher": [{"ramp_up": 0.0}, {"warmup": 0.5}],

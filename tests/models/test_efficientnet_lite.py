@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from halfmask import create_model, import_checkpoint
 from halfmask.errors import CheckpointError
 from halfmask.models import weights as weights_module
+from halfmask.models.build import Builder
 from halfmask.models.encoders.efficientnet_lite import (
     REPEATS,
     EfficientNetLite,
@@ -25,6 +26,8 @@ from halfmask.models.encoders.resnet import ResNet
 from halfmask.models.encoders.timm import Timm
 from halfmask.models.key_rules import rename
 from halfmask.models.weights import found_in, packaged_file, published_for, read_state
+from halfmask.recipe.sections import ModelRecipe
+from halfmask.task import Task
 
 FIRST_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each stage
 ENDS = (1, 2, 4, 6)  # stages whose maps an encoder gives
@@ -220,3 +223,12 @@ def test_the_librarys_lines_on_unused_classifiers_are_silent(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="timm"):
         Timm(model="tf_efficientnet_lite0", weights=str(tmp_path / "w.safetensors"))
     assert "Unexpected keys" not in caplog.text
+
+
+def test_a_recipe_without_weights_freezes_no_stage():
+    """Stages of random numbers would never learn; those of weights that follow from a checkpoint stay frozen."""
+    task = Task("segmentation", ("a", "b"))
+    for weights, pretrained, frozen in ((None, True, False), ("imagenet", False, True)):
+        section = {"encoder": {"name": "efficientnet_lite", "frozen_stages": 3, "weights": weights}}
+        model = Builder(ModelRecipe.model_validate(section), task, crop=64, pretrained=pretrained)()
+        assert next(model.encoder.parameters()).requires_grad is not frozen

@@ -48,7 +48,8 @@ class EfficientNetLite(Encoder):
         size: `lite0` (3.0 M parameters), `lite1` (3.7 M) or `lite2` (4.4 M).
         output_stride: of the last stages; 16 or 8 dilate instead of striding, at 2 or 4 times the cost there.
         frozen_stages: the stem and so many of the seven stages are not trained, and their batch-norm statistics are
-            fixed; 0 trains everything. Three leave a quarter of the cost of a step away.
+            fixed; 0 trains everything. Three leave a quarter of the cost of a step away. A recipe with `weights: null`
+            freezes none.
         frozen: nothing of it is trained.
     """
 
