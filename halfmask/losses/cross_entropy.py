@@ -192,6 +192,24 @@ def squared_error(
     return _mean(difference.square().sum(1), valid)
 
 
+def soft_cross_entropy(
+    logits: Float[Tensor, "B K *S"] | CoarseLogits, target: Float[Tensor, "B K *S"], valid: Bool[Tensor, "B *S"]
+) -> Float[Tensor, ""]:
+    """Average over valid pixels the cross-entropy with a distribution: - sum_k q_k log p_k, q = softmax(target).
+
+    Args:
+        logits: of the student.
+        target: logits of the teacher; no gradient flows into them.
+        valid: pixels that count.
+
+    >>> valid = torch.ones(1, 2, dtype=torch.bool)
+    >>> round(soft_cross_entropy(torch.zeros(1, 4, 2), torch.randn(1, 4, 2), valid).item(), 4)
+    1.3863
+    """
+    q, log_p = _full_precision(target.detach()).softmax(1), _full_precision(full(logits)).log_softmax(1)
+    return _mean(-(q * log_p).sum(1), valid)
+
+
 def dice_loss(
     probability: Float[Tensor, "B K *S"], target: Int[Tensor, "B *S"], keep: Bool[Tensor, "B *S"] | None = None
 ) -> Float[Tensor, ""]:

@@ -9,6 +9,14 @@ and UniMatch V2, TPAMI 2025, arXiv:2410.10777 (`teacher: ema`).
     L    = (CE(f(x_l), y) + lambda * L_u) / (1 + lambda)
     f'   = d * f' + (1 - d) * f,  d = min(1 - 1 / (step + 1), ema_decay)      after the optimizer step
 
+With `targets: soft` every valid pixel teaches, by the whole distribution:
+
+    L_u  = sum over valid pixels of CE(f(strong(x_u)), p_w) / number of valid pixels
+
+This is mean teacher's target (arXiv:1703.01780) in FixMatch's views. Hard labels sharpen what the teacher believes, and
+classes with few pixels are the first to vanish; with some masks and some hundred steps that harm was larger than what
+they taught, and soft targets were better (docs/results.md).
+
 With `distribution_alignment` p_w is aligned before it is thresholded, for classification
 (`halfmask.teaching.alignment`; an addition of later work).
 
@@ -39,8 +47,9 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, soft_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
+from halfmask.models.coarse_logits import full
 from halfmask.models.model import Model, eval_mode
 from halfmask.models.statistics import labeled_and_pseudo, pseudo_pass
 from halfmask.task import Task
@@ -56,6 +65,7 @@ class FixMatch(Method):
     """Weak-to-strong consistency with a confidence threshold.
 
     Args:
+        targets: `hard`: labels of confident pixels; `soft`: the whole distribution, at every pixel, without threshold.
         threshold: tau, the confidence a pseudo-label needs to be used; lower it where the coverage stays small.
         unlabeled_weight: lambda.
         teacher: who labels the weak images: an `ema` of the student, or the `student` itself.
@@ -82,6 +92,7 @@ class FixMatch(Method):
         task: Task,
         build: ModelBuilder,
         *,
+        targets: Literal["hard", "soft"] = "hard",
         threshold: Annotated[float, Field(ge=0, le=1)] = 0.95,
         unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         teacher: Literal["ema", "student"] = "ema",
@@ -105,6 +116,7 @@ class FixMatch(Method):
         self.labeled_loss = supervised_loss(
             loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
         )
+        self.soft = targets == "soft"
         self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
         self.cutmix, self.cutmix_partner, self.label_mode = cutmix, cutmix_partner, label_mode
         self.draws = 1 if cutmix_partner == "flip" else 2
@@ -131,9 +143,10 @@ class FixMatch(Method):
         label, confidence = pseudo_label(logits_w)  # (B, H, W) each
         logs = pseudo_logs(label, confidence, confidence >= self.threshold, valid, self.task.n_classes)
 
-        # Strong view: one box per image; image, label, confidence and validity must travel together.
+        # Strong view: one box per image; image, validity and targets must travel together.
+        targets = (full(logits_w).detach(),) if self.soft else (label, confidence)
         box = self.boxes(valid.shape, device=x_u.device)
-        x_s, label, confidence, valid = paste(box, self.strong(x_u), label, confidence, valid, partner=partner)
+        x_s, valid, *mixed = paste(box, self.strong(x_u), valid, *targets, partner=partner)
         if self.teacher is not None:
             logits_l, logits_s = labeled_and_pseudo(self.student, x_l, x_s)
         elif self.label_mode == "train":
@@ -145,9 +158,13 @@ class FixMatch(Method):
                 logits_s = self.student(x_s)
 
         loss_l = self.labeled_loss(logits_l, y_l, weight=batch.class_weights)
-        keep = valid & (confidence >= self.threshold)
-        # Divided by all valid pixels, not by kept ones: an unsure batch should teach less.
-        loss_u = masked_cross_entropy(logits_s, label, keep, denominator=valid)
+        if self.soft:
+            loss_u, label = soft_cross_entropy(logits_s, mixed[0], valid), mixed[0].argmax(1)
+        else:
+            label, confidence = mixed
+            keep = valid & (confidence >= self.threshold)
+            # Divided by all valid pixels, not by kept ones: an unsure batch should teach less.
+            loss_u = masked_cross_entropy(logits_s, label, keep, denominator=valid)
 
         loss = (loss_l + self.unlabeled_weight * loss_u) / (1 + self.unlabeled_weight)
         logs["pseudo/agreement"] = agreement(logits_s, label, valid)
@@ -164,7 +181,7 @@ class FixMatch(Method):
         return own if self.teacher is None else {"teacher": self.teacher.model, **own}
 
     def _partner(self, batch: Batch) -> tuple[Tensor, ...] | None:
-        """Return the image, label, confidence and validity to paste from; `None` = the flipped batch."""
+        """Return the image, validity and targets to paste from; `None` = the flipped batch."""
         if self.cutmix_partner == "flip":
             if self.cutmix > 0 and len(batch.draw(0).image) == 1:
                 warnings.warn("CutMix with the flipped batch does nothing at one image per process.", stacklevel=3)
@@ -172,5 +189,6 @@ class FixMatch(Method):
         other = batch.draw(1)
         labeler = self.student if self.teacher is None else self.teacher
         with torch.no_grad(), eval_mode(labeler):
-            label, confidence = pseudo_label(labeler(other.image))
-        return self.strong(other.image), label, confidence, other.valid
+            logits = labeler(other.image)
+            targets = (full(logits),) if self.soft else pseudo_label(logits)
+        return self.strong(other.image), other.valid, *targets

@@ -115,6 +115,30 @@ def test_fixmatch_pastes_label_confidence_and_validity_with_the_pixels():
     assert_close(loss_u, plain.masked_cross_entropy(method.student(x), label, keep, valid))
 
 
+@pytest.mark.parametrize("partner", ["flip", "shuffle"])
+@pytest.mark.parametrize("teacher", ["ema", "student"])
+def test_fixmatch_with_soft_targets_learns_the_distribution_of_every_valid_pixel(teacher, partner):
+    method = make(FixMatch, norm=False, targets="soft", threshold=1.0, teacher=teacher, cutmix_partner=partner)
+    batch = tiny_batch(TASK, draws=2)
+    box = torch.zeros(2, 32, 32, dtype=torch.bool)
+    box[0, 4:20, 8:30] = True
+    method.boxes = lambda shape, device: box
+    loss, logs = method.step(batch, START)
+
+    own, other = batch.draw(0), batch.draw(1)
+    second = (own.image.flip(0), own.valid.flip(0)) if partner == "flip" else (other.image, other.valid)
+    x, valid = torch.where(box[:, None], second[0], own.image), torch.where(box, second[1], own.valid)
+    q = torch.where(box[:, None], method.student(second[0]), method.student(own.image)).detach().softmax(1)
+    pixel = torch.nn.functional.cross_entropy(method.student(x), q, reduction="none")
+    loss_u = pixel[valid].mean()
+    assert_close(logs["loss_unsup"], loss_u)
+    assert_close(loss, (logs["loss_sup"] + loss_u) / 2)
+    loss.backward()
+    assert all(
+        p.grad is None for net in method.predictors().values() if net is not method.student for p in net.parameters()
+    )
+
+
 def test_fixmatch_with_another_draw_pastes_from_it():
     method = make(FixMatch, norm=False, threshold=0.0, cutmix_partner="shuffle")
     batch = tiny_batch(TASK, draws=2)
