@@ -268,7 +268,7 @@ class Method(nn.Module):
 
     @classmethod
     def plan(cls, recipe: "Recipe") -> list[Stage]:
-        """Stages of the run; more than one only for multi-stage methods."""
+        """Return the stages of the run; more than one only for multi-stage methods."""
         return [Stage("train")]
 
 

@@ -46,7 +46,7 @@ class Bars:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bars, which leaves the terminal as it was."""
         self.stop()
 
     def show(self, what: str, done: int, total: int | None, note: str | None = None) -> None:
@@ -83,7 +83,7 @@ class Bars:
             self._bars.remove_task(self._tasks.pop(what))
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bars, which leaves the terminal as it was."""
         self._bars.stop()
 
 

@@ -42,6 +42,37 @@ MAX_SCHEMA_KEYS = 15  # of constructors whose keyword-only arguments are the key
 SCHEMAS = ("Method", "Encoder", "Decoder", "Dataset")
 MAX_DEPTH = 2  # classes of ours above a class
 
+# What the docstring of a function may open with: plain verbs, so that its first line can be paraphrased at once.
+VERBS = frozenset(
+    """Add Advance Answer Append Apply Ask Assign Attend Average Begin Blend Blur Break Bring Build Call Change
+    Check Choose Close Collect Combine Compare Compute Concatenate Connect Continue Convert Convolve Copy Count
+    Create Crop Cut Decide Decode Delete Describe Divide Draw Drop Encode End Enqueue Estimate Evaluate Exclude
+    Explain Export Fill Find Follow Fuse Group Hash Ignore Interpolate Intersect Invert Join Keep Label Lay Leave
+    Link List Load Log Look Make Map Mark Measure Merge Mix Move Multiply Normalize Number Open Order Outline
+    Overwrite Paint Pair Parse Pass Paste Perturb Place Pool Predict Prepare Print Project Put Raise Rank Read
+    Record Refuse Release Remember Remove Rename Render Reorder Replace Report Resample Resize Resolve Restore
+    Return Round Run Save Say Scale Score See Serve Set Share Show Shrink Silence Sort Split Spread Start Stop
+    Stretch Sum Switch Take Teach Tell Trace Train Transform Treat Try Turn Undo Update Upsample Wait Walk Warn
+    Watch Weigh Weight Wrap Write Yield""".split()
+)
+# Properties say what the value is instead; these words say nothing yet.
+EMPTY_OPENINGS = {
+    "All",
+    "Changes",
+    "How",
+    "It",
+    "Its",
+    "No",
+    "Of",
+    "That",
+    "The",
+    "This",
+    "Those",
+    "What",
+    "Where",
+    "Why",
+}
+
 
 def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
@@ -282,6 +313,20 @@ def test_functions_fit_on_a_screen():
         return node.end_lineno - code[0].lineno + 1 if code else 0
 
     assert {name: lines_of_code(node) for name, node in functions() if lines_of_code(node) > MAX_FUNCTION_LINES} == {}
+
+
+def test_docstrings_open_with_a_plain_verb():
+    wrong = {}
+    for name, node in functions():
+        word = (ast.get_docstring(node) or "Return").split()[0].rstrip(".,:;")
+        kinds = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+        if {"property", "cached_property"} & kinds:
+            plain = word not in EMPTY_OPENINGS
+        else:
+            plain = word in VERBS or name.endswith(" _halfmask")  # the command line's own help names the program
+        if not plain:
+            wrong[name] = word
+    assert wrong == {}
 
 
 def test_constructors_take_few_parameters():

@@ -23,7 +23,7 @@ from halfmask.data.convert.convert import mask_image
 from halfmask.data.folder.images.decode import IMAGE_SUFFIXES
 from halfmask.data.folder.images.ground import is_georeferenced
 from halfmask.data.folder.images.rasters import Picture, image_size, read_picture
-from halfmask.data.folder.masks.ids import IdTable, told_in_png
+from halfmask.data.folder.masks.ids import IdTable, id_meanings_in_png
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import pick_device
@@ -139,7 +139,7 @@ class Looker:
             known = mask[mask < self.task.n_classes]
             shares = np.bincount(known.ravel(), minlength=self.task.n_classes) / max(known.size, 1)
             table = IdTable.of_meta(self._bundle.meta, self.task)
-            png = _png(mask_image(mask, palette_of(self.task), table), told_in_png(table, self.task))
+            png = _png(mask_image(mask, palette_of(self.task), table), id_meanings_in_png(table, self.task))
             size = (mask.shape[0], mask.shape[1])
             return Look(name, size, tuple(shares.tolist()), shown, time.perf_counter() - start, png, table)
 

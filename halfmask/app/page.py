@@ -58,7 +58,7 @@ def make_page(looker: Looker, name: str, max_mb: float) -> "gradio.Blocks":
 
 
 def _connect(looker: Looker, part: dict[str, Any], sources: tuple[Any, ...]) -> None:
-    """Let the parts of the page act on each other."""
+    """Connect the parts of the page with the functions that they call."""
     import gradio as gr
 
     def take(paths: list[str] | str | None, progress: gr.Progress = gr.Progress()) -> dict[Any, Any]:  # noqa: B008

@@ -331,7 +331,7 @@ def _shares(amounts: dict[str, float]) -> dict[str, float]:
 
 
 def _phase(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Name the calls of a function for the profiler."""
+    """Mark the calls of a function for the profiler."""
 
     @functools.wraps(function)
     def named(*arguments: Any, **options: Any) -> Any:
@@ -342,7 +342,7 @@ def _phase(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _phase_of_items(name: str, source: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
-    """Name the waiting for each item of an iterator; what happens between two items is not part of it."""
+    """Mark the wait for each item of an iterator for the profiler; the time between items is not part of it."""
 
     def named(*arguments: Any, **options: Any) -> Iterator[Any]:
         items = iter(source(*arguments, **options))

@@ -56,7 +56,7 @@ class Output:
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:
-    """Let libraries log nothing, warnings, or everything.
+    """Set what libraries log: nothing, warnings, or everything.
 
     Raises:
         RecipeError: both are asked for.

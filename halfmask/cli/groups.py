@@ -38,7 +38,7 @@ def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def set_parameters(function: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
-    """Give a function the parameters that typer reads."""
+    """Set the parameters of a function that typer reads."""
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
 

@@ -98,7 +98,7 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
 
 
 def _published(encoder: str) -> list[dict[str, str]]:
-    """Published weights of each size of an encoder, and where they are."""
+    """List the published weights of each size of an encoder, and where they are."""
     from halfmask.models.weights import published_for, whereabouts
     from halfmask.plugins import params_model, resolve
 
@@ -131,7 +131,7 @@ def _rows(what: What) -> list[dict[str, Any]]:
 
 
 def _recipes_like(part: str) -> list[dict[str, Any]]:
-    """Recipes with this in their names; none where it is the name of one."""
+    """Find recipes with this in their names; none where it is the name of one."""
     rows = _rows(What.recipes)
     return [] if part in [row["name"] for row in rows] else [row for row in rows if part in row["name"]]
 

@@ -62,7 +62,7 @@ class Budget:
 
     @property
     def given(self) -> str:
-        """The first flag that only a plan understands; "" where there is none."""
+        """First flag that only a plan understands; "" where there is none."""
         return "--time" if self.time is not None else "--pretrained" if self.pretrained else ""
 
 

@@ -40,7 +40,7 @@ class Run:
 
     @property
     def problem(self) -> str:
-        """Why there is no score; "" where there is one."""
+        """Reason why there is no score; "" where there is one."""
         return "" if self.draws is not None else self.record.get("problem") or self.record.get("state") or "not run yet"
 
 
@@ -116,7 +116,7 @@ class Board:
 
     @property
     def metric(self) -> str:
-        """What is compared: `miou`, `changed_iou` or `acc`."""
+        """Score that is compared: `miou`, `changed_iou` or `acc`."""
         return str(self._any("metric", "miou"))
 
     @property

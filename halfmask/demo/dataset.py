@@ -39,7 +39,7 @@ class Size:
 
     @property
     def total(self) -> int:
-        """All images."""
+        """Number of all images."""
         return self.labeled + self.unlabeled + self.val + self.test
 
 

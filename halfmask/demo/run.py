@@ -42,7 +42,7 @@ class DemoResult:
 
     @property
     def page(self) -> Path:
-        """The HTML page."""
+        """Path of the HTML page."""
         return self.out / "report.html"
 
     @property

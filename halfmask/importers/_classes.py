@@ -27,7 +27,7 @@ def known_dataset(kind: Kind, count: int) -> str:
 def make_task(
     kind: Kind, count: int, classes: str | Sequence[str] | None, data: str | Path | None, dataset: str | None
 ) -> Task:
-    """Describe what the network predicts.
+    """Build the task: what the network predicts.
 
     Args:
         kind: kind of task.

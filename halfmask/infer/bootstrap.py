@@ -137,7 +137,7 @@ def image_scores(counts: Int[np.ndarray, "N K1 K"], kind: Kind) -> Float[np.ndar
 
 
 def _parts(counts: Int[np.ndarray, "N K1 K"], kind: Kind) -> Float[np.ndarray, "N 2 K"]:
-    """Numerators and denominators: what is summed over images before it is divided."""
+    """Return numerators and denominators: what is summed over images before it is divided."""
     hits = counts[:, :-1].diagonal(axis1=1, axis2=2)  # (N, K)
     target, predicted = counts[:, :-1].sum(2), counts.sum(1)
     below = target if kind == "classification" else target + predicted - hits
@@ -169,7 +169,7 @@ def _resampled(parts: Float[np.ndarray, "N 2 K"], weights: Int[np.ndarray, "B N"
 
 
 def _interval(value: float, drawn: Float[np.ndarray, " B"]) -> Interval:
-    """A class that most draws do not show has no interval worth the name."""
+    """Return the interval of draws; none for a class that most draws do not show."""
     drawn = drawn[~np.isnan(drawn)]
     if math.isnan(value) or len(drawn) < DRAWS // 2:
         return Interval(value)

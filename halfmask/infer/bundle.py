@@ -57,7 +57,7 @@ class Bundle:
 
     @property
     def protocol(self) -> EvalRecipe:
-        """The evaluation protocol it was chosen by; the default one where none was recorded."""
+        """Evaluation protocol it was chosen by; the default one where none was recorded."""
         return EvalRecipe.model_validate(self.meta.get("eval") or {})
 
     @property
@@ -265,7 +265,7 @@ def _load_state(model: Network, state: Mapping[str, Tensor], path: Path) -> None
 
 
 def _plain_state(model: Network) -> dict[str, Tensor]:
-    """State dict on the CPU; tensors that share memory are copied, because safetensors refuses them."""
+    """Return the state dict on the CPU; tensors that share memory are copied, because safetensors refuses them."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for key, value in model.state_dict().items():
@@ -277,7 +277,7 @@ def _plain_state(model: Network) -> dict[str, Tensor]:
 
 
 def _license(model: Network) -> str | None:
-    """License of the encoders' published weights, if training started from them."""
+    """Return the license of the encoders' published weights, if training started from them."""
     found = []
     for member in model.members:
         if (member.spec.get("model", {}).get("encoder") or {}).get("weights"):

@@ -158,7 +158,7 @@ def _spread(items: list[T], count: int) -> list[T]:
 
 
 def side_multiple(model: Network) -> int:
-    """Allowed heights and widths of an exported model are multiples of this many pixels.
+    """Return the pixels that heights and widths of an exported model must be multiples of.
 
     The model itself may take any size; rounding at each stride would make the traced shapes depend on the remainder.
     """
@@ -210,7 +210,7 @@ def trace(
 def _compare(
     bundle: Bundle, runner: Runner, samples: list[np.ndarray], shapes: Shapes, trial: tuple[int, int]
 ) -> tuple[float, float, int]:
-    """Share of equal classes, largest difference of logits, number of images."""
+    """Return the share of equal classes, the largest difference of logits, and the number of images."""
     same = total = 0
     largest = 0.0
     for number, pixels in enumerate(samples):
@@ -230,7 +230,7 @@ def _compare(
 def _pixels(
     bundle: Bundle, pixels: UInt8[np.ndarray, "*T H W C"], size: tuple[int, int] | None
 ) -> Float[Tensor, "1 *T C h w"]:
-    """One image (or pair) in [0, 1], brought to a size the model takes."""
+    """Return one image (or pair) in [0, 1], brought to a size the model takes."""
     image = torch.from_numpy(np.moveaxis(pixels, -1, -3).copy())[None].float() / 255
     if bundle.task.kind == "change" and image.ndim == 4:  # a second date that differs, so that something changes
         image = torch.stack((image, image.flip(-1)), dim=1)

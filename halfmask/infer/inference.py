@@ -142,7 +142,7 @@ def _side(protocol: EvalRecipe, crop: int | None) -> int:
 
 
 def _spans(length: int, side: int, stride: int, border: str) -> list[tuple[int, int]]:
-    """Start and length of each window along one axis."""
+    """Return start and length of each window along one axis."""
     if border == "clip":
         return [(start, min(side, length - start)) for start in range(0, length, stride)]
     last = max(length - side, 0)
@@ -151,7 +151,7 @@ def _spans(length: int, side: int, stride: int, border: str) -> list[tuple[int, 
 
 
 def _slide(model: Network, image: Tensor, protocol: EvalRecipe, crop: int | None) -> Tensor:
-    """Mean softmax over all windows that cover a pixel, (B, K, H, W)."""
+    """Average the softmax of all windows that cover a pixel, (B, K, H, W)."""
     height, width = image.shape[-2:]
     boxes = windows((height, width), protocol, crop)
     images_at_once = image.shape[0]
@@ -208,7 +208,7 @@ def _coverage(boxes: list[Box], size: tuple[int, int]) -> Integer[Tensor, "H W"]
 
 
 def _whole(model: Network, image: Tensor, protocol: EvalRecipe) -> Tensor:
-    """Softmax probabilities of one forward, (B, K, H, W), or (B, K) of a classifier."""
+    """Compute softmax probabilities of one forward, (B, K, H, W), or (B, K) of a classifier."""
     return _fitted_logits(model, image, protocol).softmax(1)
 
 
@@ -225,7 +225,7 @@ def _fitted_logits(model: Network, image: Tensor, protocol: EvalRecipe) -> Tenso
 
 
 def _whole_class_map(model: Segmenter | ChangeSegmenter, image: Tensor, protocol: EvalRecipe) -> Tensor:
-    """One forward; the logits are upsampled band by band and never held whole."""
+    """Compute the class map of one forward; the logits are upsampled band by band, never held whole."""
     size = (image.shape[-2], image.shape[-1])
     fitted = _fit(image, model.size_multiple, protocol)
     fitted_size = (fitted.shape[-2], fitted.shape[-1])
@@ -235,7 +235,7 @@ def _whole_class_map(model: Segmenter | ChangeSegmenter, image: Tensor, protocol
 
 
 def _logits(model: Network, image: Tensor, protocol: EvalRecipe) -> Tensor:
-    """One forward of an image that fits: float32, or float64 of such a network."""
+    """Compute the logits of one forward of an image that fits: float32, or float64 of such a network."""
     if protocol.precision == "32-true":
         return _full_precision(model(image))
     if isinstance(model, Segmenter | ChangeSegmenter):  # upsampled in bfloat16, more classes would be equal

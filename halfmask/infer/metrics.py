@@ -141,7 +141,7 @@ class Scores:
 
     @property
     def main(self) -> tuple[str, float]:
-        """Name and value of the score that checkpoints are chosen by (`Task.main_metric`); 0 for want of a number."""
+        """Name and value of the score that checkpoints are chosen by (`Task.main_metric`); 0 if undefined."""
         name = Task(self.kind, self.classes).main_metric
         value = {"miou": self.miou, "acc": self.accuracy, "changed_iou": self.iou[-1]}[name]
         return name, 0.0 if math.isnan(value) else value

@@ -208,7 +208,7 @@ def open_part(
 
 
 def _others(dataset: Dataset) -> str:
-    """Name the parts that can be evaluated instead."""
+    """List the parts that can be evaluated instead."""
     counts = {part: sum(dataset.mask_path(id) is not None for id in dataset.ids(part)) for part in _PARTS[:3]}
     there = [f"--part {part} ({count})" for part, count in counts.items() if count]
     if not there:

@@ -32,7 +32,7 @@ class Seen:
     images: int
 
     def describe(self) -> str:
-        """Say it in words; nothing where the model has seen none of them."""
+        """Say in words how many images the model has seen; nothing where it has seen none."""
         parts = []
         if self.labeled:
             parts.append(
@@ -97,7 +97,7 @@ def _common(dataset: Dataset, ids: Sequence[str], other: Dataset, training: Sequ
 
 
 def _sizes(dataset: Dataset, ids: Iterable[str]) -> Mapping[str, int]:
-    """Bytes of the files of each image; images whose files are not there are left out."""
+    """Return the bytes of the files of each image; images whose files are missing are left out."""
     sizes = {}
     for id in ids:
         with suppress(OSError, HalfmaskError):

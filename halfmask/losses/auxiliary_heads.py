@@ -39,7 +39,7 @@ class Perturbed(NamedTuple):
     offset: Float[Tensor, "n B D h w"] | None = None
 
     def __len__(self) -> int:
-        """Number of decoders."""
+        """Return the number of decoders."""
         given = self.factor if self.factor is not None else self.offset
         return 0 if given is None else given.shape[0]
 

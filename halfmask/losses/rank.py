@@ -32,7 +32,7 @@ def rank_consistency(
     top: int = 4,
     first: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Compute the loss of the module's text.
+    """Compute the rank consistency loss, as the text at the top of this file defines it.
 
     Args:
         weak: features of the weak view; no gradient flows into them.

@@ -185,7 +185,7 @@ class CCT(Method):
 
     @classmethod
     def control_params(cls) -> dict[str, Any] | None:
-        """Leave out every term of unlabeled images."""
+        """Return parameters that leave out every term of unlabeled images."""
         return {"unlabeled_weight": 0.0, "term_weights": {"weak": 0.0, "pairwise": 0.0}}
 
     @classmethod

@@ -139,7 +139,7 @@ class Ccvc(Method):
 
     @classmethod
     def control_params(cls) -> dict[str, Any] | None:
-        """Leave out the consistency, and the discrepancy, which is of unlabeled features too."""
+        """Return parameters that leave out the consistency and the discrepancy, which takes unlabeled features too."""
         return {"consistency_weight": 0.0, "discrepancy_weight": 0.0}
 
     def predictors(self) -> Mapping[str, Network]:

@@ -116,7 +116,7 @@ class MultiDomain(DomainMethod):
             yield update._replace(output=self._named(update.output, domain))
 
     def after_update(self, progress: Progress) -> None:
-        """Let the domain whose turn it was do its bookkeeping."""
+        """Call `after_update` of the domain whose turn it was."""
         domain = self.names[progress.step % len(self.names)]
         self.of(domain).after_update(self.progress_of(domain, progress))
 

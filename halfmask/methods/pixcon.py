@@ -138,7 +138,7 @@ class PixCon(Method):
 
     @classmethod
     def control_params(cls) -> dict[str, Any] | None:
-        """Leave out the contrast too."""
+        """Return parameters that leave out the contrast too."""
         return {"unlabeled_weight": 0.0, "contrast_weight": 0.0}
 
     def predictors(self) -> dict[str, Model]:

@@ -149,7 +149,7 @@ class PrevMatch(Method):
         return StepOutput(loss, {"loss_sup": loss_l, "loss_unsup": losses[0], **logs})
 
     def after_evaluation(self, scores: dict[str, float], progress: Progress) -> None:
-        """Let the network into the pool when it is better than ever; without validation images, each time."""
+        """Add the network to the pool when it is better than ever; without validation images, each time."""
         score = scores.get(f"val/{self.task.main_metric}")
         if score is None or score > float(self.best):
             self.best.fill_(-1.0 if score is None else score)

@@ -127,7 +127,7 @@ class RankMatch(Method):
 
     @classmethod
     def control_params(cls) -> dict[str, Any] | None:
-        """Leave out the ranks too."""
+        """Return parameters that leave out the ranks too."""
         return {"unlabeled_weight": 0.0, "rank_weight": 0.0}
 
     @torch.no_grad()

@@ -176,7 +176,7 @@ class U2PL(Method):
 
     @classmethod
     def control_params(cls) -> dict[str, Any] | None:
-        """Leave out the contrast of memories too."""
+        """Return parameters that leave out the contrast of memories too."""
         return {"unlabeled_weight": 0.0, "contrast_weight": 0.0}
 
     def predictors(self) -> dict[str, Model]:

@@ -40,7 +40,7 @@ class CoarseLogits:
     align_corners: bool
 
     def __len__(self) -> int:
-        """Images."""
+        """Return the number of images."""
         return len(self.values)
 
     def __getitem__(self, images: slice) -> "CoarseLogits":
@@ -56,7 +56,7 @@ class CoarseLogits:
         return [replace(self, values=part) for part in self.values.chunk(count)]
 
     def detach(self) -> "CoarseLogits":
-        """Leave the graph."""
+        """Return the same logits without gradient."""
         return replace(self, values=self.values.detach())
 
     def upsampled(self) -> Float[Tensor, "B K H W"]:
@@ -158,7 +158,7 @@ def _full_precision(x: Tensor) -> Tensor:
 def row_mix(
     source: int, target: int, align_corners: bool, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give, for each of `target` output rows, the two of `source` input rows it mixes and the weight of the second.
+    """Return for each of `target` output rows the two of `source` rows it mixes and the weight of the second.
 
     >>> top, bottom, weight = row_mix(2, 4, False, torch.device("cpu"), torch.float32)
     >>> top.tolist(), bottom.tolist(), weight.tolist()

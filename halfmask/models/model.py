@@ -50,7 +50,7 @@ class Network(nn.Module):
 
     @property
     def has_batch_stats(self) -> bool:
-        """Tell whether there is batch norm inside: then joining two forwards into one changes the algorithm."""
+        """Whether there is batch norm inside: then joining two forwards into one changes the algorithm."""
         return has_batch_norm(self)
 
 

@@ -36,7 +36,7 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @contextmanager
 def statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Let batch norm normalize by the batch, and leave its running statistics as they are.
+    """Keep the running statistics of batch norm as they are, while it normalizes by the batch.
 
     For strong views: the student learns from them, and is evaluated on images that look otherwise.
 
@@ -159,7 +159,7 @@ def install_statistics(network: nn.Module, statistics: Mapping[str, Tensor]) -> 
 
 
 def _unfrozen(network: nn.Module) -> dict[str, _BatchNorm]:
-    """Batch norms that training mode reaches: an encoder that is frozen keeps its own in evaluation mode."""
+    """Return the batch norms that training mode reaches: a frozen encoder keeps its own in evaluation mode."""
     with eval_mode(network):
         network.train()
         return {

@@ -16,7 +16,7 @@ from halfmask.on_demand import on_demand
 
 @contextmanager
 def _disable_on_demand() -> Iterator[None]:
-    """Let `torch.compiler.disable` be the decorator that torch itself uses, which imports the compiler at a call."""
+    """Replace `torch.compiler.disable` by the decorator that torch uses, which imports the compiler at a call."""
     compiler: Any = torch.compiler
     disable = compiler.disable
     compiler.disable = _disable_dynamo

@@ -168,7 +168,7 @@ def packaged_file(package: str) -> Path | None:
 
 
 def is_local(weights: str, releases: Mapping[str, Release]) -> bool:
-    """Tell a path from a tag."""
+    """Return whether a name of weights is a path, not the tag of a release."""
     looks_like_path = Path(weights).suffix in _SUFFIXES or "/" in weights or "\\" in weights
     return looks_like_path and weights not in releases
 

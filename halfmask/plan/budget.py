@@ -36,7 +36,7 @@ class Budget:
     began: float = 0.0
 
     def left(self, startup: float) -> float:
-        """Seconds that remain for training and validation, without the margin.
+        """Return the seconds that remain for training and validation, without the margin.
 
         Args:
             startup: seconds from now to the first step, and after the last one.
@@ -186,13 +186,13 @@ def _steps(measured: Measured, usual: int, budget: Budget, multiple: int) -> Cho
 
 
 def _startup(measured: Measured) -> float:
-    """The plan and the run each prepare once more; a busy machine is slow at both."""
+    """Return the seconds of preparing, which plan and run do once more each; a busy machine is slow at both."""
     runs = 1 + len(kinds_of(measured.prepared.recipe))
     return (_STARTUP + 2 * measured.prepare_seconds) * runs
 
 
 def _affordable(measured: Measured, seconds: float) -> tuple[int, int]:
-    """Steps and validations that fit a time."""
+    """Return the steps and validations that fit a time."""
     each = measured.validation_seconds
     if not each:
         return max(0, int(seconds / measured.step_seconds)), 0
@@ -203,7 +203,7 @@ def _affordable(measured: Measured, seconds: float) -> tuple[int, int]:
 
 
 def _every(measured: Measured, steps: int) -> int | None:
-    """Steps between validations, where the usual number of them would take too long."""
+    """Return the steps between validations, where the usual number of them would take too long."""
     usual = measured.prepared.eval_every
     training, each = steps * measured.step_seconds, measured.validation_seconds
     if not each or steps / usual * each <= LIMITS.validation_share * (training + steps / usual * each):
@@ -242,7 +242,7 @@ def _too_little_memory(measured: Measured, limit: int, budget: Budget) -> str:
 
 
 def _at_least(measured: Measured) -> int:
-    """Bytes of the smallest batch and of a validation."""
+    """Return the bytes of the smallest batch and of a validation."""
     cost = measured.cost
     return max(cost.fixed + cost.per_unit * cost.fewest, measured.validation_memory)
 

@@ -104,7 +104,7 @@ def _own_encoder(given: Mapping[str, Any]) -> str | None:
 
 
 def _under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys; the name first, because a new name forgets the parameters of the old one."""
+    """Return dotted keys; the name first, because a new name forgets the parameters of the old one."""
     return {f"{section}.{key}": values[key] for key in sorted(values, key=lambda key: key != "name")}
 
 
@@ -157,7 +157,7 @@ def _of_data(
 
 
 def _crop(data: DataFacts, network: NetworkRow, given: Mapping[str, Any]) -> Iterator[Choice]:
-    """Crop and scale: as much context as the network can take, without losing the small objects."""
+    """Choose crop and scale: as much context as the network can take, without losing the small objects."""
     multiple = network.multiple
     if data.kind == "classification":
         side = min(network.crop // multiple, max(round(data.side / multiple), 1)) * multiple
@@ -183,7 +183,7 @@ def _crop(data: DataFacts, network: NetworkRow, given: Mapping[str, Any]) -> Ite
 
 
 def _rare_classes(data: DataFacts, takes_weights: bool) -> Iterator[Choice]:
-    """Crops by class, and weights, where a class has a small part of its even share of the labeled pixels."""
+    """Choose crops by class, and weights, where a class has far less than an even share of the labeled pixels."""
     present = [(share, name) for share, name in zip(data.shares, data.task.classes, strict=True) if share > 0]
     if len(present) < 2:
         return

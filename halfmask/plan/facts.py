@@ -58,7 +58,7 @@ class DataFacts:
 
     @property
     def kind(self) -> Kind:
-        """Kind of task."""
+        """Kind of task: segmentation, change or classification."""
         return self.task.kind
 
 
@@ -139,7 +139,7 @@ def look_at_machine(accelerator: str = "auto") -> Machine:
 
 
 def _free_memory() -> int:
-    """Bytes of main memory this process may still take; the limit of a container counts."""
+    """Return the bytes of main memory this process may still take; the limit of a container counts."""
     free = sys.maxsize
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

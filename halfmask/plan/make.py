@@ -135,7 +135,7 @@ def _recipe(base: str, settings: Mapping[str, Any], given: Mapping[str, Any]) ->
 
 
 def _merged(rules: Draft, fitted: Fit, given: Mapping[str, Any]) -> tuple[Choice, ...]:
-    """Choices in one list: what memory and time changed replaces what the rules said; what the user set says so."""
+    """Join choices in one list: memory and time replace what the rules said; what the user set says so."""
     later = {choice.topic: choice for choice in fitted.choices}
     merged: list[Choice] = []
     for choice in (*rules.choices, *(c for c in fitted.choices if c.topic not in {r.topic for r in rules.choices})):

@@ -48,7 +48,7 @@ class Measured:
 
     @property
     def memory(self) -> int:
-        """Bytes at the most, per process."""
+        """Peak memory in bytes, per process."""
         return max(self.cost.memory, self.validation_memory)
 
 
@@ -131,7 +131,7 @@ def _give_back() -> None:
 
 
 def _validation(prepared: Prepared) -> tuple[float, int]:
-    """Seconds for one predictor on all validation images, and bytes at the most."""
+    """Measure the seconds of one predictor on all validation images, and the peak memory in bytes."""
     ids = compared_ids(prepared)
     if not ids:
         return 0.0, 0

@@ -61,7 +61,7 @@ def headline(found: Material) -> str:
 
 
 def verdict(gain: Interval, control: bool = True) -> tuple[str, str]:
-    """Judge a difference by its interval: return `good`, `bad` or `open`, and a sentence.
+    """Return the verdict on a difference by its interval: `good`, `bad` or `open`, and a sentence.
 
     Args:
         gain: run - other run.
@@ -200,7 +200,7 @@ def _curves(found: Material) -> dict[str, Any]:
 
 
 def _other(found: Material) -> str:
-    """Name what the run is compared with."""
+    """Return the name of what the run is compared with."""
     return "control" if found.control else "supervised"
 
 

@@ -38,7 +38,7 @@ class Member:
 
     @property
     def run(self) -> Run:
-        """The run whose model is the result."""
+        """Run whose model is the result: the last stage."""
         return self.stages[-1]
 
 
@@ -173,7 +173,7 @@ def _key(run: Run) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Name rows by method; rows of one method also by the settings that differ; equal ones also by folder."""
+    """Return names of rows: method; within one method the settings that differ; of equal ones the folder."""
     names = [run.method for run in runs]
     for method in {name for name in names if names.count(name) > 1}:
         own = [number for number, run in enumerate(runs) if run.method == method]

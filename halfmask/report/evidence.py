@@ -61,17 +61,17 @@ class Images:
 
     @property
     def device(self) -> torch.device:
-        """Where to predict."""
+        """Device to predict on."""
         return self.wishes.device
 
     @property
     def items(self) -> DatasetItems:
-        """Images with targets, read on demand."""
+        """Images with targets, each read when it is asked for."""
         return DatasetItems(self.dataset, self.ids)
 
     @property
     def key(self) -> str:
-        """Changes when an image or a mask is replaced."""
+        """Text that changes when an image or a mask is replaced: the key of stored results."""
         files = [path for id in self.ids for path in (*self.dataset.image_files(id), self.dataset.mask_path(id))]
         stamps = [(str(path), _stamp(path)) for path in files if path is not None]
         return digest(self.ids, stamps, self.protocol.model_dump(mode="json"), __version__)

@@ -117,7 +117,7 @@ def _place(folder: Path, out: str | Path | None) -> Path:
 
 
 def _without_nan(values: Any) -> Any:
-    """Leave out numbers that are nan: JSON cannot hold them."""
+    """Return the values without numbers that are nan: JSON cannot hold them."""
     if isinstance(values, dict):
         return {key: _without_nan(item) for key, item in values.items() if item == item}
     return values

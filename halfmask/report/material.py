@@ -75,7 +75,7 @@ class Material:
 
     @property
     def labels_itself(self) -> bool:
-        """Whether the method gives pseudo-labels."""
+        """Whether the method logs pseudo-labels of its own."""
         return bool(self.run.curve("pseudo/coverage") or self.run.family("pseudo/share"))
 
 

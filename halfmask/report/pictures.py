@@ -81,7 +81,7 @@ def errors(
 
 
 def heat(values: Float[np.ndarray, "h w"], side: int = 128) -> UInt8[np.ndarray, "H W 3"]:
-    """Color a feature map from its lowest to its highest value, each cell a square."""
+    """Paint a feature map in colors from its lowest to its highest value, each cell a square."""
     low, high = float(values.min()), float(values.max())
     level = (values - low) / ((high - low) or 1.0) * (len(_CIVIDIS) - 1)
     table = np.array(_CIVIDIS, dtype=np.float32)

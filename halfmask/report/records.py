@@ -47,7 +47,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name, with the parent's name for a seed, a control or a twin."""
+        """Name of the folder, with the parent's name for a seed, a control or a twin."""
         parent = self.path.resolve().parent
         own = self.path.resolve().name
         return f"{parent.name}/{own}" if _SEED.fullmatch(own) or own in {"twin", "control"} else own
@@ -59,7 +59,7 @@ class Run:
 
     @cached_property
     def task(self) -> Task | None:
-        """The task of the model; `None` before the first validation."""
+        """Task of the model; `None` before the first validation."""
         if self.meta is None:
             return None
         return read_task(self.meta["task"])
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The score that checkpoints are chosen by."""
+        """Score that checkpoints are chosen by."""
         return self.task.main_metric if self.task else "miou"
 
     @property

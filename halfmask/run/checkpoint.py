@@ -112,7 +112,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _keep_previous(path: Path) -> None:
-    """Give the file that is about to be replaced a second name; where the disk knows no links, none is kept."""
+    """Link the file that is about to be replaced to a second name; none is kept on a disk without links."""
     link = path.with_name(f".{path.stem}.{os.getpid()}.old.part{path.suffix}")
     with suppress(OSError):
         os.link(path, link)
@@ -203,7 +203,7 @@ def check_matches(
 
 
 def _difference(name: str, then: Lists, now: Lists) -> str:
-    """Name what a list lacks and what it has too many; nothing where the earlier one is unknown."""
+    """List what is missing from a list and what is new in it; nothing where the earlier one is unknown."""
     if name not in then or name not in now:
         return ""
     gone, new = sorted(set(then[name]) - set(now[name])), sorted(set(now[name]) - set(then[name]))
@@ -284,7 +284,7 @@ def open_method(bundle: Bundle, checkpoint: Path) -> tuple[Method, int]:
 
 
 def _without_weights(model: ModelRecipe) -> ModelRecipe:
-    """The checkpoint brings the weights: nothing has to be downloaded."""
+    """Return the recipe without pretrained weights: the checkpoint brings them, nothing is downloaded."""
     params = {key: value for key, value in model.encoder.params.items() if key != "weights"}
     return model.model_copy(update={"encoder": Entry(name=model.encoder.name, **params)})
 

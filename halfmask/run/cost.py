@@ -63,12 +63,12 @@ class Cost:
 
     @property
     def memory(self) -> int:
-        """Bytes at the run's batch, per process."""
+        """Memory in bytes at the run's batch, per process."""
         return self.fixed + self.per_unit * (self.labeled // self.world // self.unit[0])
 
     @property
     def seconds(self) -> float:
-        """Of all steps, without validation."""
+        """Seconds of all steps, without validation."""
         return self.step_seconds * self.steps
 
     def fitting(self, limit: int) -> tuple[int, int] | None:
@@ -237,7 +237,7 @@ class Peak:
 
     @property
     def added(self) -> int:
-        """Bytes above what was taken before."""
+        """Bytes that the block took, above what was in use before it."""
         return max(self.most - self.before, 0)
 
 
@@ -292,7 +292,7 @@ def _status(key: str) -> int | None:
 
 
 def max_resident_unit() -> int:
-    """Bytes in a unit of `ru_maxrss`, which differs between systems."""
+    """Return the bytes in a unit of `ru_maxrss`, which differs between systems."""
     return 1 if sys.platform == "darwin" else 1024
 
 

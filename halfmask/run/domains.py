@@ -38,7 +38,7 @@ from halfmask.run.loop.validation import Evaluate, Examination, Examiner, origin
 from halfmask.run.prepared import (
     Prepared,
     RareClasses,
-    attend_to_rare_classes,
+    balance_classes,
     check_crop,
     check_pairing,
     check_shares,
@@ -178,7 +178,7 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def _for_each(recipes: Mapping[str, Recipe], make: Callable[[str, Recipe], _Made]) -> dict[str, _Made]:
-    """Do the same for each domain; problems of all of them come in one error that names the domains.
+    """Call a function for each domain; problems of all of them come in one error that names the domains.
 
     Raises:
         RecipeError, ShapeError, DataError: of the kind of the first problem.
@@ -198,7 +198,7 @@ def _for_each(recipes: Mapping[str, Recipe], make: Callable[[str, Recipe], _Made
 
 
 def _of_domain(name: str, text: str) -> str:
-    """Name the keys of a single dataset as keys of a domain.
+    """Rename the keys of a single dataset to keys of a domain.
 
     >>> _of_domain("a", "use data.val=none or data.crop=32")
     'use data.domains.a.val=none or data.crop=32'
@@ -283,13 +283,13 @@ def _checked(method: Method, recipe: Recipe, source: Source, world: int) -> tupl
             "H210",
         )
     check_shares(method, recipe, source.split, world)
-    rare = attend_to_rare_classes(method, recipe, source.dataset, source.split)
+    rare = balance_classes(method, recipe, source.dataset, source.split)
     unlabeled = source.unlabeled if method.draws else None
     return Source(source.recipe, source.dataset, unlabeled, source.split, rare.balance), rare
 
 
 def _passes(source: Source, draws: int) -> int:
-    """Steps of one pass over a domain."""
+    """Return the steps of one pass over a domain."""
     data, split = source.recipe, source.split
     length, batch = (split.unlabeled, data.batch.unlabeled) if draws else (split.labeled, data.batch.labeled)
     return steps_per_epoch(len(length), batch, drop_last=data.drop_last)
@@ -370,7 +370,7 @@ class DomainExaminer:
         self.main_metric, self.images = first.dataset.task.main_metric, images
 
     def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
-        """Scores are `val/<domain>/<score>`; `val/<main score>` is the mean over the domains and chooses the best."""
+        """Score as `val/<domain>/<score>`; `val/<main score>`, the mean over the domains, chooses the best."""
         method = module.method
         assert isinstance(method, DomainMethod)
         values: dict[str, float] = {}

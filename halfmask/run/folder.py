@@ -65,7 +65,7 @@ class RunDir:
     )
 
     def kept(self, step: int) -> Path:
-        """Checkpoint of a step that a stage keeps for what comes after it."""
+        """Return the path of the checkpoint of a step that a stage keeps for what comes after it."""
         return self.path / "checkpoints" / f"kept-{step}.ckpt"
 
     def kept_checkpoints(self) -> list[Path]:
@@ -74,7 +74,7 @@ class RunDir:
         return sorted(found, key=lambda path: int(path.stem.removeprefix("kept-")))
 
     def best(self, predictor: str) -> Path:
-        """Checkpoint of the best validation score of a predictor."""
+        """Return the path of the checkpoint of a predictor's best validation score."""
         return self.path / "checkpoints" / f"best-{predictor}.ckpt"
 
     def saved(self) -> list[Path]:

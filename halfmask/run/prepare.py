@@ -21,7 +21,7 @@ from halfmask.run.loop.progress import require_logger
 from halfmask.run.loop.trainer import with_precision
 from halfmask.run.prepared import (
     Prepared,
-    attend_to_rare_classes,
+    balance_classes,
     check_batches,
     check_crop,
     check_pairing,
@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
             "H210",
         )
     check_shares(method, recipe, split, world)
-    rare = attend_to_rare_classes(method, recipe, dataset, split)
+    rare = balance_classes(method, recipe, dataset, split)
     if rare.balance is None and method.class_weights_for_sampling() is not None:
         warnings = (
             *warnings,

@@ -92,7 +92,7 @@ def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int
     return min(total, limit or total), every  # a run that is cut short validates as often as the whole one
 
 
-def attend_to_rare_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> RareClasses:
+def balance_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> RareClasses:
     """Weight the classes in the method's loss, and draw labeled crops by class, where the recipe says so."""
     data, rule = recipe.data, recipe.optim.class_weights
     if rule != "none" and "class_weights" not in method.supports:

@@ -66,7 +66,7 @@ class TwinResult:
 
     @property
     def verdict(self) -> Literal["helps", "hurts", "unclear"]:
-        """What the interval says of the unlabeled images, or, beside plain supervised training, of the run.
+        """Conclusion that the interval allows: on the unlabeled images or, beside supervised training, on the run.
 
         Fewer than five images give no verdict: a bootstrap of two knows three outcomes.
         """

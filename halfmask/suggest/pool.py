@@ -47,7 +47,7 @@ class Pool:
 
     @property
     def elsewhere(self) -> bool:
-        """The candidates lie below another root than the labeled images."""
+        """Whether the candidates lie below another root than the labeled images."""
         return self.unlabeled is not self.dataset
 
 
@@ -193,7 +193,7 @@ def _pool_of(run: Path, recipe: DataRecipe) -> Pool:
 
 
 def _fresh(dataset: Dataset, known: set[str]) -> tuple[str, ...]:
-    """Images without a mask that nobody has used yet."""
+    """Return the images without a mask that nobody has used yet."""
     ids = {id for part in ("train", "unlabeled") for id in dataset.ids(part)} - known
     return tuple(sorted(id for id in ids if dataset.mask_path(id) is None))
 
@@ -203,6 +203,6 @@ def _read(dataset: Dataset, id: str) -> Pixels:
 
 
 def _reduced(image: Pixels) -> Pixels:
-    """Every second (third, ...) pixel of an image too large to be looked at in full."""
+    """Return every second (third, ...) pixel of an image that is too large to be looked at in full."""
     step = int(np.ceil(np.sqrt(image.shape[-3] * image.shape[-2] / _MOST_PIXELS)))
     return image if step <= 1 else np.ascontiguousarray(image[..., ::step, ::step, :])

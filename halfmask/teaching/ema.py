@@ -54,7 +54,7 @@ class Teacher(nn.Module, Generic[Net]):
         return self.model(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "Teacher[Net]":
-        """Stay in evaluation mode unless the buffers are the teacher's own."""
+        """Keep evaluation mode unless the buffers are the teacher's own."""
         return super().train(mode and self.buffer_rule == "own")
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ def ema_ramp(step: int, decay: float) -> float:
 
 
 def sigmoid_ramp(step: int | float, length: int | float) -> float:
-    """Rise from exp(-5) to 1 over `length` steps as exp(-5 (1 - t)^2), then stay (Laine and Aila, ICLR 2017).
+    """Return a factor that rises from exp(-5) to 1 as exp(-5 (1 - t)^2), then stays (Laine and Aila, ICLR 2017).
 
     >>> sigmoid_ramp(0, 10) < 0.01, sigmoid_ramp(10, 10), sigmoid_ramp(0, 0)
     (True, 1.0, 1.0)
@@ -30,7 +30,7 @@ def sigmoid_ramp(step: int | float, length: int | float) -> float:
 
 
 def ramp(name: RampName, step: int | float, length: int | float) -> float:
-    """Rise towards 1 over `length` steps, then stay.
+    """Return a factor that rises to 1 over `length` steps, then stays.
 
     With t = step / length clipped to [0, 1]: sigmoid exp(-5 (1 - t)^2), linear t, cosine (1 - cos(pi t)) / 2,
     log 1 - exp(-5 t), exp exp(5 (t - 1)).

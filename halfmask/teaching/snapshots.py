@@ -73,7 +73,7 @@ class SnapshotPool(nn.Module, Generic[Net]):
         return torch.einsum("n,n...->...", (weights / weights.sum()).to(logits.dtype), logits)
 
     def train(self, mode: bool = True) -> "SnapshotPool[Net]":
-        """Stay in evaluation mode."""
+        """Keep evaluation mode."""
         return super().train(False)
 
     def get_extra_state(self) -> Tensor:

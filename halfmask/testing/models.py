@@ -128,7 +128,7 @@ def check_bottleneck(cls: type[Bottleneck], channels: int = 12, **params: Any) -
 
 
 def _sizes(multiple: int) -> list[tuple[int, int]]:
-    """Two small sizes, one of which is as odd as the encoder allows."""
+    """Return two small sizes, one of which is as odd as the encoder allows."""
     if multiple == 1:
         return [(64, 96), (65, 97)]
     side = multiple * max(1, 64 // multiple)

@@ -83,7 +83,7 @@ class TinyDecoder(Decoder):
 
 
 def tiny_task(kind: str = "segmentation", ignore_index: int = 255) -> Task:
-    """Three classes, the first of them background."""
+    """Return a task of three classes, the first of them background."""
     foreground = (False, True, True)
     if kind == "change":
         return Task("change", ("unchanged", "changed"), ignore_index, (False, True))

@@ -70,7 +70,7 @@ def scale_channels(x: Float[Tensor, "B D *S"], mask: Float[Tensor, "B D"]) -> Fl
 
 
 def drop_channels(features: list[Float[Tensor, "B _D _h _w"]], p: float = 0.5) -> list[Float[Tensor, "B _D _h _w"]]:
-    """Zero each channel of each map with probability p, independently, and scale the others by 1 / (1 - p).
+    """Replace each channel of each map by 0 with probability p, and scale the others by 1 / (1 - p).
 
     Always active: it is a perturbation, not a regularizer, and does not ask whether the network is in training mode.
 

@@ -9,7 +9,7 @@ from halfmask.data.check import judge, take_fingerprint
 from halfmask.data.check.check import check
 from halfmask.data.check.class_rules import count_classes
 from halfmask.data.check.file_facts import count_colors, look_at_image, look_at_mask
-from halfmask.data.check.near_duplicates import find_twins, hashes
+from halfmask.data.check.near_duplicates import find_near_duplicates, hashes
 from halfmask.data.check.part_rules import uncertainty
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.masks import decode as masks
@@ -43,7 +43,7 @@ def test_recompressed_resized_and_brightened_images_are_twins_and_others_are_not
         copies.append(Image.open(path).point(lambda value: min(255, value + 2)))
     thumbs = np.stack([thumb(image) for image in [*originals, *copies]])
     groups = np.repeat([0, 1], 30)
-    found = find_twins(thumbs, groups, [(1, 0), (0, 0)])
+    found = find_near_duplicates(thumbs, groups, [(1, 0), (0, 0)])
     assert [(first - 30, second) for first, second in found[1, 0]] == [(n, n) for n in range(30)]
     assert found[0, 0] == []
 
@@ -60,14 +60,14 @@ def test_the_hash_is_the_sign_pattern_of_an_independent_cosine_transform():
         assert np.bitwise_count(code ^ theirs) <= 2  # float32 at the median
 
 
-def test_images_without_structure_are_nobodys_twins():
+def test_images_without_structure_are_nobodys_near_duplicates():
     flat = np.full((4, 32, 32), 7, dtype=np.uint8)
-    assert find_twins(flat, np.array([0, 0, 1, 1]), [(1, 0), (0, 0)]) == {(1, 0): [], (0, 0): []}
+    assert find_near_duplicates(flat, np.array([0, 0, 1, 1]), [(1, 0), (0, 0)]) == {(1, 0): [], (0, 0): []}
 
 
 def test_each_copy_within_a_part_counts_once():
     thumbs = np.stack([thumb(picture(seed)) for seed in (1, 2, 1, 1)])
-    assert find_twins(thumbs, np.zeros(4, np.int64), [(0, 0)])[0, 0] == [(2, 0), (3, 0)]
+    assert find_near_duplicates(thumbs, np.zeros(4, np.int64), [(0, 0)])[0, 0] == [(2, 0), (3, 0)]
 
 
 def test_leakage_is_found_between_all_parts(tmp_path):

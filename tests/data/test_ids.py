@@ -16,7 +16,7 @@ from halfmask.data.datasets.coco import COCO
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.files import ids_of
 from halfmask.data.folder.masks.decode import read_stored
-from halfmask.data.folder.masks.ids import IdTable, told_ids, told_in_png
+from halfmask.data.folder.masks.ids import IdTable, id_meanings_in_png, read_id_meanings
 from halfmask.data.splits.split import Split
 from halfmask.data.splits.verify import verify
 from halfmask.errors import DataError
@@ -196,10 +196,10 @@ def test_masks_of_another_table_are_found(tmp_path: Path) -> None:
         mask = np.ones((trees.H, trees.W), np.uint8)
         mask[0] = 2
         picture = mask_image(mask, ((0, 0, 0), (9, 9, 9), (7, 7, 7)), table)
-        picture.save(tmp_path / "masks/im_0_mask.png", pnginfo=told_in_png(table, task))
+        picture.save(tmp_path / "masks/im_0_mask.png", pnginfo=id_meanings_in_png(table, task))
 
     put(IdTable.plain(3), task)  # 1 and 2: both are ids here, of other classes
-    assert told_ids(tmp_path / "masks/im_0_mask.png") == {0: "bg", 1: "a", 2: "b", 255: None}
+    assert read_id_meanings(tmp_path / "masks/im_0_mask.png") == {0: "bg", 1: "a", 2: "b", 255: None}
     with pytest.raises(DataError, match="1 is a there and bg here, 2 is b there and a here") as caught:
         Folder(tmp_path).read_target("images/im_0.png")
     assert caught.value.code == "H220"

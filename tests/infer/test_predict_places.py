@@ -107,7 +107,7 @@ def test_the_masks_of_a_data_set_are_no_images(name: str, tmp_path: Path) -> Non
         found = find_input(source, tmp_path / "out")
         assert {image.relative_to(tmp_path).as_posix() for _, image, _ in found.images} == set(images)
         assert [path.relative_to(tmp_path).as_posix() for path in found.left_out["masks"]] == sorted(masks)
-        assert f"not predicted: {len(masks)} masks" in found.told()
+        assert f"not predicted: {len(masks)} masks" in found.left_out_text()
     assert len(find_input(tmp_path / masks[0], tmp_path / "out").images) == 1  # named by itself it is wanted
 
 

@@ -233,7 +233,7 @@ def test_agreement_is_that_of_the_classes_with_both_statistics(data: Path, tmp_p
     for net in method.predictors().values():
         torch.nn.init.zeros_(net.classifier.bias)  # else it decides alone
         torch.nn.init.normal_(net.classifier.weight)
-    with clean.installed(module, 0, 1):  # the averages are what clean images give: nothing changes
+    with clean.swapped_in(module, 0, 1):  # the averages are what clean images give: nothing changes
         assert clean.agreement(module, 0, 1) == {"teacher": 1.0, "student": 1.0}
     for norm in norms:
         norm.running_mean.copy_(torch.linspace(-1, 1, len(norm.running_mean)))

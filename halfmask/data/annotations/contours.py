@@ -149,7 +149,7 @@ def _walk(following: np.ndarray, is_corner: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _signed_areas(points: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Twice the area of each ring; positive where it runs clockwise on screen (y down)."""
+    """Compute twice the area of each ring; positive where it runs clockwise on screen (y down)."""
     following = np.roll(points, -1, axis=0)
     following[starts[1:] - 1] = points[starts[:-1]]
     terms = points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1]

@@ -42,10 +42,10 @@ class Exports(Protocol):
         ...
 
 
-def twins(classes: Iterable[str]) -> tuple[Remark, ...]:
+def similar_names(classes: Iterable[str]) -> tuple[Remark, ...]:
     """Say which classes may be one, because their names differ in upper case, spaces or hyphens only.
 
-    >>> [remark.labels for remark in twins(["Road", "road", "traffic-light", "traffic light", "sky"])]
+    >>> [remark.labels for remark in similar_names(["Road", "road", "traffic-light", "traffic light", "sky"])]
     [('Road', 'road'), ('traffic-light', 'traffic light')]
     """
     alike: dict[str, list[str]] = defaultdict(list)

@@ -39,7 +39,7 @@ class Patch(NamedTuple):
         canvas[self.top : self.top + height, self.left : self.left + width][self.inside] = value
 
     def whole(self, height: int, width: int) -> Bool[np.ndarray, "H W"]:
-        """The same in an image of that size."""
+        """Return the filled pixels as a mask of the whole image, of that size."""
         canvas = np.zeros((height, width), dtype=np.bool_)
         self.paint(canvas, True)
         return canvas

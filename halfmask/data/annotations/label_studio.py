@@ -22,15 +22,15 @@ from jaxtyping import Integer
 
 from halfmask.data.annotations import label_studio
 from halfmask.data.annotations.drawing import Drawing, Shape, draw, ellipse, labels_of
-from halfmask.data.annotations.exports import ImageNames, not_here, twins
+from halfmask.data.annotations.exports import ImageNames, not_here, similar_names
 from halfmask.data.annotations.layers import (
     IGNORE_LABEL,
     UnknownLabelError,
     clean,
+    error_text,
     label_of,
     layers,
     unknown_label,
-    what_is_wrong,
 )
 from halfmask.data.folder.images.decode import read_header
 from halfmask.data.folder.layouts import part_of_folders
@@ -98,7 +98,7 @@ class LabelStudioWriter:
 
 
 def size_in(result: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width of the image as the annotator saw it, if a region or our own task tells them."""
+    """Return height and width of the image as the annotator saw it, if a region or our own task tells them."""
     told = [(region.get("original_height"), region.get("original_width")) for region in result]
     told.append((data.get("height"), data.get("width")))
     return next(((int(height), int(width)) for height, width in told if height and width), None)
@@ -164,7 +164,7 @@ def _labels(region: Mapping[str, Any]) -> list[str]:
 
 
 def _outline(value: Mapping[str, Any], aspect: float) -> np.ndarray:
-    """Corners in percent. A rectangle turns about its upper left corner, an ellipse about its center, by degrees.
+    """Return corners in percent. A rectangle turns about its upper left corner, an ellipse about its center.
 
     Args:
         value: of the region.
@@ -246,7 +246,7 @@ class LabelStudioFolder:
             raise DataError(f"{root}: no task in {listed} shows an image that is here. Copy its images there.", "H208")
         self.left_out = sorted(set(drafts) - self._of.keys())
         self.classes = tuple(named) if named is not None else self._found()
-        self.remarks = (*not_here(absent, len(absent) + len(self._of)), *twins(self.classes))
+        self.remarks = (*not_here(absent, len(absent) + len(self._of)), *similar_names(self.classes))
         self.parts: dict[str, list[str]] = defaultdict(list)
         for id in sorted(images):
             self.parts[part_of_folders(id)].append(id)
@@ -293,7 +293,7 @@ class LabelStudioFolder:
             raise DataError(f"{path}: {id}: {error}", error.code) from error
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise DataError(
-                f"{path}: {id}: {what_is_wrong(error)}. Mend it in Label Studio, and export again.", "H201"
+                f"{path}: {id}: {error_text(error)}. Mend it in Label Studio, and export again.", "H201"
             ) from error
 
 

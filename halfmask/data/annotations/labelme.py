@@ -57,13 +57,13 @@ def encode(mask: Integer[np.ndarray, "H W"], classes: Sequence[str], image_path:
 
 
 def size_in(content: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width of the image as the annotator saw it, if the file tells them."""
+    """Return height and width of the image as the annotator saw it, if the file tells them."""
     height, width = content.get("imageHeight"), content.get("imageWidth")
     return (int(height), int(width)) if height and width else None
 
 
 def image_in(content: Mapping[str, Any]) -> str:
-    """Path of the image, relative to the json file.
+    """Return the path of the image, relative to the json file.
 
     Raises:
         KeyError: the file does not tell it.

@@ -60,7 +60,7 @@ class UnknownLabelError(KeyError):
 
 
 def id_of(label: str, ids: Mapping[str, int]) -> int:
-    """Training id of a label, those of unknown pixels and of the background included.
+    """Return the training id of a label, also of the labels for unknown pixels and for the background.
 
     Raises:
         UnknownLabelError: it is no class.
@@ -87,6 +87,6 @@ def unknown_label(where: Path | str, error: UnknownLabelError, classes: Sequence
     )
 
 
-def what_is_wrong(error: Exception) -> str:
-    """Say what made reading fail; of a key that is missing, more than its name."""
+def error_text(error: Exception) -> str:
+    """Describe the error that made reading fail; a missing key is called that, not only named."""
     return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from halfmask.data.annotations import geojson, labelme
 from halfmask.data.annotations.drawing import Drawing, Remark, labels_of
-from halfmask.data.annotations.exports import twins
-from halfmask.data.annotations.layers import UnknownLabelError, unknown_label, what_is_wrong
+from halfmask.data.annotations.exports import similar_names
+from halfmask.data.annotations.layers import UnknownLabelError, error_text, unknown_label
 from halfmask.data.folder.images.decode import read_header
 from halfmask.data.folder.images.ground import Ground, is_georeferenced
 from halfmask.data.folder.masks.decode import fit_to_image
@@ -53,7 +53,7 @@ class Outlines:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names as given, or as found in the files."""
+        """Class names, as given or as found in the files."""
         if self._named is not None:
             return self._named
         found: set[str] = set()
@@ -65,8 +65,8 @@ class Outlines:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What is worth saying of the files as a whole."""
-        return twins(self.classes)
+        """Remarks on class names so alike that they may mean one class."""
+        return similar_names(self.classes)
 
     def draw(self, id: str) -> Drawing:
         """Draw the outlines of an image as training ids, in the size of the upright image.
@@ -98,7 +98,7 @@ class Outlines:
         return size
 
     def image_of(self, id: str) -> str:
-        """Path of the image as the file of an id names it, relative to that file; labelme alone does.
+        """Return the path of the image that the file of an id names, relative to that file; only labelme names one.
 
         Raises:
             DataError: broken file, or it names none.
@@ -115,5 +115,5 @@ class Outlines:
             raise unknown_label(path, error, self._named or ()) from error
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(
-                f"{path}: not an annotation that can be read ({what_is_wrong(error)}). Export it again.", "H201"
+                f"{path}: not an annotation that can be read ({error_text(error)}). Export it again.", "H201"
             ) from error

@@ -59,7 +59,7 @@ def count_classes(seen: Fingerprint, part: str = "labeled") -> list[ClassCount]:
 
 
 def unknown_classes(seen: Fingerprint) -> Iterator[Finding]:
-    """Why the classes, or the lists, cannot be told."""
+    """Report why the classes, or the lists, cannot be read."""
     told = {str(image.error) for image in seen.images.values()} | {str(mask.error) for mask in seen.masks.values()}
     for error in seen.failures:
         if str(error) in told:
@@ -73,7 +73,7 @@ def unknown_classes(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def absent_classes(seen: Fingerprint) -> Iterator[Finding]:
-    """Classes that no labeled, or no validation, mask shows."""
+    """Find classes that no labeled mask, or no validation mask, shows."""
     labeled = count_classes(seen)
     crowds = {name for remark in remarks_of(seen) if remark.code == "H163" for name in remark.labels}
     absent = [count for count in labeled if not count.pixels and count.name not in crowds]  # which has its own cure
@@ -94,7 +94,7 @@ def absent_classes(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def rare_classes(seen: Fingerprint) -> Iterator[Finding]:
-    """Classes with few pixels, or in few masks."""
+    """Find classes with few pixels, or in few masks."""
     total = len(seen.parts.get("labeled", ()))
     counts = [count for count in count_classes(seen) if count.pixels]
     rare = [c for c in counts if c.share < SMALLEST_SHARE or (c.masks < FEWEST_MASKS and total >= FEWEST_MASKS)]
@@ -108,7 +108,7 @@ def rare_classes(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def unnamed_classes(seen: Fingerprint) -> Iterator[Finding]:
-    """Classes called class_0, class_1, ... because nobody named them."""
+    """Find classes called class_0, class_1, ... because nobody named them."""
     if seen.task is not None and seen.layout is not None:
         unnamed = [name for id, name in enumerate(seen.task.classes) if name == f"class_{id}"]
         if unnamed:

@@ -21,7 +21,7 @@ from halfmask.data.folder.images.decode import Header, decode, read_header, read
 from halfmask.data.folder.images.ground import require_same_ground
 from halfmask.data.folder.masks.decode import count_values, read_stored
 from halfmask.data.folder.masks.forms import MaskForm
-from halfmask.data.folder.masks.ids import refuse_mask, told_ids
+from halfmask.data.folder.masks.ids import read_id_meanings, refuse_mask
 from halfmask.errors import DataError, HalfmaskError
 from halfmask.palette import Color
 
@@ -70,7 +70,7 @@ class MaskFacts:
         kind: "ids", "colors", "gray as rgb", or "painted" (from outlines; values are training ids).
         values: value -> pixels.
         colors: color -> pixels, where it holds colors.
-        told: what its ids mean, where halfmask wrote it.
+        meanings: what its ids mean, where halfmask wrote it.
         left_out: shapes that are not in it, by reason and label.
         error: why it cannot be read.
         form: how the file holds its values; `None` if it is not read from a file of its own.
@@ -81,7 +81,7 @@ class MaskFacts:
     kind: str = "ids"
     values: dict[int, int] = field(default_factory=dict)
     colors: dict[Color, int] = field(default_factory=dict)
-    told: Mapping[int, str | None] | None = None
+    meanings: Mapping[int, str | None] | None = None
     left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
     error: HalfmaskError | None = None
     form: MaskForm | None = None
@@ -130,7 +130,7 @@ def look_at_mask(dataset: Dataset, id: str) -> MaskFacts | None:
     if not values.size:
         return MaskFacts(name, error=DataError(f"{path}: the mask has no pixels.", "H201"))
     if not stored.is_color:
-        return MaskFacts(name, size, "ids", count_values(values), told=told_ids(path), form=stored.form)
+        return MaskFacts(name, size, "ids", count_values(values), meanings=read_id_meanings(path), form=stored.form)
     kind = "gray as rgb" if (values == values[:, :, :1]).all() else "colors"
     counts = count_values(values[:, :, 0]) if kind != "colors" else {}
     return MaskFacts(name, size, kind, counts, count_colors(values), form=stored.form)
@@ -171,7 +171,7 @@ def _plain_facts(id: str, path: Path, image: Image.Image) -> ImageFacts:
 
 
 def _deep_facts(dataset: Dataset, id: str, path: Path) -> ImageFacts:
-    """Facts of what is not plain 8-bit: float, 16 bits, more bands, arrays."""
+    """Describe an image that is not plain 8-bit: float, 16 bits, more bands, arrays."""
     if not isinstance(dataset, FileDataset):
         values = dataset.read_image(id)
         return _array_facts(id, values.reshape(-1, *values.shape[-3:])[-1], lambda: None)

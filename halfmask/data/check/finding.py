@@ -47,7 +47,7 @@ class Finding:
         return f"{self.level}[{self.code}]: {self.message}{shown}{listed}\n  fix: {self.cure}"
 
     def _listed(self) -> str:
-        """Name the files, if there is more than the example; those of notes need no look."""
+        """List the files, if there is more than the example; those of notes need no look."""
         if len(self.files) < 2 or self.level == "note":
             return ""
         more = len(self.files) - MOST_SHOWN

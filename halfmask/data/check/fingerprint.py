@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from halfmask.data.check.file_facts import THUMB, ImageFacts, MaskFacts, look_at_image, look_at_mask
-from halfmask.data.check.near_duplicates import Twin, find_twins
+from halfmask.data.check.near_duplicates import Duplicate, find_near_duplicates
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.images.decode import IMAGE_SUFFIXES
@@ -68,7 +68,7 @@ class Fingerprint:
         images: facts by id.
         masks: facts by id, of images whose masks are in use.
         tree: what else lies there.
-        twins: (part, part) -> pairs of ids that show the same thing.
+        near_duplicates: (part, part) -> pairs of ids that show the same thing.
         stale: split list -> (entries that name no image, all entries).
         chosen: whether the recipe names lists, so that the parts are those of training.
         seconds: what all this took.
@@ -84,7 +84,7 @@ class Fingerprint:
     images: dict[str, ImageFacts] = field(default_factory=dict)
     masks: dict[str, MaskFacts] = field(default_factory=dict)
     tree: Tree = field(default_factory=Tree)
-    twins: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
+    near_duplicates: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
     stale: dict[str, tuple[list[str], int]] = field(default_factory=dict)
     chosen: bool = False
     seconds: float = 0.0
@@ -142,7 +142,7 @@ def take_fingerprint(
         images=images,
         masks=masks,
         tree=_look_around(root),
-        twins=_twins(parts, images),
+        near_duplicates=_near_duplicates(parts, images),
         stale=_stale_lists(dataset),
         chosen=_names_lists(recipe),
         seconds=time.perf_counter() - start,
@@ -246,7 +246,7 @@ def _kind(facts: MaskFacts) -> str:
     return facts.form.kind if facts.form is not None else facts.kind
 
 
-def _twins(
+def _near_duplicates(
     parts: dict[str, tuple[str, ...]], images: dict[str, ImageFacts]
 ) -> dict[tuple[str, str], list[tuple[str, str]]]:
     ids = [id for part in PARTS for id in parts[part] if images[id].thumb is not None]
@@ -261,8 +261,10 @@ def _twins(
         (val, labeled), (test, labeled), (val, unlabeled), (test, unlabeled), (test, val), (unlabeled, labeled),
         (labeled, labeled), (val, val), (test, test), (unlabeled, unlabeled),
     ]  # fmt: skip
-    found: dict[tuple[int, int], list[Twin]] = find_twins(thumbs, np.array([part_of[id] for id in ids]), wanted)
-    return {(PARTS[a], PARTS[b]): [(ids[i], ids[j]) for i, j in twins] for (a, b), twins in found.items()}
+    found: dict[tuple[int, int], list[Duplicate]] = find_near_duplicates(
+        thumbs, np.array([part_of[id] for id in ids]), wanted
+    )
+    return {(PARTS[a], PARTS[b]): [(ids[i], ids[j]) for i, j in pairs] for (a, b), pairs in found.items()}
 
 
 def _look_around(root: Path) -> Tree:
@@ -293,7 +295,7 @@ def _look_around(root: Path) -> Tree:
 
 
 def _is_annotation(path: Path, stems: set[str]) -> bool:
-    """Whether a file is named like an image, or is one of a whole folder that a known tool wrote."""
+    """Return whether a file is named like an image, or is one of a whole folder that a known tool wrote."""
     name = path.stem.casefold()
     if name in stems or os.path.splitext(name)[0] in stems:
         return True

@@ -38,12 +38,12 @@ def gather_errors(errors: Iterable[tuple[str, HalfmaskError]], what: str) -> Ite
 
 
 def unreadable_images(seen: Fingerprint) -> Iterator[Finding]:
-    """Broken, empty, too large, too deep, or with other bands than the dataset."""
+    """Find images that are broken, empty, too large, too deep, or with other bands than the dataset."""
     yield from gather_errors(((f.id, f.error) for f in seen.images.values() if f.error is not None), "image")
 
 
 def rotated(seen: Fingerprint) -> Iterator[Finding]:
-    """EXIF orientation, and masks for which it matters."""
+    """Find images that are turned by EXIF, and the masks for which it matters."""
     turned = [f for f in seen.images.values() if f.header is not None and f.header.orientation > 1]
     if not turned:
         return
@@ -66,7 +66,7 @@ def rotated(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def odd_sizes(seen: Fingerprint) -> Iterator[Finding]:
-    """Tiny and huge images."""
+    """Find tiny and huge images."""
     sized = [(f.id, f.header.upright) for f in seen.images.values() if f.header is not None]
     tiny = [(id, size) for id, size in sized if min(size) < SMALLEST_SIDE]
     if tiny:
@@ -81,7 +81,7 @@ def odd_sizes(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def mixed_modes(seen: Fingerprint) -> Iterator[Finding]:
-    """Gray between color, alpha, animations, NaN."""
+    """Find gray images among color ones, alpha, animations, NaN."""
     good = [f for f in seen.images.values() if f.error is None and f.mode]
     kinds = Counter(_kind(f) for f in good)
     if len(kinds) > 1:
@@ -102,7 +102,7 @@ def mixed_modes(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def like_masks(seen: Fingerprint) -> Iterator[Finding]:
-    """Files among photographs that hold a handful of values."""
+    """Find files among photographs that hold only a few values, as masks do."""
     flat = [facts.id for facts in seen.images.values() if facts.flat]
     if flat and 2 * len(flat) <= len(seen.images):
         text = plural(len(flat), "image holds", "images hold")
@@ -110,7 +110,7 @@ def like_masks(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def names(seen: Fingerprint) -> Iterator[Finding]:
-    """Names and files that other systems, or this package, treat differently than one expects."""
+    """Find names and files that other systems, or this package, treat differently than one expects."""
     tree = seen.tree
     if tree.colliding:
         first = tree.colliding[0]

@@ -23,12 +23,12 @@ _MOST_SHOWN = 8
 
 
 def unreadable_masks(seen: Fingerprint) -> Iterator[Finding]:
-    """Broken, empty, JPEG, with fractions."""
+    """Find masks that are broken, empty, JPEG, or hold fractions."""
     yield from gather_errors(((m.path, m.error) for m in seen.masks.values() if m.error is not None), "mask")
 
 
 def wrong_sizes(seen: Fingerprint) -> Iterator[Finding]:
-    """Masks that have neither the upright nor the stored size of their image."""
+    """Find masks that have neither the upright nor the stored size of their image."""
     wrong = []
     for id, mask in seen.masks.items():
         header = seen.images[id].header
@@ -45,7 +45,7 @@ def wrong_sizes(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def pairs(seen: Fingerprint) -> Iterator[Finding]:
-    """Masks without an image, images that nothing uses, and evaluation images without a mask."""
+    """Find masks without an image, images that nothing uses, and evaluation images without a mask."""
     orphans = seen.layout.orphans if seen.layout is not None else ()
     if orphans:
         yield about("warning", "H110", f"{plural(len(orphans), 'mask')} without an image", orphans)
@@ -63,7 +63,7 @@ def pairs(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def agreement(seen: Fingerprint) -> Iterator[Finding]:
-    """Masks that hold their values in another way than the others, and masks with a second meaning in alpha."""
+    """Find masks that store their values in another way than the others, or have a second meaning in alpha."""
     read = [mask for mask in seen.masks.values() if mask.form is not None and mask.error is None]
     forms = {mask.path: mask.form for mask in read if mask.form is not None}
     labels = labels_of(seen, read[0]) if read else None
@@ -83,7 +83,7 @@ def agreement(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def _half_named(forms: Mapping[str, MaskForm], colors: Mapping[Color, int]) -> Iterator[tuple[str, DataError]]:
-    """Palettes that contradict `palette` of halfmask.yaml."""
+    """Find palettes that contradict `palette` of halfmask.yaml."""
     for path, form in forms.items():
         try:
             palette_ids(form, colors, Path(path))
@@ -92,7 +92,7 @@ def _half_named(forms: Mapping[str, MaskForm], colors: Mapping[Color, int]) -> I
 
 
 def values(seen: Fingerprint) -> Iterator[Finding]:
-    """Values and colors that name no class, and what is read as "ignore"."""
+    """Find values and colors that name no class, and list what is read as "ignore"."""
     unknown: dict[int, Counter[str]] = defaultdict(Counter)
     stray: Counter[Color] = Counter()
     stray_masks: list[MaskFacts] = []
@@ -135,14 +135,14 @@ def values(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def mixed_ids(seen: Fingerprint) -> Iterator[Finding]:
-    """Masks that halfmask wrote for another table of ids: predictions and drafts of another model."""
+    """Find masks that halfmask wrote for another table of ids: predictions and drafts of another model."""
     mixed: list[MaskFacts] = []
     text = ""
     for mask in seen.masks.values():
         labels = labels_of(seen, mask)
-        if mask.told is None or labels is None or seen.task is None:
+        if mask.meanings is None or labels is None or seen.task is None:
             continue
-        if differ := contradiction(mask.told, labels, seen.task.classes):
+        if differ := contradiction(mask.meanings, labels, seen.task.classes):
             text = text or differ
             mixed.append(mask)
     if mixed:
@@ -151,14 +151,14 @@ def mixed_ids(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def labels_of(seen: Fingerprint, mask: MaskFacts) -> LabelMap | None:
-    """Meaning of the values of a mask, if the classes are known."""
+    """Return the meaning of the values of a mask, if the classes are known."""
     if seen.task is None or not isinstance(seen.dataset, FileDataset):
         return None if seen.task is None else LabelMap(seen.task.n_classes)
     return seen.dataset.labels_of(seen.dataset.root / mask.path)
 
 
 def ids_in(mask: MaskFacts, labels: LabelMap) -> dict[int, int]:
-    """Stored id -> pixels; colors without a class are left out."""
+    """Count the pixels of each stored id; colors without a class are left out."""
     if mask.kind == "ids" and mask.form is not None and mask.form.colors and labels.colors:
         return _moved(mask, labels.colors)
     if mask.kind == "painted" or not mask.colors or (mask.kind == "gray as rgb" and not labels.colors):
@@ -187,7 +187,7 @@ def _moved(mask: MaskFacts, colors: Mapping[Color, int]) -> dict[int, int]:
 
 
 def training_counts(mask: MaskFacts, labels: LabelMap) -> dict[int, int]:
-    """Training id -> pixels; values without a meaning are left out."""
+    """Count the pixels of each training id; values without a meaning are left out."""
     if mask.kind == "painted":
         return mask.values
     counts: Counter[int] = Counter()

@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer, UInt8, UInt64
 
-# Bits in which hashes of twins may differ; recompression at quality 30 changes up to 6.
+# Bits in which hashes of pairs may differ; recompression at quality 30 changes up to 6.
 MOST_BITS = 8
-# Mean difference of twins' thumbnails, in gray levels.
+# Mean difference of pairs' thumbnails, in gray levels.
 MOST_LEVELS = 3.0
 # Thumbnails of less contrast (standard deviation in gray levels) have no structure to compare.
 LEAST_CONTRAST = 4.0
 _ROWS = 512
 
 
-class Twin(NamedTuple):
+class Duplicate(NamedTuple):
     """Positions of two images that show the same thing."""
 
     first: int
@@ -43,12 +43,12 @@ def hashes(thumbs: UInt8[np.ndarray, "N 32 32"]) -> UInt64[np.ndarray, " N"]:
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
-def find_twins(
+def find_near_duplicates(
     thumbs: UInt8[np.ndarray, "N 32 32"],
     groups: Integer[np.ndarray, " N"],
     wanted: Sequence[tuple[int, int]],
-) -> dict[tuple[int, int], list[Twin]]:
-    """Find, for each image of the first group of a pair, its nearest twin in the second.
+) -> dict[tuple[int, int], list[Duplicate]]:
+    """Find, for each image of the first group of a pair, its nearest duplicate in the second.
 
     Args:
         thumbs: gray thumbnails, upright.
@@ -56,15 +56,15 @@ def find_twins(
         wanted: pairs of groups; (g, g) looks for copies within a group, each pair once.
 
     Returns:
-        Twins per pair of groups, for which the first image is of the first group.
+        Duplicates per pair of groups, for which the first image is of the first group.
     """
     codes = hashes(thumbs)
     textured = thumbs.reshape(len(thumbs), -1).std(axis=1) >= LEAST_CONTRAST
     places = {group: np.flatnonzero((groups == group) & textured) for group in {g for pair in wanted for g in pair}}
-    found: dict[tuple[int, int], list[Twin]] = {}
+    found: dict[tuple[int, int], list[Duplicate]] = {}
     for one, other in wanted:
         rows, columns = places[one], places[other]
-        twins: list[Twin] = []
+        pairs: list[Duplicate] = []
         for start in range(0, len(rows) if len(columns) else 0, _ROWS):
             part = rows[start : start + _ROWS]
             distance = np.bitwise_count(codes[part, None] ^ codes[None, columns]).astype(np.int16)
@@ -75,6 +75,6 @@ def find_twins(
             first, second = part[close], columns[nearest[close]]
             levels = np.abs(thumbs[first].astype(np.int16) - thumbs[second]).mean(axis=(1, 2))
             same = levels <= MOST_LEVELS
-            twins += [Twin(a, b) for a, b in zip(first[same].tolist(), second[same].tolist(), strict=True)]
-        found[one, other] = twins
+            pairs += [Duplicate(a, b) for a, b in zip(first[same].tolist(), second[same].tolist(), strict=True)]
+        found[one, other] = pairs
     return found

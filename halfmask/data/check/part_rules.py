@@ -15,7 +15,7 @@ _A = {"labeled": "a labeled", "unlabeled": "an unlabeled", "val": "a val", "test
 
 
 def uncertainty(images: int) -> float:
-    """Half width, in points, of the 95 % interval of a mean IoU over so many images.
+    """Return half the width, in points, of the 95 % interval of a mean IoU over so many images.
 
     Supposes that the IoU of single images varies by 15 points (standard deviation): 1.96 * 15 / sqrt(n).
 
@@ -26,28 +26,28 @@ def uncertainty(images: int) -> float:
 
 
 def leakage(seen: Fingerprint) -> Iterator[Finding]:
-    """Images that occur, nearly the same, in a part that trains and in one that judges."""
-    for (judge, other), twins in seen.twins.items():
-        if not twins or judge == other or judge == "unlabeled":
+    """Find images that occur, nearly the same, in a part for training and in one for evaluation."""
+    for (judge, other), pairs in seen.near_duplicates.items():
+        if not pairs or judge == other or judge == "unlabeled":
             continue
-        first, second = twins[0]
-        text = f"{plural(len(twins), f'{judge} image')} nearly the same as {_A[other]} one: {first} and {second}"
-        yield about("warning", "H130", text, [copy for copy, _ in twins])
-    for (one, other), twins in seen.twins.items():
-        if not twins or (one != other and one != "unlabeled"):
+        first, second = pairs[0]
+        text = f"{plural(len(pairs), f'{judge} image')} nearly the same as {_A[other]} one: {first} and {second}"
+        yield about("warning", "H130", text, [copy for copy, _ in pairs])
+    for (one, other), pairs in seen.near_duplicates.items():
+        if not pairs or (one != other and one != "unlabeled"):
             continue
-        first, second = twins[0]
+        first, second = pairs[0]
         pair = f"{first} and {second}"
         if one == other:
-            text = f"{plural(len(twins), f'{one} image')} nearly the same as another one: {pair}"
-            yield about("warning", "H131", text, [copy for copy, _ in twins])
+            text = f"{plural(len(pairs), f'{one} image')} nearly the same as another one: {pair}"
+            yield about("warning", "H131", text, [copy for copy, _ in pairs])
         else:
-            text = f"{plural(len(twins), 'unlabeled image')} nearly the same as a labeled one: {pair}"
-            yield about("note", "H132", text, [copy for copy, _ in twins])
+            text = f"{plural(len(pairs), 'unlabeled image')} nearly the same as a labeled one: {pair}"
+            yield about("note", "H132", text, [copy for copy, _ in pairs])
 
 
 def validation(seen: Fingerprint) -> Iterator[Finding]:
-    """No validation images, or so few that the result is mostly chance; and what that costs."""
+    """Report too few validation images for a result that is more than chance, or none."""
     labeled, val = len(seen.parts.get("labeled", ())), len(seen.parts.get("val", ()))
     if not labeled:
         return
@@ -68,7 +68,7 @@ def validation(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def amounts(seen: Fingerprint) -> Iterator[Finding]:
-    """Too few labeled images, or no unlabeled ones."""
+    """Report too few labeled images, or no unlabeled ones."""
     if seen.dataset is None:
         return
     labeled, unlabeled = len(seen.parts.get("labeled", ())), len(seen.parts.get("unlabeled", ()))
@@ -84,7 +84,7 @@ def amounts(seen: Fingerprint) -> Iterator[Finding]:
 
 
 def stale_lists(seen: Fingerprint) -> Iterator[Finding]:
-    """Lists in splits/ that name images which are not there."""
+    """Find lists in splits/ that name images which are not there."""
     if seen.stale:
         name, (absent, total) = next(iter(seen.stale.items()))
         what = plural(len(seen.stale), "list in splits/ names", "lists in splits/ name")

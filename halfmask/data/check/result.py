@@ -46,12 +46,12 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """No error was found."""
+        """Whether no error was found."""
         return not any(finding.level == "error" for finding in self.findings)
 
     @property
     def images_per_second(self) -> float:
-        """Speed of the check."""
+        """Speed of the check, in images per second."""
         return len(self.seen.images) / max(self.seen.seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from halfmask.data.annotations.label_studio import LabelStudioWriter
 from halfmask.data.convert.mask_source import open_masks, without_suffix
 from halfmask.data.folder.images.ground import Ground, is_georeferenced
 from halfmask.data.folder.masks.decode import IGNORE, read_stored
-from halfmask.data.folder.masks.ids import IdTable, told_in_png
+from halfmask.data.folder.masks.ids import IdTable, id_meanings_in_png
 from halfmask.errors import DataError, RecipeError, nearest
 from halfmask.palette import Color, colorize, hex_color, palette_of
 from halfmask.recipe.read import load
@@ -120,7 +120,7 @@ class Writer:
             case _:
                 with self.files.path(path) as part:
                     mask_image(mask, palette_of(self.task), self.table).save(
-                        part, pnginfo=told_in_png(self.table, self.task)
+                        part, pnginfo=id_meanings_in_png(self.table, self.task)
                     )
 
     def close(self) -> None:

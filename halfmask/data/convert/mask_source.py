@@ -281,7 +281,7 @@ def _masks_alone(folder: Folder) -> MaskSource:
 
 
 def _but_beside_masks(ids: Sequence[str]) -> tuple[str, ...]:
-    """Leave out what `halfmask predict` writes besides masks.
+    """Return the files, without those that `halfmask predict` writes besides masks.
 
     >>> _but_beside_masks(["a.png", "overlays/a.jpg", "overlays/b.png"])
     ('a.png', 'overlays/b.png')

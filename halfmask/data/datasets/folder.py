@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from halfmask.data.annotations.coco.read import CocoFolder
 from halfmask.data.annotations.drawing import Remark, Tally
-from halfmask.data.annotations.exports import Exports, twins
+from halfmask.data.annotations.exports import Exports, similar_names
 from halfmask.data.annotations.instances import no_classes, number_objects
 from halfmask.data.annotations.label_studio import LabelStudioFolder
 from halfmask.data.annotations.outlines import Outlines
@@ -143,9 +143,9 @@ class Folder(FileDataset):
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What is worth saying of the classes, and of annotation files as a whole."""
+        """Remarks on the classes, and on annotation files as a whole."""
         outlined = self._exports or self._outlines
-        return outlined.remarks if outlined is not None else twins(self.task.classes)
+        return outlined.remarks if outlined is not None else similar_names(self.task.classes)
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]  # known when the masks have been read
@@ -153,7 +153,7 @@ class Folder(FileDataset):
         return tuple(map(str, (*self.remarks, *self._tally.remarks)))
 
     def shapes_left_out(self, id: str) -> Mapping[tuple[str, str], int]:
-        """Number of shapes of an image that are not in its mask, by reason and label; known when it has been read."""
+        """Count the shapes of an image that are not in its mask, by reason and label; known once it has been read."""
         return self._tally.left_out.get(id, {})
 
     def find_mask(self, id: str) -> Path | None:

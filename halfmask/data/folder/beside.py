@@ -14,7 +14,7 @@ from pathlib import Path
 
 from halfmask.data.folder.folder_names import PART_NAMES, largest, looks_like_mask, values_like_mask
 from halfmask.data.folder.images.decode import JPEG_SUFFIXES
-from halfmask.data.folder.masks.ids import told_ids
+from halfmask.data.folder.masks.ids import read_id_meanings
 from halfmask.data.folder.pairing import key_of
 from halfmask.errors import DataError, bullet_list
 from halfmask.written import LIST
@@ -125,7 +125,7 @@ def _mask_files(
         few = 2 * len({rests[file] for file in alone}) < len(places[slot[0]])
         # Few masks of many images are as usual as photographs that miss an ending: one image for each must fit.
         if named or not few or all(len(_named_so(others[file], rests[file], reduced)) == 1 for file in compared):
-            masks |= {file: rests[file] for file in alone if told_ids(root / file) is None}
+            masks |= {file: rests[file] for file in alone if read_id_meanings(root / file) is None}
     return masks
 
 
@@ -134,7 +134,7 @@ def _telling(values: Mapping[str, int]) -> int:
 
 
 def _named_so(files: Sequence[str], rest: str, reduced: Mapping[str, list[_Reduced]]) -> list[str]:
-    """Of several images that a mask fits, choose the one of the bare name, else the one that is named as an image."""
+    """Choose among several images that a mask fits: the bare name, else the one that is named as an image."""
     words = {file: slot for file in files for other, slot in reduced[file] if other == rest}
     for chosen in (
         [file for file in files if words[file][0] == "suffix"],

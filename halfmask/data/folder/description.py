@@ -74,13 +74,13 @@ class Description(BaseModel):
     same_light: bool | None = None
 
     def training_ids(self) -> dict[int, int]:
-        """Stored id -> training id: the classes, `ignore_index` and what `map` says (which needs named classes)."""
+        """Return the training id of each stored id: classes, `ignore_index` and `map` (which needs named classes)."""
         known = {id: position for position, id in enumerate(sorted(self.classes or {}))} | {self.ignore_index: IGNORE}
         targets = known | {IGNORE: IGNORE}
         return known | {stored: targets[id] for stored, id in self.map.items()}
 
     def display_palette(self) -> tuple[Color, ...] | None:
-        """One color per class, or `None` if some class has none."""
+        """Return one color per class, or `None` if some class has none."""
         ids = sorted(self.classes or {})
         if self.palette is None or not ids or any(id not in self.palette for id in ids):
             return None

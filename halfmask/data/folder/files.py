@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.images.decode import is_image, read_image
 from halfmask.data.folder.masks.decode import LabelMap, read_mask
-from halfmask.data.folder.masks.ids import IdTable, contradiction, told_ids
+from halfmask.data.folder.masks.ids import IdTable, contradiction, read_id_meanings
 from halfmask.errors import DataError
 
 
@@ -31,12 +31,12 @@ class FileDataset(Dataset):
         """Return where the mask of an id lies by the dataset's own rule, or `None`."""
 
     def shapes_left_out(self, id: str) -> Mapping[tuple[str, str], int]:
-        """Number of shapes of annotation tools that are not in a mask, by reason and label."""
+        """Count the shapes of annotation tools that are not in a mask, by reason and label."""
         return {}
 
     @abstractmethod
     def labels_of(self, mask: Path) -> LabelMap:
-        """Meaning of the values stored in a mask."""
+        """Return the meaning of the values stored in a mask."""
 
     def id_table(self) -> IdTable:
         """Return the ids that masks of this dataset hold, for masks that are to be put among them."""
@@ -75,7 +75,7 @@ class FileDataset(Dataset):
         """
         path = self.existing_mask(id)
         labels = self.labels_of(path)
-        told = told_ids(path)
+        told = read_id_meanings(path)
         if told is not None and (differ := contradiction(told, labels, self.task.classes)):
             raise DataError(
                 f"{path}: halfmask wrote this mask in other ids than these masks have: {differ}. Predict or convert it "

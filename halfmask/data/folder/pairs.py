@@ -83,7 +83,7 @@ class PairFiles:
     before_overrides: dict[str, str]  # of the dataset
 
     def ids(self, part: str) -> list[str]:
-        """Sorted ids of a part."""
+        """Return sorted ids of a part."""
         return list(self.pairs.parts.get(part, []))
 
     def image_files(self, id: str) -> tuple[Path, ...]:

@@ -117,7 +117,7 @@ class JpegReader:
 
 
 def _entry(folder: Path, dataset: Dataset, id: str, paths: Sequence[Path | None], masks: bool) -> Path | None:
-    """Name the cache file of an id, without suffix; `None` where no file stands behind it."""
+    """Return the path of an id's cache file, without suffix; `None` where no file stands behind the id."""
     files = [path for path in paths if path is not None and path.is_file()]
     if not files or len(files) < len(paths):
         return None

@@ -115,7 +115,7 @@ class ClassBalance:
             raise DataError("data.balance=classes, but no labeled mask shows any class.", "H210")
 
     def weigh(self, weights: Sequence[float] | None) -> None:
-        """Draw class k in proportion to `weights[k]` from now on; `None`: all equally often.
+        """Set how often each class is drawn from now on: in proportion to `weights[k]`; `None`: all equally often.
 
         Raises:
             DataError: weights that are no chances.
@@ -223,7 +223,7 @@ class StepSampler(Sampler[list[StepKeys]]):
         return min(walk.length % walk.batch or walk.batch if walk.short_last else walk.batch for walk in walks)
 
     def weigh(self, weights: Sequence[float] | None) -> None:
-        """Draw the classes of labeled samples in proportion to `weights`, where they are drawn by class."""
+        """Set how often each class of labeled samples is drawn, where they are drawn by class."""
         if self.balance is not None:
             self.balance.weigh(weights)
 
@@ -273,7 +273,7 @@ class Turns(Sampler[list[StepKeys]]):
         return StepKeys(step, self.samplers[domain].keys(own).samples, domain)
 
     def weigh(self, weights: Sequence[float] | None) -> None:
-        """Leave every domain's classes as they are drawn: weights of one label space say nothing about the others."""
+        """Ignore the weights: those of one domain's classes say nothing about the others."""
 
     def __iter__(self) -> Iterator[list[StepKeys]]:
         return ([self.keys(step)] for step in range(self.start, self.stop))

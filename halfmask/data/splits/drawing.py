@@ -208,7 +208,7 @@ def _names(dataset: Dataset, seen: frozenset[int]) -> tuple[str, ...]:
 
 
 def _fraction_name(fraction: float) -> str:
-    """Name a fraction as published lists do.
+    """Return the name that published lists give a fraction.
 
     >>> _fraction_name(1 / 16), _fraction_name(0.4)
     ('1_16', '40pct')

@@ -85,7 +85,7 @@ def unlabeled_dataset(recipe: DataRecipe, dataset: Dataset) -> Dataset:
 
 
 def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
-    """Work out which ids are labeled, unlabeled and for validation, and check that they fit together.
+    """Decide which ids are labeled, unlabeled and for validation, and check that they fit together.
 
     Raises:
         DataError: all problems together: absent images or masks, duplicates, overlaps, no labeled image.
@@ -131,7 +131,7 @@ class _Lists:
         self._folder = find_split(recipe, dataset) if recipe.split is not None else None
 
     def labeled_pool(self) -> tuple[str, ...]:
-        """Images whose masks may be used."""
+        """Return the images whose masks may be used."""
         if isinstance(self.recipe.labeled, str):
             return self._ids(_find_list(self.recipe.labeled, self.dataset, "data.labeled"), "labeled", masks=True)
         if self._folder is not None:
@@ -139,7 +139,7 @@ class _Lists:
         return tuple(id for id in self.dataset.ids("train") if self.dataset.mask_path(id) is not None)
 
     def val_listed(self) -> tuple[str, ...] | None:
-        """Validation images by list or part; `None` if some have to be held out."""
+        """Return validation images by list or part; `None` if some have to be held out."""
         asked = self.recipe.val
         if asked == "none":
             return ()
@@ -157,7 +157,7 @@ class _Lists:
     def unlabeled(
         self, other: Dataset, labeled: Sequence[str], spare: Sequence[str], val: Sequence[str]
     ) -> tuple[str, ...]:
-        """Unlabeled ids; by default whatever is for training and not in use, else exactly as listed."""
+        """Return unlabeled ids; by default whatever is for training and not in use, else exactly as listed."""
         asked = self.recipe.unlabeled
         used, self._judged = {*labeled, *val}, val
         if isinstance(asked, str):
@@ -180,7 +180,7 @@ class _Lists:
         return tuple(sorted({id for part in parts for id in self.dataset.ids(part)} - used))
 
     def _all_of(self, other: Dataset, used: set[str]) -> tuple[str, ...]:
-        """Every image of another place, but none that trains with its mask, validates or tests."""
+        """Return every image of another place, except those that train with a mask, validate or test."""
         kept_out = used | {id for part in ("val", "test") for id in self.dataset.ids(part)}
         taken = {_identity(self.dataset, id) for id in kept_out}
         found = sorted({id for part in _PARTS for id in other.ids(part)})

@@ -57,7 +57,7 @@ class Stamps:
         return known[1] if known is not None and known[0] == state else None
 
     def remember(self, id: str, state: State, good: Good) -> None:
-        """Note that the files of an id are good."""
+        """Record that the files of an id are good."""
         self._known[id], self._changed = (state, good), True
 
     def save(self) -> None:

@@ -227,12 +227,12 @@ def judge_forms(forms: Mapping[str, MaskForm], dataset: Dataset) -> tuple[dict[s
 
 
 def _reader(dataset: Dataset) -> str:
-    """Name what decides if an image can be read."""
+    """Return a text that changes with whatever decides if an image can be read."""
     return f"{__version__} {type(dataset)} {dataset.root.resolve()} {dataset.channels} {dataset.value_range}"
 
 
 def _meaning(dataset: Dataset) -> str:
-    """Name what decides if a mask can be read: other classes or values may judge otherwise."""
+    """Return a text that changes with whatever decides if a mask can be read: classes, values."""
     if not isinstance(dataset, FileDataset):
         return repr(dataset.task)
     first = next((path for id in dataset.ids("train") if (path := dataset.mask_path(id)) is not None), None)
@@ -246,7 +246,7 @@ def _unseen_classes(task: Task, pixels: Sequence[int], labeled: int) -> list[str
 
 
 def _loose_ends(dataset: Dataset) -> Iterator[str]:
-    """Files that lie there for nothing: often a name that does not fit its partner's."""
+    """Find files that nothing uses: often a name that does not fit its partner's."""
     layout = getattr(dataset, "layout", None)
     if not isinstance(layout, Layout):
         return
@@ -293,7 +293,7 @@ _PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCb
 
 
 def is_plain(path: Path, channels: int = 3) -> bool:
-    """Tell whether a file surely decodes to 8-bit pixels of three bands: known mode, and nothing cut off its end.
+    """Return whether a file surely decodes to 8-bit pixels of three bands: known mode, and its end is there.
 
     `False` does not mean that anything is wrong: decode the file to find out.
     """

@@ -15,7 +15,7 @@ from halfmask.data.convert.mask_source import OVERLAYS, PROBABILITIES, without_s
 from halfmask.data.folder.folder_names import MASK_FOLDERS
 from halfmask.data.folder.images.decode import is_image
 from halfmask.data.folder.layouts import detect
-from halfmask.data.folder.masks.ids import told_ids
+from halfmask.data.folder.masks.ids import read_id_meanings
 from halfmask.data.folder.pairs import find_pairs
 from halfmask.errors import DataError, HalfmaskError, RecipeError
 from halfmask.written import LIST, Written
@@ -39,7 +39,7 @@ class Input(NamedTuple):
     images: list[tuple[Path, Path, Path | None]]
     left_out: dict[str, list[Path]]
 
-    def told(self) -> str:
+    def left_out_text(self) -> str:
         """Say what is left out; empty if nothing is."""
         parts = []
         for what, paths in sorted(self.left_out.items()):
@@ -102,8 +102,9 @@ def _find(source: Path, out: Path) -> tuple[Path, list[Path], dict[str, list[Pat
     out_of_it = {path for paths in left_out.values() for path in paths}
     kept = sorted((path for path in images if path not in out_of_it), key=_in_order)
     if not kept:
-        told = f" {Input([], left_out).told()[0].upper()}{Input([], left_out).told()[1:]}." if left_out else ""
-        raise DataError(f"{nothing}{told}", "H210" if source.is_dir() else "H201")
+        text = Input([], left_out).left_out_text()
+        reason = f" {text[0].upper()}{text[1:]}." if text else ""
+        raise DataError(f"{nothing}{reason}", "H210" if source.is_dir() else "H201")
     return base, kept, left_out
 
 
@@ -117,7 +118,9 @@ def no_images(base: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
     left_out: dict[str, list[Path]] = defaultdict(list)
     rest = _sorted_out(set(files), lambda rest: _results(base, rest), left_out["earlier results"])
     rest = _sorted_out(rest, lambda rest: _masks(base, rest), left_out["masks"])
-    _sorted_out(rest, lambda rest: {path for path in rest if told_ids(path) is not None}, left_out["masks by halfmask"])
+    _sorted_out(
+        rest, lambda rest: {path for path in rest if read_id_meanings(path) is not None}, left_out["masks by halfmask"]
+    )
     return {what: sorted(paths) for what, paths in left_out.items() if paths}
 
 
@@ -128,7 +131,7 @@ def _sorted_out(files: set[Path], choose: Callable[[set[Path]], set[Path]], into
 
 
 def _results(base: Path, files: set[Path]) -> set[Path]:
-    """Files that halfmask wrote: those it has listed, and all in folders of runs and of results without a list."""
+    """Find files that halfmask wrote: those it has listed, and all in folders of runs and of unlisted results."""
     chosen: set[Path] = set()
     folders = _folders(base, files)
     for folder in folders:
@@ -144,7 +147,7 @@ def _results(base: Path, files: set[Path]) -> set[Path]:
 
 
 def _masks(base: Path, files: set[Path]) -> set[Path]:
-    """Masks of every layout that is known, at the base or below, and folders named as those of masks are."""
+    """Find masks of every known layout, at the base or below, and folders named as those of masks are."""
     chosen: set[Path] = set()
     folders = sorted(_folders(base, files))
     children: dict[Path, set[Path]] = defaultdict(set)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from halfmask.data.convert.convert import describe, mask_image
 from halfmask.data.folder.images.rasters import Reading, read_picture
-from halfmask.data.folder.masks.ids import IdTable, tell, told_in_png, write_geotiff
+from halfmask.data.folder.masks.ids import IdTable, id_meanings, id_meanings_in_png, write_geotiff
 from halfmask.errors import DataError, gathered
 from halfmask.infer.bundle import Bundle
 from halfmask.infer.inference import probabilities as predict_probabilities
@@ -63,17 +63,17 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """All its files exist."""
+        """Whether all files of the job exist."""
         return all(path.exists() for path in self.files)
 
     @property
     def files(self) -> list[Path]:
-        """Those that are written for it."""
+        """Paths of the files that are written for the image."""
         return [path for path in (self.mask, self.overlay, self.probabilities) if path is not None]
 
     @property
     def dates(self) -> tuple[Path, ...]:
-        """The files it is read from."""
+        """Paths of the files that the image is read from, one per date."""
         return (self.image,) if self.before is None else (self.before, self.image)
 
 
@@ -106,8 +106,8 @@ class Writing:
             self.picture(job.mask, mask)
             return
         with self.files.path(job.mask) as part:
-            told = tell(self.table, self.task)
-            write_geotiff(part, mask, job.image, palette_of(self.task), self.table, told)
+            meanings = id_meanings(self.table, self.task)
+            write_geotiff(part, mask, job.image, palette_of(self.task), self.table, meanings)
 
     def picture(self, path: Path, mask: Integer[np.ndarray, "H W"]) -> None:
         """Write class ids as a palette PNG.
@@ -117,7 +117,7 @@ class Writing:
         """
         with self.files.path(path) as part:
             picture = mask_image(mask, palette_of(self.task), self.table)
-            picture.save(part, optimize=False, pnginfo=told_in_png(self.table, self.task))
+            picture.save(part, optimize=False, pnginfo=id_meanings_in_png(self.table, self.task))
 
     def overlay(self, path: Path, image: UInt8[np.ndarray, "H W C"], mask: Integer[np.ndarray, "H W"]) -> None:
         """Write an image with its mask over it.
@@ -130,7 +130,7 @@ class Writing:
 
 
 def record_model(files: Written, bundle: Bundle, *, overwrite: bool) -> None:
-    """Note which model the results in a folder are of; not where some lie there already and nothing tells of which.
+    """Record which model the results in a folder are of; not where earlier results have no such record.
 
     Raises:
         DataError: they are another model's, and not to be overwritten; or the folder cannot be written.

@@ -133,7 +133,7 @@ def predict(
     with joined_ranks(options.get("device", "auto")) as ranks:
         quiet = quiet or not ranks.first
         if not quiet and found.left_out:
-            print(f"note: {found.told()}.", file=sys.stderr)
+            print(f"note: {found.left_out_text()}.", file=sys.stderr)
         bundle = load_bundle(opened.folder, ranks.device)
         if outlines is not None:
             there = outline_files((job.row for job in jobs), out, outlines, bundle.task)
@@ -310,5 +310,5 @@ def _to_numpy(classes: Tensor) -> Integer[np.ndarray, "H W"]:
 
 
 def _limit_of_whole(tile: int | None) -> int:
-    """Most pixels of an image that is predicted at once."""
+    """Return the most pixels an image may have to be predicted at once."""
     return LARGE if tile is None else sys.maxsize if tile == 0 else 0

@@ -158,7 +158,7 @@ class _Result:
             self.shown[down : down + height, along : along + width] = part
 
     def close(self) -> None:
-        """Let go of the mapped files: Windows removes none that is in use."""
+        """Close the mapped files: Windows removes none that is in use."""
         self.mask, self.shares = np.empty((0, 0), np.uint8), None
 
 

@@ -149,7 +149,7 @@ class Sweep:
 
     @property
     def bands(self) -> list[Span]:
-        """The rows of tiles: from, to (exclusive)."""
+        """First row of pixels and end (exclusive) of each row of tiles."""
         return spans(self.size[0], self.tiling)
 
     def blocks(self, pictures: Iterator[tuple[Picture, ...]]) -> Iterator[Block]:

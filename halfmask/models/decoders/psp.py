@@ -105,7 +105,7 @@ class SubPixel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Kaiming normal (fan-in, gain sqrt 2), the same kernel for the 4 sub-pixels of a class (ICNR).
+        """Draw Kaiming normal weights (fan-in, gain sqrt 2), the same for the 4 sub-pixels of a class (ICNR).
 
         Biases keep U(-1/sqrt(K), 1/sqrt(K)) and differ between sub-pixels, as in CCT's code: a fresh classifier
         still shows a weak 2x2 pattern.

@@ -173,7 +173,7 @@ def _default_indices(model: str, arguments: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _has_final_norm(model: str, arguments: dict[str, Any]) -> bool:
-    """Tell if it is a plain transformer with a norm after its last block, which the library removes by default."""
+    """Return whether it is a plain transformer with a norm after its last block, which timm removes by default."""
     net: Any = _create_shapes_only(model, **arguments)
     one_stride = len({stage["reduction"] for stage in net.feature_info.info}) == 1
     return one_stride and isinstance(net, timm.models._features.FeatureGetterNet) and hasattr(net.model, "norm")

@@ -101,7 +101,7 @@ class _Block(nn.Module):
         self.shortcut = None if same_shape else _convolution(width, channels, side=1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to what comes in."""
+        """Add the output of the convolutions to the input."""
         activated = self.first(x)
         return (x if self.shortcut is None else self.shortcut(activated)) + self.second(activated)  # type: ignore[no-any-return]
 

@@ -91,7 +91,7 @@ class MetricsLog(L.Callback):
             logger.log_metrics(finite, step=module.step)
 
     def pause_clock(self) -> Callable[[], None]:
-        """Leave the time until the returned function is called out of images/s."""
+        """Stop the clock of images/s until the returned function is called."""
         before = time.monotonic()
 
         def resume() -> None:
@@ -213,7 +213,7 @@ class Validation(L.Callback):
             self._score(trainer, module)
             return
         resume_clock = self.metrics.pause_clock()
-        with self.clean.installed(module, trainer.global_rank, trainer.world_size):
+        with self.clean.swapped_in(module, trainer.global_rank, trainer.world_size):
             self._score(trainer, module)
         resume_clock()
 
@@ -298,7 +298,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What the command line returns: 130 for Ctrl-C, 143 for SIGTERM."""
+        """Exit code of the command line: 130 for Ctrl-C, 143 for SIGTERM."""
         return self.codes[self.signal or signal.SIGINT]
 
     def _heard(self, number: int, frame: FrameType | None) -> None:

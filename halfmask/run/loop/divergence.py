@@ -73,7 +73,7 @@ class StopAtInfinity(L.Callback):
 
     def _ship(self, trainer: L.Trainer, module: LitMethod) -> None:
         used = self.clean is not None and self.clean.used
-        clean = self.clean.installed(module, trainer.global_rank, trainer.world_size) if self.clean and used else None
+        clean = self.clean.swapped_in(module, trainer.global_rank, trainer.world_size) if self.clean and used else None
         with clean or nullcontext():
             if trainer.is_global_zero:
                 self.examiner.ship(module, self.run.path, None, {})

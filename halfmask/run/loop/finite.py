@@ -43,7 +43,7 @@ class FiniteGuard:
                 buffer.copy_(kept)
 
     def allows(self, loss: Tensor, optimizer: Optimizer, step: int) -> bool:
-        """Judge an update before the optimizer makes it; `False` forbids it.
+        """Return whether the optimizer may make an update: loss and gradient must be finite.
 
         A fused optimizer on a GPU is told on the device instead, and the answer is `True`.
         """

@@ -187,7 +187,7 @@ class LitMethod(L.LightningModule):
 
     @property
     def progress(self) -> Progress:
-        """How far the run is."""
+        """Progress of the run: step, epoch, and what a method may ask of both."""
         return Progress(self.step, self.total_steps, self.steps_per_epoch)
 
     def configure_optimizers(self) -> list[Optimizer]:
@@ -222,7 +222,7 @@ class LitMethod(L.LightningModule):
         return to_batch(batch, device, self.method.task, dtype=self._image_dtype(), class_weights=weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the method: every update in order, then its bookkeeping."""
+        """Run one step of the method: every update in order, then its bookkeeping."""
         torch.manual_seed(step_seed(self.seed, self.global_rank, self.step))
         for update in self.method.updates(batch, self.progress):
             optimizer = self._wrapped[update.group]

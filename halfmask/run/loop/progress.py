@@ -83,7 +83,7 @@ class ProgressLine:
                 file.write(f"{datetime.now().isoformat(timespec='seconds')}  {text}\n")
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar, which leaves the terminal as it was."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None

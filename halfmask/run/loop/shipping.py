@@ -30,7 +30,7 @@ class Shipment(NamedTuple):
 
 
 def choose(rule: Rule, found: Examination, best: Mapping[str, float], images: int) -> Shipment:
-    """Choose by one validation.
+    """Choose the predictor to ship by one validation.
 
     Args:
         rule: `eval.ship`.

@@ -118,7 +118,7 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
 
 
 def synchronize_batch_norm(method: Method) -> None:
-    """Let batch norm take its statistics over all processes, in place; the names of parameters stay.
+    """Make batch norm take its statistics over all processes, in place; the names of parameters stay.
 
     timm's layers that hold batch norm and activation keep the activation, which torch's own conversion drops.
     """
@@ -210,7 +210,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractCo
 
 @contextmanager
 def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
-    """Leave running statistics and their counters as they are: a momentum of 0 moves nothing."""
+    """Keep running statistics and their counters as they are: a momentum of 0 moves nothing."""
     norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

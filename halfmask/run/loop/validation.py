@@ -69,8 +69,8 @@ class CleanStatistics:
         self._kept: list[HostBatch] | None = None
 
     @contextmanager
-    def installed(self, module: LitMethod, rank: int, world: int) -> Iterator[None]:
-        """Give every predictor new statistics, note them for the checkpoint, and take them back at the end."""
+    def swapped_in(self, module: LitMethod, rank: int, world: int) -> Iterator[None]:
+        """Put clean statistics into every predictor, keep them for the checkpoint, and restore its own at the end."""
         predictors = module.method.predictors()
         before: list[tuple[Network, dict[str, Tensor]]] = []
         module.statistics = {}
@@ -123,7 +123,7 @@ class TaskExaminer:
         self.main_metric, self.images = task.main_metric, images
 
     def examine(self, module: LitMethod, rank: int, world: int) -> Examination:
-        """Scores are `<predictor>/val/<score>`, of the first one also `val/<score>`."""
+        """Score every predictor as `<predictor>/val/<score>`, the first one also as `val/<score>`."""
         assert self.evaluate is not None
         values: dict[str, float] = {}
         main: dict[str, float] = {}

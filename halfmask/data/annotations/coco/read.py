@@ -15,7 +15,7 @@ import numpy as np
 from halfmask.data.annotations.coco.files import Read, choose, load, read_json, remarks_on
 from halfmask.data.annotations.coco.regions import NO_CATEGORY, decode_region, problem_of, rings_of
 from halfmask.data.annotations.drawing import FLAT, Drawing, Remark, why_empty
-from halfmask.data.annotations.exports import ImageNames, not_here, twins
+from halfmask.data.annotations.exports import ImageNames, not_here, similar_names
 from halfmask.data.annotations.layers import IGNORE_LABEL, clean, composed
 from halfmask.data.folder.folder_names import PART_NAMES
 from halfmask.data.folder.masks.decode import IGNORE
@@ -209,7 +209,7 @@ class CocoFolder:
         self.parts = {part: sorted(set(held)) for part, held in self.parts.items()}
         self.remarks = (
             *remarks_on(left, root), *_homeless(files), *not_here(absent, len(absent) + len(self._file_of)),
-            *self._crowds(set(crowds)), *twins(self.classes),
+            *self._crowds(set(crowds)), *similar_names(self.classes),
         )  # fmt: skip
 
     def file_of(self, id: str) -> Path | None:
@@ -294,7 +294,7 @@ def _class_names(contents: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _category_ids(contents: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> tuple[int, ...] | None:
-    """Category id of each class, 0 of the background; `None` where the files do not agree, or lack one."""
+    """Return the category id of each class, 0 for the background; `None` where files disagree, or lack one."""
     found = {(name, id) for content in contents for id, name in names_of(content).items()}
     ids = dict(found)
     background = {0} if classes[0] in BACKGROUND_NAMES or classes[0] not in ids else set()

@@ -235,7 +235,7 @@ def empty_pixels(path: Path) -> Bool[np.ndarray, "H W"] | None:
 
 
 def _color_table(source: Any) -> np.ndarray | None:
-    """RGB by value, of an image that is stored as indices of colors."""
+    """Return the RGB color of each value, of an image that is stored as indices of colors."""
     if source.count != 1 or source.colorinterp[0].name != "palette" or source.dtypes[0] != "uint8":
         return None
     table = np.zeros((_BYTE, 3), dtype=np.uint8)

@@ -32,9 +32,9 @@ from halfmask.data.folder.masks.layers import (
     direct_ids,
     integers,
     look_up_bytes,
-    noted,
     read_array,
     read_raster,
+    recorded,
     renumbered,
 )
 from halfmask.errors import DataError
@@ -174,7 +174,7 @@ def read_stored(path: Path) -> Stored:
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return noted(read_array(path))
+        return recorded(read_array(path))
     data = b""
     try:
         data = path.read_bytes()
@@ -184,24 +184,24 @@ def read_stored(path: Path) -> Stored:
             if ids is not None and opened.format != "TIFF":  # which Pillow turns by itself
                 ids = turn_upright(ids, orientation_of(opened))
             if ids is not None:
-                return noted(renumbered(ids, form, opened.format or ""))
+                return recorded(renumbered(ids, form, opened.format or ""))
     except FileNotFoundError as error:
         raise missing(path) from error
     except UnidentifiedImageError as error:
         if not data or suffix not in SUFFIXES:
             raise broken(path, error) from error
-        return noted(read_raster(path))  # of 64 bits, or another type that only GDAL knows
+        return recorded(read_raster(path))  # of 64 bits, or another type that only GDAL knows
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
         raise broken(path, error) from error
     values = decode_bytes(data, path)
     if values.shape[2] == 1:
-        return noted(Stored(integers(values[:, :, 0], path), form))
+        return recorded(Stored(integers(values[:, :, 0], path), form))
     if values.dtype != np.uint8:
         raise several_layers(path, f"{values.shape[2]} bands of {values.dtype}")
     transparent = values[:, :, -1] == 0 if values.shape[2] in {2, 4} else None
-    return noted(Stored(values[:, :, 0] if values.shape[2] == 2 else values[:, :, :3], form, transparent))
+    return recorded(Stored(values[:, :, 0] if values.shape[2] == 2 else values[:, :, :3], form, transparent))
 
 
 def stored_ids(stored: Stored, labels: LabelMap, path: Path) -> Integer[np.ndarray, "H W"]:

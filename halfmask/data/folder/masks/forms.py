@@ -86,8 +86,8 @@ def collected_forms() -> Iterator[list[MaskForm]]:
         _collected.reset(token)
 
 
-def note_form(form: MaskForm) -> None:
-    """Tell `collected_forms` of a mask that was read."""
+def record_form(form: MaskForm) -> None:
+    """Add the fingerprint of a mask that was read to the list of `collected_forms`."""
     found = _collected.get()
     if found is not None:
         found.append(form)

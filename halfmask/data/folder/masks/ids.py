@@ -2,8 +2,8 @@
 
 Training ids run from 0 to K-1. A mask holds the ids of its table: those of halfmask.yaml (which may have gaps, or start
 at 1), label ids of Cityscapes, 1..150 of ADE20K. What halfmask writes for a dataset has the ids of its masks, so that
-it can be put among them; each PNG and GeoTIFF says inside what its ids mean (`tell`), so that masks of another table
-are found (`contradiction`), and a halfmask.yaml beside says it to people and to other programs.
+it can be put among them; each PNG and GeoTIFF says inside what its ids mean (`id_meanings`), so that masks of another
+table are found (`contradiction`), and a halfmask.yaml beside says it to people and to other programs.
 """
 
 import json
@@ -110,19 +110,19 @@ class IdTable:
         return np.asarray(table[stored])
 
 
-def tell(table: IdTable, task: Task) -> str:
+def id_meanings(table: IdTable, task: Task) -> str:
     """Write what the ids of a mask mean, for the inside of its file."""
     return json.dumps({"ids": dict(zip(table.ids, task.classes, strict=True)), "ignore": table.ignore})
 
 
-def told_in_png(table: IdTable, task: Task) -> PngImagePlugin.PngInfo:
+def id_meanings_in_png(table: IdTable, task: Task) -> PngImagePlugin.PngInfo:
     """Return what the ids of a mask mean as the text of a PNG."""
     info = PngImagePlugin.PngInfo()
-    info.add_text(KEY, tell(table, task))
+    info.add_text(KEY, id_meanings(table, task))
     return info
 
 
-def told_ids(path: Path) -> dict[int, str | None] | None:
+def read_id_meanings(path: Path) -> dict[int, str | None] | None:
     """Read from a mask that halfmask wrote what its ids mean (`None`: unknown pixels); `None` of any other file."""
     suffix = path.suffix.lower()
     try:
@@ -150,7 +150,7 @@ def refuse_mask(path: Path) -> None:
     Raises:
         DataError: it is.
     """
-    if told_ids(path) is not None:
+    if read_id_meanings(path) is not None:
         raise DataError(
             f"{path}: a mask that halfmask wrote (predicted or converted) lies among the images, and would be trained "
             "on as one. Move these results out of the data.",
@@ -158,13 +158,13 @@ def refuse_mask(path: Path) -> None:
         )
 
 
-def contradiction(told: Mapping[int, str | None], labels: LabelMap, classes: Sequence[str]) -> str:
+def contradiction(meanings: Mapping[int, str | None], labels: LabelMap, classes: Sequence[str]) -> str:
     """Say which id of a mask that halfmask wrote means another class here; empty if none does.
 
     A class that is not known here may have been renamed since: that is no contradiction.
 
     Args:
-        told: what the ids mean, as `told_ids` reads it.
+        meanings: what the ids mean, as `read_id_meanings` reads it.
         labels: what stored ids mean here.
         classes: names by training id.
 
@@ -172,7 +172,7 @@ def contradiction(told: Mapping[int, str | None], labels: LabelMap, classes: Seq
     '0 is leaf there and ground here, 1 is stem there and leaf here'
     """
     differ = []
-    for value, name in told.items():
+    for value, name in meanings.items():
         id = labels.training_id(value)
         if name in classes and id != _UNKNOWN and (id == IGNORE or (id < len(classes) and classes[id] != name)):
             differ.append(f"{value} is {name} there and {'ignored' if id == IGNORE else classes[id]} here")
@@ -180,7 +180,7 @@ def contradiction(told: Mapping[int, str | None], labels: LabelMap, classes: Seq
 
 
 def write_geotiff(
-    path: Path, mask: Integer[np.ndarray, "H W"], like: Path, colors: tuple[Color, ...], table: IdTable, told: str
+    path: Path, mask: Integer[np.ndarray, "H W"], like: Path, colors: tuple[Color, ...], table: IdTable, meanings: str
 ) -> None:
     """Write class ids as a GeoTIFF with the place of an image: reference system, transform or control points.
 
@@ -190,7 +190,7 @@ def write_geotiff(
         like: the image.
         colors: of the classes; written where a color table has room for them.
         table: ids to write; that of pixels without a class is declared as nodata.
-        told: what the ids mean, kept as the description of the file.
+        meanings: what the ids mean, kept as the description of the file.
     """
     import rasterio
     from rasterio.enums import ColorInterp
@@ -205,7 +205,7 @@ def write_geotiff(
             "blockysize": _BLOCK, "bigtiff": "if_safer", **place,
         }  # fmt: skip
         with rasterio.open(path, "w", **profile) as out:
-            out.update_tags(TIFFTAG_IMAGEDESCRIPTION=f"{KEY}{told}")
+            out.update_tags(TIFFTAG_IMAGEDESCRIPTION=f"{KEY}{meanings}")
             if small:
                 shown = {id: (*color, 255) for id, color in zip(table.ids, colors, strict=True)}
                 out.colorinterp = [ColorInterp.palette]

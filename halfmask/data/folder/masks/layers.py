@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from halfmask.data.folder.images.decode import decode, open_geotiff, png_depth, stored_pixels
-from halfmask.data.folder.masks.forms import MaskForm, form_of_raster, gray_ids, note_form, several_layers
+from halfmask.data.folder.masks.forms import MaskForm, form_of_raster, gray_ids, record_form, several_layers
 from halfmask.errors import DataError
 
 
@@ -24,13 +24,13 @@ class Stored(NamedTuple):
 
     @property
     def is_color(self) -> bool:
-        """Colors instead of ids, with at least one pixel that is not gray."""
+        """Whether the mask holds colors instead of ids, with at least one pixel that is not gray."""
         return self.values.ndim == 3
 
 
-def noted(stored: Stored) -> Stored:
-    """Return a mask, and tell `collected_forms` of it."""
-    note_form(stored.form)
+def recorded(stored: Stored) -> Stored:
+    """Return a mask as it came, after adding its fingerprint to the list of `collected_forms`."""
+    record_form(stored.form)
     return stored
 
 
