@@ -25,7 +25,7 @@ from halfmask.data.folder.images.ground import is_georeferenced
 from halfmask.data.folder.images.rasters import Picture, image_size, read_picture
 from halfmask.data.folder.masks.ids import IdTable, id_meanings_in_png
 from halfmask.errors import DataError, RecipeError
-from halfmask.infer.bundle import load_bundle
+from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.inference import class_map, probabilities
 from halfmask.infer.predict.outputs import reading_of
@@ -89,7 +89,7 @@ class Looker:
         self._device = pick_device(device)
         opened = open_run(run, overrides, sections=("eval",))
         self._protocol = opened.protocol
-        self._bundle = load_bundle(opened.folder, self._device)
+        self._bundle = load_bundle(own_bundle(opened.folder), self._device)
         self.task = self._bundle.task
         if self.task.kind == "change":
             raise RecipeError(

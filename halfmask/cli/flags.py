@@ -90,6 +90,10 @@ def _show_plainly(
 def chosen(run: Path, predictor: str | None) -> Path:
     """Return the run, or the bundle of one of its predictors or checkpoints."""
     if predictor is None and run.suffix != ".ckpt":
+        from halfmask.infer.bundle import shipped_folder
+
+        if (shipped := shipped_folder(run)) != run:
+            say(f"model    {shipped}: validation found it better than the run's own (--predictor NAME takes that one)")
         return run
     from halfmask.run.predictor import bundle_of
 

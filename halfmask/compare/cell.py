@@ -25,7 +25,7 @@ import torch
 from halfmask.atomic import atomic_path, write_json
 from halfmask.data.splits.split import open_dataset, resolve_split
 from halfmask.errors import DataError, Interrupted
-from halfmask.infer.bundle import load_bundle
+from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import DatasetItems, count_each
 from halfmask.infer.runs import memory_cure, open_part, open_run
@@ -169,7 +169,7 @@ def _train_and_score(order: Order) -> None:
             train(recipe, order.folder, overwrite=True, quiet=True)
     opened = open_run(order.folder, (), ("eval", "data"))
     dataset, ids = open_part(opened.data, None, order.part, opened.recorded_val)
-    bundle = load_bundle(opened.folder, device)
+    bundle = load_bundle(own_bundle(opened.folder), device)
     with memory_cure(opened.protocol):
         items = DatasetItems(dataset, ids)
         counts = count_each(bundle.model, items, bundle.task, opened.protocol, device, crop=bundle.crop).numpy()

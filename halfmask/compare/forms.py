@@ -188,6 +188,7 @@ def _quiet(base: str | Path | None, overrides: Sequence[str]) -> list[str]:
     """Return what a comparison changes in the base recipe where the user says nothing."""
     given = {key for key, _ in map(parse_override, overrides)}
     wanted = ["run.logger=none"]
-    # Each mask is worth more in training than in choosing a checkpoint; the last weights are scored.
-    wanted += ["data.val=none"] if base is None else []
+    # Each mask is worth more in training than in choosing a checkpoint. The last weights are scored as they are: their
+    # average would lift plain methods to those that have an averaged teacher.
+    wanted += ["data.val=none", "run.average_last=0"] if base is None else []
     return [item for item in wanted if item.partition("=")[0] not in given]

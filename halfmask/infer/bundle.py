@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 _ENSEMBLE_VERSION = 2  # of bundles of several networks, which version 1 cannot express
 
 STAGES = "stages.json"  # in the folder of a staged run: the names of its stages, in order
+COMPARED = "twin.json"  # likewise: the comparison with its control or twin, and which of them is shipped
 PREDICTORS = "predictors"  # folder in that of a run: bundles of networks that it did not ship
 _WEIGHTS, _META = "model.safetensors", "model.json"
 _NEEDED = ("task", "model", "sha256")
@@ -170,16 +171,19 @@ def _describe(model: Network, task: Task) -> dict[str, Any]:
 
 
 def bundle_folder(path: str | Path) -> Path:
-    """Return the folder of a bundle, named by the folder itself or by one of its files; of a staged run, the last one.
+    """Return the folder of a bundle, named by the folder itself or by one of its files.
+
+    Of a staged run it is the last stage; of a run whose twin is shipped (`eval.ship=overall`) the twin, but the run's
+    own where one of its files is named.
 
     Raises:
         CheckpointError: there is none, or there are several below.
     """
     path = Path(path)
-    if path.name in {_META, _WEIGHTS}:
-        path = path.parent
+    named = path.name in {_META, _WEIGHTS}
+    path = path.parent if named else path
     if (path / _META).is_file():
-        return path
+        return path if named else shipped_folder(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist. Give a run folder, a bundle folder or a model.json.", "H407")
     if not path.is_dir():
@@ -199,6 +203,20 @@ def bundle_folder(path: str | Path) -> Path:
         "continue the run with halfmask train --resume, or give another folder.",
         "H407",
     )
+
+
+def shipped_folder(run: Path) -> Path:
+    """Return the run, or what is in it of another one that is shipped in its place."""
+    try:
+        name = json.loads((run / COMPARED).read_text(encoding="utf-8"))["shipped"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return run
+    return run / name if name in {"twin", "control"} and (run / name / _META).is_file() else run
+
+
+def own_bundle(run: str | Path) -> Path:
+    """Return what names the bundle of a run itself, also where its twin is shipped."""
+    return Path(run) / _META if (Path(run) / _META).is_file() else Path(run)
 
 
 def _last_stage(path: Path) -> Path | None:

@@ -19,7 +19,7 @@ from halfmask import __version__
 from halfmask.atomic import write_json
 from halfmask.data.contract import Dataset
 from halfmask.errors import DataError, ShapeError
-from halfmask.infer.bundle import Bundle, load_bundle
+from halfmask.infer.bundle import Bundle, load_bundle, own_bundle
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import center, class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix, Scores
@@ -215,7 +215,7 @@ def evaluate(
     """
     with joined_ranks(device) as ranks:
         opened = open_run(run, overrides, sections=("eval", "data"))
-        bundle = load_bundle(opened.folder, ranks.device)
+        bundle = load_bundle(own_bundle(opened.folder), ranks.device)
         changed = any(text.startswith("data.") for text in overrides)
         dataset, ids = open_part(opened.data, data, part, None if changed else opened.recorded_val)
         ids = ids[:limit]

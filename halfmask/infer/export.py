@@ -31,7 +31,7 @@ from halfmask.atomic import atomic_path, write_json
 from halfmask.data.folder.images.decode import read_image
 from halfmask.data.splits.split import open_dataset
 from halfmask.errors import CheckpointError, DataError, MissingExtraError, ParityError, RecipeError, nearest
-from halfmask.infer.bundle import Bundle, load_bundle
+from halfmask.infer.bundle import Bundle, load_bundle, own_bundle
 from halfmask.infer.predict.predict import plan
 from halfmask.infer.runs import open_run
 from halfmask.models.model import Network
@@ -108,7 +108,7 @@ def export(
     if format == "onnx":
         _need_onnx()
     opened = open_run(run, (), sections=("eval", "data"))
-    bundle = load_bundle(opened.folder)
+    bundle = load_bundle(own_bundle(opened.folder))
     file = Path(out) if out is not None else opened.folder / f"model{_SUFFIXES[format]}"
     if file.exists() and not overwrite:
         raise DataError(f"{file} exists already. Replace it with --overwrite, or name another file with --out.", "H408")

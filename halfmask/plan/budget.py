@@ -10,7 +10,7 @@ from halfmask.errors import RecipeError
 from halfmask.plan.choices import Choice
 from halfmask.plan.facts import Machine
 from halfmask.plan.table import LIMITS
-from halfmask.plan.trials import Measured, measure
+from halfmask.plan.trials import Measured, measure, with_twins
 from halfmask.recipe.read import Recipe
 from halfmask.run.prepared import Prepared
 from halfmask.run.twin import kinds_of
@@ -60,7 +60,14 @@ class Fit:
     choices: tuple[Choice, ...]
 
 
-def fit(build: Build, usual_steps: int | None, multiple: int, budget: Budget, machine: Machine) -> Fit:
+def fit(
+    build: Build,
+    usual_steps: int | None,
+    multiple: int,
+    budget: Budget,
+    machine: Machine,
+    twin: Choice | None = None,
+) -> Fit:
     """Shrink batch and crop until memory and time suffice, then set the steps.
 
     Args:
@@ -69,6 +76,7 @@ def fit(build: Build, usual_steps: int | None, multiple: int, budget: Budget, ma
         multiple: of the crop.
         budget: of memory and time.
         machine: with what is free.
+        twin: what the run is to be compared with, where the time is enough for both.
 
     Raises:
         RecipeError: the budget is too small; the smallest possible is named.
@@ -92,6 +100,9 @@ def fit(build: Build, usual_steps: int | None, multiple: int, budget: Budget, ma
         settings |= change
     if measured.memory > limit or _at_least(measured) > limit:
         raise RecipeError(_too_little_memory(measured, limit, budget), "H305")
+    if twin is not None:
+        measured, notes[twin.topic] = _with_twin(measured, twin, build, settings, budget)
+        settings |= notes[twin.topic].settings
     if usual_steps is not None:
         choice = _steps(measured, usual_steps, budget, multiple)
         settings |= choice.settings
@@ -183,6 +194,22 @@ def _steps(measured: Measured, usual: int, budget: Budget, multiple: int) -> Cho
     if prepared.recipe.run.twin:
         text += "; those of what it is compared with included"
     return Choice("steps", f"{steps}", text, {"run.steps": steps, **({"run.eval_every": every} if every else {})})
+
+
+def _with_twin(
+    measured: Measured, twin: Choice, build: Build, settings: dict[str, Any], budget: Budget
+) -> tuple[Measured, Choice]:
+    """Add the share of a twin, or choose none where it would leave the run too few steps."""
+    if "run.twin" not in twin.settings:  # the user asked for it: it is measured
+        return measured, twin
+    steps = math.inf if budget.seconds is None else _affordable(measured, budget.left(2 * _startup(measured)))[0]
+    if steps >= 2 * LIMITS.good_steps:
+        return with_twins(measured, build({**settings, **twin.settings})), twin
+    reason = (
+        f"{duration(budget.seconds or 0.0)} leave {steps:.0f} steps, too few to share with training on masks alone, so "
+        "whether the unlabeled images help will not be known: give more time, or --twin"
+    )
+    return measured, Choice(twin.topic, "none", reason)
 
 
 def _startup(measured: Measured) -> float:

@@ -11,6 +11,8 @@ from halfmask.plugins import resolve
 from halfmask.recipe.shipped import recipe_names
 from halfmask.run.loop.shipping import FEW_IMAGES
 
+_BETTER = "what validation finds better is shipped"
+_AVERAGED = "averaged weights of the last steps"
 # Sides that images are shrunk to, as part of their own.
 _MULTIPLES = {"dinov2": 14, "dinov3": 16}  # of the crop, by encoder; others: 32
 _SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625)
@@ -41,11 +43,13 @@ class Draft:
         base: shipped recipe whose other values are taken.
         network: row of the table; `None` where the user chose the method or the network.
         choices: in the order they are printed.
+        twin: what the run is compared with, if the time is enough.
     """
 
     base: str
     network: NetworkRow | None
     choices: tuple[Choice, ...]
+    twin: Choice | None = None
 
 
 def is_set(key: str, given: Mapping[str, Any]) -> bool:
@@ -84,7 +88,8 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
     optim = {**network.optim, **(row.optim if choices[0].settings else {})}
     note = "constant" if optim.get("schedule") == "constant" else "falling to 0"
     choices.append(Choice("rate", f"{optim['lr']:g}, {note}", "goes with network and method", _under("optim", optim)))
-    return Draft(f"fixmatch/{folder}", network, (*choices, *_of_data(data, network, given)))
+    every = (*choices, *_of_data(data, network, given))
+    return Draft(f"fixmatch/{folder}", network, every, _twin(data, given) if own is None else None)
 
 
 def _method(row: MethodRow, own: str | None, data: DataFacts) -> Choice:
@@ -202,15 +207,37 @@ def _rare_classes(data: DataFacts, takes_weights: bool) -> Iterator[Choice]:
 def _validation(data: DataFacts, given: Mapping[str, Any]) -> Choice:
     settings = {} if is_set("data.val", given) else {"data.val": "auto"}
     if not data.val:
-        reason = "too few masks to hold some out: the last weights are kept, and no score tells how good they are"
+        reason = f"too few masks to hold some out: {_AVERAGED} are kept, and no score tells how good they are"
         return Choice("validation", "none", reason, settings)
     count = f"{data.val} image{'s' if data.val > 1 else ''}"
     if data.held_out:
         reason = f"held out of {data.labeled + data.val} masks"
         if data.val < FEW_IMAGES:
-            reason += "; a rough score, by which no step or network is chosen. data.val=none trains on all masks"
+            reason += f"; a rough score, which chooses nothing: {_AVERAGED} are kept. data.val=none trains on all masks"
         return Choice("validation", count, reason, settings)
     return Choice("validation", count, "the data's own validation part, or your list", settings)
+
+
+def _twin(data: DataFacts, given: Mapping[str, Any]) -> Choice | None:
+    """Compare a run with training on the masks alone, and ship the better.
+
+    That is method supervised, not the control: what is to be decided is which network to ship, and the candidate beside
+    the run is what the user would have without unlabeled images. It takes about half the time of the run, as its steps
+    have no unlabeled images; the control makes the same passes as the run, so that the plan would take twice as long.
+    What the control alone can tell, whether a gain is the unlabeled images' doing, `--twin` still answers.
+    """
+    ships = {"eval.ship": "overall"}
+    if is_set("run.twin", given):
+        return None if not given["run.twin"] else Choice("twin", "as you set", _BETTER, ships)
+    if (
+        data.val < FEW_IMAGES
+        or not data.unlabeled
+        or given.get("run.devices", 1) != 1
+        or given.get("run.nodes", 1) != 1
+    ):
+        return None
+    reason = f"it is trained by as many steps, for about half the time of the run's; {_BETTER}"
+    return Choice("twin", "masks alone", reason, {"run.twin": "supervised", **ships})
 
 
 def _percent(share: float) -> str:

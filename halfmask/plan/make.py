@@ -117,7 +117,7 @@ def make_plan(
     network = rules.network
     usual = None if own_length else network.steps if network else build({}).run.steps or 1000
     with timed("building data and network, and trial steps"):
-        fitted = fit(build, usual, network.multiple if network else 32, budget, machine)
+        fitted = fit(build, usual, network.multiple if network else 32, budget, machine, rules.twin)
     choices = _merged(rules, fitted, given)
     recipe = _with_reasons(build(fitted.settings), choices, given)
     measured = fitted.measured

@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -66,16 +66,31 @@ def measure(recipe: Recipe) -> Measured:
     cost = predict_cost(prepared)
     _give_back()
     seconds, memory = _validation(prepared)
-    steps = cost.step_seconds
-    predictors = len(prepared.method.predictors())
+    seconds *= len(prepared.method.predictors())
+    whole = time.perf_counter() - began
+    alone = Measured(prepared, cost, cost.step_seconds, seconds, memory, prepare_seconds, whole)
+    return with_twins(alone, recipe)
+
+
+def with_twins(measured: Measured, recipe: Recipe) -> Measured:
+    """Add steps and validations of what a run is compared with.
+
+    Args:
+        measured: of the run alone.
+        recipe: the run's, which says with what (`run.twin`).
+    """
+    began = time.perf_counter()
+    prepared = replace(measured.prepared, recipe=recipe)
+    steps, validation = measured.step_seconds, measured.validation_seconds
     for kind in kinds_of(recipe):
         if kind == "control":  # takes the same passes
-            steps, predictors = steps + cost.step_seconds, predictors + len(prepared.method.predictors())
+            steps, validation = steps + measured.step_seconds, validation + measured.validation_seconds
             continue
         twin = prepare(twin_recipe(prepared, kind), look=False)
-        steps, predictors = steps + predict_cost(twin).step_seconds, predictors + 1
-    whole = time.perf_counter() - began
-    return Measured(prepared, cost, steps, seconds * predictors, memory, prepare_seconds, whole)
+        steps += predict_cost(twin).step_seconds
+        validation += measured.validation_seconds / len(prepared.method.predictors())
+    trial = measured.trial_seconds + time.perf_counter() - began
+    return replace(measured, prepared=prepared, step_seconds=steps, validation_seconds=validation, trial_seconds=trial)
 
 
 def time_precisions(recipe: Recipe, data: DataFacts) -> dict[str, float]:

@@ -298,7 +298,9 @@ class EvalRecipe(Section):
         absent_classes: leave classes that occur nowhere out of the mean (`skip`) or count them as 0 (`zero`).
         select_on: part on which the best checkpoint is chosen.
         ship: the network that a run ships: the method's `first` predictor at its best validation, as in its paper; or
-            the `best` of all by validation. Fewer than 5 images choose nothing: `best` then ships the last weights.
+            the `best` of all by validation. Fewer than 5 images choose nothing: `best` then ships the last weights, as
+            `last` does with any number (`run.average_last`). `overall` is `best`, and afterwards the better by
+            validation of the run and what it is compared with (`run.twin`).
         batch: windows (or images of equal size) per forward.
         precision: of networks in float32: `32-true`, or `bf16-mixed`, bfloat16 autocast with logits upsampled in
             float32: faster where `run.precision=auto` trains in it, but class maps change where two classes are close.
@@ -313,7 +315,7 @@ class EvalRecipe(Section):
     flip: bool = False
     absent_classes: Literal["skip", "zero"] = "skip"
     select_on: Literal["val", "test"] = "val"
-    ship: Literal["first", "best"] = "first"
+    ship: Literal["first", "best", "last", "overall"] = "first"
     batch: Count = 4
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
@@ -372,6 +374,9 @@ class RunRecipe(Section):
         precise_bn: before each validation, take the statistics of batch norm anew from so many clean training images
             (labeled and unlabeled, without strong colors); they are evaluated and shipped, the training goes on with
             its own. 0 = evaluate the averages of the training passes, as published code does.
+        average_last: where the last weights are shipped, because no validation chooses (no image, or `eval.ship`),
+            ship the mean of the weights over this last part of the run instead of one point of it. A teacher (EMA) is
+            a mean already, and stays. 0 = off.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -392,3 +397,4 @@ class RunRecipe(Section):
     twin: Annotated[Literal["control", "supervised", "both"] | None, BeforeValidator(_twin)] = None
     passes: Literal["published", "apart"] = "published"
     precise_bn: Annotated[int, Field(ge=0, le=100_000)] = 0
+    average_last: Fraction = 0.0

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from halfmask.infer.bootstrap import Interval
+from halfmask.infer.bundle import shipped_folder
 from halfmask.report.charts import Series, line_chart
 from halfmask.report.draw import between, draw, duration, percent, signed
 from halfmask.report.material import Example, Material, chapter_of
@@ -145,7 +146,7 @@ def _result(found: Material) -> dict[str, Any]:
             ours = f"{percent(found.scores.main.value)} %" + (f" ({interval})" if interval else "")
         elif curve := run.curve(f"val/{number.metric}"):
             ours = f"{percent(max(value for _, value in curve))} % at best"
-    return {"networks": networks, "ours": ours or "n/a", "alarms": not_finite(run)}
+    return {"networks": networks, "ours": ours or "n/a", "alarms": not_finite(run), "shipped": shipped_folder(run.path)}
 
 
 def _twin(found: Material) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from halfmask.atomic import atomic_path, write_json
 from halfmask.batch import Progress as Steps
 from halfmask.data.contract import Dataset
 from halfmask.errors import CheckpointError
-from halfmask.infer.bundle import load_bundle
+from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.evaluate import DatasetItems, count_each
 from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
 from halfmask.infer.seen import seen_in_training
@@ -84,7 +84,7 @@ def open_images(run: Run, wishes: Wishes) -> Images:
         CheckpointError: there is no model yet.
         DataError: the data is not there, or the part has no image with a mask.
     """
-    opened = open_run(run.path, (), sections=("eval", "data"))
+    opened = open_run(own_bundle(run.path), (), sections=("eval", "data"))
     part = wishes.part or opened.protocol.select_on
     dataset, ids = open_part(opened.data, wishes.data, part, opened.recorded_val)
     shown = tuple(ids[: wishes.limit])
@@ -109,7 +109,7 @@ def tally(run: Path, images: Images) -> Tally:
         CheckpointError: no bundle, or one made for other classes.
         DataError: an image cannot be read.
     """
-    bundle = load_bundle(run, images.device)
+    bundle = load_bundle(own_bundle(run), images.device)
     check_classes(bundle, images.dataset)
     path = bundle.folder / "report" / f"counts-{Path(images.part).stem or 'val'}.npz"
     key = digest(images.key, bundle.meta["sha256"], images.part)
@@ -147,7 +147,7 @@ def load_method(run: Run, device: torch.device) -> tuple[Method, Steps]:
     """
     if run.meta is None:
         raise CheckpointError(f"{run.path} holds no model.json: the run has not been validated yet.", "H407")
-    method, step = open_method(load_bundle(run.path, device), RunDir(run.path).last)
+    method, step = open_method(load_bundle(own_bundle(run.path), device), RunDir(run.path).last)
     # As in training: passes over the list of unlabeled images.
     per_pass = (run.count("unlabeled") or 1) // int(run.recipe["data"]["batch"]["unlabeled"])
     return method.to(device).eval(), Steps(step, max(step, 1), max(per_pass, 1))

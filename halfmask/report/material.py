@@ -17,7 +17,7 @@ from jaxtyping import Integer, UInt8
 from halfmask.data.check import judge, take_fingerprint
 from halfmask.errors import CheckpointError, DataError, HalfmaskError, RecipeError
 from halfmask.infer.bootstrap import Scored, difference, image_scores, scored
-from halfmask.infer.bundle import build_from_meta, load_bundle
+from halfmask.infer.bundle import build_from_meta, load_bundle, own_bundle
 from halfmask.infer.domains import domain_names
 from halfmask.infer.inference import class_map
 from halfmask.infer.runs import Published, open_run, published
@@ -202,7 +202,7 @@ def _examples(found: Material, tally: Tally, images: Images) -> dict[str, list[E
     chosen = {"samples": list(dict.fromkeys(spread.tolist())), "worst": order[:each], "best": order[::-1][:each]}
     numbers = sorted({number for group in chosen.values() for number in group})
     paths = [found.run.path] + ([found.twin.path] if found.gain is not None and found.twin is not None else [])
-    bundles = [load_bundle(path, images.device) for path in paths]
+    bundles = [load_bundle(own_bundle(path), images.device) for path in paths]
     made: dict[int, Example] = {}
     for done, number in enumerate(numbers, 1):
         image, target = images.items[number]
@@ -231,7 +231,7 @@ def _look_at_data(found: Material, wishes: Wishes) -> None:
         return judge(root, facts).to_dict() | {"looked_at": len(facts.images)}
 
     try:
-        recipe = open_run(found.run.path, (), sections=("data",)).data
+        recipe = open_run(own_bundle(found.run.path), (), sections=("data",)).data
         if wishes.data is not None:
             recipe = recipe.model_copy(update={"root": str(wishes.data)})
         root = str(recipe.root)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from halfmask.infer.bundle import load_bundle
+from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.inference import class_map, probabilities, read_ahead
 from halfmask.infer.runs import memory_cure
 from halfmask.report.charts import Chart, Series, line_chart, sparkline
@@ -38,7 +38,7 @@ def label_quality(run: Run, images: Images) -> dict[str, Any]:
         `edges`: thresholds; `passed` and `right`: (K, len(edges)) pixels labeled with a class whose confidence is in
         the range that begins at the edge, and how many of them are right; `threshold`: the method's, or `None`.
     """
-    bundle = load_bundle(run.path, images.device)
+    bundle = load_bundle(own_bundle(run.path), images.device)
     threshold = threshold_of(run)
     edges = sorted({*_EDGES, *([] if threshold is None else [threshold])})
     key = digest(images.key, bundle.meta["sha256"], edges, images.part)

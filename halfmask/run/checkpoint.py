@@ -22,7 +22,7 @@ import torch
 from halfmask.atomic import atomic_path
 from halfmask.data.splits.split import write_list
 from halfmask.errors import CheckpointError, RecipeError, bullet_list
-from halfmask.infer.bundle import STAGES, Bundle, load_bundle
+from halfmask.infer.bundle import STAGES, Bundle, load_bundle, own_bundle
 from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.models.model import Network
@@ -31,6 +31,7 @@ from halfmask.models.weights import misfits
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
 from halfmask.run.folder import PREVIOUS, RunDir
+from halfmask.run.loop.average import install_average
 from halfmask.run.loop.lightning_library import CheckpointIO
 from halfmask.run.loop.module import CHECKPOINT_FORMAT
 from halfmask.run.prepared import Prepared
@@ -220,7 +221,7 @@ def weights_of(run: str | Path) -> Path | None:
     folder = RunDir(run)
     candidates = sorted(folder.checkpoints.glob("best-*.ckpt"))
     if candidates and (folder.path / "model.json").is_file():
-        shipped = load_bundle(folder.path).meta.get("predictor")
+        shipped = load_bundle(own_bundle(folder.path)).meta.get("predictor")
         candidates = [path for path in candidates if path == folder.best(str(shipped))]
     return next(iter(candidates), folder.last if folder.last.is_file() else None)
 
@@ -242,6 +243,9 @@ def load_networks(method: Method, checkpoint: Path) -> int:
             "H405",
         )
     method.load_state_dict(state)
+    average = content["halfmask"].get("average", {})
+    if average.get("shipped"):
+        install_average(method, average["mean"])
     predictors = method.predictors()
     for name, statistics in content["halfmask"].get("statistics", {}).items():
         install_statistics(predictors[name], statistics)  # the scores of this step were reached with them

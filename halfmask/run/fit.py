@@ -18,6 +18,8 @@ from halfmask.recipe.read import Recipe, load
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
 from halfmask.run.folder import RunDir, stage_names
+from halfmask.run.loop import shipping
+from halfmask.run.loop.average import AverageLast, WeightAverage
 from halfmask.run.loop.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
 from halfmask.run.loop.divergence import StopAtInfinity
 from halfmask.run.loop.lightning_library import L
@@ -145,11 +147,7 @@ def _train_stage(
         prepared = prepare(recipe, limit, look=is_first_rank(), quiet=quiet)
     recipe = prepared.recipe
     if limit is not None:
-        # Written down, so that a resumed run follows the same, shorter schedule.
-        cut = {"run.steps": prepared.total_steps, "run.eval_every": prepared.eval_every}
-        shorter = recipe.run.model_copy(update={key.removeprefix("run."): value for key, value in cut.items()})
-        origins = recipe.origins | dict.fromkeys(cut, "--limit")
-        recipe = recipe.model_copy(update={"run": shorter, "origins": origins})
+        recipe = _cut(recipe, prepared)
     dataset, method = prepared.dataset, prepared.method
     metric = dataset.task.main_metric
     line = ProgressLine(quiet)
@@ -189,15 +187,32 @@ def _train_stage(
     examiner, clean = prepared.sources.examiner(recipe), clean_statistics(prepared)
     validation = Validation(run, log, examiner, prepared.eval_every, clean, recipe.eval.ship)
     prepare_networks(method, recipe.run)
-    around = [log, validation, KeepCheckpoints(run, keep, prepared.total_steps), checkpoints]
     first = StopAtInfinity(run, examiner, (log.every, prepared.eval_every), clean)
-    trainer = make_trainer(recipe.run, run.path, method, [first, *around])
+    last = [validation, KeepCheckpoints(run, keep, prepared.total_steps), checkpoints]
+    averages = _average(module, recipe, examiner.images)
+    trainer = make_trainer(recipe.run, run.path, method, [first, log, *averages, *last])
     if start is not None and start.header["step"] >= prepared.total_steps:
         line.say(f"{run.path} is finished: {start.header['step']} of {prepared.total_steps} steps are done.")
         return TrainResult(run.path, start.header["step"], time.monotonic() - began, start.header["best"], {}, metric)
     _fit(trainer, module, checkpoints, None if start is None else start.checkpoint)
-    best, last = dict(module.best), dict(validation.last)
-    return TrainResult(run.path, module.step, time.monotonic() - began, best, last, metric)
+    best, values = dict(module.best), dict(validation.last)
+    return TrainResult(run.path, module.step, time.monotonic() - began, best, values, metric)
+
+
+def _cut(recipe: Recipe, prepared: Prepared) -> Recipe:
+    """Write a limit of the steps down, so that a resumed run follows the same, shorter schedule."""
+    cut = {"run.steps": prepared.total_steps, "run.eval_every": prepared.eval_every}
+    shorter = recipe.run.model_copy(update={key.removeprefix("run."): value for key, value in cut.items()})
+    origins = recipe.origins | dict.fromkeys(cut, "--limit")
+    return recipe.model_copy(update={"run": shorter, "origins": origins})
+
+
+def _average(module: LitMethod, recipe: Recipe, images: int) -> list[AverageLast]:
+    """Return what averages the last weights, where the recipe asks for it and no validation chooses others."""
+    if not recipe.run.average_last or shipping.chooses(recipe.eval.ship, images):
+        return []
+    module.average = WeightAverage(recipe.run.average_last, module.total_steps)
+    return [AverageLast(module.average)]
 
 
 def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start: Path | None) -> None:

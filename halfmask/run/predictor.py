@@ -9,7 +9,7 @@ They are written on first use, to RUN/predictors/NAME, and are used like any oth
 from pathlib import Path
 
 from halfmask.errors import CheckpointError, RecipeError, nearest
-from halfmask.infer.bundle import PREDICTORS, bundle_folder, load_bundle, save_bundle
+from halfmask.infer.bundle import PREDICTORS, bundle_folder, load_bundle, own_bundle, save_bundle
 from halfmask.infer.domains import domain_names
 from halfmask.run.checkpoint import open_method
 from halfmask.run.folder import RunDir
@@ -30,8 +30,8 @@ def bundle_of(path: str | Path, predictor: str | None = None) -> Path:
     named = path.suffix == ".ckpt"
     if not named and predictor is None:
         return path
-    run = RunDir(_run_of(path) if named else bundle_folder(path))
-    shipped = load_bundle(run.path)
+    run = RunDir(_run_of(path) if named else path if (path / "recipe.yaml").is_file() else bundle_folder(path))
+    shipped = load_bundle(own_bundle(run.path))
     own = str(shipped.meta.get("predictor"))
     if named:
         checkpoint = path
@@ -39,7 +39,7 @@ def bundle_of(path: str | Path, predictor: str | None = None) -> Path:
     else:
         name = predictor or own
         if name == own:
-            return path
+            return own_bundle(path) if path == run.path else path
         checkpoint = run.best(name) if run.best(name).is_file() else run.last
     if not run.recipe.is_file() or not checkpoint.is_file():
         raise CheckpointError(

@@ -9,7 +9,7 @@ from typing import Any
 from halfmask.atomic import write_json
 from halfmask.errors import RecipeError
 from halfmask.infer.bootstrap import Interval, difference, scored
-from halfmask.infer.bundle import load_bundle
+from halfmask.infer.bundle import COMPARED, load_bundle, own_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import DatasetItems, count_each
 from halfmask.infer.runs import memory_cure, open_part, open_run
@@ -19,10 +19,10 @@ from halfmask.run.checkpoint import begin_from
 from halfmask.run.fit import TrainResult
 from halfmask.run.folder import RunDir
 from halfmask.run.loop.progress import ProgressLine
+from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepared import Prepared
 from halfmask.run.twin import (
     FOLDERS,
-    RESULT,
     Estimate,
     Kind,
     TwinResult,
@@ -86,6 +86,9 @@ def train(
 def compare(run: str | Path, kinds: Sequence[Kind]) -> list[TwinResult]:
     """Compare a run with others on the images all validated on, and write `twin.json`.
 
+    With `eval.ship=overall` it also says which is shipped: the one of the highest score; of fewer than five images,
+    which cannot tell, the run itself.
+
     Args:
         run: folder of a run.
         kinds: of the finished runs in it, the control first.
@@ -94,21 +97,27 @@ def compare(run: str | Path, kinds: Sequence[Kind]) -> list[TwinResult]:
         CheckpointError: one of them has no bundle yet.
     """
     results = [_compare(Path(run), kind) for kind in kinds]
+    shipped = ""
+    if RunDir(run).load_recipe().eval.ship == "overall":
+        best = max(results, key=lambda one: one.twin.value or 0.0)
+        better = best.images >= FEW_IMAGES and (best.difference.value or 0.0) < 0
+        results = [dataclasses.replace(one, ships=better and one is best) for one in results]
+        shipped = best.folder.name if better else ""
     content = results[0].to_dict() | {one.kind: one.to_dict() for one in results[1:]}
-    write_json(Path(run) / RESULT, content)
+    write_json(Path(run) / COMPARED, content | ({"shipped": shipped} if shipped else {}))
     return results
 
 
 def _compare(run: Path, kind: Kind) -> TwinResult:
     other = run / FOLDERS[kind]
     recipe = RunDir(run).load_recipe()
-    opened = open_run(run, (), ("eval", "data"))
+    opened = open_run(own_bundle(run), (), ("eval", "data"))
     part = recipe.eval.select_on
     dataset, ids = open_part(opened.data, None, part, opened.recorded_val)
     device = pick_device("cpu" if recipe.run.accelerator == "cpu" else "auto")
     counts = []
     for folder in (run, other):
-        bundle = load_bundle(folder, device)
+        bundle = load_bundle(own_bundle(folder), device)
         with memory_cure(opened.protocol):
             items = DatasetItems(dataset, ids)
             found = count_each(bundle.model, items, bundle.task, opened.protocol, device, crop=bundle.crop)

@@ -15,13 +15,13 @@ from halfmask.data.splits.split import part_ids
 from halfmask.errors import RecipeError
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
+from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import Prepared
 
 Kind = Literal["control", "supervised"]
 FOLDERS: dict[Kind, str] = {"control": "control", "supervised": "twin"}  # in the folder of the run
-RESULT = "twin.json"
-_FEW_IMAGES, _FEWEST_IMAGES = 10, 5
+_ROUGH = 10  # images below which an interval is called rough
 _KEPT_PARAMS = ("loss", "ohem_threshold", "ohem_min_kept")
 
 
@@ -50,6 +50,7 @@ class TwinResult:
         by_class: difference of each class.
         folder: of the other run.
         kind: what the other run is.
+        ships: the other run's network is shipped; `None`: the comparison decides nothing.
     """
 
     metric: str
@@ -63,6 +64,7 @@ class TwinResult:
     by_class: dict[str, Estimate]
     folder: Path
     kind: Kind = "control"
+    ships: bool | None = None
 
     @property
     def verdict(self) -> Literal["helps", "hurts", "unclear"]:
@@ -71,7 +73,7 @@ class TwinResult:
         Fewer than five images give no verdict: a bootstrap of two knows three outcomes.
         """
         low, high = self.difference.low, self.difference.high
-        if low is None or high is None or low <= 0 <= high or self.images < _FEWEST_IMAGES:
+        if low is None or high is None or low <= 0 <= high or self.images < FEW_IMAGES:
             return "unclear"
         return "helps" if low > 0 else "hurts"
 
@@ -94,7 +96,18 @@ class TwinResult:
             f"{name}{self.metric} {_percent(self.run)} with the unlabeled images ({self.method}), "
             f"{_percent(self.twin)} {other}, {self.steps} steps each: {value:+.1f} points, {interval}, {images}\n"
             f"         {self._sentence()}"
+            f"{self._shipped()}"
         )
+
+    def _shipped(self) -> str:
+        if self.ships is None:
+            return ""
+        without = "with masks alone" if self.kind == "supervised" else "without their loss"
+        what = f"the network trained {without}, {self.folder}" if self.ships else f"that of {self.folder.parent}"
+        if self.images < FEW_IMAGES:
+            return f"\n         Shipped: {what}; validation cannot tell which is better."
+        doubt = " though the interval holds 0" if self.verdict == "unclear" else ""
+        return f"\n         Shipped: {what}. Validation found it better{doubt and ','}{doubt}."
 
     def _sentence(self) -> str:
         control = self.kind == "control"
@@ -103,7 +116,7 @@ class TwinResult:
         elif self.verdict == "hurts":
             what = "The unlabeled images do harm" if control else "The run is worse than plain supervised training"
             text = f"{what} here: the model in {self.folder} is the better one."
-        elif self.difference.low is None or self.images < _FEWEST_IMAGES:
+        elif self.difference.low is None or self.images < FEW_IMAGES:
             what = "the unlabeled images help" if control else "the run is better than plain supervised training"
             count = "One image" if self.images == 1 else f"{self.images} images"
             return f"{count} cannot show whether {what}: compare on more validation images."
@@ -115,7 +128,7 @@ class TwinResult:
                 " Whether the unlabeled images do it, only the control can tell (run.twin=control): method supervised "
                 "also lacks averaged weights and the passes of the unlabeled images."
             )
-        if self.images < _FEW_IMAGES:
+        if self.images < _ROUGH:
             text += f" With {self.images} {self.part} images the interval itself is rough."
         return text
 

@@ -24,7 +24,7 @@ from halfmask.atomic import require_writable
 from halfmask.data.annotations.coco.regions import pycocotools
 from halfmask.data.contract import count_classes
 from halfmask.errors import DataError, RecipeError, nearest
-from halfmask.infer.bundle import load_bundle
+from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.predict.outputs import Writing
 from halfmask.infer.runs import open_run
@@ -119,7 +119,7 @@ def suggest(
     _check(formats, measure, weights, n)
     where = pick_device(options.get("device", "auto"))
     opened = open_run(run, overrides, ("eval",))
-    bundle = load_bundle(opened.folder, where)
+    bundle = load_bundle(own_bundle(opened.folder), where)
     if bundle.task.kind == "classification":
         raise RecipeError(f"{opened.folder} gives labels, no masks: suggest ranks images for masks.")
     target, table = _places(opened.folder, out, overwrite)

@@ -176,3 +176,15 @@ def test_weights_that_are_declined_leave_nothing_frozen(monkeypatch):
     keys = settings(given={"model.encoder.weights": None})
     assert keys["model.encoder.name"] == "resnet"
     assert "model.encoder.frozen_stages" not in keys
+
+
+def test_the_run_is_compared_with_masks_alone_where_validation_can_tell():
+    chosen = draft(replace(DATA, val=5), CPU, {}, pretrained=False).twin
+    assert chosen.settings == {"run.twin": "supervised", "eval.ship": "overall"}
+    assert draft(replace(DATA, val=4), CPU, {}, pretrained=False).twin is None
+    assert draft(replace(DATA, val=5, unlabeled=0), CPU, {}, pretrained=False).twin is None
+    assert draft(replace(DATA, val=5), CPU, {"run.devices": 2}, pretrained=False).twin is None
+    assert draft(replace(DATA, val=5), CPU, {"method": "fixmatch"}, pretrained=False).twin is None
+    assert draft(replace(DATA, val=5), CPU, {"run.twin": None}, pretrained=False).twin is None
+    asked = draft(replace(DATA, val=5), CPU, {"run.twin": "control"}, pretrained=False).twin
+    assert asked.settings == {"eval.ship": "overall"}

@@ -20,6 +20,7 @@ from halfmask.errors import DataError, RecipeError
 from halfmask.plan import Plan, budget, make_plan
 from halfmask.plan import trials as precision_trials
 from halfmask.plan.budget import Budget, fit, read_duration
+from halfmask.plan.choices import Choice
 from halfmask.plan.facts import Machine, look_at_data, look_at_machine
 from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import Measured
@@ -250,6 +251,36 @@ def test_costly_validations_become_fewer(trials):
     assert recipe.run.eval_every == 1000
     recipe, _ = fitted(Budget(seconds=900.0, began=time.monotonic()))
     assert recipe.run.eval_every >= recipe.run.steps
+
+
+TWIN = Choice("twin", "masks alone", "because", {"run.twin": "supervised", "eval.ship": "overall"})
+
+
+@pytest.mark.parametrize("seconds", [None, 600.0, 20.0])
+def test_a_twin_has_its_share_of_the_time_where_that_leaves_enough(trials, monkeypatch, seconds):
+    made = trials()
+
+    def doubled(measured, recipe):
+        own = replace(measured.cost, step_seconds=0.5 * measured.step_seconds)
+        return Measured(_prepared(recipe), own, 1.5 * measured.step_seconds, 3.0, 0)
+
+    monkeypatch.setattr(budget, "with_twins", doubled)
+    base = {"data.crop": 160, "data.batch.labeled": 4, "data.batch.unlabeled": 4}
+    asked = Budget(seconds=seconds, began=time.monotonic())
+    found = fit(lambda more: load(None, {**base, **more}), 1000, 32, asked, MACHINE, TWIN)
+    recipe = load(None, {**base, **found.settings})
+    chosen = {choice.topic: choice for choice in found.choices}
+    if seconds == 20.0:  # some 50 steps
+        assert (recipe.run.twin, recipe.eval.ship) == (None, "first")
+        assert "will not be known" in chosen["twin"].reason
+        return
+    assert (recipe.run.twin, recipe.eval.ship) == ("supervised", "overall")
+    assert chosen["twin"] is TWIN
+    if seconds is not None:
+        step = 1.5 * made(recipe).step_seconds
+        validations = math.ceil(recipe.run.steps / recipe.run.eval_every)
+        assert 0.5 * seconds < recipe.run.steps * step + validations * 3.0 < seconds
+        assert "compared with included" in chosen["steps"].reason
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ import yaml
 
 import halfmask
 from halfmask.errors import Interrupted, RecipeError
+from halfmask.infer.bundle import load_bundle, own_bundle
+from halfmask.infer.runs import open_run
 from halfmask.method import Method
 from halfmask.methods.fixmatch import FixMatch
 from halfmask.methods.supervised import Supervised
 from halfmask.recipe.read import load
+from halfmask.run import train as training
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit as train_alone
+from halfmask.run.predictor import bundle_of
 from halfmask.run.twin import Estimate, TwinResult, check_comparable, kinds_of, twin_recipe
 from tests.run.tiny import recipe, write_dataset
 
@@ -116,6 +122,39 @@ def test_the_comparison_is_that_of_the_two_best_models_on_the_same_images(
     assert twin.difference.low <= twin.difference.value <= twin.difference.high
     assert (twin.images, twin.part, twin.metric, twin.steps) == (2, "val", "miou", 6)
     assert set(twin.by_class) == {"background", "disc", "bar"}
+
+
+@pytest.mark.parametrize(("score", "images", "shipped"), [(0.9, 40, "twin"), (0.5, 40, ""), (0.9, 4, "")])
+def test_the_better_is_shipped_and_both_are_at_hand(
+    pair: tuple[Path, TwinResult, TwinResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    score: float,
+    images: int,
+    shipped: str,
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(pair[0], out)
+    text = (out / "recipe.yaml").read_text()
+    assert "ship: first" in text
+    (out / "recipe.yaml").write_text(text.replace("ship: first", "ship: overall"))
+
+    def scripted(run: Path, kind: Any) -> TwinResult:
+        change = Estimate(0.7 - score, -0.1, 0.1)
+        one = Estimate(score, None, None)
+        return replace(
+            pair[2], twin=one, run=Estimate(0.7, None, None), difference=change, images=images, folder=run / "twin"
+        )
+
+    monkeypatch.setattr(training, "_compare", scripted)
+    (found,) = training.compare(out, ["supervised"])
+    assert json.loads((out / "twin.json").read_text()).get("shipped", "") == shipped
+    assert load_bundle(out).folder == out / shipped
+    assert open_run(out, (), ("eval",)).folder == out / shipped
+    assert load_bundle(own_bundle(out)).meta["method"] == "fixmatch"
+    assert load_bundle(bundle_of(out, "teacher")).meta["predictor"] == "teacher"
+    assert f"Shipped: {'the network trained with masks alone' if shipped else 'that of'}" in found.describe()
+    assert ("validation cannot tell which is better" in found.describe()) == (images < 5)
 
 
 def test_the_file_holds_what_the_result_says(pair: tuple[Path, TwinResult, TwinResult]) -> None:

@@ -39,7 +39,7 @@ from halfmask.data.folder.files import date_sizes_differ
 from halfmask.data.folder.images.ground import is_georeferenced
 from halfmask.data.folder.images.rasters import Picture, Reading, image_size, read_picture
 from halfmask.errors import DataError, RecipeError, bullet_list, gathered
-from halfmask.infer.bundle import Bundle, bundle_folder, load_bundle, read_meta
+from halfmask.infer.bundle import Bundle, bundle_folder, load_bundle, own_bundle, read_meta
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import class_map, probabilities, read_ahead
 from halfmask.infer.predict.inputs import RECORD, Input, find_input
@@ -134,7 +134,7 @@ def predict(
         quiet = quiet or not ranks.first
         if not quiet and found.left_out:
             print(f"note: {found.left_out_text()}.", file=sys.stderr)
-        bundle = load_bundle(opened.folder, ranks.device)
+        bundle = load_bundle(own_bundle(opened.folder), ranks.device)
         if outlines is not None:
             there = outline_files((job.row for job in jobs), out, outlines, bundle.task)
             Written(out / outlines).require_unchanged(there)

@@ -17,6 +17,7 @@ from torch import Tensor
 from halfmask.data.contract import Dataset
 from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset
 from halfmask.errors import HalfmaskError
+from halfmask.infer.bundle import own_bundle
 from halfmask.infer.runs import open_run
 from halfmask.methods.allspark import AllSpark
 from halfmask.models.model import Model
@@ -129,7 +130,8 @@ def allspark_figures(run: Run, images: Images) -> Figures:
     """
     method, progress = load_method(run, images.device)
     assert isinstance(method, AllSpark)
-    recipe = open_run(run.path, (), sections=("data",)).data.model_copy(update={"root": str(images.dataset.root)})
+    recipe = open_run(own_bundle(run.path), (), sections=("data",)).data
+    recipe = recipe.model_copy(update={"root": str(images.dataset.root)})
     dataset = open_dataset(recipe)
     split = resolve_split(recipe, dataset)
     other = unlabeled_dataset(recipe, dataset)

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
@@ -205,6 +206,10 @@ class Validation(L.Callback):
 
     def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
         ends = module.step == module.total_steps
+        with module.average.installed(module.method) if ends and module.average is not None else nullcontext():
+            self._examine(trainer, module, ends=ends)
+
+    def _examine(self, trainer: L.Trainer, module: LitMethod, *, ends: bool) -> None:
         if ends and self.clean is not None:
             shares = self.clean.agreement(module, trainer.global_rank, trainer.world_size)
             if trainer.is_global_zero and (text := shipping.doubtful_statistics(shares)):
@@ -223,6 +228,9 @@ class Validation(L.Callback):
             module.validated = module.step
             if module.step == module.total_steps and trainer.is_global_zero:
                 self.examiner.ship(module, self.run.path, None, {})
+                if module.average is not None:
+                    name = next(iter(module.method.predictors()))
+                    self.metrics.line.tell(shipping.describe_last(name, 0, module.average.span_of(name)))
             return
         resume_clock = self.metrics.pause_clock()
         images, metric = self.examiner.images, self.examiner.main_metric
@@ -244,12 +252,13 @@ class Validation(L.Callback):
             self.metrics.record(trainer, module, values)
             self.metrics.line.validated(module.step, values, metric)
             if module.step == module.total_steps:
-                self._conclude(shipped, found, module.best)
+                self._conclude(shipped, found, module)
         resume_clock()
 
-    def _conclude(self, shipped: shipping.Shipment, found: Examination, best: dict[str, float]) -> None:
+    def _conclude(self, shipped: shipping.Shipment, found: Examination, module: LitMethod) -> None:
         """Say what is shipped, where that needs a word, and whether a network has learned nothing."""
-        text = shipping.describe(shipped, found, best, self.examiner.images) if self.rule == "best" else ""
+        best, span = module.best, 0 if module.average is None else module.average.span_of(shipped.name)
+        text = shipping.describe(shipped, found, best, self.examiner.images, span) if self.rule != "first" else ""
         if text:
             self.metrics.line.tell(text)
         if found.one_class:

@@ -17,6 +17,7 @@ from halfmask.data.loading.loader import HostBatch, TrainLoader, to_batch
 from halfmask.errors import CheckpointError
 from halfmask.method import Method
 from halfmask.recipe.read import OptimRecipe
+from halfmask.run.loop.average import WeightAverage
 from halfmask.run.loop.finite import FiniteGuard
 from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.optim import make_optimizers, rate_factor, resolve_optimizers, set_rates
@@ -179,6 +180,7 @@ class LitMethod(L.LightningModule):
         self.best: dict[str, float] = {}  # best validation score of each predictor
         self.best_steps: dict[str, int] = {}  # and the step it is of
         self.statistics: dict[str, dict[str, Tensor]] = {}  # of batch norm that the last validation used, by predictor
+        self.average: WeightAverage | None = None  # of the last part of the run, where that is what is shipped
         self.log_sums = LogSums()
         self.sampling: list[float] | None = None  # chances of the classes in this epoch, where the method gives them
         self.guard = FiniteGuard(method)
@@ -258,6 +260,9 @@ class LitMethod(L.LightningModule):
         }
         if self.statistics and self.validated == self.step:
             checkpoint["halfmask"]["statistics"] = self.statistics
+        if self.average is not None and (state := self.average.state())["count"]:
+            ends = self.validated == self.step == self.total_steps
+            checkpoint["halfmask"]["average"] = {**state, "shipped": ends}
 
         # Lightning's counters begin anew with every start; the step says it all.
         checkpoint.pop("loops", None)
@@ -279,6 +284,8 @@ class LitMethod(L.LightningModule):
         # Checkpoints of before have none of these.
         self.sampling = checkpoint["halfmask"].get("sampling")
         self.best_steps = dict(checkpoint["halfmask"].get("best_steps", {}))
+        if self.average is not None and "average" in checkpoint["halfmask"]:
+            self.average.load(checkpoint["halfmask"]["average"])
         sums = checkpoint["halfmask"].get("log_sums", [])
         self.log_sums.load(sums, self.global_rank, self.trainer.world_size)
         own = checkpoint["halfmask"].get("own_buffers", [])

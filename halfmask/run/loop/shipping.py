@@ -2,7 +2,9 @@
 
 `first`: the method's first predictor, as in its paper, at its best validation. `best`: whichever predictor any
 validation finds best; of fewer than `FEW_IMAGES` validation images the best score is mostly chance, so that the first
-predictor's last weights are shipped, unless it predicts a single class while another one does not.
+predictor's last weights are shipped, unless it predicts a single class while another one does not. `last`: the same
+with any number of images. `overall`: as `best`, and after the run the better of it and what it is compared with
+(`halfmask.run.train.compare`). Last weights are a mean over the last part of the run with `run.average_last`.
 """
 
 from collections.abc import Mapping
@@ -11,8 +13,13 @@ from typing import Literal, NamedTuple
 from halfmask.run.loop.validation import Examination
 
 _LEAST_AGREEMENT = 0.9
-Rule = Literal["first", "best"]
+Rule = Literal["first", "best", "last", "overall"]
 FEW_IMAGES = 5
+
+
+def chooses(rule: Rule, images: int) -> bool:
+    """Tell whether the validations of a run choose what it ships; else its last weights are shipped."""
+    return images > 0 and (rule == "first" or (rule != "last" and images >= FEW_IMAGES))
 
 
 class Shipment(NamedTuple):
@@ -42,19 +49,35 @@ def choose(rule: Rule, found: Examination, best: Mapping[str, float], images: in
     if rule == "first":
         return Shipment(names[0], names[0] not in best or found.main[names[0]] > best[names[0]], False)
     several = [name for name in names if name not in found.one_class]
-    if images < FEW_IMAGES:
+    if not chooses(rule, images):
         name = names[0] if names[0] in several or not several else max(several, key=lambda one: found.main[one])
         return Shipment(name, True, True)
     name = max(names, key=lambda one: found.main[one])
     return Shipment(name, not best or found.main[name] > max(best.values()), False)
 
 
-def describe(shipment: Shipment, found: Examination, best: Mapping[str, float], images: int) -> str:
+def describe_last(name: str, images: int, averaged: int) -> str:
+    """Say what is shipped where no validation chooses.
+
+    Args:
+        name: of the predictor.
+        images: to validate on.
+        averaged: steps of the end of the run whose weights are averaged; 0: none are.
+    """
+    what = f"the mean of its weights over the last {averaged} steps" if averaged > 1 else "its last weights"
+    if images >= FEW_IMAGES:
+        return f"ship     {name}, {what} (eval.ship=last)"
+    counts = {0: "no validation image can", 1: "1 validation image cannot"}
+    return (
+        f"ship     {name}, {what}: {counts.get(images, f'{images} validation images cannot')} tell which step is best"
+    )
+
+
+def describe(shipment: Shipment, found: Examination, best: Mapping[str, float], images: int, averaged: int = 0) -> str:
     """Say at the end of a run what was shipped, where that is not the first predictor at its best validation."""
     first = next(iter(found.main))
     if shipment.last:
-        why = f"{images} validation image{'s' if images > 1 else ''} cannot tell which step is best"
-        text = f"ship     {shipment.name}, its last weights: {why}"
+        text = describe_last(shipment.name, images, averaged)
         return text if shipment.name == first else f"{text}; {first} predicts a single class"
     name = max(best, key=lambda one: best[one])
     if name == first:

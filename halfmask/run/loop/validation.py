@@ -157,9 +157,12 @@ def only_class(scores: Scores) -> str | None:
 
 def origin_of(module: LitMethod, predictor: str) -> dict[str, Any]:
     """Return what a bundle says about the training it is from."""
+    active = module.average is not None and module.average.active
+    averaged = module.average.span_of(predictor) if active and module.average is not None else 0
     return {
         "method": module.meta["recipe"]["method"]["name"],
         "predictor": predictor,
         "step": module.step,
+        **({"averaged_steps": averaged} if averaged else {}),
         "eval": module.meta["recipe"]["eval"],
     }
