@@ -18,15 +18,16 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the scenes and of training.")] = 0,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Begin from the ImageNet weights that are installed with halfmask.")
-    ] = False,
+        bool,
+        typer.Option("--pretrained/--random", help="The ImageNet weights that are installed with halfmask, or none."),
+    ] = True,
     overwrite: flags.Overwrite = False,
     *,
     output: flags.Output,
 ) -> None:
     """See what unlabeled images are worth.
 
-    Renders a small dataset, trains with and without its unlabeled images, and compares: minutes without a GPU.
+    Renders a small dataset, trains with and without the loss of its unlabeled images, and compares: minutes on a CPU.
     """
     from halfmask.demo.run import run_demo
 

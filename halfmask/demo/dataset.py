@@ -31,7 +31,7 @@ class Size:
         side: pixels.
     """
 
-    labeled: int = 8
+    labeled: int = 4
     unlabeled: int = 160
     val: int = 16
     test: int = 48

@@ -19,13 +19,13 @@ _INK, _PAPER = (112, 116, 128), (0, 0, 0, 0)  # legible on a light and on a dark
 SHOWN = 6
 
 
-def write_figure(out: Path, methods: Sequence[str]) -> None:
+def write_figure(out: Path, runs: Sequence[str]) -> None:
     """Write `predictions.png`: columns are test scenes, rows are image, truth, and one row per run."""
     paths = sorted((out / "data" / "test" / "images").glob("*.png"))[:SHOWN]
     images = [np.asarray(Image.open(path)) for path in paths]
     truths = [np.asarray(Image.open(out / "data" / "test" / "masks" / path.name)) for path in paths]
     rows: list[tuple[str, list[np.ndarray]]] = [("scene", images), ("truth", [_paint(mask) for mask in truths])]
-    for name, title in zip(methods, ("supervised", "+ unlabeled"), strict=True):
+    for name, title in zip(runs, ("masks alone", "+ unlabeled"), strict=True):
         rows.append((title, [_paint(mask) for mask in _predict(out / name, images)]))
     _sheet(rows, CLASSES, PALETTE).save(out / "predictions.png")
 

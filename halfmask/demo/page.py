@@ -34,12 +34,12 @@ _LINKS = (
 )
 
 
-def write_page(result: "DemoResult", methods: Sequence[str]) -> None:
+def write_page(result: "DemoResult", runs: Sequence[str]) -> None:
     """Write `report.html`; every figure on it comes from this run's files."""
-    first, second = (result.scores[name] for name in methods)
-    plain, semi = (read_run(result.out / name) for name in methods)
+    first, second = (result.scores[name] for name in runs)
+    plain, semi = (read_run(result.out / name) for name in runs)
     lines = [
-        Series("supervised", plain.curve("val/miou"), 1),
+        Series("masks alone", plain.curve("val/miou"), 1),
         Series("with unlabeled images", semi.curve("val/miou"), 0),
         Series("pixels with a pseudo-label", semi.curve("pseudo/coverage"), 0, 1),
     ]
@@ -54,7 +54,7 @@ def write_page(result: "DemoResult", methods: Sequence[str]) -> None:
         chapters=_LINKS,
         result=result,
         size=result.size,
-        methods=methods,
+        runs=runs,
         first=first,
         second=second,
         palette=PALETTE,
