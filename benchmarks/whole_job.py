@@ -8,6 +8,14 @@ Every command is run as a process of its own with a short and a long number of s
 is divided by the steps it makes more: imports, checks and the first step drop out. Commands take turns, so that a
 machine that slows down hits both. CPU seconds are those of the process and of all it started. A published script is
 compared by `--against`: a shell command in which {steps} stands for the number of steps.
+
+python benchmarks/whole_job.py --jobs --out results.json
+python benchmarks/whole_job.py --jobs cct-160 evaluate-whole --rounds 3 --memory --out results.json
+
+`--jobs` measures whole jobs beside published.py, which trains and evaluates as published scripts do: float32, views
+made in the dataset, separate passes, torch's default optimizer. Both take turns in one process (see _turns.py), after
+their losses and gradients have been compared on one batch. `--out` is written after each job; a second call with the
+same file measures only what is missing. `--memory` adds the peak of a process of its own for each form.
 """
 
 import argparse
@@ -23,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _turns import JOBS, Job, agreement, make_folder, measure
 
 from halfmask.bench.ceilings import device_name
 from halfmask.run.cost import max_resident_unit
@@ -80,10 +89,53 @@ def summary(taken: list[Taken]) -> dict[str, Any]:
     }
 
 
+def measure_jobs(names: list[str], rounds: int, memory: bool, out: Path | None) -> None:
+    """Measure jobs in both precisions, write and print what was found."""
+    state = environment()
+    state["command"] = [Path(word).name for word in state["command"]]
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "device": device_name(torch.device("cpu")),
+        "environment": state,
+        "threads": torch.get_num_threads(),
+        "jobs": [],
+    }
+    if out is not None and out.is_file():
+        content["jobs"] = json.loads(out.read_text(encoding="utf-8"))["jobs"]
+    done = {(row["job"], row["precision"]) for row in content["jobs"]}
+    with tempfile.TemporaryDirectory(prefix="halfmask-whole-job-") as scratch:
+        folder = make_folder(Path(scratch) / "data")
+        for name in names:
+            for precision, target in zip(("32-true", "bf16-mixed"), JOBS[name].target, strict=True):
+                if (name, precision) in done:
+                    continue
+                job, row = JOBS[name], {"job": name, "precision": precision, "target": target}
+                row |= {"agreement": agreement(job, folder), "load_average": list(os.getloadavg())}
+                row |= measure(job, folder, precision, rounds)
+                row["reached"] = row["ratio"]["median"] >= target
+                if memory and job.method != "evaluate":
+                    row["peak_bytes"] = _peaks(job, folder, precision, Path(scratch))
+                content["jobs"].append(row)
+                median, (low, high) = row["ratio"]["median"], row["ratio"]["range"]
+                print(f"{name:<18} {precision:<10} {median:.2f} ({low:.2f}-{high:.2f}), target {target}", flush=True)
+                if out is not None:
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _peaks(job: Job, folder: Path, precision: str, scratch: Path) -> dict[str, int]:
+    """Return the bytes at the peak of three steps, each form in a process of its own."""
+    script = str(Path(__file__).with_name("published.py"))
+    theirs = [sys.executable, script, job.method, str(folder), *job.keys, "--steps", "3"]
+    keys = [*job.keys, f"data.root={folder}", f"run.precision={precision}"]
+    own = [word.replace("{steps}", "3") for word in ours(f"{job.method}/folder", keys, str(scratch / "run"))]
+    return {"halfmask": run(own).peak, "published": run(theirs).peak}
+
+
 def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
+    parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="any key of the recipe")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--against", metavar="COMMAND", help="shell command; {steps} is the number of steps")
@@ -91,7 +143,14 @@ def main() -> None:
     parser.add_argument("--steps", nargs=2, type=int, default=[2, 8], metavar=("SHORT", "LONG"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, metavar="FILE", help="file of the results")
+    parser.add_argument("--jobs", nargs="*", choices=JOBS, metavar="NAME", help=f"all, or some of: {', '.join(JOBS)}")
+    parser.add_argument("--memory", action="store_true", help="with --jobs: also the peak memory of each form")
     options = parser.parse_intermixed_args()
+    if options.jobs is not None:
+        measure_jobs(options.jobs or list(JOBS), options.rounds, options.memory, options.out)
+        return
+    if options.recipe is None:
+        parser.error("name a recipe, or --jobs")
     short, long = options.steps
     if not 0 < short < long:
         raise SystemExit("--steps SHORT LONG: two different lengths, the shorter first.")

@@ -99,7 +99,7 @@ class Model(Network):
 
     def decode(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B D h w"]:
         """Return the dense embedding before the classifier."""
-        return self.decoder.refine(self.decoder.fuse(features))
+        return self.decoder.decode(features)
 
     def embed(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B D h w"]:
         """Decode, after the bottleneck's inference form where there is a bottleneck."""

@@ -1,9 +1,11 @@
 """The pyramid pooling decoder in the form of UniMatch V1: aligned branches and dropout before the classifier."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from halfmask.models.decoders.psp import PSP
+from tests.oracles.forms import plain_forms
 
 
 def decoder(**params) -> PSP:
@@ -38,3 +40,32 @@ def test_dropout_takes_single_values_of_the_embedding_while_training_only():
     assert not dropped.flatten(2).all(2).any()  # values, not channels
     network.eval()
     assert not (network.refine(fused) == 0).any()
+
+
+@pytest.mark.parametrize("align_branches", [False, True])
+@pytest.mark.parametrize("size", [(13, 11), (3, 2)])  # by cells; too few pixels for that: the plain form
+def test_the_convolution_at_the_cells_is_that_of_the_concatenation(align_branches, size):
+    network = PSP((24,), (8,), bins=(1, 2, 3), embedding=16, align_branches=align_branches).double()
+    x = torch.randn(2, 24, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 16, *size, dtype=torch.float64)
+
+    def run(embed):
+        embedding = embed([x])
+        return embedding.detach(), *torch.autograd.grad((embedding * weight).sum(), [x, *network.parameters()])
+
+    fast = run(network.decode)
+    plain = run(lambda maps: network.refine(network.fuse(maps)))
+    for one, other in zip(fast, plain, strict=True):
+        assert_close(one, other, rtol=0, atol=1e-9)
+    with plain_forms():
+        assert torch.equal(run(network.decode)[0], plain[0])
+    assert torch.equal(run(network.decode)[0], plain[0]) == (size == (3, 2))  # the fast form is another computation
+
+
+def test_decoding_in_half_precision_stays_near_full_precision():
+    network = PSP((24,), (8,), bins=(1, 2, 3), embedding=16).eval()
+    x = torch.rand(1, 24, 13, 11)
+    exact = network.decode([x])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network.decode([x])
+    assert (rounded - exact).abs().max() < 0.02 * exact.abs().max()

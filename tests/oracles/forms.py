@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from halfmask.losses import cross_entropy
 from halfmask.models import channel_attention, model
-from halfmask.models.decoders import dpt, segformer
+from halfmask.models.decoders import dpt, psp, segformer
 from halfmask.models.encoders import _attention
 from halfmask.teaching import ema, grouping, memory, pseudo_label
 from halfmask.views import boxes as fast_boxes
@@ -27,6 +27,7 @@ from tests.oracles import allspark, attention, losses, mixing, pseudo, segformer
 from tests.oracles import channel_dropout as plain_dropout
 from tests.oracles import dpt as plain_dpt
 from tests.oracles import ema as plain_ema
+from tests.oracles import psp as plain_psp
 from tests.oracles.geometry import cut_whole
 
 
@@ -80,6 +81,7 @@ PLAIN: Mapping[Callable[..., Any], Callable[..., Any]] = {
     channel_attention.channel_attention: _attend,
     _attention.fused_attention: attention.attention,
     dpt.mix_and_upsample: plain_dpt.upsampled_mix,
+    psp.convolve_with_branches: plain_psp.convolved,
     segformer.folded_map: segformer_head.fused_map,
     model.date_differences: _dates_in_turn,
     ema.lerp_: plain_ema.lerp_,

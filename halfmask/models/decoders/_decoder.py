@@ -30,6 +30,10 @@ class Decoder(nn.Module):
         """Turn the fused map into the embedding before the classifier; the default does nothing."""
         return fused
 
+    def decode(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B D h2 w2"]:
+        """Fuse and refine; override it where both together take less work than one after the other."""
+        return self.refine(self.fuse(features))
+
     def make_classifier(self, classes: int) -> nn.Module:
         """Make the layer from embedding to logits: a 1x1 convolution unless the paper has another one."""
         return nn.Conv2d(self.embedding, classes, 1)
