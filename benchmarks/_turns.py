@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
     Args:
         method: of the published script, or `evaluate`.
-        keys: of the recipe METHOD/folder.
+        keys: of the recipe METHOD/pascal.
         target: ratio to reach, in float32 and as shipped.
         block: steps per turn.
         window: side of sliding windows.
@@ -63,31 +63,17 @@ class Job(NamedTuple):
     window: int | None = None
 
 
-_BATCH = ("data.batch={labeled: 2, unlabeled: 2}", "data.workers=0", "optim.decay_norm_bias=true")
-_V2 = (
-    *("model.encoder={name: dinov2, size: small}", "model.decoder=dpt", "optim.lr=5.0e-6"),
-    *("optim.decoder_lr_scale=40.0", "data.pad=black", *_BATCH),
-)
-_SGD = ("optim.name=sgd", "optim.lr=0.001", "optim.decoder_lr_scale=10.0", "optim.weight_decay=1.0e-4", *_BATCH)
-_CCT = (
-    "model.encoder={name: resnet, depth: 50, stem: deep, output_stride: 8, width: 64}",
-    *("model.decoder={name: psp, bins: [1, 2, 3, 6], upscale: 8}", "data.crop=160"),
-    "method.ignore_padding=false",
-    f"data.dataset.foreground={list(range(1, CLASSES))}",
-    *_SGD,
-)
-_ALLSPARK = (
-    *("model.encoder={name: mit, size: b2, drop_path: 0.1}", "model.decoder={name: segformer, embedding: 768}"),
-    *("model.bottleneck={name: allspark, width: 512}", "data.crop=257", "method.warmup_epochs=0", *_SGD),
-)
+_BATCH = ("data.batch={labeled: 2, unlabeled: 2}", "data.workers=0", "model.encoder.weights=null")
+_CCT = (*_BATCH, "data.resample=bilinear", f"data.dataset.foreground={list(range(1, CLASSES))}", "data.crop=160")
+_ALLSPARK = (*_BATCH, "model.encoder.size=b2", "data.crop=257", "method.warmup_epochs=0")
 
 JOBS = {
-    "unimatch_v2-126": Job("unimatch_v2", (*_V2, "data.crop=126"), (1.3, 2.5), block=2),
-    "unimatch_v2-252": Job("unimatch_v2", (*_V2, "data.crop=252"), (1.3, 2.5)),
+    "unimatch_v2-126": Job("unimatch_v2", (*_BATCH, "data.crop=126"), (1.3, 2.5), block=2),
+    "unimatch_v2-252": Job("unimatch_v2", (*_BATCH, "data.crop=252"), (1.3, 2.5)),
     "allspark-257": Job("allspark", _ALLSPARK, (2.2, 3.2)),
-    "cct-160": Job("cct", (*_CCT, "method.heads=published"), (1.4, 2.2)),
-    "evaluate-whole": Job("evaluate", (*_V2, "data.crop=252", "eval.fit=resize"), (1.8, 1.8), block=2),
-    "evaluate-windows": Job("evaluate", (*_V2, "data.crop=252", "eval.mode=slide"), (1.8, 1.8), window=252),
+    "cct-160": Job("cct", _CCT, (1.4, 2.2)),
+    "evaluate-whole": Job("evaluate", (*_BATCH, "data.crop=252", "eval.fit=resize"), (1.8, 1.8), block=2),
+    "evaluate-windows": Job("evaluate", (*_BATCH, "data.crop=252", "eval.mode=slide"), (1.8, 1.8), window=252),
 }
 
 
@@ -114,8 +100,7 @@ def recipe_of(job: Job, folder: Path, precision: str) -> Recipe:
     """Return the recipe of both sides."""
     method = "unimatch_v2" if job.method == "evaluate" else job.method
     fixed = [f"data.root={folder}", f"run.precision={precision}", f"eval.precision={precision}"]
-    fixed += ["data.val=none", "run.logger=none"]
-    return load_recipe(published.RECIPES[method], [*job.keys, *fixed])
+    return load_recipe(f"{method}/pascal", [*published.FOLDER, "run.logger=none", *fixed, *job.keys])
 
 
 def measure(job: Job, folder: Path, precision: str, rounds: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ python benchmarks/published.py unimatch_v2 field data.crop=126 --steps 8
 Every view is made in the dataset by Pillow, from the whole resized image, and leaves it normalized; labeled, weak and
 strong images pass the network separately; layers are in their textbook form (whole attention maps, 1x1 convolutions
 after the upsampling); logits are upsampled, then given to `F.cross_entropy`; optimizers are torch's defaults, averages
-go tensor by tensor; all in float32. Networks and settings are those of the recipe `METHOD/folder`, so that both sides
+go tensor by tensor; all in float32. Networks and settings are those of the recipe `METHOD/pascal`, so that both sides
 train the same thing: Yang et al., UniMatch V2 (TPAMI 2025, arXiv:2410.10777), Wang et al., AllSpark (CVPR 2024,
 arXiv:2403.01818), Ouali et al., CCT (CVPR 2020, arXiv:2003.09005).
 
@@ -36,8 +36,8 @@ from halfmask.recipe.read import load as load_recipe
 from halfmask.run.own_loop import build_method
 from halfmask.views.components import object_boxes
 
-# Sizes of the measured jobs are keys of these recipes.
-RECIPES = {name: f"{name}/folder" for name in ("unimatch_v2", "allspark", "cct")}
+# Published settings, on a folder of one's own.
+FOLDER = ("data.dataset=folder", "data.split=null", "data.val=none", "optim.reference_batch=null")
 
 
 class Crops(Dataset[tuple[Any, ...]]):
@@ -337,10 +337,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=STEPS)
     parser.add_argument("data", help="folder with images/, masks/ (PNG) and unlabeled/")
-    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="any key of the recipe METHOD/folder")
+    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="any key of the recipe METHOD/pascal")
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_intermixed_args()
-    recipe = load_recipe(RECIPES[options.method], [f"data.root={options.data}", *options.keys])
+    recipe = load_recipe(f"{options.method}/pascal", [*FOLDER, f"data.root={options.data}", *options.keys])
     with plain_forms():
         losses = STEPS[options.method](recipe)
         for step in range(options.steps):

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import torch
 from _turns import JOBS, Job, agreement, make_folder, measure
+from published import FOLDER
 
 from halfmask.bench.ceilings import device_name
 from halfmask.run.cost import max_resident_unit
@@ -127,8 +128,8 @@ def _peaks(job: Job, folder: Path, precision: str, scratch: Path) -> dict[str, i
     """Return the bytes at the peak of three steps, each form in a process of its own."""
     script = str(Path(__file__).with_name("published.py"))
     theirs = [sys.executable, script, job.method, str(folder), *job.keys, "--steps", "3"]
-    keys = [*job.keys, f"data.root={folder}", f"run.precision={precision}"]
-    own = [word.replace("{steps}", "3") for word in ours(f"{job.method}/folder", keys, str(scratch / "run"))]
+    keys = [*FOLDER, *job.keys, f"data.root={folder}", f"run.precision={precision}"]
+    own = [word.replace("{steps}", "3") for word in ours(f"{job.method}/pascal", keys, str(scratch / "run"))]
     return {"halfmask": run(own).peak, "published": run(theirs).peak}
 
 
