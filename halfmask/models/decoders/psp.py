@@ -78,6 +78,7 @@ class PSP(Decoder):
     def decode(self, features: list[Float[Tensor, "B _D _h _w"]]) -> Float[Tensor, "B D h w"]:
         """Fuse and refine without the concatenated map."""
         x, (convolution, norm, rectify) = features[-1], self.bottleneck
+        assert isinstance(convolution, nn.Conv2d)
         mixed = convolve_with_branches(x, self._pooled(x), convolution.weight, self.align_branches)
         return self.dropout(rectify(norm(mixed)))  # type: ignore[no-any-return]
 
@@ -127,7 +128,7 @@ def convolve_with_branches(
         parts.append(every.unflatten(1, (9, -1)).transpose(1, 2).flatten(2))  # (B, O, 9 k)
         reach.append(_reach(branch.shape[-1], size, aligned, x))
     joined = torch.cat(parts, dim=2) @ torch.cat(reach).to(parts[0].dtype)  # (B, O, h w)
-    return F.conv2d(x, own, padding=1) + joined.unflatten(2, size)
+    return F.conv2d(x, own, padding=1) + joined.unflatten(2, size)  # type: ignore[no-any-return]
 
 
 def _reach(side: int, size: tuple[int, int], aligned: bool, like: Tensor) -> Float[Tensor, "N P"]:
