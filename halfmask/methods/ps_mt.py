@@ -93,10 +93,12 @@ class PsMt(Method):
         super().__init__(task)
         self.student = build()
         self.teacher_a, self.teacher_b = build(), build()
-        # In a tuple, so that they are no modules: the networks learn by themselves in the first epochs.
+        # In a tuple, so that they are no modules: the networks learn by themselves in the first epochs, all of them
+        # but what is frozen in the student too.
+        learning = [one for net in self._networks() for one in net.parameters() if one.requires_grad]
         self._averages = (Teacher(self.teacher_a), Teacher(self.teacher_b))
-        self.teacher_a.requires_grad_(True)
-        self.teacher_b.requires_grad_(True)
+        for parameter in learning:
+            parameter.requires_grad_(True)
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(beta_box, beta=(4.0, 4.0))
         self.vat = Adversarial(eps=noise, direction=vat_direction, xi=1e-6)

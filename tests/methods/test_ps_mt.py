@@ -51,6 +51,32 @@ def test_all_three_networks_learn_in_the_first_epochs_and_the_student_alone_late
         assert not any(net.training for net in nets[1:])
 
 
+class FrozenStem:
+    """A builder of networks whose first stage is not trained."""
+
+    crop = 32
+
+    def __call__(self, **overrides):
+        net = tiny_builder(TASK)(**overrides)
+        net.encoder.stages[0].requires_grad_(False)
+        return net
+
+
+def test_frozen_stages_stay_frozen_in_all_three_networks():
+    torch.manual_seed(1)
+    method = PsMt(TASK, FrozenStem(), warmup_epochs=1.0)
+    nets = {name: net for name, net in method.named_children() if name in ("student", "teacher_a", "teacher_b")}
+    assert len(nets) == 3
+    for name, net in nets.items():
+        frozen = {key for key, parameter in net.named_parameters() if not parameter.requires_grad}
+        assert frozen == {key for key, _ in net.named_parameters() if key.startswith("encoder.stages.0.")}, name
+        assert frozen
+    trained = {id(one) for group in method.parameter_groups()["main"] for one in group.params}
+    assert not trained & {id(one) for net in nets.values() for one in net.encoder.stages[0].parameters()}
+    method.step(tiny_batch(TASK), Progress(0, 40, 10)).loss.backward()
+    assert all(one.grad is None for net in nets.values() for one in net.encoder.stages[0].parameters())
+
+
 def test_teachers_take_turns_by_epochs():
     method = made(warmup_epochs=1.0, ema_decay=0.5)
     first, second = method.teacher_a, method.teacher_b
