@@ -64,8 +64,28 @@ def published() -> str:
             scores.append(f"{100 * value:.4g}{doubt}" if not split else f"{split}: {100 * value:.4g}{doubt}")
         if scores:
             method = f"[`{facts['method']}`](METHODS#{facts['method']})"
-            rows.append([method, f"`{recipe}`", facts["dataset"], facts["encoder"], facts["metric"], ", ".join(scores)])
-    return _table(["method", "recipe", "data", "encoder", "score", "published, by split"], rows)
+            about = [method, f"`{recipe}`", facts["dataset"], facts["encoder"], facts["metric"]]
+            rows.append([*about, ", ".join(scores), ", ".join(_ours(facts))])
+    return _table(["method", "recipe", "data", "encoder", "score", "published, by split", "ours"], rows)
+
+
+def _ours(facts: dict[str, Any]) -> Iterator[str]:
+    """Scores of benchmarks/results that have the method, data, split and kind of score of a recipe."""
+    for path, content in [*_measured(""), *_measured("leaderboard_")]:
+        settings = content["settings"]
+        if (settings["data"], settings.get("metric", "miou")) != (facts["dataset"], facts["metric"]):
+            continue
+        for row in content["rows"]:
+            split = str(row.get("labeled", settings.get("labeled")))
+            own = row.get("method") == facts["method"] and not row.get("control_of")
+            if own and split in facts["published"] and row.get("mean") is not None:
+                score, encoder = f"{split}: {100 * row['mean']:.4g}", _encoder(settings)
+                yield f"[{score}](../benchmarks/results/{path.name}) ({encoder}{settings['steps']} steps)"
+
+
+def _encoder(settings: dict[str, Any]) -> str:
+    model = settings.get("model")
+    return f"{model['encoder']['name']}, " if isinstance(model, dict) else ""
 
 
 def method_sections() -> str:

@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress
@@ -123,6 +123,17 @@ class StageContext(Protocol):
         flip: bool | None = None,
     ) -> Float[Tensor, "K H W"]:  # fmt: skip
         """Predict an image of any size by the recipe's protocol; `scales` and `flip` replace those of `eval`."""
+        ...
+
+    def class_map(
+        self, model: Network, image: Float[Tensor, "*T C H W"], *, scales: Sequence[float] | None = None,
+        flip: bool | None = None, mode: Literal["whole", "slide"] | None = None,
+    ) -> Integer[Tensor, "H W"]:  # fmt: skip
+        """Label an image by the largest of the `probabilities`; `mode` replaces that of `eval` too.
+
+        Memory is bounded: an image whose probabilities would take more than 1 GiB is labeled in overlapping tiles, as
+        `halfmask predict` does.
+        """
         ...
 
     def write_masks(self, name: str, ids: Sequence[str], label: Callable[[str, Tensor], Tensor]) -> Path:

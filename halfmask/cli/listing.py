@@ -36,6 +36,14 @@ def list_(
             metavar="[NAME]", help="Show one: its parameters, or the recipe's text; of recipes also a part of names."
         ),
     ] = None,
+    long: Annotated[
+        bool,
+        typer.Option(
+            "--long",
+            "-l",
+            help="Of each method also: networks, passes, needs, status and published scores. It takes a step of each.",
+        ),
+    ] = False,
     as_json: flags.Json = False,
 ) -> None:
     """List what recipes can name.
@@ -43,7 +51,9 @@ def list_(
     With NAME: each of its parameters with type, range, default and meaning.
     `list recipes pascal` lists those with `pascal` in their names.
     """
-    rows = _rows(what) if name is None else _recipes_like(name) if what is What.recipes else []
+    if long and (what is not What.methods or name is not None):
+        raise RecipeError("--long is for the list of methods: halfmask list methods --long.", "H301")
+    rows = _rows(what, long) if name is None else _recipes_like(name) if what is What.recipes else []
     if name is None or rows:
         print(json.dumps(rows, indent=2) if as_json else _columns(what, rows))
     elif what is What.recipes:
@@ -52,6 +62,8 @@ def list_(
         entry = describe_entry(what, name)
         if what is What.encoders:
             entry["weights"] = _published(name)
+        if what is What.methods:
+            entry["recipes"] = _targets(name)
         print(json.dumps(entry, indent=2) if as_json else _entry_text(entry))
 
 
@@ -97,6 +109,14 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
     return entry
 
 
+def _targets(method: str) -> list[dict[str, Any]]:
+    """Shipped recipes of a method that aim at published scores."""
+    from halfmask.recipe.shipped import recipe_facts, recipe_names
+
+    found = [{"name": one, **recipe_facts(one)} for one in recipe_names() if one.startswith(f"{method}/")]
+    return [row for row in found if row["published"]]
+
+
 def _published(encoder: str) -> list[dict[str, str]]:
     """List the published weights of each size of an encoder, and where they are."""
     from halfmask.models.weights import published_for, whereabouts
@@ -115,7 +135,7 @@ def _published(encoder: str) -> list[dict[str, str]]:
     return found
 
 
-def _rows(what: What) -> list[dict[str, Any]]:
+def _rows(what: What, long: bool = False) -> list[dict[str, Any]]:
     if what is What.recipes:
         from halfmask.recipe.shipped import recipe_facts, recipe_names, recipe_summary
 
@@ -124,9 +144,16 @@ def _rows(what: What) -> list[dict[str, Any]]:
 
     kind = cast(Kind, what.value)
     abouts = {name: documentation(kind, name) for name in names(kind)}
-    rows = [{"name": name, "summary": about.partition("\n")[0]} for name, about in abouts.items()]
+    rows: list[dict[str, Any]] = [{"name": name, "summary": about.partition("\n")[0]} for name, about in abouts.items()]
     if what is What.methods:
         rows = [{**row, "paper": str(cited(abouts[row["name"]]) or "")} for row in rows]
+    if long:
+        facts = ("networks", "passes", "needs", "status", "tasks")
+        entries = {row["name"]: describe_entry(kind, row["name"]) for row in rows}
+        rows = [
+            {**row, **{key: entries[row["name"]][key] for key in facts}, "recipes": _targets(row["name"])}
+            for row in rows
+        ]
     return rows
 
 
@@ -175,8 +202,25 @@ def _columns(what: What, rows: list[dict[str, Any]]) -> str:
     width = max((len(row["name"]) for row in rows), default=0)
     beside = _BESIDE.get(what)
     ends = [beside(row) if beside is not None else "" for row in rows]
-    lines = [f"{row['name']:<{width}}  {row['summary']}{end}" for row, end in zip(rows, ends, strict=True)]
-    return "\n".join(line.rstrip() for line in lines)
+    lines = []
+    for row, end in zip(rows, ends, strict=True):
+        lines.append(f"{row['name']:<{width}}  {row['summary']}{end}".rstrip())
+        if "status" in row:
+            lines += [f"{'':<{width}}    {line}" for line in (*_facts(row), *_aims(row))]
+    return "\n".join(lines)
+
+
+def _facts(row: dict[str, Any]) -> list[str]:
+    """Say what a method takes, and what is known of it."""
+    networks = f"networks: {row['networks']}; " if row["networks"] else ""
+    if row["passes"]:
+        networks += f"images through an encoder per step and image, with gradient + without: {row['passes']}; "
+    needs = [f"needs: {', '.join(row['needs'])}"] if row["needs"] else []
+    return [f"{networks}status: {row['status']}; tasks: {', '.join(row['tasks'])}", *needs]
+
+
+def _aims(row: dict[str, Any]) -> list[str]:
+    return [f"{recipe['name']} ({recipe['encoder']}):{_scores(recipe)}" for recipe in row.get("recipes", [])]
 
 
 def _entry_text(entry: dict[str, Any]) -> str:
@@ -184,12 +228,7 @@ def _entry_text(entry: dict[str, Any]) -> str:
     if entry.get("paper"):
         lines.append(f"  paper: {entry['paper']}")
     if "status" in entry:
-        networks = f"networks: {entry['networks']}; " if entry["networks"] else ""
-        if entry["passes"]:
-            networks += f"images through an encoder per step and image, with gradient + without: {entry['passes']}; "
-        lines.append(f"  {networks}status: {entry['status']}; tasks: {', '.join(entry['tasks'])}")
-    if entry.get("needs"):
-        lines.append(f"  needs: {', '.join(entry['needs'])}")
+        lines += [f"  {line}" for line in _facts(entry)]
     if entry["about"]:
         lines += ["", textwrap.indent(entry["about"], "  ")]
     lines += ["", "Parameters:" if entry["parameters"] else "No parameters."]
@@ -198,6 +237,8 @@ def _entry_text(entry: dict[str, Any]) -> str:
         state = "required" if parameter["required"] else f"default {json.dumps(parameter['default'])}"
         lines.append(f"  {parameter['name']}: {parameter['type']}, {state}")
         lines += textwrap.wrap(parameter["meaning"], columns, initial_indent="      ", subsequent_indent="      ")
+    if entry.get("recipes"):
+        lines += ["", "Recipes with the settings of papers:", *(f"  {line}" for line in _aims(entry))]
     if entry.get("weights"):
         lines += ["", "Weights (the first tag of each size):"]
         lines += [f"  {one['of']} {one['tag']}: {one['where']}; {one['license']}" for one in entry["weights"]]

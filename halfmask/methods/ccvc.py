@@ -45,6 +45,7 @@ from halfmask.models.model import Logits, Model, Network, eval_mode
 from halfmask.models.statistics import pseudo_logits, pseudo_pass
 from halfmask.task import Task
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
+from halfmask.teaching.weighting import conflict_weight
 from halfmask.views.mixing import box_mask, paste
 from halfmask.views.strong import StrongAugment
 
@@ -153,8 +154,7 @@ class Ccvc(Method):
         losses = []
         for logits, z, label in ((logits_b, z_a, y_a), (logits_a, z_b, y_b)):
             confidence = z.amax(1) if raw else pseudo_label(z)[1]
-            conflict = (y_a != y_b) & (confidence > self.threshold)
-            weight = 1 + (self.conflict_weight - 1) * conflict.float()
+            weight = conflict_weight(confidence, y_a, y_b, threshold=self.threshold, weight=self.conflict_weight)
             losses.append(pseudo_label_loss(logits, label, valid, valid=valid, divisor="valid", weight=weight))
         return (losses[0] + losses[1]) / 2
 

@@ -25,7 +25,6 @@ from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -38,9 +37,9 @@ from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy, lerp_
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.teaching.ramps import ema_ramp
-from halfmask.teaching.weighting import masked_percentile
+from halfmask.teaching.weighting import confident_share
 from halfmask.views.boxes import half_area_box
-from halfmask.views.mixing import paste
+from halfmask.views.mixing import partners, paste
 
 
 class GtaSeg(Method):
@@ -128,8 +127,8 @@ class GtaSeg(Method):
         with torch.no_grad(), eval_mode(self.teacher):
             label, confidence = pseudo_label(self.teacher(x_u))  # (B, H, W) each
         own = (x_u, label, valid)
-        partner = [tensor.roll(-1, 0) for tensor in own]  # the next image of the batch
-        x_m, y_m, v_m = paste(self.boxes(valid.shape, device=x_u.device), *own, partner=partner)
+        box = self.boxes(valid.shape, device=x_u.device)
+        x_m, y_m, v_m = paste(box, *own, partner=partners("next", *own))
 
         both = torch.cat((x_l, x_m))
         logits = self.assistant(both)[len(x_l) :]
@@ -152,11 +151,3 @@ class GtaSeg(Method):
             if not name.startswith("classifier.")
         ]
         lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], 1 - decay)
-
-
-def confident_share(
-    confidence: Float[Tensor, "B H W"], valid: Bool[Tensor, "B H W"], percent: float
-) -> tuple[Bool[Tensor, "B H W"], Float[Tensor, "B H W"]]:
-    """Return which pixels are kept, the most confident `percent`, and the weights of all pixels (eq. 6)."""
-    keep = valid & (confidence > masked_percentile(confidence, valid, 100 - percent))
-    return keep, confidence.masked_fill(valid & ~keep, 0.0) + 1

@@ -45,7 +45,7 @@ from halfmask.task import Task
 from halfmask.teaching.ema import Teacher
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.views.boxes import beta_box
-from halfmask.views.mixing import paste
+from halfmask.views.mixing import partners, paste
 from halfmask.views.strong import StrongAugment
 from halfmask.views.vat import Adversarial
 
@@ -123,10 +123,9 @@ class PsMt(Method):
         label, confidence = pseudo_label(z)
         logs = pseudo_logs(label, confidence, valid & (confidence >= self.threshold), valid, self.task.n_classes)
 
-        order = torch.randperm(len(x_u), device=x_u.device)
         own = (self.strong(x_u), label, confidence, valid)
         box = self.boxes(valid.shape, device=x_u.device)
-        x_m, y_m, c_m, v_m = paste(box, *own, partner=[tensor[order] for tensor in own])
+        x_m, y_m, c_m, v_m = paste(box, *own, partner=partners("permutation", *own))
 
         loss_l = loss_of(self._disturbed(self.strong(x_l)), y_l)
         with pseudo_pass(self.student):

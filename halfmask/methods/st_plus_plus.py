@@ -19,7 +19,8 @@ Strong augmentation: color jitter, gray, blur, and cutout with probability 0.5: 
 
 Deviations: a batch holds as many labeled images as pseudo-labeled ones, instead of drawing both from one list in which
 labeled images are repeated. Lists of fewer than 200 labeled images are not doubled for the first stage: give it more
-epochs (`teacher_epochs`).
+epochs (`teacher_epochs`). An image whose probabilities would take more than 1 GiB (classes * pixels * 4 bytes at the
+largest scale) is labeled in overlapping tiles instead of whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from pydantic import Field
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from halfmask.batch import Batch, Progress
 from halfmask.errors import DataError
 from halfmask.losses.cross_entropy import cross_entropy
 from halfmask.method import Artifacts, Method, ModelBuilder, Stage, StageContext, StepOutput
-from halfmask.models.coarse_logits import full
+from halfmask.models.model import Network
 from halfmask.task import Task
 from halfmask.views.mixing import box_mask
 from halfmask.views.strong import StrongAugment
@@ -104,7 +104,7 @@ class StPlusPlus(Method):
     def plan(cls, recipe: "Recipe") -> list[Stage]:
         """Return the stages: teacher and student (ST), or teacher, reliable, all (ST++)."""
         given = recipe.method.params
-        label = partial(labels_of, scales=given.get("scales", SCALES), flip=given.get("flip", True))
+        label = partial(_label, scales=given.get("scales", SCALES), flip=given.get("flip", True))
         teacher: dict[str, Any] = {"method": {"name": "supervised"}, "data.weak": None, "expected": None}
         if given.get("teacher_epochs") is not None:
             teacher |= {"run.epochs": given["teacher_epochs"], "run.steps": None}
@@ -127,31 +127,19 @@ class StPlusPlus(Method):
         return torch.where(inside, torch.rand_like(image), image), label.masked_fill(box, self.task.ignore_index)
 
 
-Label = Callable[[Any, Float[Tensor, "*T C H W"]], Int[Tensor, "H W"]]  # of a network and an image
+Label = Callable[[StageContext, Network, Float[Tensor, "*T C H W"]], Integer[Tensor, "H W"]]
 
 
-@torch.no_grad()
-def labels_of(
-    net: Any, image: Float[Tensor, "*T C H W"], *, scales: Sequence[float] = SCALES, flip: bool = True
-) -> Int[Tensor, "H W"]:
-    """Label an image by a network in evaluation mode: probabilities summed over scales and mirrored copies."""
-    height, width = image.shape[-2:]
-    multiple = net.size_multiple
-    total: Any = 0
-    for scale in scales:
-        size = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
-        scaled = F.interpolate(image.reshape(-1, *image.shape[-3:]), size=size, mode="bilinear", align_corners=True)
-        scaled = scaled.view(1, *image.shape[:-2], *size)
-        probability = full(net(scaled)).float().softmax(1)
-        if flip:
-            probability = probability + full(net(scaled.flip(-1))).float().softmax(1).flip(-1)
-        total = total + F.interpolate(probability, size=(height, width), mode="bilinear", align_corners=True)
-    return total.argmax(1)[0]  # type: ignore[no-any-return]
+def _label(
+    stage: StageContext, net: Network, image: Float[Tensor, "*T C H W"], *, scales: Sequence[float], flip: bool
+) -> Integer[Tensor, "H W"]:
+    """Label an image by the mean of the probabilities over scales and mirrored copies."""
+    return stage.class_map(net, image, scales=scales, flip=flip, mode="whole")
 
 
-def stability(labels: Sequence[Int[Tensor, "H W"]], classes: int) -> float:
+def stability(labels: Sequence[Integer[Tensor, "H W"]], classes: int) -> float:
     """Average the mIoU of earlier label maps with the last one; classes that occur in neither do not count."""
-    last = labels[-1]
+    last = labels[-1].long()
     scores = []
     for earlier in labels[:-1]:
         pairs = torch.bincount((last * classes + earlier).flatten(), minlength=classes**2).view(classes, classes)
@@ -178,7 +166,7 @@ def _choose(stage: StageContext, *, label: Label, share: float) -> dict[str, Pat
     by_stability = {}
     for id in ids:
         image = stage.image(id)
-        maps = [label(next(iter(each.values())), image) for each in nets]
+        maps = [label(stage, next(iter(each.values())), image) for each in nets]
         by_stability[id] = stability(maps, classes)
     order = sorted(ids, key=lambda id: (-by_stability[id], id))
     count = min(max(round(len(order) * share), 1), len(order) - 1)
@@ -186,19 +174,19 @@ def _choose(stage: StageContext, *, label: Label, share: float) -> dict[str, Pat
     return {
         "reliable": stage.write_list("reliable", order[:count]),
         "rest": stage.write_list("rest", order[count:]),
-        "masks": stage.write_masks("masks", order[:count], lambda id, image: label(best, image)),
+        "masks": stage.write_masks("masks", order[:count], lambda id, image: label(stage, best, image)),
     }
 
 
 def _label_all(stage: StageContext, *, label: Label) -> dict[str, Path]:
     best = stage.predictor()
-    return {"masks": stage.write_masks("masks", stage.split.unlabeled, lambda id, image: label(best, image))}
+    return {"masks": stage.write_masks("masks", stage.split.unlabeled, lambda id, image: label(stage, best, image))}
 
 
 def _label_rest(stage: StageContext, *, label: Label) -> dict[str, Path]:
     rest = stage.artifacts["rest"].read_text(encoding="utf-8").splitlines()
     best = stage.predictor()
-    return {"rest_masks": stage.write_masks("masks", rest, lambda id, image: label(best, image))}
+    return {"rest_masks": stage.write_masks("masks", rest, lambda id, image: label(stage, best, image))}
 
 
 def _fresh(recipe: "Recipe", stage: int) -> dict[str, Any]:

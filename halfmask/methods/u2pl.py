@@ -13,7 +13,7 @@ Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labe
               100 - a_e where c is ranked low_rank <= r < high_rank; labeled pixels of other classes with r < low_rank
     L_c     = mean over present classes c, over anchors a of A_c, of
               -log e^(cos(a, z_c) / t) / (e^(cos(a, z_c) / t) + sum_{n of Q_c} e^(cos(a, n) / t))
-    L       = CE(f(x_l), y) + lambda_u L_u + lambda_c L_c
+    L       = CE(f(x_l), y) + lambda_a CE(f_aux(x_l), y) + lambda_u L_u + lambda_c L_c
     f'      = d f' + (1 - d) f,  d = min(1 - 1 / (step + 1), ema_decay)      parameters; statistics are its own
 
 The first epoch is supervised; then the teacher starts as the student. Vectors come from a head beside the classifier.
@@ -21,8 +21,8 @@ The first epoch is supervised; then the teacher starts as the student. Vectors c
 Where paper and code differ, the paper is followed:
   * The code takes negatives of class c only among pixels labeled c, so labeled ones are never taken and the queues fill
     far more slowly (`negatives: published`).
-  * The code pairs the anchors of the i-th present class with the queue of class i (`published` does not repeat this:
-    it changes nothing where the present classes are 0, 1, ...).
+  * The code keeps anchors and prototypes of all classes in a list and reads it at i for the i-th class that is present,
+    so that they meet the queue of another class wherever one is missing before (`negatives: published_indexing`).
   * The code's default of lambda_c is 1, the paper's 0.1.
 
 Deviations: queues of all classes have one size (published: 30000, and 50000 for class 0); at 30000 they take 0.6 GB for
@@ -45,16 +45,16 @@ from halfmask.losses.cross_entropy import LossName, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
-from halfmask.models.model import Model, eval_mode
-from halfmask.models.projection import representation_head
+from halfmask.models.model import Logits, Model, eval_mode
+from halfmask.models.projection import auxiliary_head, representation_head
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
 from halfmask.teaching.queues import ClassQueues
 from halfmask.teaching.ramps import ema_ramp
-from halfmask.teaching.weighting import drawn_true, entropy, masked_percentile
+from halfmask.teaching.weighting import drawn_true, entropy, entropy_below, masked_percentile
 from halfmask.views.boxes import half_area_box
-from halfmask.views.mixing import paste
+from halfmask.views.mixing import partners, paste
 
 
 class U2PL(Method):
@@ -64,7 +64,10 @@ class U2PL(Method):
         percent: share of the unlabeled pixels that teach in the first epoch; it rises to 100.
         unlabeled_weight: lambda_u.
         contrast_weight: lambda_c.
-        negatives: which pixels enter the queues: by the rule of the `paper`, or of the `published` code.
+        aux_weight: factor of the labeled loss of a second head on the encoder's last map but one, which learns with the
+            network and is not shipped; 0.4 is published on Cityscapes.
+        negatives: which pixels enter the queues: by the rule of the `paper`, or of the `published` code;
+            `published_indexing` pairs classes as that code does, too.
         queue: vectors remembered per class.
         anchors: pixels of each class that are compared, per step.
         width: of the vectors.
@@ -92,7 +95,8 @@ class U2PL(Method):
         percent: Annotated[float, Field(ge=0, le=100)] = 80.0,
         unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         contrast_weight: Annotated[float, Field(ge=0)] = 0.1,
-        negatives: Literal["paper", "published"] = "paper",
+        aux_weight: Annotated[float, Field(ge=0)] = 0.0,
+        negatives: Literal["paper", "published", "published_indexing"] = "paper",
         queue: Annotated[int, Field(ge=1)] = 30_000,
         anchors: Annotated[int, Field(ge=1)] = 256,
         width: Annotated[int, Field(ge=1)] = 256,
@@ -107,6 +111,8 @@ class U2PL(Method):
         super().__init__(task)
         self.student = build()
         self.head = representation_head(self.student.decoder.embedding, width)
+        inside = self.student.encoder.channels[-2:][0]  # of a single map, that one
+        self.aux_weight, self.aux = aux_weight, auxiliary_head(inside, task.n_classes) if aux_weight > 0 else None
         self.teacher, self.teacher_head = ema_copy(self.student, buffers="own"), ema_copy(self.head, buffers="own")
         self.queues = ClassQueues(task.n_classes, queue, width)
         self.boxes: Callable[..., Tensor] = partial(half_area_box, p=cutmix)
@@ -121,7 +127,9 @@ class U2PL(Method):
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
         if progress.epoch < self.warmup_epochs:
-            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
+            maps = self.student.encode(x_l)
+            logits_l = self.student.classify(self.student.embed(maps), (x_l.shape[-2], x_l.shape[-1]))
+            loss_l = self._labeled(logits_l, maps, y_l, batch.class_weights)
             return StepOutput(loss_l, {"loss_sup": loss_l})
         x_u = batch.draw(0).image  # (B, *T, 3, H, W)
         valid = batch.draw(0).valid if self.ignore_padding else torch.ones_like(batch.draw(0).valid)
@@ -129,11 +137,12 @@ class U2PL(Method):
         with torch.no_grad(), eval_mode(self.teacher):
             label, confidence = pseudo_label(self.teacher(x_u))  # (B, H, W) each
         own = (x_u, label, valid)
-        partner = [tensor.roll(-1, 0) for tensor in own]  # the next image of the batch
-        x_m, y_m, v_m = paste(self.boxes(valid.shape, device=x_u.device), *own, partner=partner)
+        box = self.boxes(valid.shape, device=x_u.device)
+        x_m, y_m, v_m = paste(box, *own, partner=partners("next", *own))
 
         both, size = torch.cat((x_l, x_m)), (x_l.shape[-2], x_l.shape[-1])
-        embedding = self.student.embed(self.student.encode(both))
+        maps = self.student.encode(both)
+        embedding = self.student.embed(maps)
         logits = self.student.classify(embedding, size)
         with torch.no_grad():
             embedding_t = self.teacher.model.embed(self.teacher.model.encode(both))
@@ -142,8 +151,8 @@ class U2PL(Method):
             h = entropy(logits_t)  # (B, H, W)
 
         late = 1 - progress.fraction
-        keep = v_m & (h < masked_percentile(h, v_m, 100 - (100 - self.percent) * late))
-        loss_l = self.labeled_loss(logits[: len(x_l)], y_l, weight=batch.class_weights)
+        keep = entropy_below(h, v_m, 100 - (100 - self.percent) * late)
+        loss_l = self._labeled(logits[: len(x_l)], maps, y_l, batch.class_weights)
         loss_u = pseudo_label_loss(logits[len(x_l) :], y_m, keep, valid=v_m, divisor="scaled")
 
         low = v_m & (h <= masked_percentile(h, v_m, 20 * late))
@@ -183,28 +192,40 @@ class U2PL(Method):
         """Return the teacher, then the student."""
         return {"teacher": self.teacher.model, "student": self.student}
 
+    def _labeled(self, logits: Logits, maps: list[Tensor], y_l: Tensor, weights: Tensor | None) -> Tensor:
+        """Compute the loss of the labeled images, which come first in the maps; with that of the auxiliary head."""
+        loss: Tensor = self.labeled_loss(logits, y_l, weight=weights)
+        if self.aux is None:
+            return loss
+        coarse = self.aux(maps[-2:][0])[: len(y_l)]  # the head's norms see all images, as published
+        logits_aux = F.interpolate(coarse, size=y_l.shape[1:], mode="bilinear", align_corners=True)
+        return loss + self.aux_weight * self.labeled_loss(logits_aux, y_l, weight=weights)
+
     def _contrast(self, pixels: "Pixels") -> Tensor:
         """Fill the queues, then compare the anchors of every class with its prototype and its queue.
 
         One class after the other: K is small, and each has a queue of its own to draw from.
         """
         candidates = negative_masks(pixels, self.low_rank, self.high_rank, self.task.ignore_index)  # (N, K)
-        own = pixels.labels[:, None] == torch.arange(self.task.n_classes, device=pixels.labels.device)
-        if self.negatives == "published":
+        numbers = torch.arange(self.task.n_classes, device=pixels.labels.device)
+        own = pixels.labels[:, None] == numbers
+        if self.negatives != "paper":
             candidates = candidates & own
-        terms, counted, present = [], [], []
+        sure = pixels.reliable[:, None] & own  # (N, K)
+        anchor = sure & (pixels.probability > self.sure)
+        present = sure.any(0)  # (K,)
+        source = numbers if self.negatives != "published_indexing" else (present.cumsum(0) - 1).clamp_min(0)
+        terms, counted = [], []
         for number in range(self.task.n_classes):
             self._remember(pixels.teacher, candidates[:, number], number)
-            sure = pixels.reliable & own[:, number]
-            anchor = sure & (pixels.probability[:, number] > self.sure)
+            sure_c, anchor_c = (mask.index_select(1, source[number : number + 1])[:, 0] for mask in (sure, anchor))
             filled = self.queues.filled[number]
-            prototype = (pixels.teacher * sure[:, None]).sum(0) / sure.sum().clamp_min(1)
-            chosen, others = self._draw(anchor, filled)
+            prototype = (pixels.teacher * sure_c[:, None]).sum(0) / sure_c.sum().clamp_min(1)
+            chosen, others = self._draw(anchor_c, filled)
             negatives = self.queues.slots[number].clone()[others].unflatten(0, (len(chosen), -1))
             terms.append(anchor_contrast(pixels.student[chosen], prototype, negatives, self.temperature))
-            counted.append(anchor.any() & filled.any())
-            present.append(sure.any())
-        several = torch.stack(present).sum()
+            counted.append(present[number] & anchor_c.any() & filled.any())
+        several = present.sum()
         total = torch.where(torch.stack(counted) & (several > 1), torch.stack(terms), 0.0).sum()
         return total / several.clamp_min(1)
 

@@ -1,4 +1,4 @@
-"""Small heads that map embeddings to vectors for contrastive losses; methods hold them, bundles do not."""
+"""Small heads beside the decoder: vectors for contrastive losses, more logits; methods hold them, bundles do not."""
 
 from torch import nn
 
@@ -29,3 +29,21 @@ def representation_head(width: int, out: int, hidden: int = 256, dropout: float 
         layers += [nn.Conv2d(inside, hidden, 3, padding=1), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)]
         layers.append(nn.Dropout2d(dropout))
     return nn.Sequential(*layers, nn.Conv2d(hidden, out, 1))
+
+
+def auxiliary_head(width: int, classes: int, hidden: int = 256, dropout: float = 0.1) -> nn.Sequential:
+    """Build a 3x3 convolution with norm, ReLU and channel dropout, then a 1x1 convolution.
+
+    The head of FCN (Long et al., CVPR 2015) on the encoder's last map but one, as deep supervision (Zhao et al.,
+    PSPNet, CVPR 2017) in the form of U2PL's code; also that of AEL.
+
+    Args:
+        width: of the map.
+        classes: logits.
+        hidden: width of the convolution.
+        dropout: of whole channels.
+    """
+    return nn.Sequential(
+        nn.Conv2d(width, hidden, 3, padding=1), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout), nn.Conv2d(hidden, classes, 1),
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,12 +28,13 @@ from halfmask.data.splits.weak import load_weak
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.devices import is_first_rank, pick_device
-from halfmask.infer.inference import probabilities
+from halfmask.infer.inference import class_map, probabilities
+from halfmask.infer.predict.tiles import tiled_class_map
 from halfmask.method import Artifacts, Method, Stage
 from halfmask.models.model import Network
 from halfmask.palette import palette_of
 from halfmask.progress import looking_at_files
-from halfmask.recipe.read import Recipe, UnlabeledRecipe, load
+from halfmask.recipe.read import EvalRecipe, Recipe, UnlabeledRecipe, load
 from halfmask.run.checkpoint import load_networks
 from halfmask.run.folder import RunDir
 from halfmask.run.loop.progress import ProgressLine
@@ -42,6 +43,7 @@ from halfmask.run.own_loop import build_method
 if TYPE_CHECKING:
     from halfmask.run.fit import TrainResult
 
+_WHOLE_BYTES = 2**30  # of the largest map of probabilities; images with more are labeled in tiles
 _LONGEST_WAIT = timedelta(days=7)  # of the other processes, while the first one labels images
 
 
@@ -214,9 +216,18 @@ class FinishedStage:
         self, model: Network, image: Tensor, *, scales: Sequence[float] | None = None, flip: bool | None = None
     ) -> Tensor:
         """Predict an image of any size, by the recipe's protocol where nothing else is said."""
-        asked = {"scales": None if scales is None else tuple(scales), "flip": flip}
-        protocol = self.recipe.eval.model_copy(update={key: one for key, one in asked.items() if one is not None})
-        return probabilities(model, image[None], protocol, self.recipe.data.crop)[0]
+        return probabilities(model, image[None], self._protocol(scales, flip), self.recipe.data.crop)[0]
+
+    def class_map(
+        self, model: Network, image: Tensor, *, scales: Sequence[float] | None = None, flip: bool | None = None,
+        mode: Literal["whole", "slide"] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Label an image of any size; in tiles, where the probabilities of all its pixels would take too much."""
+        protocol, crop = self._protocol(scales, flip, mode), self.recipe.data.crop
+        largest = 4 * model.classes * image.shape[-2] * image.shape[-1] * max(protocol.scales) ** 2
+        if largest <= _WHOLE_BYTES:
+            return class_map(model, image[None], protocol, crop)[0]
+        return tiled_class_map(model, image, protocol, crop, self.folder)
 
     def write_masks(self, name: str, ids: Sequence[str], label: Callable[[str, Tensor], Tensor]) -> Path:
         """Label images; masks of an earlier, killed call are kept."""
@@ -267,6 +278,10 @@ class FinishedStage:
             self.written.append(name)
             write_json(self.run.artifacts, {"written": self.written}, error=DataError)
         return self.folder / name
+
+    def _protocol(self, scales: Sequence[float] | None, flip: bool | None, mode: str | None = None) -> EvalRecipe:
+        asked = {"scales": None if scales is None else tuple(scales), "flip": flip, "mode": mode}
+        return self.recipe.eval.model_copy(update={key: one for key, one in asked.items() if one is not None})
 
     def _says_something(self, path: Path) -> bool:
         task = self.dataset.task

@@ -8,11 +8,16 @@ All are drawn on the CPU, so that they are the same on every kind of device; Tru
     half_area_box   Wang et al., U2PL, CVPR 2022, arXiv:2203.03884:  width uniform in (W/2, W], area H W / 2
     beta_box        Yun et al., CutMix, ICCV 2019, arXiv:1905.04899:  both sides times sqrt(1 - lambda), lambda ~ Beta,
                     around a center, cut at the borders; centers in [1/8, 1) of the sides as PS-MT and AugSeg draw them
+    component_box   Hu et al., AEL, NeurIPS 2021, arXiv:2110.05474:  the bounding box of one connected component of a
+                    class in the prediction of the image that is pasted; half of the area where there is none. No method
+                    here mixes by it yet.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from halfmask.views.components import BoxRule, object_boxes
 
 
 def several_boxes(
@@ -75,6 +80,27 @@ def half_area_box(
     return filled(corners, shape[1:], device)
 
 
+def component_box(
+    foreground: Bool[Tensor, "B H W"], *, min_area: float = 0.03, rule: BoxRule = "components"
+) -> Bool[Tensor, "B H W"]:
+    """Draw the bounding box of one large component per image; a box of half the area where there is none.
+
+    Args:
+        foreground: pixels predicted as the class that is pasted.
+        min_area: smallest share of the image a component must cover.
+        rule: how components are found; `cells` does not visit the host.
+
+    Raises:
+        MissingExtraError: `components` without SciPy.
+    """
+    corners, used, _ = object_boxes(foreground, rule, min_area=min_area)  # (B, N, 4), (B, N)
+    chance = torch.rand(used.shape, device=used.device).masked_fill(~used, -1.0)
+    left, top, right, bottom = corners.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0].unbind(1)
+    inside = filled(torch.stack((top, left, bottom + 1, right + 1), dim=1), foreground.shape[1:], foreground.device)
+    other = half_area_box(tuple(foreground.shape), device=foreground.device)
+    return torch.where(used.any(1)[:, None, None], inside, other)
+
+
 def beta_box(
     shape: tuple[int, ...], *, beta: tuple[float, float] = (4.0, 4.0), device: torch.device | str | None = None
 ) -> Bool[Tensor, "B H W"]:
@@ -112,7 +138,7 @@ def filled(
 ) -> Bool[Tensor, "B H W"]:
     """Make masks that are True inside (top, left, bottom, right)."""
     # From pinned memory the copy of four integers per image makes no one wait.
-    if device is not None and torch.device(device).type == "cuda":
+    if device is not None and torch.device(device).type == "cuda" and corners.device.type == "cpu":
         corners = corners.pin_memory()
     top, left, bottom, right = corners.to(device, non_blocking=True)[:, :, None].unbind(1)  # (B, 1) each
     rows, columns = (torch.arange(side, device=top.device) for side in size)

@@ -1,4 +1,4 @@
-"""Mixing two images by a rectangle.
+"""Mixing two images by a rectangle, or by the pixels of some classes.
 
 French et al., "Semi-supervised semantic segmentation needs strong, varied perturbations", BMVC 2020,
 arXiv:1906.01916 (CutMix for segmentation); rectangle rule of Yang et al., UniMatch, CVPR 2023, arXiv:2208.09910:
@@ -9,10 +9,15 @@ arXiv:1906.01916 (CutMix for segmentation); rectangle rule of Yang et al., UniMa
     until   the rectangle lies inside the image
 
 As r = h / w is uniform (not log-uniform), most rectangles are taller than wide; as the corner is drawn until the
-rectangle fits, rectangles gather in the center.
+rectangle fits, rectangles gather in the center. Other rectangles: `halfmask.views.boxes`.
+
+Which image shows inside (`partners`): the `next` one of the batch (U2PL, GTA-Seg), the one at the mirrored place
+(`flip`, the default of `paste`: CCVC, UniMatch V2), one of a random `permutation` (PS-MT, AugSeg); or a second draw
+(CutMix-Seg, CPS), which the caller has.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +26,8 @@ from torch import Tensor
 
 from halfmask.errors import ShapeError
 from halfmask.views.boxes import filled
+
+Pairing = Literal["next", "flip", "permutation"]
 
 _TRIES = 16  # rectangles drawn at once per image; more than 99 % of the images need no second round
 _MAX_ROUNDS = 1000
@@ -89,6 +96,59 @@ def paste(box: Bool[Tensor, "B *S"], *tensors: Tensor, partner: Sequence[Tensor]
     if len(partner) != len(tensors):
         raise ShapeError(f"paste got {len(tensors)} tensors but {len(partner)} of the partner. Give one for each.")
     return tuple(_mixed(box, own, other) for own, other in zip(tensors, partner, strict=True))
+
+
+def partners(by: Pairing, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors of each image's partner in the batch; each image has one partner, and is one's.
+
+    Args:
+        by: `next`: image j meets j + 1, the last one the first; `flip`: B - 1 - j; `permutation`: drawn, the same for
+            all tensors, on their device.
+        *tensors: (B, ...) each.
+
+    >>> partners("next", torch.tensor([1, 2, 3]))[0].tolist(), partners("flip", torch.tensor([1, 2, 3]))[0].tolist()
+    ([2, 3, 1], [3, 2, 1])
+    """
+    if by == "next":
+        return tuple(tensor.roll(-1, 0) for tensor in tensors)
+    if by == "flip":
+        return tuple(tensor.flip(0) for tensor in tensors)
+    order = torch.randperm(len(tensors[0]), device=tensors[0].device)
+    return tuple(tensor[order] for tensor in tensors)
+
+
+def class_mask(label: Int[Tensor, "B *S"], chosen: Bool[Tensor, "B K"]) -> Bool[Tensor, "B *S"]:
+    """Return the pixels of the chosen classes of each image, for `paste`.
+
+    For ClassMix (Olsson et al., WACV 2021, arXiv:2007.07936: half of the classes of the partner, `half_of`) and the
+    copy-paste of AEL (Hu et al., NeurIPS 2021, arXiv:2110.05474: classes that are learned badly). No method here mixes
+    by classes yet.
+
+    Args:
+        label: of the image that is pasted; labels outside 0 ... K - 1 belong to no class.
+        chosen: classes whose pixels are pasted.
+
+    >>> class_mask(torch.tensor([[[0, 2], [255, 1]]]), torch.tensor([[True, False, True]])).tolist()
+    [[[True, True], [False, False]]]
+    """
+    classes = chosen.shape[1]
+    known = (label >= 0) & (label < classes)
+    place = label.masked_fill(~known, 0).flatten(1).long()
+    return chosen.gather(1, place).view(label.shape) & known
+
+
+def half_of(label: Int[Tensor, "B *S"], classes: int) -> Bool[Tensor, "B K"]:
+    """Draw half of the classes that each image shows, rounded up, without asking the device which they are (ClassMix).
+
+    >>> half_of(torch.tensor([[3, 3, 255]]), 5).tolist()
+    [[False, False, False, True, False]]
+    """
+    inside = label.masked_fill((label < 0) | (label >= classes), classes).flatten(1).long()
+    shown = torch.zeros(len(label), classes + 1, dtype=torch.bool, device=label.device).scatter_(1, inside, True)
+    shown = shown[:, :classes]
+    chance = torch.rand(shown.shape, device=label.device).masked_fill(~shown, 2.0)
+    place = chance.argsort(1).argsort(1)  # those shown come first, in random order
+    return shown & (place < (shown.sum(1, keepdim=True) + 1) // 2)
 
 
 def _mixed(box: Tensor, own: Tensor, other: Tensor) -> Tensor:

@@ -69,3 +69,28 @@ def test_benchmark_files_become_a_table_with_the_rows_that_lose(tables, tmp_path
         "| `prediction` | small | 1024 MiB | 512 MiB | error **0.25 (<= 0.15 missed)** |  |  |  |  |  |",
         "| `spark` | K=3 | disagrees with its plain form |  |  |  |  |  |  |  |",
     ]
+
+
+def test_our_scores_stand_beside_the_published_ones_of_the_same_method_data_and_split(tables, tmp_path, monkeypatch):
+    rows = [
+        {"method": "cps", "labeled": "92", "mean": 0.5},
+        {"method": "cps", "labeled": "91", "mean": 0.6},  # no split of a paper
+        {"method": "cps-control", "labeled": "92", "mean": 0.4},
+        {"method": "fpl", "labeled": "92", "mean": None},  # it failed
+    ]
+    board = [{"method": "fpl", "control_of": one, "mean": mean} for one, mean in ((None, 0.123456), ("fpl", 0.1))]
+    model = {"encoder": {"name": "resnet"}}
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    settings = {"data": "pascal", "steps": 40}
+    (folder / "some.json").write_text(json.dumps({"settings": settings, "rows": rows}))
+    (folder / "other.json").write_text(json.dumps({"settings": {**settings, "data": "facades"}, "rows": rows}))
+    more = {**settings, "labeled": 183, "model": model, "metric": "miou"}
+    (folder / "leaderboard_a.json").write_text(json.dumps({"settings": more, "rows": board}))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    cells = [line.strip("| ").split(" | ") for line in tables.published().splitlines()[2:]]
+    ours = {line[1]: line[6] for line in cells if len(line) == 7}  # an empty cell is stripped away
+    assert ours == {
+        "`cps/pascal`": "[92: 50](../benchmarks/results/some.json) (40 steps)",
+        "`fpl/pascal`": "[183: 12.35](../benchmarks/results/leaderboard_a.json) (resnet, 40 steps)",
+    }

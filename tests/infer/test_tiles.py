@@ -8,10 +8,13 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from halfmask.data.folder.images.rasters import Picture
 from halfmask.errors import RecipeError
-from halfmask.infer.predict.tiles import Sweep, Tiling, choose_tiling, ramps, spans
+from halfmask.infer.inference import class_map
+from halfmask.infer.predict.tiles import Sweep, Tiling, choose_tiling, ramps, spans, tiled_class_map
 from halfmask.models.decoders._decoder import Decoder
 from halfmask.models.encoders._encoder import Encoder
 from halfmask.models.model import Segmenter
@@ -126,6 +129,40 @@ def test_what_is_carried_from_row_to_row_may_lie_in_a_file(tmp_path: Path, monke
     monkeypatch.setattr("halfmask.infer.predict.tiles._IN_MEMORY", 0)
     found, _ = swept(model, image, Tiling(64, 32, 4), 2, tmp_path)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(64, 200), (152, 132)])
+def test_the_class_map_of_an_image_in_memory_comes_in_tiles_too(size: tuple[int, int], tmp_path: Path) -> None:
+    model, image = near_model(), torch.randint(256, (3, *size)).double() / 255
+    with torch.no_grad():
+        model.classifier.bias -= model(image[None]).mean((0, 2, 3))  # so that no class wins everywhere
+    found = tiled_class_map(model, image, EvalRecipe(mode="slide", window=64, stride=32), None, tmp_path)
+    expected = class_map(model, image[None], EvalRecipe())[0]
+    assert len(expected.unique()) > 1
+    assert torch.equal(found, expected)
+    assert found.dtype == expected.dtype
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor of them has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [one.numel() for one in tree_leaves(result) if isinstance(one, Tensor) and one.is_floating_point()]
+        self.numbers = max([self.numbers, *sizes])
+        return result
+
+
+def test_the_probabilities_of_a_tile_are_the_largest_tensor_however_large_the_image(tmp_path: Path) -> None:
+    model = Segmenter(Near(), Keep((5,), (4,)), 40).eval()
+    protocol, most = EvalRecipe(mode="slide", window=64, stride=48, scales=(0.5, 2.0), flip=True), {}
+    for rows in (200, 800):
+        with Largest() as seen:
+            tiled_class_map(model, torch.rand(3, rows, 64), protocol, None, tmp_path)
+        most[rows] = seen.numbers
+    assert most[200] == most[800] == 40 * 128 * 128  # of a tile at the scale 2
 
 
 def test_tiles_are_chosen_from_the_training_crop() -> None:

@@ -5,7 +5,8 @@ from torch.testing import assert_close
 
 from halfmask.batch import Progress
 from halfmask.losses.pseudo_labels import pseudo_label_loss
-from halfmask.methods.gta_seg import GtaSeg, confident_share
+from halfmask.methods.gta_seg import GtaSeg
+from halfmask.teaching.weighting import confident_share
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 
 TASK = tiny_task()

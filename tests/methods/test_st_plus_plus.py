@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from halfmask.batch import Progress
-from halfmask.methods.st_plus_plus import StPlusPlus, _choose, labels_of, stability
+from halfmask.methods.st_plus_plus import StPlusPlus, _choose, stability
 from halfmask.recipe.read import load
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 
@@ -50,21 +50,15 @@ def test_a_step_is_one_mean_over_labeled_and_pseudo_labeled_pixels():
     assert_close(found.loss, expected)
 
 
-def test_labels_are_summed_over_scales_and_mirrored_copies():
-    class Left(nn.Module):
-        """Says 1 where the image is bright, more surely in its left half."""
-
-        size_multiple = 1
-
-        def forward(self, image: Tensor) -> Tensor:
-            side = torch.linspace(2.0, 0.0, image.shape[-1])
-            bright = (image.mean(1) - 0.5) * side
-            return torch.stack((-bright, bright), dim=1)
-
-    image = torch.zeros(3, 8, 8)
-    image[:, :, 5:] = 1.0
-    assert torch.equal(labels_of(Left(), image, scales=(1.0,), flip=True), (image[0] > 0.5).long())
-    assert labels_of(Left(), image).shape == (8, 8)
+def test_images_are_labeled_whole_at_the_published_scales_and_mirrored():
+    """The mean over the views is the stage's: tests/infer/test_inference.py."""
+    recipe = load(None, {"method": {"name": "st_plus_plus"}, "eval.mode": "slide", "run.steps": 10})
+    label = StPlusPlus.plan(recipe)[0].after.keywords["label"]
+    asked: dict[str, object] = {}
+    stage = SimpleNamespace(class_map=lambda net, image, **how: asked.update(how))
+    inspect.unwrap(label.func)(stage, "network", "image", **label.keywords)  # without the check of types
+    assert list(asked.pop("scales")) == [0.5, 0.75, 1.0, 1.5, 2.0]
+    assert asked == {"flip": True, "mode": "whole"}
 
 
 def test_stages_are_those_of_the_paper():
@@ -114,7 +108,7 @@ class Finished:
 def test_the_most_stable_images_come_first_and_the_best_network_labels_them(tmp_path):
     same = (4, 0, 4, 2)  # pixels of each image on which all networks agree
 
-    def label(net: int, image: Tensor) -> Tensor:
+    def label(stage: Finished, net: int, image: Tensor) -> Tensor:
         agreed = same[int(image[0, 0, 0])]
         return torch.cat((torch.zeros(agreed), torch.full((4 - agreed,), net))).long().view(2, 2)
 

@@ -79,6 +79,61 @@ def test_by_the_paper_queues_fill_faster(golden):
     assert sizes["paper"] > 10 * sizes["published"]
 
 
+def test_anchors_of_the_published_indexing_meet_the_queue_of_another_class_where_one_is_missing():
+    """Classes 0 and 2 of four are there: by the code the anchors of class 1, of which there are none, meet queue 2."""
+    torch.manual_seed(0)
+    rows = 60
+    labels = torch.where(torch.arange(rows) % 2 == 0, 0, 2)
+    student, teacher = torch.randn(rows, 4, requires_grad=True), torch.randn(rows, 4)
+    probability = torch.full((rows, 21), 0.01)
+    probability[torch.arange(rows), labels] = 0.8
+    everywhere = torch.ones(rows, dtype=torch.bool)
+    pixels = Pixels(student, teacher, probability, labels, everywhere, everywhere, everywhere)
+    losses, queued = {}, {}
+    for rule in ("published", "published_indexing"):
+        method = made(width=4, queue=10, anchors=30, negatives=rule)
+        method.queues.enqueue(torch.randn(210, 4, generator=torch.Generator().manual_seed(1)), torch.arange(210) % 21)
+        seen = []
+        method._draw = lambda anchor, filled, seen=seen: (
+            seen.append(anchor) or torch.arange(60)[anchor if anchor.any() else slice(30)],
+            torch.arange(1500) % 10,
+        )
+        losses[rule] = method._contrast(pixels)
+        queued[rule] = seen
+    assert torch.equal(queued["published"][2], labels == 2)
+    assert not queued["published_indexing"][2].any()
+    (gradient,) = torch.autograd.grad(losses["published_indexing"], student, retain_graph=True)
+    assert not gradient[labels == 2].any()  # what belongs to class 2 is not compared with anything
+    assert gradient[labels == 0].any()
+    (gradient,) = torch.autograd.grad(losses["published"], student)
+    assert gradient[labels == 2].any()
+
+
+def test_the_auxiliary_head_adds_its_share_of_the_labeled_loss():
+    task = tiny_task()
+    torch.manual_seed(0)
+    method = U2PL(task, tiny_builder(task), queue=20, width=4, anchors=5, aux_weight=0.4).double().eval()
+    batch = tiny_batch(task)
+    batch.labeled.image, batch.unlabeled.image = batch.labeled.image.double(), batch.unlabeled.image.double()
+    x_l, y_l = batch.labeled.image, batch.labeled.labels
+    inside = method.aux(method.student.encode(x_l)[-2])
+    assert inside.shape[1] == task.n_classes
+    aux = interpolate(inside, size=y_l.shape[1:], mode="bilinear", align_corners=True)
+    expected = cross_entropy(method.student(x_l), y_l, ignore_index=255) + 0.4 * cross_entropy(
+        aux, y_l, ignore_index=255
+    )
+    for step in (0, 10):  # in the supervised epochs and after them
+        found = method.step(batch, Progress(step, 20, 10))
+        assert_close(found.logs["loss_sup"], expected)
+    found.loss.backward()
+    assert all(parameter.grad is not None for parameter in method.aux.parameters())
+    assert {id(one) for one in method.aux.parameters()} <= {
+        id(one) for group in method.parameter_groups()["main"] for one in group.params
+    }
+    assert not any("aux" in name for name, _ in method.predictors()["teacher"].named_parameters())
+    assert made().aux is None
+
+
 @pytest.mark.parametrize("percent", [0.0, 20.0, 37.5, 80.0, 100.0])
 def test_percentiles_are_those_of_numpy(percent):
     values = torch.randn(3, 40, dtype=torch.float64)

@@ -204,6 +204,21 @@ def test_what_a_stage_writes_is_checked(finished: Path, tmp_path: Path, after: A
         finish(finished, tmp_path, after)
 
 
+def test_images_too_large_for_their_probabilities_are_labeled_in_tiles(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = FinishedStage(RunDir(finished / "first", root=finished), {})
+    model, image = stage.predictor(), stage.image(stage.split.unlabeled[0])
+    views = {"scales": (0.5, 1.0), "flip": True}
+    whole = stage.class_map(model, image, **views)
+    assert torch.equal(whole.long(), stage.probabilities(model, image, **views).argmax(0))
+    monkeypatch.setattr(stages, "_WHOLE_BYTES", 4 * model.classes * image[0].numel() - 1)  # at the scale 1
+    assert torch.equal(stage.class_map(model, image, **views), whole)  # in a single tile
+    monkeypatch.setattr(stages, "tiled_class_map", lambda *given: torch.full(image.shape[1:], 7))
+    assert (stage.class_map(model, image, **views) == 7).all()
+    assert stage.class_map(model, image, scales=(0.5,)).shape == image.shape[1:]  # a smaller map, taken whole
+
+
 def test_images_that_differ_in_their_suffix_only_get_masks_of_their_own(
     finished: Path, file: Path, tmp_path: Path
 ) -> None:

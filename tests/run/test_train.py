@@ -337,6 +337,11 @@ def test_full_disk_while_saving_keeps_the_earlier_checkpoint(
             RecipeError,
             r"4 unlabeled images with a batch of 1.*divides 4",
         ),
+        (
+            ["method={name: u2pl}", "data.batch.unlabeled=1"],
+            RecipeError,
+            r"u2pl pairs the images of a batch.*at least 2 on each device.*Raise data\.batch\.unlabeled to 2",
+        ),
         (["run.steps=null"], RecipeError, r"run\.steps=4000"),
         (
             ["model.encoder={name: dinov2, size: small}", "model.decoder={name: dpt}", "data.crop=32"],

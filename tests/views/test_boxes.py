@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from halfmask.views.boxes import beta_box, centered, half_area_box, several_boxes, toggled
+from halfmask.views.boxes import beta_box, centered, component_box, half_area_box, several_boxes, toggled
 
 
 @pytest.mark.parametrize("name", ["cps", "cutmix_seg"])
@@ -47,3 +47,22 @@ def test_beta_boxes_of_a_batch_have_one_size_unless_cut():
     assert inner.any()
     assert len(sizes[inner].unique()) == 1
     assert (sizes <= sizes[inner].max()).all()
+
+
+@pytest.mark.parametrize("rule", ["components", "cells"])
+def test_the_box_of_one_large_component_is_drawn_or_half_of_the_area(rule):
+    foreground = torch.zeros(2, 64, 64, dtype=torch.bool)
+    foreground[0, 8:24, 8:40] = True
+    foreground[0, 40:56, 16:48] = True
+    foreground[0, 0:8, 56:64] = True  # too small
+    foreground[1, 0:8, 0:8] = True
+    tops = set()
+    for _ in range(20):
+        first, second = component_box(foreground, min_area=0.05, rule=rule)
+        rows, columns = first.any(1).nonzero()[:, 0], first.any(0).nonzero()[:, 0]
+        place = (rows[0].item(), rows[-1].item() + 1, columns[0].item(), columns[-1].item() + 1)
+        assert place in {(8, 24, 8, 40), (40, 56, 16, 48)}
+        assert first.sum() == 16 * 32
+        tops.add(place[0])
+        assert second.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert tops == {8, 40}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from halfmask.errors import ShapeError
+from halfmask.testing import no_host_sync
 from halfmask.views.boxes import filled
-from halfmask.views.mixing import box_mask, paste
+from halfmask.views.mixing import box_mask, class_mask, half_of, partners, paste
 from tests.oracles.mixing import boxes_to_mask, draw_box, paste_by_index
 
 
@@ -176,3 +177,55 @@ def test_both_dates_of_a_pair_share_the_box():
             expected = torch.where(box[image], pair[3 - image, date], pair[image, date])
             assert torch.equal(source[image], came_from)
             assert torch.equal(mixed[image, date], expected)
+
+
+def test_pixels_of_chosen_classes_are_pasted_as_recorded(golden):
+    data = golden("peers/ael")
+    own, other = data["cp_image_pair"].split(3, dim=1)
+    label, other_label = data["cp_label_pair"].unbind(1)
+    chosen = torch.zeros(len(label), 21, dtype=torch.bool)
+    chosen[:, data["cp_query"].long()] = True
+    image, mixed = paste(class_mask(other_label, chosen), own, label, partner=(other, other_label))
+    assert torch.equal(image, data["cp_image"])
+    assert torch.equal(mixed, data["cp_label"])
+
+
+def test_labels_that_are_no_class_are_never_pasted():
+    label = torch.tensor([[[0, 255, 1], [-1, 7, 1]]])
+    mask = class_mask(label, torch.ones(1, 2, dtype=torch.bool))
+    assert mask.tolist() == [[[True, False, True], [False, False, True]]]
+
+
+def test_half_of_the_classes_that_an_image_shows_are_drawn():
+    label = torch.stack([torch.randint(high, (12, 12)) for high in (1, 2, 5, 8)])
+    label[:, 0] = 255
+    drawn = []
+    for _ in range(200):
+        chosen = half_of(label, 9)
+        assert chosen.sum(1).tolist() == [1, 1, 3, 4]
+        assert not any(chosen[image, number] for image, high in enumerate((1, 2, 5, 8)) for number in range(high, 9))
+        drawn.append(chosen)
+    share = torch.stack(drawn).float().mean(0)
+    assert (share[3, :8] - 0.5).abs().max() < 0.15
+    assert (share[2, :5] - 0.6).abs().max() < 0.15
+
+
+def test_partners_meet_in_a_ring_in_the_mirror_or_at_random():
+    number, image = torch.arange(5), torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 3, 2, 2)
+    expected = {"next": [1, 2, 3, 4, 0], "flip": [4, 3, 2, 1, 0]}
+    for by, order in expected.items():
+        assert partners(by, number)[0].tolist() == order
+    orders = set()
+    for _ in range(20):
+        first, second = partners("permutation", number, image)
+        assert torch.equal(first.float(), second[:, 0, 0, 0])  # one order for all that belongs to an image
+        assert sorted(first.tolist()) == [0, 1, 2, 3, 4]
+        orders.add(tuple(first.tolist()))
+    assert len(orders) > 5
+
+
+def test_classes_and_partners_do_not_visit_the_host():
+    label = torch.randint(4, (3, 8, 8))
+    with no_host_sync():
+        partners("permutation", label)
+        class_mask(label, half_of(label, 4))

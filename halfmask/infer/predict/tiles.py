@@ -23,11 +23,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from halfmask.data.folder.images.rasters import Picture
 from halfmask.errors import RecipeError
+from halfmask.infer.inference import probabilities
 from halfmask.models.model import Network
 from halfmask.recipe.read import EvalRecipe
 
@@ -202,6 +203,38 @@ class Sweep:
                 continue
             for start in range(0, len(group), self.at_once):
                 yield from self.predict([_stack(dates, span) for span in group[start : start + self.at_once]])
+
+
+def tiled_class_map(
+    model: Network, image: Float[Tensor, "*T C H W"], protocol: EvalRecipe, crop: int | None, scratch: Path
+) -> Integer[Tensor, "H W"]:
+    """Predict the class of every pixel of an image, without holding the probabilities of all its pixels.
+
+    Args:
+        model: in eval mode.
+        image: in [0, 1], 8 bits per band.
+        protocol: how to evaluate; each tile is one whole image to it.
+        crop: side of the training crop.
+        scratch: folder for what does not fit into memory.
+
+    Returns:
+        Class ids on the image's device, uint8 if K <= 255, else int64.
+    """
+    whole, size = protocol.model_copy(update={"mode": "whole"}), (image.shape[-2], image.shape[-1])
+    stored = (image * 255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    dates = stored.reshape(-1, *stored.shape[-3:])  # (T, H, W, C)
+
+    def predict(tiles: list[UInt8[np.ndarray, "*T H W C"]]) -> Tensor:
+        stack = torch.from_numpy(np.moveaxis(np.stack(tiles), -1, -3).copy()).to(image)
+        return probabilities(model, stack / 255, whole)
+
+    sweep = Sweep(predict, size, model.classes, choose_tiling(model, protocol, crop), protocol.batch, scratch)
+    found = torch.empty(size, dtype=torch.uint8 if model.classes <= 255 else torch.int64, device=image.device)
+    for block in sweep.blocks(tuple(Picture(date[top:bottom]) for date in dates) for top, bottom in sweep.bands):
+        height, width = block.probabilities.shape[1:]
+        place = found[block.top : block.top + height, block.left : block.left + width]
+        place.copy_(block.probabilities.max(0).indices)
+    return found
 
 
 def _cut(picture: Picture, rows: int, span: Span) -> Picture:

@@ -13,7 +13,7 @@ also GTA-Seg and AugSeg) the low-level map is wide, a 3x3 convolution follows th
 itself, and the classifier is the whole prediction head: two 3x3 convolutions with norm, ReLU and channel dropout 0.1,
 then 1x1.
 
-`mapping` is that of CCVC (Wang et al., CVPR 2023, arXiv:2303.02566): a 1x1 convolution with norm, ReLU and channel
+`mapping` is that of CCVC (Wang et al., CVPR 2023, arXiv:2303.01276): a 1x1 convolution with norm, ReLU and channel
 dropout on the concatenation, which lets one of two networks use other features than the other.
 
 Deviations from the paper: no dropout anywhere, convolutions are not separable, the rates do not change with the
