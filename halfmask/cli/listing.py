@@ -110,7 +110,7 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
 
 
 def _targets(method: str) -> list[dict[str, Any]]:
-    """Shipped recipes of a method that aim at published scores."""
+    """List the shipped recipes of a method that aim at published scores."""
     from halfmask.recipe.shipped import recipe_facts, recipe_names
 
     found = [{"name": one, **recipe_facts(one)} for one in recipe_names() if one.startswith(f"{method}/")]
