@@ -12,7 +12,7 @@ from halfmask.methods.u2pl import U2PL, Pixels, negative_masks
 from halfmask.task import Task
 from halfmask.teaching.queues import ClassQueues
 from halfmask.teaching.weighting import entropy, masked_percentile
-from halfmask.testing import tiny_batch, tiny_builder, tiny_task
+from halfmask.testing import no_host_sync, tiny_batch, tiny_builder, tiny_task
 
 TASK = Task("segmentation", tuple(f"class {number}" for number in range(21)))
 
@@ -132,6 +132,16 @@ def test_the_auxiliary_head_adds_its_share_of_the_labeled_loss():
     }
     assert not any("aux" in name for name, _ in method.predictors()["teacher"].named_parameters())
     assert made().aux is None
+
+
+def test_the_switches_do_not_visit_the_host():
+    task = tiny_task()
+    torch.manual_seed(0)
+    switches = {"aux_weight": 0.4, "negatives": "published_indexing"}
+    method = U2PL(task, tiny_builder(task), queue=20, width=4, anchors=5, **switches)
+    with no_host_sync():
+        loss = method.step(tiny_batch(task), Progress(10, 20, 10)).loss
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("percent", [0.0, 20.0, 37.5, 80.0, 100.0])
