@@ -1,4 +1,7 @@
-"""Show on stderr how far work has come: with bars in a terminal, with lines elsewhere. Stdout is for results."""
+"""Show on stderr how far work has come: with bars in a terminal, with lines elsewhere. Stdout is for results.
+
+`duration` writes times for people, here and in plans and reports.
+"""
 
 import logging
 import sys
@@ -124,3 +127,15 @@ def timed(work: str) -> Iterator[None]:
     finally:
         taken = time.process_time() - cpu, time.monotonic() - wall
         logging.getLogger("seconds").info("%5.1f CPU %5.1f wall  %s", *taken, work)
+
+
+def duration(seconds: float) -> str:
+    """Write a time span for people.
+
+    >>> duration(0.4), duration(75.0), duration(5400.0)
+    ('0.4 s', '1.2 min', '1.5 h')
+    """
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

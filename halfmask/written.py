@@ -64,7 +64,7 @@ class Written:
         """List those of some files that are there, but not as halfmask wrote them."""
         known = self.listed()
         there = (path for path in set(paths) if path.is_file())
-        return sorted(path for path in there if _digest(path) not in known.get(self._name(path), ()))
+        return sorted(path for path in there if digest_of(path) not in known.get(self._name(path), ()))
 
     def require_alone(self) -> None:
         """Check that nobody else has files in the folder.
@@ -118,7 +118,7 @@ class Written:
 
     def note(self, path: Path, content: Path) -> None:
         """List a file that is about to have the content of another one."""
-        line = f"{_digest(content)}  {self._name(path)}\n".encode()
+        line = f"{digest_of(content)}  {self._name(path)}\n".encode()
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LIST).open("ab", buffering=0) as file:  # one write of one line: processes do not mix
             file.write(line)
@@ -127,9 +127,10 @@ class Written:
         return os.path.relpath(path, self.folder).replace(os.sep, "/")
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.filedigest_of(file, "sha256").hexdigest()
 
 
 def _files(paths: list[Path]) -> str:

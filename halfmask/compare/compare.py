@@ -26,8 +26,8 @@ from halfmask.compare.cell import (
 from halfmask.compare.forms import Cell, Settings
 from halfmask.compare.table import Board, write_board
 from halfmask.errors import Interrupted, RecipeError
+from halfmask.progress import duration
 from halfmask.recipe.read import Recipe
-from halfmask.report.draw import duration
 from halfmask.run.loop.progress import ProgressLine
 
 _MOST_NAMED = 4

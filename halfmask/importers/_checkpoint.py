@@ -4,7 +4,6 @@ import_checkpoint("pascal_92.pth", "models/pascal_92")             # format and 
 import_checkpoint("levir.pth", "models/levir", task="change", dataset="levir")
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from halfmask.plugins import names, params_model, resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.folder import RunDir
 from halfmask.task import Kind, Task
+from halfmask.written import digest_of
 
 ENCODER_FILE = "encoder.safetensors"
 _CHANGEABLE = ("model.", "eval.", "data.crop=")
@@ -117,7 +117,7 @@ def import_checkpoint(
         recipe = _recipe(importer, importer.section(state, goal), dataset, overrides)
     except CheckpointError as error:
         raise CheckpointError(f"{path} as {format}: {error}", error.code) from error
-    source = {"file": path.name, "sha256": _sha256(path), "format": format, "predictor": predictor, "entry": entry}
+    source = {"file": path.name, "sha256": digest_of(path), "format": format, "predictor": predictor, "entry": entry}
     source |= {key: content[key] for key in _HISTORY if isinstance(content.get(key), int | float)}
     return _write_bundle(path, Path(out), importer, state, goal, recipe, source)
 
@@ -237,8 +237,3 @@ def _check_overrides(overrides: Sequence[str]) -> None:
     foreign = [text for text in overrides if not text.startswith(_CHANGEABLE)]
     if foreign:
         raise RecipeError(f"{', '.join(foreign)}: an import takes keys of model and eval, and data.crop, only.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,6 @@ bundle = load_bundle("runs/field")
 logits = bundle.model(image)          # image (B, C, H, W), RGB in [0, 1]: the model normalizes
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,10 +23,11 @@ from halfmask import __version__
 from halfmask.atomic import atomic_path, flush, json_text
 from halfmask.errors import CheckpointError, RecipeError, bullet_list
 from halfmask.models.build import build_network, read_task
+from halfmask.models.key_rules import misfits
 from halfmask.models.model import Network
-from halfmask.models.weights import misfits
 from halfmask.recipe.read import EvalRecipe
 from halfmask.task import Task
+from halfmask.written import digest_of
 
 FORMAT = "halfmask-bundle"
 FORMAT_VERSION = 1
@@ -96,7 +96,7 @@ def save_bundle(
     # Both are on the disk before either replaces its predecessor: one new and one old file would be no bundle.
     with atomic_path(folder / _META) as meta_part, atomic_path(folder / _WEIGHTS) as weights_part:
         save_file(_plain_state(model), weights_part)
-        meta = _describe(model, task) | {"sha256": _sha256(weights_part)}
+        meta = _describe(model, task) | {"sha256": digest_of(weights_part)}
         if meta["license"] is None:  # of a network built anew, which does not know what its training started from
             meta["license"] = dict(extra or {}).get("license")
         meta_part.write_text(json_text({**dict(extra or {}), **meta}), encoding="utf-8", newline="\n")
@@ -121,7 +121,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
         raise CheckpointError(
             f"{weights}: damaged or cut short ({error}). Copy it again, or save it anew.", "H402"
         ) from error
-    if _sha256(weights) != meta["sha256"]:
+    if digest_of(weights) != meta["sha256"]:
         raise CheckpointError(
             f"{weights} is not the file that {_META} describes (SHA-256 differs). Copy both files of the bundle again.",
             "H406",
@@ -301,8 +301,3 @@ def _license(model: Network) -> str | None:
         if (member.spec.get("model", {}).get("encoder") or {}).get("weights"):
             found.append(member.encoder.weights_license or "see the source of the weights")
     return "; ".join(dict.fromkeys(found)) or None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

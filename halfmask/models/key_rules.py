@@ -57,6 +57,36 @@ def rename(state: Mapping[str, Tensor], rules: Rules) -> Renamed:
     return made
 
 
+def misfits(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: Mapping[str, str] | None = None
+) -> list[str]:
+    """List what keeps tensors from filling a network: missing and unexpected names, other shapes.
+
+    Args:
+        state: tensors of a file, by name.
+        own: those of the network.
+        origin: our name -> the file's own name, where tensors were renamed.
+
+    >>> import torch
+    >>> misfits({"a": torch.ones(2), "c": torch.ones(1)}, {"a": torch.ones(3), "b": torch.ones(1)})
+    ['missing: b', 'unexpected: c', 'shape of a: (2,) in the file, (3,) in the network']
+    """
+    if origin is None:
+        problems = [f"missing: {key}" for key in own if key not in state]
+        problems += [f"unexpected: {key}" for key in state if key not in own]
+        theirs = {key: key for key in state}
+    else:
+        problems = [f"missing: the tensor that is {key} here" for key in own if key not in state]
+        problems += [f"unexpected: {origin[key]} ({key} here)" for key in state if key not in own]
+        theirs = dict(origin)
+    problems += [
+        f"shape of {theirs[key]}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the network"
+        for key, value in state.items()
+        if key in own and own[key].shape != value.shape
+    ]
+    return problems
+
+
 def check_fit(made: Renamed, own: Mapping[str, Tensor], where: str, cure: str) -> None:
     """Refuse tensors that do not fill a network exactly.
 
@@ -70,13 +100,7 @@ def check_fit(made: Renamed, own: Mapping[str, Tensor], where: str, cure: str) -
         CheckpointError: unexpected, missing and differently shaped tensors, all in one list.
     """
     problems = [f"unexpected: {key}" for key in made.unknown]
-    problems += [f"unexpected: {made.origin[key]} ({key} here)" for key in made.state if key not in own]
-    problems += [f"missing: the tensor that is {key} here" for key in own if key not in made.state]
-    problems += [
-        f"shape of {made.origin[key]}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the network"
-        for key, value in made.state.items()
-        if key in own and own[key].shape != value.shape
-    ]
+    problems += misfits(made.state, own, made.origin)
     if problems:
         every = bullet_list(problems, limit=len(problems))
         raise CheckpointError(f"{where}: {len(problems)} problems\n{every}\n  {cure}", "H405")

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from halfmask.errors import CheckpointError, bullet_list, nearest
+from halfmask.models.key_rules import misfits
 from halfmask.models.timm_library import timm
 from halfmask.plugins import names, params_model, resolve
 from halfmask.task import Task
@@ -304,24 +305,3 @@ def _kind(state: State) -> str:
             settings = " ".join(f"model.encoder.{key}={entry[key]}" for key in ("name", "size") if key in entry)
             return f"the file looks like weights for {settings}.\n  "
     return ""
-
-
-def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """List what keeps tensors from filling a network: missing and unexpected names, other shapes.
-
-    Args:
-        state: tensors of a file, by name.
-        own: those of the network.
-
-    >>> import torch
-    >>> misfits({"a": torch.ones(2), "c": torch.ones(1)}, {"a": torch.ones(3), "b": torch.ones(1)})
-    ['missing: b', 'unexpected: c', 'shape of a: (2,) in the file, (3,) in the network']
-    """
-    problems = [f"missing: {key}" for key in own if key not in state]
-    problems += [f"unexpected: {key}" for key in state if key not in own]
-    problems += [
-        f"shape of {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    return problems

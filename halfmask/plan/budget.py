@@ -11,6 +11,7 @@ from halfmask.plan.choices import Choice
 from halfmask.plan.facts import Machine
 from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import Measured, measure, with_twins
+from halfmask.progress import duration
 from halfmask.recipe.read import Recipe
 from halfmask.run.prepared import Prepared
 from halfmask.run.twin import kinds_of
@@ -282,18 +283,6 @@ def _smaller(crop: int, part: float, multiple: int) -> int | None:
     wanted = int(crop * min(part, 1.0) ** 0.5) // multiple * multiple
     smaller = max(smallest, min(wanted, crop - multiple))
     return smaller if smaller < crop else None
-
-
-def duration(seconds: float) -> str:
-    """Write a time for people.
-
-    >>> duration(0.4), duration(75.0), duration(5400.0)
-    ('0.4 s', '1.2 min', '1.5 h')
-    """
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def read_duration(text: str) -> float:

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from halfmask.plan.budget import Budget, Fit, duration, fit, predicted
+from halfmask.plan.budget import Budget, Fit, fit, predicted
 from halfmask.plan.choices import Choice, Draft, draft, is_set
 from halfmask.plan.facts import DataFacts, Machine, look_at_data, look_at_machine
 from halfmask.plan.trials import choose_precision
-from halfmask.progress import timed
+from halfmask.progress import duration, timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.shipped import find_recipe
 from halfmask.run.cost import Cost

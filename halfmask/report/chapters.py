@@ -10,8 +10,9 @@ from jaxtyping import Int
 
 from halfmask.infer.bootstrap import Interval
 from halfmask.infer.bundle import shipped_folder
+from halfmask.progress import duration
 from halfmask.report.charts import Series, line_chart
-from halfmask.report.draw import between, draw, duration, percent, signed
+from halfmask.report.draw import between, draw, percent, signed
 from halfmask.report.material import Example, Material, chapter_of
 from halfmask.report.pictures import errors, over, palette
 from halfmask.report.pseudo import alarms, by_class, confidence_chart, held_out, not_finite

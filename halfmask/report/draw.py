@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from halfmask import __version__
 from halfmask.infer.bootstrap import Interval
+from halfmask.progress import duration
 from halfmask.report.pictures import encoded, heat
 
 _HERE = Path(__file__).parent
@@ -40,17 +41,6 @@ def between(interval: Interval, sign: bool = False) -> str:
         return ""
     write = signed if sign else percent
     return f"{write(interval.low)} to {write(interval.high)}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time span.
-
-    >>> duration(42.0), duration(400.0), duration(9000.0)
-    ('42 s', '6.7 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def count(number: int, unit: str = "") -> str:

@@ -25,9 +25,9 @@ from halfmask.errors import CheckpointError, RecipeError, bullet_list
 from halfmask.infer.bundle import STAGES, Bundle, load_bundle, own_bundle
 from halfmask.method import Method
 from halfmask.models.build import Builder
+from halfmask.models.key_rules import misfits
 from halfmask.models.model import Network
 from halfmask.models.statistics import install_statistics
-from halfmask.models.weights import misfits
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
 from halfmask.run.folder import PREVIOUS, RunDir

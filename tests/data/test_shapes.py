@@ -9,7 +9,7 @@ from PIL import Image
 
 from halfmask.data.annotations import geojson, label_studio, labelme
 from halfmask.data.annotations.drawing import FLAT, OUTSIDE
-from halfmask.data.annotations.exports import twins
+from halfmask.data.annotations.exports import similar_names
 from halfmask.data.check import judge, take_fingerprint
 from halfmask.data.convert.convert import convert
 from halfmask.data.datasets.folder import Folder
@@ -249,7 +249,7 @@ def test_a_class_has_one_name_in_every_tool(tmp_path: Path) -> None:
     (mixed / "halfmask.yaml").write_text("classes: [background, road]")
     with pytest.raises(DataError, match=r"'Road' names no class.*Did you mean `road`"):
         Folder(mixed).read_target("a.png")
-    assert [one.labels for one in twins(["a-b", "A b", "c"])] == [("a-b", "A b")]
+    assert [one.labels for one in similar_names(["a-b", "A b", "c"])] == [("a-b", "A b")]
     for number, names in enumerate((["background", "Road", "road"], ["background", "Road", "path"])):  # of mask files
         drawn = tmp_path / f"drawn{number}"
         for part in ("images", "masks"):
