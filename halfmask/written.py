@@ -130,7 +130,7 @@ class Written:
 def digest_of(path: Path) -> str:
     """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.filedigest_of(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(paths: list[Path]) -> str:
