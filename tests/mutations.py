@@ -59,7 +59,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
-        "halfmask/losses/class_weights.py",
+        "halfmask/losses/cross_entropy.py",
         "tests/losses/test_class_weights.py",
         (("min(raw(count), ceiling) / mean if", "raw(count) / mean if"),),
     ),

@@ -16,7 +16,7 @@ from halfmask.data.loading.sampler import ClassBalance, StepSampler
 from halfmask.data.splits.split import Split
 from halfmask.data.splits.weak import NOTHING_KNOWN, Weak, load_weak
 from halfmask.errors import RecipeError, ShapeError
-from halfmask.losses.class_weights import class_weights
+from halfmask.losses.cross_entropy import class_weights
 from halfmask.method import Method
 from halfmask.models.model import Model, has_batch_norm
 from halfmask.plugins import names, resolve

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from halfmask.losses.class_weights import class_weights
-from halfmask.losses.cross_entropy import bootstrapped_cross_entropy, cross_entropy, ohem_cross_entropy
+from halfmask.losses.cross_entropy import bootstrapped_cross_entropy, class_weights, cross_entropy, ohem_cross_entropy
 
 
 def test_inverse_weights_give_every_class_the_same_total():

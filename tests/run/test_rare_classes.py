@@ -15,8 +15,7 @@ from halfmask.batch import Batch, Progress
 from halfmask.cli.app import app
 from halfmask.data.contract import count_classes
 from halfmask.errors import Interrupted, RecipeError
-from halfmask.losses.class_weights import class_weights
-from halfmask.losses.cross_entropy import cross_entropy
+from halfmask.losses.cross_entropy import class_weights, cross_entropy
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.methods.fixmatch import FixMatch
 from halfmask.plugins import names, resolve
