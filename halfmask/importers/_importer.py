@@ -10,6 +10,9 @@ from halfmask.errors import CheckpointError
 from halfmask.models.key_rules import Rules
 from halfmask.task import Task
 
+# Blocks per stage of networks with bottlenecks -> depth.
+_DEPTHS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
 
 class Importer:
     """Subclass it; the file's name is the name of the format.
@@ -80,3 +83,24 @@ def shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
 def count(state: Mapping[str, Tensor], pattern: str) -> int:
     """Count the values that the first group of a pattern takes among the names: blocks of a stage, for example."""
     return len({match[1] for match in (re.match(pattern, key) for key in state) if match is not None})
+
+
+def resnet_entry(state: Mapping[str, Tensor], stage: str, *, stem: str, output_stride: int) -> dict[str, Any]:
+    """Read depth and width of a ResNet from the shapes of its tensors.
+
+    Args:
+        state: official names.
+        stage: in front of the names of stage 1, 2, 3, 4, for example `backbone.layer`.
+        stem: `deep` or `plain`.
+        output_stride: leaves no trace in the tensors.
+
+    Raises:
+        CheckpointError: the first convolution of the first stage is missing.
+    """
+    blocks = tuple(count(state, rf"{stage.replace('.', '[.]')}{number}\.(\d+)\.") for number in range(1, 5))
+    width = shape(state, f"{stage}1.0.conv1.weight")[0]
+    entry: dict[str, Any] = {"name": "resnet", "depth": _DEPTHS.get(blocks, 50), "stem": stem, "width": width}
+    entry["output_stride"] = output_stride
+    if blocks not in _DEPTHS:
+        return entry | {"blocks": list(blocks)}
+    return entry | ({"weights": "imagenet"} if width == 64 else {})

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from halfmask.importers._importer import Importer, shape
-from halfmask.importers._resnet import resnet_entry
+from halfmask.importers._importer import Importer, resnet_entry, shape
 from halfmask.models.key_rules import Rules
 from halfmask.task import Task
 

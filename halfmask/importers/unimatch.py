@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from halfmask.importers._importer import Importer, count, shape
-from halfmask.importers._resnet import resnet_entry
+from halfmask.importers._importer import Importer, count, resnet_entry, shape
 from halfmask.models.encoders.xception import OUTER_BLOCKS
 from halfmask.models.key_rules import Rules
 from halfmask.task import Task
