@@ -19,7 +19,7 @@ from halfmask.errors import RecipeError, bullet_list
 from halfmask.plugins import Kind, params_model, resolve
 from halfmask.recipe.expected import ExpectedRecipe
 from halfmask.recipe.explain import explain_all
-from halfmask.recipe.retired import drop_retired
+from halfmask.recipe.raw import drop_retired, read_yaml
 from halfmask.recipe.sections import (
     BatchRecipe,
     DataRecipe,
@@ -36,7 +36,6 @@ from halfmask.recipe.sections import (
     named,
 )
 from halfmask.recipe.shipped import find_recipe
-from halfmask.recipe.strict_yaml import read_yaml
 
 __all__ = [
     "BatchRecipe",

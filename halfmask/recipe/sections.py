@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from halfmask.recipe.explain import explain_all
-from halfmask.recipe.retired import without_retired_parts
+from halfmask.recipe.raw import without_retired_parts
 
 
 class Section(BaseModel):

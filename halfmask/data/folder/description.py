@@ -28,7 +28,7 @@ from halfmask.data.folder.files import read_text
 from halfmask.data.folder.masks.decode import IGNORE
 from halfmask.errors import DataError, bullet_list, nearest
 from halfmask.palette import Color
-from halfmask.recipe.strict_yaml import read_yaml
+from halfmask.recipe.raw import read_yaml
 
 FILE_NAME = "halfmask.yaml"
 _SMALLEST_STD, _LARGEST = 1e-5, 1e38  # beyond, pixels or values overflow a float of 32 bits
