@@ -1,4 +1,4 @@
-"""Import a large library without a large part that it imports early and rarely uses.
+"""Import when it is needed: a large library without its rarely used parts, and a verb at its first call.
 
     with on_demand("scipy.signal"):
         import lightning
@@ -7,10 +7,10 @@ While the block runs, a stand-in has the part's name: its functions, and any oth
 they are called or asked for.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +35,7 @@ class _OnDemand(ModuleType):
     def _real(self) -> ModuleType:
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
-        return importlib.import_module(self.__name__)
+        return import_module(self.__name__)
 
 
 @contextmanager
@@ -56,3 +56,19 @@ def on_demand(name: str, *functions: str) -> Iterator[None]:
     finally:
         if sys.modules.get(name) is stand_in:
             del sys.modules[name]
+
+
+def make_callable(package: str, function: str) -> None:
+    """Make a package call one of its functions, which is imported at the first call: `halfmask.report(...)`.
+
+    Args:
+        package: full name, for example `halfmask.report`.
+        function: where the function is, for example `halfmask.report.make:report`.
+    """
+    module, _, name = function.partition(":")
+
+    class Verb(ModuleType):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            return getattr(import_module(module), name)(*arguments, **options)
+
+    sys.modules[package].__class__ = Verb

@@ -17,7 +17,7 @@ SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(
 
 # Lowest first. A module imports its own package, its neighbors of the same set, and whatever stands lower.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "codes", "atomic", "verbs", "progress", "written", "on_demand"}),
+    frozenset({"errors", "codes", "atomic", "progress", "written", "on_demand"}),
     frozenset({"task", "batch", "plugins", "recipe", "palette", "docstrings"}),
     frozenset({"losses", "views", "teaching", "models"}),
     frozenset({"method"}),

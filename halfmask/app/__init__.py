@@ -6,6 +6,6 @@ Read `look` first (one image, from its bytes to its mask), then `results` (sever
 gradio) and `app` (the server).
 """
 
-from halfmask.verbs import make_callable
+from halfmask.on_demand import make_callable
 
 make_callable(__name__, "halfmask.app.app:app")

@@ -11,6 +11,6 @@ Arguments and errors of the call are those of `halfmask.report.make.report`. Its
     draw      `draw` with `templates/` and `style.css`
 """
 
-from halfmask.verbs import make_callable
+from halfmask.on_demand import make_callable
 
 make_callable(__name__, "halfmask.report.make:report")

@@ -5,6 +5,6 @@
 Reading order: `suggest` (the verb), `pool` (the images, and what the networks say of each), `scores`, `files`.
 """
 
-from halfmask.verbs import make_callable
+from halfmask.on_demand import make_callable
 
 make_callable(__name__, "halfmask.suggest.suggest:suggest")
