@@ -6,7 +6,7 @@ from timm.layers import Attention
 from torch import nn
 from torch.testing import assert_close
 
-from halfmask.models.encoders._attention import FusedAttention, fused_attention
+from halfmask.models.timm_library import FusedAttention, fused_attention
 from tests.oracles.attention import attention
 
 

@@ -22,9 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.errors import CheckpointError
-from halfmask.models.encoders._attention import FusedAttention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.timm_library import resample_abs_pos_embed, timm
+from halfmask.models.timm_library import FusedAttention, resample_abs_pos_embed, timm
 from halfmask.models.weights import Release, State, load_weights, timm_releases
 
 _SIZES = {  # width, heads, blocks whose output is used

@@ -22,9 +22,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from halfmask.errors import ShapeError
-from halfmask.models.encoders._attention import fused_attention
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
-from halfmask.models.timm_library import DropPath
+from halfmask.models.timm_library import DropPath, fused_attention
 from halfmask.models.weights import Release, load_weights
 
 Size = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
