@@ -55,7 +55,10 @@ def import_(
     kinds = ("segmentation", "change")
     if source.task not in kinds:
         raise RecipeError(f"--task {source.task}: Allowed: {' or '.join(kinds)}.{nearest(source.task, kinds)}", "H303")
-    made = import_checkpoint(file, out or Path(file.stem), overrides=overrides or (), **vars(source))
+    given = dict(vars(source))
+    if (folder := given.pop("data")) is not None and source.classes is None:
+        given["classes"] = Path(folder)
+    made = import_checkpoint(file, out or Path(file.stem), overrides=overrides or (), **given)
     if output.as_json:
         print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, indent=2))
         return

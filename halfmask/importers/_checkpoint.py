@@ -67,8 +67,7 @@ def import_checkpoint(
     format: str | None = None,
     predictor: str | None = None,
     task: Kind = "segmentation",
-    classes: str | Sequence[str] | None = None,
-    data: str | Path | None = None,
+    classes: str | Path | Sequence[str] | None = None,
     dataset: str | None = None,
     overrides: Sequence[str] = (),
     partial: bool = False,
@@ -84,10 +83,9 @@ def import_checkpoint(
         format: name of an importer; `None` tells it by the names of the tensors.
         predictor: `teacher` or `student`, where the file holds both; `None` takes the one published numbers are of.
         task: `segmentation` or `change`; no file tells.
-        classes: names, a text of names with commas, or a file of them; `None` looks at `data`, `dataset` and the
-            number of classes (21 Pascal VOC, 19 Cityscapes, 150 ADE20K, 81 COCO).
-        data: folder of a dataset that names the classes.
-        dataset: its layout, which also chooses crop and evaluation protocol of the published models.
+        classes: names, a text of names with commas, a file of them, or the folder of a dataset that names them; `None`
+            looks at `dataset` and the number of classes (21 Pascal VOC, 19 Cityscapes, 150 ADE20K, 81 COCO).
+        dataset: layout of the dataset, which also chooses crop and evaluation protocol of the published models.
         overrides: dotted keys of `model` and `eval`, and `data.crop`, for what the file does not tell.
         partial: accept a file of which only a part can be read.
         overwrite: replace what lies in `out`.
@@ -95,7 +93,7 @@ def import_checkpoint(
     Raises:
         CheckpointError: broken or foreign file, or unexpected, missing and differently shaped tensors in one list.
         RecipeError: unknown format, wrong override, or classes that cannot be told.
-        DataError: `out` is not empty, or no dataset in `data`.
+        DataError: `out` is not empty, or no dataset in the folder of `classes`.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -112,7 +110,7 @@ def import_checkpoint(
             dropped = rename(state, importer.rules).dropped
             section = importer.section(state, Task(task, ()))
             return _write_encoder(path, Path(out), format, section, overrides, tuple(dropped))
-        goal = make_task(task, importer.classes(state), classes, data, dataset)
+        goal = make_task(task, importer.classes(state), classes, dataset)
         dataset = dataset or known_dataset(task, goal.n_classes)
         recipe = _recipe(importer, importer.section(state, goal), dataset, overrides)
     except CheckpointError as error:

@@ -24,28 +24,25 @@ def known_dataset(kind: Kind, count: int) -> str:
     return _BY_NUMBER[kind].get(count, "")
 
 
-def make_task(
-    kind: Kind, count: int, classes: str | Sequence[str] | None, data: str | Path | None, dataset: str | None
-) -> Task:
+def make_task(kind: Kind, count: int, classes: str | Path | Sequence[str] | None, dataset: str | None) -> Task:
     """Build the task: what the network predicts.
 
     Args:
         kind: kind of task.
         count: K, from the checkpoint.
-        classes: names, a text of names with commas, or a file of one name per line.
-        data: folder of a dataset.
-        dataset: its layout.
+        classes: names, a text of names with commas, a file of one name per line, or the folder of a dataset.
+        dataset: layout of the dataset.
 
     Raises:
         RecipeError: names cannot be told, or are of another number than K.
     """
-    if classes is not None:
-        found = names_from(classes) if isinstance(classes, str) else tuple(classes)
-        task, source = Task(kind, found), "--classes"
-    elif data is not None:
-        recipe = load({"data": {"root": str(data), "dataset": dataset or "folder"}})
+    if (isinstance(classes, str) and Path(classes).is_dir()) or (isinstance(classes, Path) and not classes.is_file()):
+        recipe = load({"data": {"root": str(classes), "dataset": dataset or "folder"}})
         given = open_dataset(recipe.data).task
-        task, source = Task(kind, given.classes, foreground=given.foreground, palette=given.palette), str(data)
+        task, source = Task(kind, given.classes, foreground=given.foreground, palette=given.palette), str(classes)
+    elif classes is not None:
+        found = names_from(str(classes)) if isinstance(classes, str | Path) else tuple(classes)
+        task, source = Task(kind, found), "--classes"
     else:
         name = dataset or known_dataset(kind, count)
         if not name:

@@ -1,5 +1,7 @@
-"""timm, imported without the compiler of torch, which takes two thirds of the time and only training needs; and its
-attention by the framework's fused kernels, which keep no (B, heads, N, N) map.
+"""timm, imported without the compiler of torch, and its attention by fused kernels.
+
+The compiler takes two thirds of the time of the import, and only training needs it; the framework's fused kernels keep
+no (B, heads, N, N) map.
 
 Two places import it early, for functions that are rarely called: torchvision's `roi_align` (where a kernel is
 missing) and timm's NaFlexViT (`torch.compiler.disable` on five methods). Encoders take timm from here.

@@ -10,10 +10,11 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from halfmask import import_checkpoint, load_bundle
-from halfmask.errors import CheckpointError, RecipeError
+from halfmask.errors import CheckpointError, DataError, RecipeError
 from halfmask.importers.unimatch import UniMatchCheckpoint
 from halfmask.importers.unimatch_v2 import UniMatchV2Checkpoint
 from halfmask.models.key_rules import rename
@@ -232,6 +233,14 @@ def test_class_names_come_from_the_number_of_classes_or_must_be_given(dpt, golde
     (tmp_path / "names.txt").write_text("0\tsky\t0,0,0\n1 tree\nc\nd\ne\nf\ng\n")
     made = import_checkpoint(file, tmp_path / "m", classes=str(tmp_path / "names.txt"), overrides=[HEADS])
     assert made.classes == ("sky", "tree", "c", "d", "e", "f", "g")
+    with pytest.raises(DataError, match="missing"):
+        import_checkpoint(file, tmp_path / "n", classes=tmp_path / "missing", overrides=[HEADS])
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "images" / "a.png")
+    (tmp_path / "data" / "halfmask.yaml").write_text("classes: [h, i, j, k, l, m, n]\n")
+    assert import_checkpoint(file, tmp_path / "n", classes=tmp_path / "data", overrides=[HEADS]).classes == tuple(
+        "hijklmn"
+    )
     city = write(tmp_path / "city.pth", model=part(golden("unimatch/v2_eval"), "weight."))
     import_checkpoint(city, tmp_path / "c", overrides=[HEADS])
     bundle = load_bundle(tmp_path / "c")
