@@ -46,7 +46,7 @@ def anchor_contrast(
     anchors: Float[Tensor, "A d"],
     positive: Float[Tensor, " d"],
     negatives: Float[Tensor, "A n d"],
-    temperature: float = 0.5,
+    temperature: float,
 ) -> Float[Tensor, ""]:
     """Average -log softmax of the cosine to the positive, among it and the negatives of each anchor (U2PL, eq. 6).
 

@@ -35,7 +35,7 @@ def test_anchors_without_a_positive_or_out_of_use_do_not_count():
 def test_contrast_of_anchors_falls_as_they_turn_to_the_positive():
     positive, negatives = torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).expand(1, 2, 2)
     far, near = (
-        anchor_contrast(torch.tensor([[x, y]]), positive, negatives).item() for x, y in ((0.0, 1.0), (1.0, 0.1))
+        anchor_contrast(torch.tensor([[x, y]]), positive, negatives, 0.5).item() for x, y in ((0.0, 1.0), (1.0, 0.1))
     )
     assert near < far
     assert_close(

@@ -252,16 +252,16 @@ def test_batches_say_which_stream_they_lack():
         resolve("methods", "supervised")(task, tiny_builder(task)).step(Batch(unlabeled, None), Progress(0, 1, 1))
 
 
+NO_CONTROL = {"supervised", "multi_domain", "st_plus_plus", "cam"}  # the last two train in stages
+
+
+@pytest.mark.parametrize("name", names("methods"))
+def test_which_methods_have_a_control(name: str) -> None:
+    assert (resolve("methods", name).control_params() is None) == (name in NO_CONTROL)
+
+
 # AllSpark's labeled features are rebuilt from unlabeled ones by design: its control leaves out their loss alone.
-CONTROLLED = [name for name in names("methods") if resolve("methods", name).control_params() and name != "allspark"]
-
-
-def test_which_methods_have_a_control() -> None:
-    without = {"supervised", "multi_domain", "st_plus_plus", "cam"}  # the last two train in stages
-    assert {name for name in names("methods") if resolve("methods", name).control_params() is None} == without
-
-
-@pytest.mark.parametrize("name", CONTROLLED)
+@pytest.mark.parametrize("name", [name for name in names("methods") if name not in {*NO_CONTROL, "allspark"}])
 def test_other_unlabeled_images_give_a_control_the_same_gradient(name: str) -> None:
     """Without batch norm nothing but a loss can carry what unlabeled images show."""
     cls = resolve("methods", name)
