@@ -13,7 +13,7 @@ from halfmask.errors import RecipeError, nearest
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFlags:
     """What the file holds, as far as it does not tell itself."""
 
     format: Annotated[
@@ -41,7 +41,7 @@ def import_(
     overrides: flags.Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the bundle.")] = None,
     *,
-    source: Source,
+    source: SourceFlags,
     output: flags.Output,
 ) -> None:
     """Turn an official checkpoint into a bundle.

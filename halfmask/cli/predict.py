@@ -11,7 +11,7 @@ from halfmask.cli import flags
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFlags:
     """What is written beside the masks, and how large images are cut."""
 
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the masks drawn over the images.")] = False
@@ -48,7 +48,7 @@ def predict(
     overrides: flags.Overrides = None,
     predictor: flags.Predictor = None,
     *,
-    written: Written,
+    written: WrittenFlags,
     reading: flags.Reading,
     output: flags.Output,
 ) -> None:

@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetFlags:
     """What the plan may use."""
 
     time: Annotated[
@@ -78,7 +78,7 @@ def train(
     *,
     recipe: RecipeFlags,
     place: Place,
-    budget: Budget,
+    budget: BudgetFlags,
     output: flags.Output,
 ) -> None:
     """Train by a recipe, or by a plan.

@@ -31,7 +31,7 @@ _HEADS = ("method", "{metric}", "seeds", "- control", "- supervised", "minutes",
 
 
 @dataclass(frozen=True)
-class Run:
+class CellResult:
     """One run of a row: its record, and its score on the draws of the images, where it is done."""
 
     cell: Cell
@@ -45,13 +45,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Row:
+class FormResult:
     """The runs of one form."""
 
     form: Form
-    runs: tuple[Run, ...]
-    control: tuple[Run, ...] | None  # of the same seeds
-    supervised: tuple[Run, ...] | None
+    runs: tuple[CellResult, ...]
+    control: tuple[CellResult, ...] | None  # of the same seeds
+    supervised: tuple[CellResult, ...] | None
 
     @property
     def scores(self) -> list[float]:
@@ -63,7 +63,7 @@ class Row:
         found = [run.draws for run in self.runs if run.draws is not None]
         return mean_over_seeds(found) if found else None
 
-    def over(self, others: Sequence[Run] | None) -> Interval | None:
+    def over(self, others: Sequence[CellResult] | None) -> Interval | None:
         """Return the mean difference over the seeds that both rows have."""
         pairs = [(a.draws, b.draws) for a, b in zip(self.runs, others or (), strict=False)]
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
@@ -112,7 +112,7 @@ class Board:
 
     settings: Settings
     out: Path
-    rows: tuple[Row, ...]
+    rows: tuple[FormResult, ...]
 
     @property
     def metric(self) -> str:
@@ -186,7 +186,7 @@ class Board:
 def write_board(settings: Settings, out: Path) -> Board:
     """Read what is known of all runs, and write table.md, .tex, .csv, .json, scores.svg and gains.svg."""
     runs = {cell: _run(cell, out) for cell in settings.cells()}
-    by_label: dict[str, list[Run]] = {}
+    by_label: dict[str, list[CellResult]] = {}
     for cell, run in runs.items():
         by_label.setdefault(cell.form.label, []).append(run)
     controls = {form.control_of: form.label for form in settings.forms() if form.control_of}
@@ -195,7 +195,9 @@ def write_board(settings: Settings, out: Path) -> Board:
         control = by_label.get(controls.get(form.label, ""))
         plain = by_label.get(SUPERVISED) if form.label != SUPERVISED else None
         rows.append(
-            Row(form, tuple(by_label[form.label]), tuple(control) if control else None, tuple(plain) if plain else None)
+            FormResult(
+                form, tuple(by_label[form.label]), tuple(control) if control else None, tuple(plain) if plain else None
+            )
         )
     board = Board(settings, out, tuple(rows))
     content = board.to_dict()
@@ -221,11 +223,11 @@ def command(settings: Settings, out: Path) -> str:
     return shlex.join(said)
 
 
-def _run(cell: Cell, out: Path) -> Run:
+def _run(cell: Cell, out: Path) -> CellResult:
     folder = cell.folder(out)
     record = record_of(folder)
     draws = draws_of(counts_of(folder), record["kind"], record["absent"]) if record.get("state") == "done" else None
-    return Run(cell, record, draws)
+    return CellResult(cell, record, draws)
 
 
 def table_of(content: Mapping[str, Any], links: bool = False) -> tuple[list[str], list[list[str]]]:

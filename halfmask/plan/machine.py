@@ -41,7 +41,7 @@ _SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderFacts:
     """A folder that runs, caches or temporary files go to."""
 
     use: str
@@ -60,7 +60,7 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFacts:
     """Pretrained weights, and where they are."""
 
     network: str
@@ -70,7 +70,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Examination:
+class Diagnosis:
     """What was found; `problems` say what to do.
 
     Args:
@@ -88,10 +88,10 @@ class Examination:
     versions: dict[str, str]
     devices: list[dict[str, Any]]
     decoding: dict[str, float]
-    folders: list[Folder]
+    folders: list[FolderFacts]
     shared_gib: float | None
     extras: list[Extra]
-    weights: list[Weights] = field(default_factory=list)
+    weights: list[WeightFacts] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -120,7 +120,7 @@ class Examination:
         return "\n".join(lines)
 
 
-def examine(folder: Path | str = ".") -> Examination:
+def examine(folder: Path | str = ".") -> Diagnosis:
     """Look at this machine.
 
     Args:
@@ -142,7 +142,7 @@ def examine(folder: Path | str = ".") -> Examination:
             f"{shared:.2f} GiB of shared memory: loader workers need about 1; give the container more (docker run "
             "--shm-size 8g), or use data.workers=0"
         )
-    return Examination(versions, devices, _decoding(), folders, shared, _extras(), _weights(), broken, problems)
+    return Diagnosis(versions, devices, _decoding(), folders, shared, _extras(), _weights(), broken, problems)
 
 
 def _versions() -> tuple[dict[str, str], list[str]]:
@@ -206,13 +206,13 @@ def _decoding() -> dict[str, float]:
     return speeds
 
 
-def _folders(runs: Path) -> list[Folder]:
+def _folders(runs: Path) -> list[FolderFacts]:
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or "~/.cache/huggingface"
     places = {"runs": runs, "temporary files": Path(tempfile.gettempdir()), "downloaded weights": Path(cache)}
     return [_folder(use, path.expanduser().absolute()) for use, path in places.items()]
 
 
-def _folder(use: str, path: Path) -> Folder:
+def _folder(use: str, path: Path) -> FolderFacts:
     existing = path
     while not existing.exists() and existing != existing.parent:  # it is made when it is needed
         existing = existing.parent
@@ -222,7 +222,7 @@ def _folder(use: str, path: Path) -> Folder:
         writable = True
     except OSError:
         writable = False
-    return Folder(use, str(path), writable, round(shutil.disk_usage(existing).free / _GIB, 2))
+    return FolderFacts(use, str(path), writable, round(shutil.disk_usage(existing).free / _GIB, 2))
 
 
 def _shared_memory() -> float | None:
@@ -242,14 +242,14 @@ def _extras() -> list[Extra]:
     ]
 
 
-def _weights() -> list[Weights]:
+def _weights() -> list[WeightFacts]:
     from halfmask.models.weights import whereabouts
     from halfmask.plan.choices import release_of
     from halfmask.plan.table import NETWORKS
 
     releases = [(row, release_of(row)) for row in NETWORKS]
     return [
-        Weights(row.title, row.machine.upper(), release.license, whereabouts(release))
+        WeightFacts(row.title, row.machine.upper(), release.license, whereabouts(release))
         for row, release in releases
         if release is not None
     ]

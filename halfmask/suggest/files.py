@@ -22,7 +22,7 @@ FORMATS = ("png", *OUTLINES)
 _THUMBNAIL = 320
 
 
-class Draft(NamedTuple):
+class MaskDraft(NamedTuple):
     """A chosen image with the mask to begin with.
 
     Args:
@@ -38,7 +38,7 @@ class Draft(NamedTuple):
     mask: Integer[np.ndarray, "H W"]
 
 
-class Row(NamedTuple):
+class Chosen(NamedTuple):
     """What the page tells of a chosen image: its score, and its rank by each criterion."""
 
     score: float
@@ -77,7 +77,7 @@ def write_table(files: Written, path: Path, chosen: Sequence[str], scores: Seque
     files.text(path, text.getvalue())
 
 
-def write_files(writing: Writing, drafts: Iterable[Draft], rows: Sequence[Row], formats: Sequence[str]) -> None:
+def write_files(writing: Writing, drafts: Iterable[MaskDraft], rows: Sequence[Chosen], formats: Sequence[str]) -> None:
     """Write drafts in each format, and the page.
 
     Args:
@@ -102,7 +102,7 @@ def write_files(writing: Writing, drafts: Iterable[Draft], rows: Sequence[Row], 
     files.text(out / "index.html", _page(figures, task))
 
 
-def _figure(number: int, draft: Draft, row: Row, task: Task) -> str:
+def _figure(number: int, draft: MaskDraft, row: Chosen, task: Task) -> str:
     shown = overlay(draft.image, draft.mask, palette_of(task), opacity=0.0)
     blended = overlay(draft.image, draft.mask, palette_of(task))
     ranks = ", ".join(f"{escape(name)} {value:.2f}" for name, value in row.ranks.items())

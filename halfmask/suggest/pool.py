@@ -30,7 +30,7 @@ Pixels = UInt8[np.ndarray, "*T H W C"]
 
 
 @dataclass(frozen=True)
-class Pool:
+class Candidates:
     """The images of a run.
 
     Args:
@@ -52,7 +52,7 @@ class Pool:
 
 
 @dataclass
-class Measured:
+class Measurements:
     """What was measured of some images, one entry each.
 
     Args:
@@ -86,7 +86,7 @@ class Committee:
     device: torch.device
     measure: Measure
 
-    def look(self, image: Pixels, into: Measured) -> None:
+    def look(self, image: Pixels, into: Measurements) -> None:
         """Measure one image."""
         pixels = self._pixels(_reduced(image))
         with memory_cure(self.protocol):
@@ -126,7 +126,7 @@ class Committee:
         return there.to(self.bundle.model.mean.dtype) / 255
 
 
-def open_pool(run: Path, data: str | Path | None) -> Pool:
+def open_pool(run: Path, data: str | Path | None) -> Candidates:
     """Find candidates and labeled images: those of a run, or of a folder.
 
     Images that came after the run are candidates too. Where the run used every mask it found, an image that has one
@@ -143,7 +143,7 @@ def open_pool(run: Path, data: str | Path | None) -> Pool:
         dataset = open_dataset(DataRecipe(root=str(data)))
         labeled = tuple(id for id in dataset.ids("train") if dataset.mask_path(id) is not None)
         candidates = _fresh(dataset, {*labeled})
-        pool = Pool(dataset, dataset, candidates, labeled)
+        pool = Candidates(dataset, dataset, candidates, labeled)
     else:
         pool = _pool_of(run, recipe)
     if not pool.candidates:
@@ -155,14 +155,14 @@ def open_pool(run: Path, data: str | Path | None) -> Pool:
 
 
 def look_at_all(
-    committee: Committee, pool: Pool, ids: Sequence[str], workers: int, quiet: bool
-) -> tuple[Measured, np.ndarray]:
+    committee: Committee, pool: Candidates, ids: Sequence[str], workers: int, quiet: bool
+) -> tuple[Measurements, np.ndarray]:
     """Measure the candidates, and give the features of the labeled images, (N, D).
 
     Raises:
         DataError: an image cannot be read.
     """
-    measured, known = Measured(), []
+    measured, known = Measurements(), []
     with Bars(quiet) as bars:
         count = bars.counter("suggest", len(ids) + len(pool.labeled))
         for image in read_ahead(partial(_read, pool.unlabeled), ids, workers):
@@ -174,7 +174,7 @@ def look_at_all(
     return measured, np.stack(known) if known else np.zeros((0, len(measured.features[0])))
 
 
-def _pool_of(run: Path, recipe: DataRecipe) -> Pool:
+def _pool_of(run: Path, recipe: DataRecipe) -> Candidates:
     if recipe.domains:
         raise RecipeError(f"{run} was trained on several domains: suggest ranks the images of one. Give --data DIR.")
     dataset = open_dataset(recipe)
@@ -189,7 +189,7 @@ def _pool_of(run: Path, recipe: DataRecipe) -> Pool:
     open_ = [id for id in unlabeled if not (used_every_mask and other is dataset and other.mask_path(id) is not None)]
     fresh = _fresh(dataset, {*labeled, *unlabeled, *val}) if other is dataset else ()
     found = [id for id in (*open_, *fresh) if all(file.exists() for file in other.image_files(id))]
-    return Pool(dataset, other, tuple(sorted(found)), tuple(labeled))
+    return Candidates(dataset, other, tuple(sorted(found)), tuple(labeled))
 
 
 def _fresh(dataset: Dataset, known: set[str]) -> tuple[str, ...]:

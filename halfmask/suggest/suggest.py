@@ -29,8 +29,8 @@ from halfmask.infer.devices import pick_device
 from halfmask.infer.predict.outputs import Writing
 from halfmask.infer.runs import open_run
 from halfmask.run.checkpoint import open_predictors
-from halfmask.suggest.files import FORMATS, Draft, Row, earlier_files, write_files, write_lists, write_table
-from halfmask.suggest.pool import Committee, Measured, Pool, look_at_all, open_pool
+from halfmask.suggest.files import FORMATS, Chosen, MaskDraft, earlier_files, write_files, write_lists, write_table
+from halfmask.suggest.pool import Candidates, Committee, Measurements, look_at_all, open_pool
 from halfmask.suggest.scores import Measure, Weights, combine, k_center, ranks, rare_classes
 
 _EVEN = Weights()
@@ -65,7 +65,7 @@ class _Criterion:
     ranks: np.ndarray
 
 
-class Options(TypedDict, total=False):
+class SuggestOptions(TypedDict, total=False):
     """How images are read.
 
     Args:
@@ -91,7 +91,7 @@ def suggest(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     quiet: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[SuggestOptions],
 ) -> Suggestion:
     """Rank the unlabeled images of a run by what labeling them may bring.
 
@@ -107,7 +107,7 @@ def suggest(
         overrides: dotted `eval.*` keys.
         overwrite: replace an earlier suggestion in `out`, its drafts in other formats included.
         quiet: show no progress.
-        **options: device, workers and limit, see `Options`.
+        **options: device, workers and limit, see `SuggestOptions`.
 
     Raises:
         CheckpointError: no bundle, or a damaged checkpoint.
@@ -142,7 +142,7 @@ def suggest(
     for file in earlier:
         file.unlink()
     write_lists(writing.files, chosen, None if pool.elsewhere else pool.labeled)
-    rows = [Row(float(score[i]), {name: float(one.ranks[i]) for name, one in criteria.items()}) for i in order[:n]]
+    rows = [Chosen(float(score[i]), {name: float(one.ranks[i]) for name, one in criteria.items()}) for i in order[:n]]
     write_files(writing, _drafts(committee, pool, chosen), rows, formats)
     content: dict[str, Any] = {
         "run": Path(run).as_posix(),
@@ -189,7 +189,7 @@ def _check(formats: Sequence[str], measure: str, weights: Weights, n: int) -> No
         raise RecipeError(f"--n {n}: choose at least one image.", "H303")
 
 
-def _class_pixels(pool: Pool, measured: Measured) -> Float[np.ndarray, " K"]:
+def _class_pixels(pool: Candidates, measured: Measurements) -> Float[np.ndarray, " K"]:
     """Count how often each class occurs: in the labeled masks, else as predicted."""
     labeled = [id for id in pool.labeled if pool.dataset.mask_path(id) is not None]
     classes = len(measured.shares[0])
@@ -198,7 +198,9 @@ def _class_pixels(pool: Pool, measured: Measured) -> Float[np.ndarray, " K"]:
     return np.asarray(np.mean(measured.shares, axis=0))
 
 
-def _criteria(measured: Measured, known: np.ndarray, rare: Sequence[int], weights: Weights) -> dict[str, _Criterion]:
+def _criteria(
+    measured: Measurements, known: np.ndarray, rare: Sequence[int], weights: Weights
+) -> dict[str, _Criterion]:
     """Return values and ranks of the criteria that count and that there are."""
     found: dict[str, _Criterion] = {}
     hope = [sum(shares[k] for k in rare) for shares in measured.shares]
@@ -232,7 +234,7 @@ def _describe(i: int, score: np.ndarray, criteria: dict[str, _Criterion]) -> dic
     return {"score": round(float(score[i]), 6), **parts}
 
 
-def _remarks(predictors: list[str], pool: Pool, weights: Weights) -> list[str]:
+def _remarks(predictors: list[str], pool: Candidates, weights: Weights) -> list[str]:
     remarks = []
     if len(predictors) == 1 and weights.disagreement:
         remarks.append(
@@ -248,8 +250,8 @@ def _remarks(predictors: list[str], pool: Pool, weights: Weights) -> list[str]:
     return remarks
 
 
-def _drafts(committee: Committee, pool: Pool, chosen: Sequence[str]) -> Iterator[Draft]:
+def _drafts(committee: Committee, pool: Candidates, chosen: Sequence[str]) -> Iterator[MaskDraft]:
     for id in chosen:
         image = pool.unlabeled.read_image(id)
         latest = image if image.ndim == 3 else image[-1]
-        yield Draft(id, pool.unlabeled.image_files(id)[-1], latest, committee.draft(image))
+        yield MaskDraft(id, pool.unlabeled.image_files(id)[-1], latest, committee.draft(image))

@@ -12,7 +12,7 @@ from PIL import Image
 from halfmask.data.check.check import check
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.layouts import detect
-from halfmask.data.folder.lists import Entry, Finder
+from halfmask.data.folder.lists import Finder, ListEntry
 from halfmask.data.folder.pairing import pair
 from halfmask.errors import DataError
 from halfmask.infer.predict.inputs import find_input
@@ -52,7 +52,7 @@ def test_names_in_two_unicode_forms_are_one_name(form: str, tmp_path: Path) -> N
     (note,) = (finding for finding in report.findings if finding.code == "H126")
     assert (note.level, note.count) == ("note", 3)
     data = Folder(tmp_path)
-    written = Entry(unicodedata.normalize(other, "images/Straße é0.png"))
+    written = ListEntry(unicodedata.normalize(other, "images/Straße é0.png"))
     assert Finder(data).take(written) == unicodedata.normalize(form, "images/Straße é0.png")
     with pytest.raises(DataError, match="the same stem up to the Unicode form"):
         pair([unicodedata.normalize(one, "é.png") for one in ("NFC", "NFD")], [])

@@ -13,7 +13,7 @@ from halfmask.data.datasets.camvid import CamVid
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.splits.drawing import draw
 from halfmask.data.splits.split import (
-    Entry,
+    ListEntry,
     Split,
     inspect,
     make_split,
@@ -45,26 +45,26 @@ def lists(root: Path, **files: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a/x.jpg m/x.png", [Entry("a/x.jpg", "m/x.png")]),
-        ("/a/x.jpg /m/x.png\r\n/a/y.jpg /m/y.png", [Entry("a/x.jpg", "m/x.png"), Entry("a/y.jpg", "m/y.png")]),
-        ("a/x.png None", [Entry("a/x.png")]),
-        ("a/x.png\n\n", [Entry("a/x.png")]),
-        ("2007_000032\n2007_000039", [Entry("2007_000032"), Entry("2007_000039")]),
-        ("Tile 1/images/a 1.jpg\tTile 1/masks/a 1.png", [Entry("Tile 1/images/a 1.jpg", "Tile 1/masks/a 1.png")]),
-        ("Tile 1/images/a 1.jpg Tile 1/masks/a 1.png", [Entry("Tile 1/images/a 1.jpg", "Tile 1/masks/a 1.png")]),
-        ("Tile 1/images/a 1.jpg", [Entry("Tile 1/images/a 1.jpg")]),
-        ("A/x.png B/x.png label/x.png", [Entry("A/x.png", "label/x.png", "B/x.png")]),
-        ("\ufeffa\\b\\x.jpg  ./m/x.png", [Entry("a/b/x.jpg", "m/x.png")]),
+        ("a/x.jpg m/x.png", [ListEntry("a/x.jpg", "m/x.png")]),
+        ("/a/x.jpg /m/x.png\r\n/a/y.jpg /m/y.png", [ListEntry("a/x.jpg", "m/x.png"), ListEntry("a/y.jpg", "m/y.png")]),
+        ("a/x.png None", [ListEntry("a/x.png")]),
+        ("a/x.png\n\n", [ListEntry("a/x.png")]),
+        ("2007_000032\n2007_000039", [ListEntry("2007_000032"), ListEntry("2007_000039")]),
+        ("Tile 1/images/a 1.jpg\tTile 1/masks/a 1.png", [ListEntry("Tile 1/images/a 1.jpg", "Tile 1/masks/a 1.png")]),
+        ("Tile 1/images/a 1.jpg Tile 1/masks/a 1.png", [ListEntry("Tile 1/images/a 1.jpg", "Tile 1/masks/a 1.png")]),
+        ("Tile 1/images/a 1.jpg", [ListEntry("Tile 1/images/a 1.jpg")]),
+        ("A/x.png B/x.png label/x.png", [ListEntry("A/x.png", "label/x.png", "B/x.png")]),
+        ("\ufeffa\\b\\x.jpg  ./m/x.png", [ListEntry("a/b/x.jpg", "m/x.png")]),
     ],
 )
-def test_every_form_of_list_is_read(text: str, expected: list[Entry], tmp_path: Path) -> None:
+def test_every_form_of_list_is_read(text: str, expected: list[ListEntry], tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_bytes(text.encode())
     assert read_list(tmp_path / "l.txt") == expected
 
 
 def test_csv_lists_may_have_a_header_and_commas_in_names(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text('image,mask\n"a, b.jpg",m 1.png\n')
-    assert read_list(tmp_path / "l.csv") == [Entry("a, b.jpg", "m 1.png")]
+    assert read_list(tmp_path / "l.csv") == [ListEntry("a, b.jpg", "m 1.png")]
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "empty"), ("a b c d", "4 columns.*tabs")])

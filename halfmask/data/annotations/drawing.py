@@ -89,7 +89,7 @@ class Drawing:
         return cls(np.full((height, width), value, dtype=np.uint8))
 
 
-class Tally:
+class UndrawnShapes:
     """Remembers the shapes that are not in the masks, by image."""
 
     def __init__(self) -> None:

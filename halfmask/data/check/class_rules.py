@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from halfmask.data.annotations.drawing import Remark, Tally
+from halfmask.data.annotations.drawing import Remark, UndrawnShapes
 from halfmask.data.check.finding import Finding, plural
 from halfmask.data.check.fingerprint import Fingerprint
 from halfmask.data.check.image_rules import split_cure
@@ -126,7 +126,7 @@ def _names(counts: Sequence[ClassCount]) -> str:
 
 def shapes(seen: Fingerprint) -> Iterator[Finding]:
     """Report shapes without area or outside, crowds, names that are nearly the same, files beside that are not used."""
-    tally = Tally()
+    tally = UndrawnShapes()
     for id, mask in seen.masks.items():
         tally.note(id, mask.left_out)
     for remark in (*remarks_of(seen), *tally.remarks):

@@ -17,7 +17,7 @@ from jaxtyping import Integer
 
 from halfmask.data.annotations.coco.files import load
 from halfmask.data.annotations.coco.read import CocoFolder
-from halfmask.data.annotations.drawing import Tally
+from halfmask.data.annotations.drawing import UndrawnShapes
 from halfmask.data.annotations.exports import Exports, ImageNames
 from halfmask.data.annotations.label_studio import LabelStudioFolder, read_annotations
 from halfmask.data.annotations.outlines import Outlines
@@ -131,7 +131,7 @@ class _Drawn:
     """Reads masks from annotation files, and remembers what is not in them."""
 
     def __init__(self, source: Exports | Outlines) -> None:
-        self._source, self._tally = source, Tally()
+        self._source, self._tally = source, UndrawnShapes()
 
     def read(self, id: str) -> Integer[np.ndarray, "H W"]:
         return self._tally.take(id, self._source.draw(id))

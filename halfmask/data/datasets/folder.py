@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from halfmask.data.annotations.coco.read import CocoFolder
-from halfmask.data.annotations.drawing import Remark, Tally
+from halfmask.data.annotations.drawing import Remark, UndrawnShapes
 from halfmask.data.annotations.exports import Exports, similar_names
 from halfmask.data.annotations.instances import no_classes, number_objects
 from halfmask.data.annotations.label_studio import LabelStudioFolder
@@ -97,7 +97,7 @@ class Folder(FileDataset):
                 "halfmask.yaml; pairs are read with data.dataset=change_folder.",
                 "H209",
             )
-        self._tally = Tally()
+        self._tally = UndrawnShapes()
         self._mask_options = {"resize": resize_masks, "transparent_ignored": transparent_ignored}
         self._known = self._known_dataset()
         self._exports = self._open_exports()

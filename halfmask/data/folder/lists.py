@@ -24,7 +24,7 @@ _COLUMN = re.compile(rf"\s*(.+?(?:{'|'.join(map(re.escape, _SUFFIXES))})|None)(?
 _HEADERS = {"image", "img", "path", "file", "image_path", "filename", "a"}
 
 
-class Entry(NamedTuple):
+class ListEntry(NamedTuple):
     """One line: an image, its mask if the line names one, and the later image of a pair."""
 
     image: str
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     after: str | None = None
 
 
-def read_list(path: Path) -> list[Entry]:
+def read_list(path: Path) -> list[ListEntry]:
     """Read a split list.
 
     Raises:
@@ -108,7 +108,7 @@ class Finder:
                 ids.append(id)
         return ids, absent
 
-    def take(self, entry: Entry, *, masks: bool = False) -> str | None:
+    def take(self, entry: ListEntry, *, masks: bool = False) -> str | None:
         """Return the id of a line, or `None` if there is no such image, and tell the dataset what else the line names.
 
         Args:
@@ -121,7 +121,7 @@ class Finder:
         self._take_mask(id, entry.mask if masks else None)
         return id
 
-    def _take_pair(self, entry: Entry, *, masks: bool) -> str | None:
+    def _take_pair(self, entry: ListEntry, *, masks: bool) -> str | None:
         before, after, mask = entry.image, entry.after, entry.mask
         if after is None and mask is not None and self._later(mask) is not None:
             after, mask = mask, None  # two columns: both dates
@@ -194,7 +194,7 @@ def _clean(column: str) -> str:
     return path.lstrip("/")
 
 
-def _entry(columns: list[str]) -> Entry:
+def _entry(columns: list[str]) -> ListEntry:
     image, *rest = columns
     mask = rest[-1] if rest and rest[-1] not in {"None", ""} else None
-    return Entry(image, mask, rest[0] if len(rest) == 2 else None)
+    return ListEntry(image, mask, rest[0] if len(rest) == 2 else None)

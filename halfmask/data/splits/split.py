@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import FileDataset
-from halfmask.data.folder.lists import Entry, Finder, read_list, write_list
+from halfmask.data.folder.lists import Finder, ListEntry, read_list, write_list
 from halfmask.data.splits.copies import find_copies
 from halfmask.data.splits.drawing import NewSplit, draw, hold_out, make_split, number_of
 from halfmask.data.splits.verify import Findings, inspect, verify
@@ -23,8 +23,19 @@ from halfmask.plugins import params_model, resolve
 from halfmask.recipe.read import DataRecipe, UnlabeledRecipe
 
 __all__ = [
-    "Entry", "Findings", "NewSplit", "Split", "inspect", "make_split", "open_dataset", "part_ids", "read_list",
-    "resolve_split", "unlabeled_dataset", "verify", "write_list",
+    "Findings",
+    "ListEntry",
+    "NewSplit",
+    "Split",
+    "inspect",
+    "make_split",
+    "open_dataset",
+    "part_ids",
+    "read_list",
+    "resolve_split",
+    "unlabeled_dataset",
+    "verify",
+    "write_list",
 ]  # fmt: skip
 
 _PARTS = ("train", "val", "test", "unlabeled")

@@ -56,7 +56,7 @@ from halfmask.written import Written
 LARGE = 30_000_000
 
 
-class Options(TypedDict, total=False):
+class PredictOptions(TypedDict, total=False):
     """How images are read and predicted.
 
     Args:
@@ -89,7 +89,7 @@ def predict(
     overwrite: bool = False,
     quiet: bool = False,
     on_found: Callable[[int], object] | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[PredictOptions],
 ) -> int:
     """Write a mask (or label) for every image; images that already have theirs are skipped.
 
@@ -108,7 +108,7 @@ def predict(
         overwrite: predict images again that have their files, unless somebody changed these since.
         quiet: show no progress.
         on_found: called with the number of images of the input.
-        **options: device, workers, limit, tile, overlap and nodata, see `Options`.
+        **options: device, workers, limit, tile, overlap and nodata, see `PredictOptions`.
 
     Returns:
         Number of images predicted by this call, in all processes.
@@ -173,7 +173,9 @@ def _require_unchanged(written: Written, jobs: list[Job], overwrite: bool) -> No
     written.require_unchanged([*again, *((written.folder / name for name in (TABLE, RECORD)) if overwrite else ())])
 
 
-def _predictor(bundle: Bundle, protocol: EvalRecipe, device: torch.device, out: Path, options: Options) -> Predictor:
+def _predictor(
+    bundle: Bundle, protocol: EvalRecipe, device: torch.device, out: Path, options: PredictOptions
+) -> Predictor:
     reading, nodata = reading_of(bundle), options.get("nodata")
     tiling = choose_tiling(bundle.model, protocol, bundle.crop, options.get("tile") or None, options.get("overlap"))
     reading = reading if nodata is None else replace(reading, nodata=nodata)
