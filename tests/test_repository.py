@@ -315,6 +315,19 @@ def test_functions_fit_on_a_screen():
     assert {name: lines_of_code(node) for name, node in functions() if lines_of_code(node) > MAX_FUNCTION_LINES} == {}
 
 
+def test_the_reading_order_of_a_package_names_its_modules():
+    wrong = {}
+    for path, tree in SOURCES.items():
+        text = ast.get_docstring(tree) or ""
+        if path.name != "__init__.py" or "eading order" not in text or home(path) == "importers":
+            continue
+        there = {module.stem for module in path.parent.glob("*.py") if module != path}
+        there |= {folder.parent.name for folder in path.parent.glob("*/__init__.py")}
+        if missing := {name for name in there if not re.search(rf"\b{name}\b", text)}:
+            wrong[relative(path)] = missing
+    assert wrong == {}
+
+
 def test_docstrings_open_with_a_plain_verb():
     wrong = {}
     for name, node in functions():
