@@ -48,7 +48,7 @@ class DemoResult:
 
     @property
     def gain(self) -> float:
-        """What the loss of the unlabeled images brought: difference in mean IoU, as a fraction."""
+        """Difference in mean IoU that the loss of the unlabeled images brought, as a fraction."""
         return self.scores[RUNS[1]].miou - self.scores[RUNS[0]].miou
 
     def to_dict(self) -> dict[str, Any]:

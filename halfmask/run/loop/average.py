@@ -63,8 +63,8 @@ class WeightAverage:
             self._mean[name] = before.lerp_(wide, 1 / self._count)
 
     @contextmanager
-    def installed(self, method: Method) -> Iterator[None]:
-        """Give the predictors the mean, and take it back at the end."""
+    def swapped_in(self, method: Method) -> Iterator[None]:
+        """Put the mean into the predictors, and restore their own weights at the end."""
         before = {name: value.detach().clone() for name, value in _tensors(method).items()}
         install_average(method, self._mean)
         self.active = True
@@ -83,7 +83,7 @@ class WeightAverage:
         return {"count": self._count, "mean": {name: value.cpu() for name, value in self._mean.items()}}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on with a saved mean."""
+        """Continue with a saved mean."""
         self._count, self._mean = int(state["count"]), dict(state["mean"])
 
 
@@ -111,7 +111,7 @@ def install_average(method: Method, mean: Mapping[str, Tensor]) -> None:
 
 
 def _tensors(method: Method) -> dict[str, Tensor]:
-    """Floating weights and buffers of the predictors that learn by gradients.
+    """Return floating-point weights and buffers of the predictors that learn by gradients.
 
     A teacher's weights need none. Tensors of several predictors (an ensemble holds others' networks) come once.
     """

@@ -206,7 +206,7 @@ class Validation(L.Callback):
 
     def _validate(self, trainer: L.Trainer, module: LitMethod) -> None:
         ends = module.step == module.total_steps
-        with module.average.installed(module.method) if ends and module.average is not None else nullcontext():
+        with module.average.swapped_in(module.method) if ends and module.average is not None else nullcontext():
             self._examine(trainer, module, ends=ends)
 
     def _examine(self, trainer: L.Trainer, module: LitMethod, *, ends: bool) -> None:
