@@ -31,6 +31,12 @@ class Place:
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="N,N,...", help="One run per seed, in RUN/seed-N.")
     ] = None
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            "--folds", metavar="K", help="Cross-validate with few masks: K runs tell how good; then one on all masks."
+        ),
+    ] = None
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint.")
     ] = None
@@ -104,17 +110,20 @@ def train(
     if place.resume is not None:
         results = [_resume(source, place, flags.merge(keys, overrides), options)]
     elif place.resume_from is not None:
-        otherwise = bool(source or place.seeds or budget.given)
+        otherwise = bool(source or place.seeds or place.folds or budget.given)
         results = [_begin(place, flags.merge(keys, overrides), otherwise, options)]
     else:
         folders = _folders(place, keys)
-        plan = {"seconds": seconds and seconds / len(folders), "memory": memory, "pretrained": budget.pretrained}
+        runs = len(folders) if place.folds is None else place.folds + 1
+        plan = {"seconds": seconds and seconds / runs, "memory": memory, "pretrained": budget.pretrained}
         planned = None if source else _plan({**keys, **folders[0][1]}, overrides, output.quiet, began, **plan)
         results = []
         for folder, seed in folders:
             chosen = _with_seed(planned.recipe, seed) if planned else flags.load_recipe(source, keys | seed, overrides)
             if planned and place.dry_run:  # its trials have answered all that another one would measure anew
                 results.append(_tried(planned, folder))
+            elif place.folds is not None and not place.dry_run:
+                results.append(_cross_validate(chosen, folder, place, output.quiet))
             else:
                 results.append(_train(chosen, folder, overwrite=place.overwrite, **options))
     from halfmask.infer.devices import is_first_rank
@@ -200,6 +209,8 @@ def _folders(place: Place, keys: dict[str, Any]) -> list[tuple[Path, dict[str, A
     A place that is taken is refused here, before the plan or an earlier seed has cost its time.
     """
     out = _out(place)
+    if place.folds is not None and place.seeds is not None:
+        raise RecipeError("--folds and --seeds each train several runs into one folder: give one, or two --out.")
     if place.seeds is not None and "run.seed" in keys:
         raise RecipeError("--seed and --seeds contradict each other: give one.")
     seeds = flags.numbers(place.seeds, "--seeds") if place.seeds is not None else []
@@ -216,6 +227,14 @@ def _folders(place: Place, keys: dict[str, Any]) -> list[tuple[Path, dict[str, A
     return folders
 
 
+def _cross_validate(recipe: "Recipe", out: Path, place: Place, quiet: bool) -> "TrainResult":
+    from halfmask.run.folds import train_folds
+
+    assert place.folds is not None
+    result, _ = train_folds(recipe, out, place.folds, overwrite=place.overwrite, quiet=quiet, limit=place.limit)
+    return result
+
+
 def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
     from halfmask.run.train import train as run
 
@@ -230,8 +249,18 @@ def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
 def _resume(source: str | None, place: Place, overrides: dict[str, Any], options: dict[str, Any]) -> "TrainResult":
     run = place.resume
     assert run is not None
-    if source or place.seeds or place.overwrite or place.out not in (None, run):
-        raise RecipeError("--resume RUN continues that run by its own recipe: leave out RECIPE, --out, --seeds.")
+    if source or place.seeds or place.folds or place.overwrite or place.out not in (None, run):
+        raise RecipeError(
+            "--resume RUN continues that run by its own recipe: leave out RECIPE, --out, --seeds, --folds."
+        )
+    from halfmask.run.folder import FOLDS
+
+    if (run / FOLDS).is_file():
+        if overrides or options["limit"] or options["dry_run"]:
+            raise RecipeError("a run with --folds is continued as it began: halfmask train --resume RUN alone.")
+        from halfmask.run.folds import train_folds
+
+        return train_folds(None, run, resume=True, quiet=options["quiet"])[0]
     from halfmask.run.train import train as train_run
 
     return train_run(None, run, resume=True, overrides=_texts(overrides), **options)
@@ -241,7 +270,7 @@ def _begin(place: Place, overrides: dict[str, Any], otherwise: bool, options: di
     out = _out(place)
     if otherwise:
         raise RecipeError(
-            "--resume-from RUN has the recipe of that run: leave out RECIPE, --seeds, --time and --pretrained."
+            "--resume-from RUN has the recipe of that run: leave out RECIPE, --seeds, --folds, --time and --pretrained."
         )
     from halfmask.run.train import train as train_run
 

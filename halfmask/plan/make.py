@@ -20,6 +20,7 @@ from halfmask.progress import duration, timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.shipped import find_recipe
 from halfmask.run.cost import Cost
+from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepared import lengths
 
 __all__ = ["Choice", "Plan", "make_plan"]
@@ -63,6 +64,7 @@ class Plan:
         lines.append(f"  {'memory':<10} about {self.memory / 2**30:.2f} GiB, by trial steps")
         total = duration(self.seconds + self.validation_seconds)
         lines.append(f"  {'time':<10} about {total}, {duration(self.validation_seconds)} of it for validation")
+        lines += self._unknown()
         if machine.busy:
             cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
             lines.append(
@@ -70,6 +72,21 @@ class Plan:
                 "holds while they run, and is less without them"
             )
         return "\n".join(lines)
+
+    def _unknown(self) -> list[str]:
+        """Say what so few validation images cannot tell, and what it costs to know it."""
+        data = self.data
+        masks = data.labeled + (data.val if data.held_out else 0)
+        if data.val >= FEW_IMAGES or masks < 2 or self.recipe.data.val not in {"auto", "none"}:
+            return []
+        folds, seconds = min(5, masks), self.seconds + self.validation_seconds
+        few = f"{data.val or 'no'} validation image{'s' * (data.val != 1)} cannot tell"
+        what, flags, runs = "how good the model is", f"--folds {folds}", folds + 1
+        if self.recipe.method.name != "supervised":
+            what += ", and whether images without masks help"
+            flags, runs = f"{flags} --twin", 2 * folds + 1
+        price = f"measures it on all {masks} masks, in about {duration(runs * seconds)}"
+        return [f"  {'unknown':<10} {what}: {few}. {flags} {price}"]
 
 
 def make_plan(

@@ -16,7 +16,7 @@ from halfmask.report.draw import between, draw, percent, signed
 from halfmask.report.material import Example, Material, chapter_of
 from halfmask.report.pictures import errors, over, palette
 from halfmask.report.pseudo import alarms, by_class, confidence_chart, held_out, not_finite
-from halfmask.report.records import Run
+from halfmask.report.records import Run, cross_validated
 from halfmask.task import METRIC_NAMES, Task
 
 _MISTAKES = 8
@@ -147,7 +147,13 @@ def _result(found: Material) -> dict[str, Any]:
             ours = f"{percent(found.scores.main.value)} %" + (f" ({interval})" if interval else "")
         elif curve := run.curve(f"val/{number.metric}"):
             ours = f"{percent(max(value for _, value in curve))} % at best"
-    return {"networks": networks, "ours": ours or "n/a", "alarms": not_finite(run), "shipped": shipped_folder(run.path)}
+    return {
+        "networks": networks,
+        "ours": ours or "n/a",
+        "alarms": not_finite(run),
+        "shipped": shipped_folder(run.path),
+        "folds": cross_validated(run.path),
+    }
 
 
 def _twin(found: Material) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from halfmask.report.comparison import Row, compare, to_dict
 from halfmask.report.comparison_page import comparison_page, plain_table
 from halfmask.report.evidence import Wishes
 from halfmask.report.material import Material, gather
-from halfmask.report.records import members
+from halfmask.report.records import cross_validated, members
 from halfmask.task import METRIC_NAMES
 
 
@@ -94,6 +94,8 @@ def _one(found: Material, folder: Path, out: str | Path | None) -> ReportResult:
         values |= {"twin": str(found.twin.path), "gain": found.gain.main._asdict(), "control": found.control}
         if found.plain_gain is not None:
             values["gain_over_supervised"] = found.plain_gain.main._asdict()
+    if (folds := cross_validated(found.run.path)) is not None:
+        values["cross_validated"] = folds
     return ReportResult(page, headline(found), (page,), _without_nan(values))
 
 

@@ -14,7 +14,7 @@ from halfmask.errors import CheckpointError, RecipeError
 from halfmask.infer.bundle import STAGES, names_in, read_meta
 from halfmask.models.build import read_task
 from halfmask.recipe.read import load, missing_sections
-from halfmask.run.folder import RunDir
+from halfmask.run.folder import FOLDS, RunDir
 from halfmask.task import Task
 
 Points = list[tuple[int, float]]
@@ -138,6 +138,15 @@ def read_run(path: str | Path) -> Run:
         warnings=tuple(_warnings(folder.log)),
         seconds=_seconds(folder.log),
     )
+
+
+def cross_validated(run: Path) -> dict[str, Any] | None:
+    """Return what `folds.json` says of a run with cross-validation: the estimate of its score, and from what."""
+    try:
+        found = json.loads((run / FOLDS).read_text(encoding="utf-8"))["result"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def members(path: str | Path) -> list[tuple[Run, ...]]:

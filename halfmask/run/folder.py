@@ -5,6 +5,8 @@ tb/, checkpoints/{last,previous,best-<predictor>}.ckpt, model.safetensors + mode
 (last `evaluate`), predictions/, control/, twin/ and twin.json (the run without the loss of the unlabeled images, the
 supervised twin, and the comparison with them), predictors/ (bundles of networks that were asked for by name)
 
+A run with cross-validation has folds.json, lists/, and a run folder fold-K of each fold: `halfmask.run.folds`.
+
 A run of several stages has stages.json (their names, in order) and a run folder of each stage: `halfmask.run.stages`.
 
 A run over several domains has domains.json (their names), and recipe.yaml, split.json and bundle of each in a folder
@@ -30,6 +32,7 @@ from halfmask.infer.bundle import STAGES
 from halfmask.infer.domains import DOMAINS, domain_names
 from halfmask.recipe.read import Recipe, load
 
+FOLDS = "folds.json"  # of a run with cross-validation: what was asked, and the estimate
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last one, for the case that a crash damages that
 _PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
 
@@ -61,7 +64,7 @@ class RunDir:
     taken = frozenset(
         """recipe.yaml environment.json split.json metrics.jsonl log.txt metrics.json model.safetensors model.json
         report.html twin.json stages.json domains.json artifacts.json tb checkpoints predictions cache report twin
-        control predictors suggest val.txt""".split()
+        control predictors suggest val.txt folds.json lists""".split()
     )
 
     def kept(self, step: int) -> Path:
@@ -173,6 +176,15 @@ class RunDir:
         ):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
+    def forget_folds(self) -> None:
+        """Remove the folds of an earlier run with cross-validation."""
+        if not (self.path / FOLDS).is_file():
+            return
+        for path in self.path.glob(f"{fold_name('*')}/recipe.yaml"):
+            shutil.rmtree(path.parent, ignore_errors=True)
+        shutil.rmtree(self.path / "lists", ignore_errors=True)
+        (self.path / FOLDS).unlink(missing_ok=True)
+
     def write_start(self, recipe: Recipe, lists: Mapping[str, Any]) -> None:
         """Write recipe, environment and lists of a new run."""
         write_text(self.recipe, recipe.to_yaml(origins=True))
@@ -232,6 +244,11 @@ class RunDir:
             except (ValueError, LookupError, TypeError):
                 continue  # the line that the kill cut short, or what a crash left of one
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def fold_name(number: int | str) -> str:
+    """Return the folder of a fold of cross-validation, counted from 1."""
+    return f"fold-{number}"
 
 
 def stage_names(path: Path) -> tuple[str, ...]:

@@ -4,7 +4,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from halfmask.atomic import write_json
 from halfmask.errors import RecipeError
@@ -31,6 +34,7 @@ from halfmask.run.twin import (
     kinds_of,
     twin_recipe,
 )
+from halfmask.task import Task
 
 
 def train(
@@ -44,6 +48,7 @@ def train(
     limit: int | None = None,
     overrides: Sequence[str] = (),
     resume_from: str | Path | None = None,
+    root: Path | None = None,
 ) -> TrainResult:
     """Train by a recipe into a run folder; with `run.twin` also its control (`<out>/control`).
 
@@ -58,6 +63,7 @@ def train(
         overrides: dotted overrides; with `resume` only those that do not change the result.
         resume_from: an earlier run, instead of a recipe: a new run with its recipe, its weights, and the masks there
             are now.
+        root: folder that the user names to go on, where this run is a part of another.
 
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
@@ -74,10 +80,13 @@ def train(
     kinds = () if asked is None or dry_run else _wanted(asked, out, resume, tuple(overrides))
     prepared = check_comparable(asked, limit) if asked is not None and kinds else None
     again: dict[str, Any] = {"resume": True, "overrides": tuple(overrides)} if resume else {}
+    again |= {} if root is None else {"root": root}
+    if overwrite and not dry_run:
+        RunDir(out).forget_folds()
     result = engine.fit(None if resume else asked, out, **options, **again)
     if prepared is None:
         return result
-    twins = [_train_twin(prepared, kind, out, quiet, tuple(overrides)) for kind in kinds]
+    twins = [_train_twin(prepared, kind, out, quiet, tuple(overrides), root or out) for kind in kinds]
     seconds = result.seconds + sum(twin.seconds for twin in twins)
     found = [*compare(out, kinds), None][:2]
     return dataclasses.replace(result, seconds=seconds, twin=found[0], plain=found[1])
@@ -108,27 +117,45 @@ def compare(run: str | Path, kinds: Sequence[Kind]) -> list[TwinResult]:
     return results
 
 
-def _compare(run: Path, kind: Kind) -> TwinResult:
-    other = run / FOLDERS[kind]
+class Predicted(NamedTuple):
+    """Counts of the validation images of a run, one by one.
+
+    Args:
+        counts: rows are targets (the last one strange values), columns predictions.
+        task: what was predicted.
+    """
+
+    counts: Int[np.ndarray, "N K1 K"]
+    task: Task
+
+
+def predicted(run: Path, folder: Path) -> Predicted:
+    """Predict the images that a run validated on, by the bundle of a folder.
+
+    Raises:
+        CheckpointError: it has no bundle yet.
+    """
     recipe = RunDir(run).load_recipe()
     opened = open_run(own_bundle(run), (), ("eval", "data"))
-    part = recipe.eval.select_on
-    dataset, ids = open_part(opened.data, None, part, opened.recorded_val)
+    dataset, ids = open_part(opened.data, None, recipe.eval.select_on, opened.recorded_val)
     device = pick_device("cpu" if recipe.run.accelerator == "cpu" else "auto")
-    counts = []
-    for folder in (run, other):
-        bundle = load_bundle(own_bundle(folder), device)
-        with memory_cure(opened.protocol):
-            items = DatasetItems(dataset, ids)
-            found = count_each(bundle.model, items, bundle.task, opened.protocol, device, crop=bundle.crop)
-        counts.append(found.numpy())
-    task, absent = dataset.task.kind, opened.protocol.absent_classes
+    bundle = load_bundle(own_bundle(folder), device)
+    with memory_cure(opened.protocol):
+        items = DatasetItems(dataset, ids)
+        found = count_each(bundle.model, items, bundle.task, opened.protocol, device, crop=bundle.crop)
+    return Predicted(found.numpy(), dataset.task)
+
+
+def _compare(run: Path, kind: Kind) -> TwinResult:
+    other, recipe = run / FOLDERS[kind], RunDir(run).load_recipe()
+    (own, task_of_both), (others, _) = predicted(run, run), predicted(run, other)
+    counts, task, absent = (own, others), task_of_both.kind, recipe.eval.absent_classes
     both = difference(counts[0], counts[1], task, absent)
-    by_class = zip(dataset.task.classes, both.by_class, strict=True)
+    by_class = zip(task_of_both.classes, both.by_class, strict=True)
     return TwinResult(
-        metric=dataset.task.main_metric,
-        part=part,
-        images=len(ids),
+        metric=task_of_both.main_metric,
+        part=recipe.eval.select_on,
+        images=len(own),
         steps=_steps(other),
         method=recipe.method.name,
         run=_estimate(scored(counts[0], task, absent).main),
@@ -163,13 +190,15 @@ def _recipe_of(
     return load(recipe, overrides)
 
 
-def _train_twin(prepared: Prepared, kind: Kind, out: Path, quiet: bool, overrides: tuple[str, ...]) -> TrainResult:
+def _train_twin(
+    prepared: Prepared, kind: Kind, out: Path, quiet: bool, overrides: tuple[str, ...], root: Path
+) -> TrainResult:
     twin = RunDir(out / FOLDERS[kind])
     if not quiet:
         ProgressLine(quiet).say(_announce(prepared, kind))
     if twin.saved():
-        return engine.fit(None, twin.path, resume=True, quiet=quiet, overrides=overrides, root=out)
-    return engine.fit(twin_recipe(prepared, kind), twin.path, overwrite=True, quiet=quiet, root=out)
+        return engine.fit(None, twin.path, resume=True, quiet=quiet, overrides=overrides, root=root)
+    return engine.fit(twin_recipe(prepared, kind), twin.path, overwrite=True, quiet=quiet, root=root)
 
 
 def _announce(prepared: Prepared, kind: Kind) -> str:

@@ -357,3 +357,11 @@ def test_a_dry_run_of_a_plan_gives_its_estimate_and_no_other(plan, monkeypatch, 
     assert done.exit_code == 0, done.output
     assert done.output.count("about") == plan.describe().count("about")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_few_validation_images_cannot_tell_is_said_with_the_price_of_knowing(plan):
+    text = plan.describe()  # ten masks, two of which are held out
+    seconds = plan.seconds + plan.validation_seconds
+    assert "2 validation images cannot tell. --folds 5 --twin measures it on all 10 masks" in text
+    assert f"in about {budget.duration(11 * seconds)}" in text
+    assert "unknown" not in replace(plan, data=replace(plan.data, val=5)).describe()

@@ -1,0 +1,269 @@
+"""Cross-validation over few masks, then one run on all of them (`halfmask train --folds K`).
+
+    <run>/folds.json           what was asked, and at the end the estimate
+    <run>/fold-1, fold-2, ...  runs, each without 1/K of the masks; the lists are in lists/
+    <run>/                     the run on all masks, which is shipped
+
+No fold chooses anything by its few images: each ends with its averaged last weights (`eval.ship=last`), as the run on
+all masks does. Each mask is predicted once, by networks that have not seen it, and the counts of all images together
+give score and interval; with `run.twin` also the difference to what the folds are compared with, image by image. The
+better of the two is what is trained on all masks.
+
+Steps: the mean over the folds of the validation scores, weighed by their images, says where training could end. Noise
+of a few images is not to choose, so that a shorter training is taken only where it scores `_CLEARLY` more than the end;
+its learning rate then falls to the end of the shorter run. The score stays that of the folds at their end.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from halfmask.atomic import write_json
+from halfmask.data.folder.lists import write_list
+from halfmask.errors import CheckpointError, RecipeError
+from halfmask.infer.bootstrap import Interval, difference, scored
+from halfmask.plugins import resolve
+from halfmask.recipe.read import Recipe, load
+from halfmask.recipe.sections import UnlabeledRecipe
+from halfmask.run import fit as engine
+from halfmask.run.fit import TrainResult
+from halfmask.run.folder import FOLDS, RunDir, fold_name
+from halfmask.run.loop.progress import ProgressLine
+from halfmask.run.prepare import prepare
+from halfmask.run.prepared import Prepared
+from halfmask.run.train import predicted, train
+from halfmask.run.twin import FOLDERS, Estimate, Kind, kinds_of, twin_recipe
+
+_CLEARLY = 0.01  # of the score
+_LISTS = "lists"
+
+
+@dataclass(frozen=True)
+class FoldsResult:
+    """What cross-validation found.
+
+    Args:
+        metric: score that is estimated.
+        images: that were held out, each once.
+        folds: how many trainings that took.
+        steps: of the run on all masks.
+        asked_steps: of each fold.
+        score: of the run, with its interval.
+        other: of what it is compared with; `None`: nothing.
+        difference: run - other, by a paired bootstrap over the images.
+        kind: what the other is.
+        ships: which of both is trained on all masks and shipped.
+    """
+
+    metric: str
+    images: int
+    folds: int
+    steps: int
+    asked_steps: int
+    score: Estimate
+    other: Estimate | None = None
+    difference: Estimate | None = None
+    kind: Kind | None = None
+    ships: Literal["run", "other"] = "run"
+
+    def describe(self) -> str:
+        """Say in a few lines how good the model is, and what follows from it."""
+        lines = [
+            f"folds    {self.metric} {_told(self.score)}, on {self.images} masks, each predicted by networks that have "
+            f"not seen it ({self.folds} folds)"
+        ]
+        if self.other is not None and self.difference is not None:
+            lines.append(f"         {_NAMES[self.kind]}: {_told(self.other)}; {_told(self.difference, sign=True)}")
+            lines.append(f"         {self._verdict()}")
+        if self.steps < self.asked_steps:
+            lines.append(f"         {self.steps} of {self.asked_steps} steps were clearly better than all of them.")
+        return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        assert self.difference is not None
+        low, high = self.difference.low, self.difference.high
+        without = "without their loss" if self.kind == "control" else "on masks alone"
+        shipped = f"the network trained {'with them' if self.ships == 'run' else without} is shipped"
+        if low is not None and high is not None and low > 0:
+            return f"The images without masks helped here: {shipped}."
+        if low is not None and high is not None and high < 0:
+            return f"The images without masks did not help here: {shipped}."
+        return (
+            f"Whether the images without masks help cannot be told, the interval holds 0: {shipped}, which scores more."
+        )
+
+
+_NAMES: dict[Kind | None, str] = {"control": "without the loss of the unlabeled images", "supervised": "masks alone"}
+
+
+def train_folds(
+    recipe: Recipe | None, out: str | Path, folds: int = 0, *, resume: bool = False, overwrite: bool = False,
+    quiet: bool = False, limit: int | None = None,
+) -> tuple[TrainResult, FoldsResult]:  # fmt: skip
+    """Train K folds, estimate by the masks that each left out, and train on all masks.
+
+    Args:
+        recipe: of the run; `None` with `resume`.
+        out: run folder.
+        folds: how many; with `resume` as the run began.
+        resume: go on where it stopped.
+        overwrite: remove an earlier run.
+        quiet: no progress.
+        limit: of the steps.
+
+    Raises:
+        RecipeError: the data is not to be divided, or not so often.
+        Interrupted: Ctrl-C or SIGTERM; `halfmask train --resume OUT` goes on.
+    """
+    out, line = Path(out), ProgressLine(quiet)
+    if resume:
+        asked = _begun(out)
+        recipe, folds, limit = load(asked["recipe"]), int(asked["folds"]), asked["limit"]
+    else:
+        assert recipe is not None
+        RunDir(out).check_free(overwrite=overwrite)
+    _check(recipe, folds)
+    whole = load(recipe.model_dump(mode="json"), {"data.val": "none", "run.twin": None, "eval.ship": "last"})
+    prepared = prepare(whole, limit, look=False)
+    held_out = _dealt(prepared.split.labeled, folds, recipe.data.labeled_seed)
+    if not resume:
+        if overwrite:
+            RunDir(out).create(overwrite=True)
+            RunDir(out).forget_folds()
+        write_json(out / FOLDS, {"recipe": recipe.model_dump(mode="json"), "folds": folds, "limit": limit})
+    for number, ids in enumerate(held_out, 1):
+        if not quiet:
+            line.say(f"fold     {number} of {folds}: {len(ids)} of {len(prepared.split.labeled)} masks are held out")
+        _train_fold(recipe, prepared, out, number, ids, limit=limit, quiet=quiet)
+    found = _pooled(recipe, prepared, out, held_out)
+    write_json(out / FOLDS, {**_begun(out), "result": asdict(found)})
+    line.say(found.describe())
+    final = _final(recipe, prepared, found)
+    if RunDir(out).saved():
+        result = engine.fit(None, out, resume=True, quiet=quiet)
+    else:
+        result = engine.fit(final, out, overwrite=True, quiet=quiet)
+    return result, found
+
+
+def _check(recipe: Recipe, folds: int) -> None:
+    data, run = recipe.data, recipe.run
+    if folds < 2:
+        raise RecipeError(f"--folds {folds}: at least two are needed; usual are 5.", "H303")
+    if data.domains is not None or len(resolve("methods", recipe.method.name).plan(recipe)) > 1:
+        raise RecipeError("--folds needs one dataset and a method of one stage. Leave it out, and name data.val=LIST.")
+    if run.devices * run.nodes > 1:
+        raise RecipeError("--folds trains in one process: use run.devices=1, or leave it out.")
+    if data.val not in {"auto", "none"}:
+        raise RecipeError(f"--folds holds masks out by itself, but data.val={data.val} names others. Give one of both.")
+
+
+def _dealt(labeled: Sequence[str], folds: int, seed: int) -> list[list[str]]:
+    """Split the masks into folds at random, as evenly as possible."""
+    if len(labeled) < 2:
+        raise RecipeError(f"--folds needs at least two masks, but {len(labeled)} is in use. Label more images.")
+    if folds > len(labeled):
+        raise RecipeError(f"--folds {folds}, but {len(labeled)} masks are in use. Give at most --folds {len(labeled)}.")
+    order = np.random.default_rng(seed).permutation(len(labeled)).tolist()
+    return [sorted(labeled[place] for place in order[number::folds]) for number in range(folds)]
+
+
+def _train_fold(
+    recipe: Recipe, prepared: Prepared, out: Path, number: int, ids: Sequence[str], *, limit: int | None, quiet: bool
+) -> None:
+    run = RunDir(out / fold_name(number), root=out)
+    begun = run.recipe.is_file() and bool(run.saved())
+    if begun:
+        train(None, run.path, resume=True, quiet=quiet, root=out)
+        return
+    lists = {"labeled": [id for id in prepared.split.labeled if id not in set(ids)], "val": list(ids)}
+    changed: dict[str, Any] = {"data.split": None, "eval.ship": "last", "eval.select_on": "val", "expected": None}
+    if not isinstance(recipe.data.unlabeled, UnlabeledRecipe) and prepared.split.unlabeled:
+        lists["unlabeled"] = list(prepared.split.unlabeled)
+    for name, listed in lists.items():
+        path = (out / _LISTS / f"{fold_name(number)}-{name}.txt").resolve()
+        write_list(path, listed)
+        changed[f"data.{name}"] = str(path)
+    asked = load(recipe.model_dump(mode="json"), changed)
+    train(asked, run.path, overwrite=True, quiet=quiet, limit=limit, root=out)
+
+
+def _pooled(recipe: Recipe, prepared: Prepared, out: Path, held_out: Sequence[Sequence[str]]) -> FoldsResult:
+    """Score what the folds predict of the masks that each has not seen."""
+    kind = next(iter(kinds_of(recipe)), None)
+    runs = [out / fold_name(number) for number in range(1, len(held_out) + 1)]
+    task, absent = prepared.dataset.task, recipe.eval.absent_classes
+    own = np.concatenate([predicted(run, run).counts for run in runs])
+    compared: dict[str, Any] = {}
+    shipped = runs
+    if kind is not None:
+        others = [run / FOLDERS[kind] for run in runs]
+        other = np.concatenate([predicted(run, folder).counts for run, folder in zip(runs, others, strict=True)])
+        change = _estimate(difference(own, other, task.kind, absent).main)
+        shipped = others if (change.value or 0.0) < 0 else runs
+        compared = {
+            "other": _estimate(scored(other, task.kind, absent).main),
+            "difference": change,
+            "kind": kind,
+            "ships": "other" if shipped is others else "run",
+        }
+    return FoldsResult(
+        metric=task.main_metric,
+        images=len(own),
+        folds=len(runs),
+        steps=_steps(shipped, [len(ids) for ids in held_out], task.main_metric, prepared.total_steps),
+        asked_steps=prepared.total_steps,
+        score=_estimate(scored(own, task.kind, absent).main),
+        **compared,
+    )
+
+
+def _steps(runs: Sequence[Path], images: Sequence[int], metric: str, total: int) -> int:
+    """Return the steps that are clearly best on the mean of all folds, else all."""
+    sums: dict[int, list[float]] = {}
+    for run, count in zip(runs, images, strict=True):
+        for record in RunDir(run).metrics.read_text(encoding="utf-8").splitlines():
+            values: Mapping[str, Any] = json.loads(record)
+            if f"val/{metric}" in values:
+                sums.setdefault(int(values["step"]), []).append(count * float(values[f"val/{metric}"]))
+    curve = {step: sum(values) / sum(images) for step, values in sums.items() if len(values) == len(runs)}
+    best = max(curve, key=lambda step: curve[step], default=total)
+    return best if curve and curve[best] > curve.get(total, math.inf) + _CLEARLY else total
+
+
+def _final(recipe: Recipe, prepared: Prepared, found: FoldsResult) -> Recipe:
+    """Return the recipe of the run on all masks."""
+    base = prepared.recipe
+    if found.ships == "other" and found.kind is not None:
+        base = twin_recipe(prepared, found.kind)
+    return load(
+        base.model_dump(mode="json"),
+        {"run.steps": found.steps, "run.epochs": None, "run.eval_every": recipe.run.eval_every, "expected": None},
+    )
+
+
+def _begun(out: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((out / FOLDS).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{out / FOLDS}: cannot be read ({error}). Start anew with --folds K --overwrite.", "H402"
+        ) from error
+
+
+def _estimate(interval: Interval) -> Estimate:
+    value, low, high = (None if math.isnan(number) else number for number in interval)
+    return Estimate(value, low, high)
+
+
+def _told(estimate: Estimate, *, sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    value = "n/a" if estimate.value is None else f"{100 * estimate.value:{form}}{' points' if sign else ' %'}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} (95 % interval {100 * estimate.low:{form}} to {100 * estimate.high:{form}})"

@@ -1,0 +1,160 @@
+"""Cross-validation over few masks, and the run on all of them that follows."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import halfmask
+from halfmask.cli.app import app
+from halfmask.errors import Interrupted, RecipeError
+from halfmask.infer.bootstrap import scored
+from halfmask.infer.bundle import load_bundle
+from halfmask.methods.fixmatch import FixMatch
+from halfmask.run import folds as module
+from halfmask.run.folder import RunDir
+from halfmask.run.folds import FoldsResult, train_folds
+from halfmask.run.train import predicted
+from halfmask.run.twin import Estimate
+from tests.run.same import differences
+from tests.run.tiny import recipe, write_dataset
+
+KEYS = ("run.steps=2", "run.eval_every=1", "run.average_last=0.5")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "shapes", images=8, masks=5)
+
+
+@pytest.fixture(scope="module")
+def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FoldsResult]:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return out, train_folds(recipe(data, *KEYS, "run.twin=control"), out, 2, quiet=True)[1]
+
+
+def lists(run: Path) -> dict[str, list[str]]:
+    return RunDir(run).recorded_lists()
+
+
+def test_each_mask_is_held_out_once_and_the_last_run_has_all(made: tuple[Path, FoldsResult]) -> None:
+    out, _ = made
+    whole, folds = lists(out), [lists(out / "fold-1"), lists(out / "fold-2")]
+    assert (len(whole["labeled"]), whole["val"]) == (5, [])
+    assert sorted(folds[0]["val"] + folds[1]["val"]) == sorted(whole["labeled"])
+    for fold in folds:
+        assert sorted(fold["val"] + fold["labeled"]) == sorted(whole["labeled"])
+        assert fold["unlabeled"] == whole["unlabeled"]  # no held-out image teaches, not even without its mask
+        assert not set(fold["val"]) & set(fold["unlabeled"])
+
+
+def test_the_score_is_of_all_images_by_networks_that_have_not_seen_them(made: tuple[Path, FoldsResult]) -> None:
+    out, found = made
+    own = np.concatenate([predicted(out / fold, out / fold).counts for fold in ("fold-1", "fold-2")])
+    assert len(own) == found.images == 5
+    expected = scored(own, "segmentation", "skip").main
+    assert found.score == Estimate(*expected)
+    assert found.kind == "control"
+    assert found.difference is not None
+    assert found.other is not None
+    assert found.score.value is not None
+    assert found.other.value is not None
+    assert found.difference.value == pytest.approx(found.score.value - found.other.value)
+    kept = json.loads((out / "folds.json").read_text())["result"]
+    assert kept["score"] == {"value": found.score.value, "low": found.score.low, "high": found.score.high}
+
+
+def test_what_the_folds_found_better_is_trained_on_all_masks(made: tuple[Path, FoldsResult]) -> None:
+    out, found = made
+    weight = RunDir(out).load_recipe().method.params["unlabeled_weight"]
+    assert weight == (0.0 if found.ships == "other" else 1.0)
+    assert load_bundle(out).meta["step"] == found.steps
+    assert RunDir(out).load_recipe().run.twin is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ships", "words"),
+    [
+        (0.01, 0.2, "run", "The images without masks helped here: the network trained with them is shipped"),
+        (-0.2, -0.01, "other", "did not help here: the network trained without their loss is shipped"),
+        (-0.1, 0.2, "run", "cannot be told, the interval holds 0: the network trained with them is shipped"),
+    ],
+)
+def test_the_verdict_is_a_plain_sentence(low: float, high: float, ships: Any, words: str) -> None:
+    one, change = Estimate(0.7, 0.6, 0.8), Estimate(0.05, low, high)
+    assert words in FoldsResult("miou", 12, 4, 100, 100, one, one, change, "control", ships).describe()
+    alone = FoldsResult("miou", 12, 4, 60, 100, one).describe()
+    assert "miou 70.0 % (95 % interval 60.0 to 80.0), on 12 masks" in alone
+    assert "60 of 100 steps were clearly better" in alone
+
+
+def test_a_shorter_training_is_taken_only_where_it_is_clearly_better(tmp_path: Path) -> None:
+    def curves(*scores: tuple[float, ...]) -> int:
+        runs = []
+        for number, curve in enumerate(scores):
+            runs.append(tmp_path / f"fold-{number}")
+            runs[-1].mkdir(exist_ok=True)
+            rows = [{"step": 10 * step, "val/miou": score} for step, score in enumerate(curve, 1)]
+            (runs[-1] / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return module._steps(runs, [3, 1], "miou", 30)
+
+    assert curves((0.5, 0.6, 0.7), (0.6, 0.2, 0.2)) == 30
+    assert curves((0.5, 0.7, 0.6), (0.2, 0.2, 0.2)) == 20
+    assert curves((0.5, 0.7, 0.6), (0.0, 0.0, 0.3)) == 30  # one image against three: 52.5 and 52.5
+    assert curves((0.5, 0.605, 0.6), (0.2, 0.2, 0.2)) == 30
+
+
+@pytest.mark.slow
+def test_stopped_anywhere_it_goes_on_to_the_same_result(
+    data: Path, made: tuple[Path, FoldsResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "run", FixMatch.after_update
+    calls = []
+
+    def stop(self: Any, progress: Any) -> None:
+        whole(self, progress)
+        calls.append(progress.step)
+        if len(calls) == 5:  # in the second fold
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(FixMatch, "after_update", stop, raising=False)
+    with pytest.raises(Interrupted, match=rf"halfmask train --resume {out}$"):
+        train_folds(recipe(data, *KEYS, "run.twin=control"), out, 2, quiet=True)
+    monkeypatch.setattr(FixMatch, "after_update", whole)
+    done = CliRunner().invoke(app, ["train", "--resume", str(out), "-q"])
+    assert done.exit_code == 0, done.output
+    first, second = (json.loads((run / "folds.json").read_text())["result"] for run in (made[0], out))
+    assert not differences(first, second)
+    assert (made[0] / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    halfmask.train(recipe(data, "run.steps=1"), out, overwrite=True, quiet=True)
+    assert not list(out.glob("fold*"))
+
+
+@pytest.mark.parametrize(
+    ("folds", "keys", "words"),
+    [
+        (6, (), r"--folds 6, but 5 masks are in use\. Give at most --folds 5"),
+        (1, (), "at least two"),
+        (2, ("data.labeled=1",), "1 is in use"),
+        (2, ("data.val=val.txt",), "Give one of both"),
+        (2, ("run.devices=2",), "one process"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(
+    data: Path, tmp_path: Path, folds: int, keys: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        train_folds(recipe(data, *keys), tmp_path / "run", folds, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_that_contradict_folds_are_refused(data: Path, tmp_path: Path) -> None:
+    command = ["train", "fixmatch/folder", "--data", str(data), "--out", str(tmp_path / "run"), "--folds", "2"]
+    done = CliRunner().invoke(app, [*command, "--seeds", "0,1"])
+    assert done.exit_code == 2
+    assert "--folds and --seeds" in done.stderr
