@@ -9,6 +9,7 @@ Reading order, from the verb to a single step:
     loop/      the steps and what happens around them
 
 `checkpoint` and `folder` say what is written. Beside them: `sources` and `domains` (one dataset or several), `stages`
-(several trainings in a row), `twin` (which run another is compared with), `cost` (what a run will take), `predictor`
-(networks that were not shipped), `own_loop` (methods and batches without the trainer).
+(several trainings in a row), `folds` (cross-validation, then a run on all masks), `twin` (which run another is compared
+with), `cost` (what a run will take), `predictor` (networks that were not shipped), `own_loop` (methods and batches
+without the trainer).
 """
