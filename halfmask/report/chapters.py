@@ -59,6 +59,8 @@ def headline(found: Material) -> str:
     curve = found.run.curve(f"val/{found.run.metric}")
     if curve:
         return f"{metric} {percent(max(value for _, value in curve))} % at its best"
+    if (folds := cross_validated(found.run.path)) is not None:
+        return f"{found.run.steps} steps, {percent(folds['score']['value'])} % by cross-validation"
     return f"{found.run.steps} steps, no score yet"
 
 
@@ -159,7 +161,8 @@ def _result(found: Material) -> dict[str, Any]:
 def _twin(found: Material) -> dict[str, Any]:
     """Return whether the unlabeled images helped, and what makes the comparison unfair."""
     if found.gain is None or found.twin is None:
-        return {}
+        folds = cross_validated(found.run.path)
+        return {"folds": folds} if folds and folds.get("difference") else {}
     kind, sentence = verdict(found.gain.main, found.control)
     return {"kind": kind, "sentence": sentence, "unfair": _unfair(found.run, found.twin)}
 

@@ -34,6 +34,7 @@ from halfmask.run import fit as engine
 from halfmask.run.fit import TrainResult
 from halfmask.run.folder import FOLDS, RunDir, fold_name
 from halfmask.run.loop.progress import ProgressLine
+from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepare import prepare
 from halfmask.run.prepared import Prepared
 from halfmask.run.train import predicted, train
@@ -89,13 +90,17 @@ class FoldsResult:
         low, high = self.difference.low, self.difference.high
         without = "without their loss" if self.kind == "control" else "on masks alone"
         shipped = f"the network trained {'with them' if self.ships == 'run' else without} is shipped"
-        if low is not None and high is not None and low > 0:
-            return f"The images without masks helped here: {shipped}."
-        if low is not None and high is not None and high < 0:
-            return f"The images without masks did not help here: {shipped}."
-        return (
-            f"Whether the images without masks help cannot be told, the interval holds 0: {shipped}, which scores more."
-        )
+        told = low is not None and high is not None and not low <= 0 <= high
+        few = self.images < FEW_IMAGES  # a bootstrap of so few knows a handful of outcomes
+        if few or not told:
+            what = "the images without masks help" if self.kind == "control" else "the run is better than masks alone"
+            why = f"{self.images} masks are too few" if few else "the interval holds 0"
+            more = ", which scores more" if self.difference.value else ": both score alike"
+            return f"Whether {what} cannot be told, {why}: {shipped}{more}."
+        better = self.ships == "run"
+        if self.kind == "control":
+            return f"The images without masks {'helped' if better else 'did not help'} here: {shipped}."
+        return f"The run is {'better' if better else 'worse'} than training on masks alone: {shipped}."
 
 
 _NAMES: dict[Kind | None, str] = {"control": "without the loss of the unlabeled images", "supervised": "masks alone"}

@@ -106,6 +106,8 @@ class TwinResult:
         what = f"the network trained {without}, {self.folder}" if self.ships else f"that of {self.folder.parent}"
         if self.images < FEW_IMAGES:
             return f"\n         Shipped: {what}; validation cannot tell which is better."
+        if not self.difference.value:
+            return f"\n         Shipped: {what}. Both score alike."
         doubt = " though the interval holds 0" if self.verdict == "unclear" else ""
         return f"\n         Shipped: {what}. Validation found it better{doubt and ','}{doubt}."
 

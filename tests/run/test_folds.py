@@ -88,6 +88,12 @@ def test_what_the_folds_found_better_is_trained_on_all_masks(made: tuple[Path, F
 def test_the_verdict_is_a_plain_sentence(low: float, high: float, ships: Any, words: str) -> None:
     one, change = Estimate(0.7, 0.6, 0.8), Estimate(0.05, low, high)
     assert words in FoldsResult("miou", 12, 4, 100, 100, one, one, change, "control", ships).describe()
+    plain = FoldsResult("miou", 12, 4, 100, 100, one, one, change, "supervised", ships).describe()
+    assert "images without masks" not in plain  # a gain over masks alone may have other reasons
+    few = FoldsResult("miou", 4, 4, 9, 9, one, one, change, "control", ships).describe()
+    assert "cannot be told, 4 masks are too few" in few
+    alike = FoldsResult("miou", 12, 4, 9, 9, one, one, Estimate(0.0, 0.0, 0.0), "control").describe()
+    assert "both score alike" in alike
     alone = FoldsResult("miou", 12, 4, 60, 100, one).describe()
     assert "miou 70.0 % (95 % interval 60.0 to 80.0), on 12 masks" in alone
     assert "60 of 100 steps were clearly better" in alone
@@ -158,3 +164,14 @@ def test_flags_that_contradict_folds_are_refused(data: Path, tmp_path: Path) -> 
     done = CliRunner().invoke(app, [*command, "--seeds", "0,1"])
     assert done.exit_code == 2
     assert "--folds and --seeds" in done.stderr
+
+
+def test_the_report_names_the_cross_validated_score(made: tuple[Path, FoldsResult]) -> None:
+    out, found = made
+    report = halfmask.report(out, quiet=True)
+    page = " ".join(report.page.read_text(encoding="utf-8").split())
+    assert found.score.value is not None
+    assert f"{100 * found.score.value:.1f} % by cross-validation" in report.heading
+    assert f"<b>Cross-validated:</b> mIoU {100 * found.score.value:.1f} %" in page
+    assert "By cross-validation, the run minus the control" in page
+    assert report.values["cross_validated"]["images"] == 5
