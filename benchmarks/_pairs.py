@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Measurement, Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from halfmask.bench.ceilings import matmul_rate
+from halfmask.bench.speed import matmul_rate
 from halfmask.run.cost import watch_peak
 
 Compute = Callable[[], Any]

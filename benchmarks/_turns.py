@@ -132,7 +132,7 @@ def measure(job: Job, folder: Path, precision: str, rounds: int) -> dict[str, An
 
 @functools.cache
 def _matmul_rate(dtype: torch.dtype) -> float:
-    """Return operations per CPU second of a large product: `ceilings` goes by the clock, which others slow down."""
+    """Return operations per CPU second of a large product: `matmul_rate` goes by the clock, which others slow down."""
     a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
     return 2 * 1024**3 / seconds(lambda: a @ b, Setting(torch.device("cpu")))
 

@@ -27,7 +27,7 @@ from _pipelines import PIPELINES
 from torch import Tensor
 from torch.utils.benchmark import Compare
 
-from halfmask.bench.ceilings import device_name
+from halfmask.bench.speed import device_name
 from halfmask.errors import nearest
 from halfmask.infer.inference import probabilities, upsampled_argmax
 from halfmask.infer.metrics import ConfusionMatrix

@@ -34,7 +34,7 @@ import torch
 from _turns import JOBS, Job, agreement, make_folder, measure
 from published import FOLDER
 
-from halfmask.bench.ceilings import device_name
+from halfmask.bench.speed import device_name
 from halfmask.run.cost import max_resident_unit
 from halfmask.run.folder import environment
 

@@ -21,6 +21,7 @@ The parts of a step, in its order:
 
 import contextlib
 import functools
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -33,11 +34,11 @@ from typing import Any
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfmask.batch import Batch
-from halfmask.bench.ceilings import GOOD_SHARE, device_name, matmul_rate
 from halfmask.data.loading.loader import HostBatch, TrainLoader
 from halfmask.errors import RecipeError
 from halfmask.recipe.read import Recipe
@@ -55,6 +56,8 @@ PROFILED = 3
 _LABEL = "halfmask: "  # before the name of a phase, so that no operator has the same name
 _WAITING = 0.1  # share of the step from which on waiting for data is worth a hint
 _OPERATORS = 5
+# Step rates are compared with this share of the matmul rate: what well-tuned training reaches on one device.
+GOOD_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -364,3 +367,19 @@ def _loader_alone(loader: DataLoader[HostBatch]) -> float:
             began = time.perf_counter()
         batches = number
     return (time.perf_counter() - began) / max(batches - WARM_UP, 1)
+
+
+@functools.cache
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Return the operations per second of a large matrix product, measured once per process."""
+    side = 4096 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))  # not zeros: they multiply faster
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / min(timer.blocked_autorange(min_run_time=0.3).times)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or the CPU's instruction set and number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.backends.cpu.get_cpu_capability()} CPU, {os.cpu_count()} cores"
