@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from halfmask.losses import cross_entropy
-from halfmask.models import channel_attention, model
+from halfmask.models import channel_attention, model, timm_library
 from halfmask.models.decoders import dpt, psp, segformer
-from halfmask.models.encoders import _attention
 from halfmask.teaching import ema, grouping, memory, pseudo_label
 from halfmask.views import boxes as fast_boxes
 from halfmask.views import channel_dropout, strong, weak
@@ -79,7 +78,7 @@ PLAIN: Mapping[Callable[..., Any], Callable[..., Any]] = {
     cross_entropy.masked_cross_entropy: losses.masked_cross_entropy,
     cross_entropy.ohem_cross_entropy: losses.ohem_cross_entropy,
     channel_attention.channel_attention: _attend,
-    _attention.fused_attention: attention.attention,
+    timm_library.fused_attention: attention.attention,
     dpt.mix_and_upsample: plain_dpt.upsampled_mix,
     psp.convolve_with_branches: plain_psp.convolved,
     segformer.folded_map: segformer_head.fused_map,
