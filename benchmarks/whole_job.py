@@ -21,49 +21,26 @@ same file measures only what is missing. `--memory` adds the peak of a process o
 import argparse
 import json
 import os
-import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from _processes import Taken, run
 from _turns import JOBS, Job, agreement, make_folder, measure
 from published import FOLDER
 
+<<<<<<< HEAD
 from halfmask.bench.speed import device_name
 from halfmask.run.cost import max_resident_unit
+=======
+from halfmask.bench.ceilings import device_name
+>>>>>>> 4d1c3c8 (Training starts without the compiler; a first line at once; growth of commands)
 from halfmask.run.folder import environment
 
 FORMAT = 1
-
-
-class Taken(NamedTuple):
-    """What one process took: CPU and wall seconds, bytes at the peak."""
-
-    cpu: float
-    wall: float
-    peak: int
-
-
-def run(command: list[str]) -> Taken:
-    """Run a command to its end.
-
-    Raises:
-        SystemExit: it failed; its last lines are shown.
-    """
-    began = time.monotonic()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise SystemExit(f"{shlex.join(command)} failed:\n{output.read()[-2000:].decode(errors='replace')}")
-    return Taken(usage.ru_utime + usage.ru_stime, time.monotonic() - began, usage.ru_maxrss * max_resident_unit())
 
 
 def per_step(command: list[str], short: int, long: int) -> Taken:

@@ -16,8 +16,9 @@ from typing import Any
 
 
 class _OnDemand(ModuleType):
-    def __init__(self, name: str, functions: tuple[str, ...]) -> None:
+    def __init__(self, name: str, functions: tuple[str, ...], values: dict[str, Any]) -> None:
         super().__init__(name)
+        self.__dict__.update(values)
         for function in functions:
             setattr(self, function, self._late(function))
 
@@ -39,17 +40,18 @@ class _OnDemand(ModuleType):
 
 
 @contextmanager
-def on_demand(name: str, *functions: str) -> Iterator[None]:
+def on_demand(name: str, *functions: str, **values: Any) -> Iterator[None]:
     """Put a stand-in in a module's place, unless the module is imported already.
 
     Args:
         name: of the module.
         functions: of it, which the block imports by name or looks for.
+        **values: of the stand-in, for what does without the real module.
     """
     if name in sys.modules:
         yield
         return
-    stand_in = _OnDemand(name, functions)
+    stand_in = _OnDemand(name, functions, values)
     sys.modules[name] = stand_in
     try:
         yield

@@ -117,6 +117,34 @@ def test_lightning_is_imported_without_signal_processing():
     assert done.stdout.split() == ["True", "False"]
 
 
+def test_a_step_of_an_optimizer_needs_no_compiler_and_gives_the_same_weights():
+    code = """
+import sys, torch
+from halfmask.run.loop.lightning_library import L
+from halfmask.run.loop.eager import without_compiler
+
+def stepped():
+    weight = torch.nn.Parameter(torch.arange(4.0))
+    optimizer = torch.optim.AdamW([{"params": [weight]}], lr=0.1, fused=True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        optimizer.step()
+    return weight, optimizer.state_dict()["state"][0]["exp_avg"]
+
+with without_compiler():
+    fast = stepped()
+assert "torch._dynamo" not in sys.modules, "the compiler was imported"
+import torch._dynamo
+assert torch._dynamo.OptimizedModule.__module__.startswith("torch.")
+assert all(torch.equal(a, b) for a, b in zip(fast, stepped()))
+compiled = torch.compile(lambda x: x + 1, backend="eager")
+assert compiled(torch.ones(1)).item() == 2
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_stand_in_asks_the_real_module_and_leaves():
     for name in [name for name in sys.modules if name.partition(".")[0] == "colorsys"]:
         del sys.modules[name]

@@ -113,6 +113,10 @@ def train(
         otherwise = bool(source or place.seeds or place.folds or budget.given)
         results = [_begin(place, flags.merge(keys, overrides), otherwise, options)]
     else:
+        if source is None:
+            _check_root(flags.merge(keys, overrides))
+        _out(place)  # refuses a missing one before seconds of imports
+        _say_at_once(source, output.quiet)
         folders = _folders(place, keys)
         runs = len(folders) if place.folds is None else place.folds + 1
         plan = {"seconds": seconds and seconds / runs, "memory": memory, "pretrained": budget.pretrained}
@@ -172,21 +176,30 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _plan(keys: dict[str, Any], overrides: list[str], quiet: bool, began: float, **budget: Any) -> "Plan":
-    given = flags.merge(keys, overrides)
-    if not given.get("data.root"):
-        raise RecipeError(
-            "train on what? Give a recipe and data (halfmask train fixmatch/folder --data DIR --out RUN), or only "
-            "--data DIR --out RUN. Shipped recipes: halfmask list recipes"
-        )
     from halfmask.progress import timed
 
     with timed("importing the trainer"):
         from halfmask.plan import make_plan
 
     flags.say("plan     looking at the data and trying a few steps ...", quiet)
-    plan = make_plan(given, quiet=quiet, began=began, **budget)
+    plan = make_plan(flags.merge(keys, overrides), quiet=quiet, began=began, **budget)
     flags.say(plan.describe(), quiet)
     return plan
+
+
+def _say_at_once(source: str | None, quiet: bool) -> None:
+    """Print a first line before seconds of imports, once for all processes of torchrun."""
+    what = f"recipe   {source}" if source else "plan     from the data"
+    flags.say(f"{what}; loading libraries ...", quiet or os.environ.get("RANK", "0") != "0")
+
+
+def _check_root(given: dict[str, Any]) -> None:
+    """Refuse a plan without data before anything large is imported."""
+    if not given.get("data.root"):
+        raise RecipeError(
+            "train on what? Give a recipe and data (halfmask train fixmatch/folder --data DIR --out RUN), or only "
+            "--data DIR --out RUN. Shipped recipes: halfmask list recipes"
+        )
 
 
 def _tried(plan: "Plan", out: Path) -> "TrainResult":

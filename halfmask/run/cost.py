@@ -28,6 +28,7 @@ from halfmask.batch import Progress
 from halfmask.data.loading.loader import to_batch, worker_count
 from halfmask.models.model import has_batch_norm
 from halfmask.recipe.read import BatchRecipe, Recipe
+from halfmask.run.loop.eager import without_compiler
 from halfmask.run.loop.optim import base_rate, make_optimizers
 from halfmask.run.loop.trainer import prepare_networks, uses_gpu
 from halfmask.run.prepared import Prepared, loader_maker
@@ -184,7 +185,8 @@ class _Trial:
                         optimizer = self.optimizers[update.group]
                         optimizer.zero_grad(set_to_none=True)
                         update.output.loss.backward()
-                        optimizer.step()
+                        with without_compiler():
+                            optimizer.step()
                 method.after_update(progress)
             seconds = time.perf_counter() - loaded  # the peak waited for the device
             taken = _Taken(max(taken.memory, peak.most), seconds, loaded - began)

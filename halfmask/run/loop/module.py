@@ -18,6 +18,7 @@ from halfmask.errors import CheckpointError
 from halfmask.method import Method
 from halfmask.recipe.read import OptimRecipe
 from halfmask.run.loop.average import WeightAverage
+from halfmask.run.loop.eager import without_compiler
 from halfmask.run.loop.finite import FiniteGuard
 from halfmask.run.loop.lightning_library import L
 from halfmask.run.loop.optim import make_optimizers, rate_factor, resolve_optimizers, set_rates
@@ -236,7 +237,8 @@ class LitMethod(L.LightningModule):
                 self.clip_gradients(own, clip_norm, gradient_clip_algorithm="norm")
             if not self.guard.allows(update.output.loss, self.optimizer_by_key[update.group], self.step):
                 return  # StopAtInfinity ends the run
-            optimizer.step()
+            with without_compiler():
+                optimizer.step()
             self.log_sums.add({"loss": update.output.loss, **update.output.logs})
         self.method.after_update(self.progress)
         self.step += 1

@@ -13,6 +13,7 @@ from halfmask.method import Method, optimizers_of
 from halfmask.recipe.explain import explain_all
 from halfmask.recipe.read import Recipe
 from halfmask.recipe.sections import OptimRecipe
+from halfmask.run.loop.eager import without_compiler
 
 _ENCODER = "encoder"
 
@@ -104,7 +105,9 @@ def make_optimizers(method: Method, optim: OptimRecipe, lr: float, fused: bool =
                 if params:
                     settings = {"name": group.name, "base_lr": base_lr, "lr": base_lr, "weight_decay": decay}
                     torch_groups.append({"params": params, **settings})
-        optimizers[key] = _optimizer(torch_groups, own, fused)
+        with without_compiler():
+            made = optimizers[key] = _optimizer(torch_groups, own, fused)
+            made.zero_grad(), made.state_dict()  # each asks for the compiler once
     return optimizers
 
 

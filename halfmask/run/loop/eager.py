@@ -1,0 +1,33 @@
+"""Training without the compiler of torch, unless it is asked for: importing it takes over 4 CPU seconds.
+
+Lightning imports it for one class, optimizers at each step, to say where a compiled graph would end.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from halfmask.on_demand import on_demand
+
+
+class OptimizedModule(nn.Module):
+    """Stand for the class of compiled modules; nothing is one."""
+
+
+def _as_it_is(function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
+    return function
+
+
+def _no_break() -> None:
+    pass
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Let the block import `torch._dynamo` without its cost; where it is imported already, nothing changes."""
+    instead = {"OptimizedModule": OptimizedModule, "disable": _as_it_is, "graph_break": _no_break}
+    # torchvision, which Lightning imports too, asks for the second.
+    with on_demand("torch._dynamo", **instead), on_demand("torch._dynamo.utils", "is_compile_supported"):
+        yield
