@@ -22,7 +22,7 @@ import torch
 from _processes import run
 from PIL import Image
 
-from halfmask.bench.ceilings import device_name
+from halfmask.bench.speed import device_name
 from halfmask.run.folder import environment
 
 FORMAT = 1

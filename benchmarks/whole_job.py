@@ -32,12 +32,7 @@ from _processes import Taken, run
 from _turns import JOBS, Job, agreement, make_folder, measure
 from published import FOLDER
 
-<<<<<<< HEAD
 from halfmask.bench.speed import device_name
-from halfmask.run.cost import max_resident_unit
-=======
-from halfmask.bench.ceilings import device_name
->>>>>>> 4d1c3c8 (Training starts without the compiler; a first line at once; growth of commands)
 from halfmask.run.folder import environment
 
 FORMAT = 1
