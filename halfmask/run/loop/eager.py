@@ -26,7 +26,7 @@ def _no_break() -> None:
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Replace `torch._dynamo` inside the block by a stand-in without its cost; where it is imported already, nothing changes."""
+    """Replace `torch._dynamo` inside the block by a stand-in without its cost, unless it is imported already."""
     instead = {"OptimizedModule": OptimizedModule, "disable": _as_it_is, "graph_break": _no_break}
     # torchvision, which Lightning imports too, asks for the second.
     with on_demand("torch._dynamo", **instead), on_demand("torch._dynamo.utils", "is_compile_supported"):
