@@ -79,13 +79,13 @@ def probabilities(
     size = (image.shape[-2], image.shape[-1])
     total: Tensor | None = None
     for scale in protocol.scales:
-        scaled = image if scale == 1 else _resize(image, (_round(size[0] * scale), _round(size[1] * scale)))
+        scaled = image if scale == 1 else _scaled(image, scale, protocol.antialias)
         for flip in (False, True) if protocol.flip else (False,):
             view = scaled.flip(-1) if flip else scaled
             found = _slide(model, view, protocol, crop) if protocol.mode == "slide" else _whole(model, view, protocol)
             if found.ndim == 4:
                 found = found.flip(-1) if flip else found
-                found = found if found.shape[-2:] == size else _interpolate(found, size)
+                found = found if found.shape[-2:] == size else _interpolate(found, size, not protocol.antialias)
             total = found if total is None else total.add_(found)
     assert total is not None  # a recipe has at least one scale
     return total.div_(len(protocol.scales) * (2 if protocol.flip else 1))
@@ -273,12 +273,21 @@ def _fit(image: Tensor, multiple: int, protocol: EvalRecipe) -> Tensor:
     return padded.reshape(*image.shape[:-2], height + bottom, width + right)
 
 
+def _scaled(image: Tensor, scale: float, antialias: bool) -> Tensor:
+    size = (_round(image.shape[-2] * scale), _round(image.shape[-1] * scale))
+    if not antialias:
+        return _resize(image, size)
+    # As training views are (`views.weak`): a network should meet the images it learned from.
+    flat = F.interpolate(image.flatten(0, -4), size=size, mode="bilinear", antialias=scale < 1)
+    return flat.reshape(*image.shape[:-2], *size)
+
+
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return _interpolate(image.flatten(0, -4), size).reshape(*image.shape[:-2], *size)
 
 
-def _interpolate(values: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(values, size=size, mode="bilinear", align_corners=True)
+def _interpolate(values: Tensor, size: tuple[int, int], aligned: bool = True) -> Tensor:
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=aligned)
 
 
 def _round(value: float) -> int:

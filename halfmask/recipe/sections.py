@@ -294,6 +294,8 @@ class EvalRecipe(Section):
         fit: how an image reaches a size the network takes: `pad` (reflect, cropped back) or `resize`
             (nearest multiple of the encoder's stride, half up).
         scales: image scales whose probabilities are averaged.
+        antialias: smooth an image that a scale shrinks, as training views are smoothed; `false`: sample it bilinearly
+            with aligned corners, as published code of several scales does.
         flip: average with the mirrored image.
         absent_classes: leave classes that occur nowhere out of the mean (`skip`) or count them as 0 (`zero`).
         select_on: part on which the best checkpoint is chosen.
@@ -312,6 +314,7 @@ class EvalRecipe(Section):
     border: Literal["shift", "clip"] = "shift"
     fit: Literal["pad", "resize"] = "pad"
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)
+    antialias: bool = True
     flip: bool = False
     absent_classes: Literal["skip", "zero"] = "skip"
     select_on: Literal["val", "test"] = "val"

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from halfmask.errors import RecipeError, ShapeError
-from halfmask.infer.inference import class_map, probabilities, upsampled_argmax, windows
+from halfmask.infer.inference import _scaled, class_map, probabilities, upsampled_argmax, windows
 from halfmask.infer.metrics import ConfusionMatrix
 from halfmask.models.model import ChangeSegmenter
 from halfmask.recipe.read import EvalRecipe
+from halfmask.views.weak import Window, cut_image
 from tests.oracles.class_map import upsampled_argmax as plain
 from tests.oracles.confusion import areas
 from tests.run.toy import random_window_model, small_model, window_model
@@ -185,13 +186,29 @@ def test_flip_averages_both_views_in_probability_space() -> None:
     torch.testing.assert_close(probabilities(model, image.flip(-1), EvalRecipe(flip=True)), found.flip(-1))
 
 
-def test_scales_average_views_of_the_scaled_image() -> None:
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_scales_average_views_of_the_scaled_image(scale: float, aligned: bool) -> None:
     model = small_model().double()
-    image = torch.rand(1, 3, 32, 40, dtype=torch.float64)
-    bigger = F.interpolate(image, (48, 60), mode="bilinear", align_corners=True)
-    view = F.interpolate(model(bigger).softmax(1), (32, 40), mode="bilinear", align_corners=True)
-    found = probabilities(model, image, EvalRecipe(scales=(1.0, 1.5)))
+    model.encoder.size_multiple = 8
+    image = torch.rand(1, 3, 32, 48, dtype=torch.float64)
+    size = (int(32 * scale), int(48 * scale))
+    smooth = scale < 1 and not aligned
+    other = F.interpolate(image, size, mode="bilinear", align_corners=aligned, antialias=smooth)
+    view = F.interpolate(model(other).softmax(1), (32, 48), mode="bilinear", align_corners=aligned)
+    found = probabilities(model, image, EvalRecipe(scales=(1.0, scale), antialias=not aligned))
     torch.testing.assert_close(found, (model(image).softmax(1) + view) / 2, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.375])
+def test_a_shrunk_image_is_what_training_shows_the_network(scale: float) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    side = int(64 * scale)
+    trained = cut_image(image, Window((side, side), (0, 0), (side, side), flip=False), side, fill=np.zeros(3, np.uint8))
+    shown = _scaled(torch.from_numpy(image).permute(2, 0, 1)[None] / 255, scale, True)[0]
+    assert (shown - torch.from_numpy(trained) / 255).abs().max() < 1 / 255  # Pillow rounds twice
+    rough = _scaled(torch.from_numpy(image).permute(2, 0, 1)[None] / 255, scale, False)[0]
+    assert (rough - torch.from_numpy(trained) / 255).abs().mean() > 0.05
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from halfmask import create_model, import_checkpoint
-from halfmask.errors import CheckpointError
+from halfmask.errors import CheckpointError, ShapeError
 from halfmask.models import weights as weights_module
 from halfmask.models.build import Builder
 from halfmask.models.encoders.efficientnet_lite import (
@@ -99,7 +99,7 @@ def test_maps_equal_the_plain_network_with_the_published_weights_and_its_logits_
     maps, logits = plain_maps(state, image(*sides), REPEATS[size])
     assert_close(logits[0, :4], torch.tensor(recorded, dtype=torch.float64), rtol=0, atol=2e-6)
     encoder = EfficientNetLite(weights="imagenet", size=size).eval().double()
-    for found, stage in zip(encoder(image(*sides)), ENDS, strict=True):
+    for found, stage in zip(encoder.net(image(*sides)), ENDS, strict=True):  # also where our encoder refuses the size
         assert_close(found, maps[stage], rtol=1e-9, atol=1e-9)
 
 
@@ -232,3 +232,14 @@ def test_a_recipe_without_weights_freezes_no_stage():
         section = {"encoder": {"name": "efficientnet_lite", "frozen_stages": 3, "weights": weights}}
         model = Builder(ModelRecipe.model_validate(section), task, crop=64, pretrained=pretrained)()
         assert next(model.encoder.parameters()).requires_grad is not frozen
+
+
+@pytest.mark.parametrize("stride", [16, 32])
+def test_it_takes_multiples_of_its_last_stride_and_whole_images_are_padded_to_them(stride: int) -> None:
+    encoder = EfficientNetLite(output_stride=stride)
+    assert encoder.size_multiple == stride
+    with pytest.raises(ShapeError, match=f"multiples of {stride}"):
+        encoder(torch.zeros(1, 3, 64, 60))
+    same = Timm(model="tf_efficientnet_lite0", output_stride=stride)
+    other = Timm(model="efficientnet_lite0", output_stride=stride)  # pads alike on all sizes
+    assert (same.size_multiple, other.size_multiple) == (stride, 1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from halfmask.errors import CheckpointError
+from halfmask.run import checkpoint
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.folder import RunDir
@@ -73,6 +74,24 @@ def test_the_newest_intact_checkpoint_may_be_that_of_the_best_validation(finishe
             empty(path)
     fit(None, run.path, resume=True, quiet=True)
     assert_same_run(finished, run.path, best=False)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_intact_checkpoints_the_newest_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: int
+) -> None:
+    steps = {"best-student.ckpt": 2, "best-teacher.ckpt": 5, "previous.ckpt": 4}
+
+    def read(path: Path) -> dict[str, Any]:
+        if path.name not in steps:
+            raise CheckpointError(f"{path} is damaged", "H402")
+        return {"halfmask": {"step": steps[path.name]}}
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint", read)
+    monkeypatch.setattr(RunDir, "saved", lambda run: [run.checkpoints / name for name in [*steps][::order]])
+    point = checkpoint.resume_point(RunDir(tmp_path))
+    assert point.checkpoint.name == "best-teacher.ckpt"
+    assert point.note.endswith("the newest intact checkpoint, of step 5.")
 
 
 def test_with_no_intact_checkpoint_the_last_one_is_named(finished: Path, tmp_path: Path) -> None:

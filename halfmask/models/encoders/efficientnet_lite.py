@@ -40,7 +40,10 @@ _HEAD = ("conv_head.", "bn2.", "classifier.")
 
 
 class EfficientNetLite(Encoder):
-    """Four maps at strides 4, 8, 16, 32; any image size.
+    """Four maps at strides 4, 8, 16, 32.
+
+    SAME padding moves the samples of a layer with an odd side by a pixel of that layer. A network that was trained on
+    multiples of its last stride scored 8 to 10 points of mIoU less on images of other sizes, so it takes only such.
 
     Args:
         in_channels: bands of the image.
@@ -77,6 +80,7 @@ class EfficientNetLite(Encoder):
                 part.__class__ = _SameConv  # the same parameters, in the same place
         info: Any = self.net.feature_info
         self.channels, self.strides = tuple(info.channels()), tuple(info.reduction())
+        self.size_multiple = self.strides[-1]  # other sides pad elsewhere: maps of different strides then do not meet
         self.mean = self.std = (0.5,) * in_channels
         self.frozen_stages = frozen_stages
         if weights is not None:
@@ -117,7 +121,12 @@ class EfficientNetLite(Encoder):
         return self
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
-        """Return the maps of stages 2, 3, 5 and 7."""
+        """Return the maps of stages 2, 3, 5 and 7.
+
+        Raises:
+            ShapeError: a side is not a multiple of the last stride.
+        """
+        self.check_size(image)
         return list(self.net(image))
 
 
