@@ -194,9 +194,9 @@ def leaderboard() -> str:
 
 
 def _measured(start: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Files of benchmarks/results: of `operations.py` (`bench_`), `compare` (`leaderboard_`), all others ("")."""
+    """Files of benchmarks/results: by the first word of their names; "": all that are read as tables of scores."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        kind = next((one for one in ("bench_", "leaderboard_") if path.name.startswith(one)), "")
+        kind = next((one for one in ("bench_", "leaderboard_", "whole_job_", "growth_") if path.name.startswith(one)), "")
         if kind == start:
             yield path, json.loads(path.read_text(encoding="utf-8"))
 
@@ -256,6 +256,39 @@ def speed() -> str:
     return "\n\n".join(parts)
 
 
+def whole_jobs() -> str:
+    """Write one table per file of results of `benchmarks/whole_job.py --jobs`."""
+    parts = []
+    for path, content in _measured("whole_job_"):
+        rows = []
+        for row in content["jobs"]:
+            own, theirs, ratio = row["halfmask"], row["published"], row["ratio"]
+            low, high = ratio["range"]
+            value = f"{ratio['median']:.2f} (>= {row['target']:g})" if row["reached"] else (
+                f"**{ratio['median']:.2f} (>= {row['target']:g} missed)**"
+            )  # fmt: skip
+            peak = row.get("peak_bytes")
+            rows.append(
+                [
+                    f"`{row['job']}`",
+                    {"32-true": "float32", "bf16-mixed": "bfloat16"}[row["precision"]],
+                    _amount(theirs["cpu_seconds"], "s"),
+                    _amount(own["cpu_seconds"], "s"),
+                    value,
+                    f"{low:.2f}-{high:.2f}",
+                    f"{peak['published'] / peak['halfmask']:.2f}" if peak else "",
+                    f"{own['matmul_share']:.0%}, {theirs['matmul_share']:.0%}",
+                ]
+            )
+        facts = [content["device"], f"{content['threads']} thread(s)"]
+        facts += [f"torch {content['environment']['packages']['torch']}"]
+        facts += [f"{sum(row['reached'] for row in content['jobs'])} of {len(content['jobs'])} targets reached"]
+        link = f"[all numbers](../benchmarks/results/{path.name})"
+        heads = ["job", "precision", "published", "halfmask", "ratio", "range", "peak ratio", "matmul, ours and theirs"]
+        parts.append(f"{', '.join(facts)}; {link}.\n\n{_table(heads, rows)}")
+    return "\n\n".join(parts)
+
+
 def _speed(row: dict[str, Any]) -> list[str]:
     """Cells of one row: its first measure in full, of the others the value."""
     name = [f"`{row['id']}`", row["size"]]
@@ -297,6 +330,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "results": results,
     "leaderboard": leaderboard,
     "speed": speed,
+    "whole-jobs": whole_jobs,
     "methods": methods_table,
     "published": published,
     "importers": importers_table,
