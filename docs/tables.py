@@ -196,7 +196,9 @@ def leaderboard() -> str:
 def _measured(start: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Files of benchmarks/results: by the first word of their names; "": all that are read as tables of scores."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        kind = next((one for one in ("bench_", "leaderboard_", "whole_job_", "growth_") if path.name.startswith(one)), "")
+        kind = next(
+            (one for one in ("bench_", "leaderboard_", "whole_job_", "growth_") if path.name.startswith(one)), ""
+        )
         if kind == start:
             yield path, json.loads(path.read_text(encoding="utf-8"))
 
