@@ -193,6 +193,9 @@ def leaderboard() -> str:
     return "\n\n".join(parts) or "Not measured yet: the commands below write it."
 
 
+_OWN_TABLES = ("bench_", "leaderboard_", "whole_job_", "growth_")
+
+
 def _measured(start: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Files of benchmarks/results: by the first word of their names; "": all that are read as tables of scores."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
