@@ -186,8 +186,25 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "tests/methods/test_gta_seg.py",
         (
             ("for _, theirs in pairs], 1 - decay)", "for _, theirs in pairs], decay)"),
-            ("masked_percentile(confidence, valid, 100 - percent)", "masked_percentile(confidence, valid, percent)"),
             ("StepOutput(self.unlabeled_weight * loss_u, {", "StepOutput(loss_u, {"),
+        ),
+    ),
+    (
+        "halfmask/teaching/weighting.py",
+        "tests/teaching/test_weighting.py",
+        (
+            ("masked_percentile(confidence, valid, 100 - percent)", "masked_percentile(confidence, valid, percent)"),
+            ("entropy < masked_percentile(", "entropy > masked_percentile("),
+            ("conflict = (own != other)", "conflict = (own == other)"),
+            ("1 + (weight - 1) * conflict", "1 + weight * conflict"),
+        ),
+    ),
+    (
+        "halfmask/models/encoders/efficientnet_lite.py",
+        "tests/models/test_efficientnet_lite.py",
+        (
+            ("self.size_multiple = self.strides[-1]", "self.size_multiple = 1"),
+            ("pads += [total // 2, total - total // 2]", "pads += [total - total // 2, total // 2]"),
         ),
     ),
     (
@@ -259,7 +276,6 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("label.masked_fill(box, self.task.ignore_index)", "label"),
             ("key=lambda id: (-by_stability[id], id)", "key=lambda id: (by_stability[id], id)"),
-            (".softmax(1).flip(-1)", ".softmax(1)"),
             ("recipe.run.seed + stage", "recipe.run.seed"),
         ),
     ),
@@ -277,9 +293,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "halfmask/methods/ccvc.py",
         "tests/methods/test_ccvc.py",
         (
-            ("conflict = (y_a != y_b)", "conflict = (y_a == y_b)"),
             ("return 1 + (one.mean()", "return 1 - (one.mean()"),
-            ("1 + (self.conflict_weight - 1) * conflict", "1 + self.conflict_weight * conflict"),
             ("(discrepancy(g_la, g_lb) + discrepancy(g_ua, g_ub)) / 2", "discrepancy(g_la, g_lb)"),
         ),
     ),
@@ -342,6 +356,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("total.div_(_coverage(boxes, (height, width)).to(total))", "total"),
             ("found = found.flip(-1) if flip else found", "found = found"),
+            ("antialias=scale < 1", "antialias=False"),
             ("bottom < height and right < width", "bottom <= height and right <= width"),
         ),
     ),
