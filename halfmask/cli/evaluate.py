@@ -31,7 +31,7 @@ def evaluate(
     scored on each; name RUN/DOMAIN for one.
     """
     flags.check_overrides(overrides or ())
-    run = flags.chosen(run, predictor)
+    run = flags.chosen(run, predictor, output.quiet)
     from halfmask.infer.devices import is_first_rank
     from halfmask.infer.domains import domain_names
     from halfmask.infer.evaluate import evaluate as score

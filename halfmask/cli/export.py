@@ -36,7 +36,7 @@ def export(
     Exit code 1 when fewer than 99.9 % of the pixels get the same class.
     """
     height_width = None if size is None else _size(size)
-    run = flags.chosen(run, predictor)
+    run = flags.chosen(run, predictor, output.quiet)
     from halfmask.infer.export import export as write
 
     flags.say(f"tracing {run}; this takes up to a minute ...", output.quiet)

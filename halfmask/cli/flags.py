@@ -87,13 +87,15 @@ def _show_plainly(
     print(text, end="", file=file or sys.stderr)
 
 
-def chosen(run: Path, predictor: str | None) -> Path:
-    """Return the run, or the bundle of one of its predictors or checkpoints."""
+def chosen(run: Path, predictor: str | None, quiet: bool = False) -> Path:
+    """Return the run, or the bundle of one of its predictors or checkpoints; say which where that is not plain."""
     if predictor is None and run.suffix != ".ckpt":
         from halfmask.infer.bundle import shipped_folder
+        from halfmask.infer.devices import is_first_rank
 
-        if (shipped := shipped_folder(run)) != run:
-            say(f"model    {shipped}: validation found it better than the run's own (--predictor NAME takes that one)")
+        if (shipped := shipped_folder(run)) != run and is_first_rank():
+            why = "validation found it better than the run's own (--predictor NAME takes that one)"
+            say(f"model    {shipped}: {why}", quiet)
         return run
     from halfmask.run.predictor import bundle_of
 

@@ -59,7 +59,7 @@ def predict(
     writes labels.csv and labels.json.
     """
     flags.check_overrides(overrides or (), folder="--input")
-    run = flags.chosen(run, predictor)
+    run = flags.chosen(run, predictor, output.quiet)
     from halfmask.infer.devices import is_first_rank
     from halfmask.infer.predict.predict import predict as write
     from halfmask.infer.predict.predict import predicted_kind

@@ -162,7 +162,7 @@ def _twin(found: Material) -> dict[str, Any]:
     """Return whether the unlabeled images helped, and what makes the comparison unfair."""
     if found.gain is None or found.twin is None:
         folds = cross_validated(found.run.path)
-        return {"folds": folds} if folds and folds.get("difference") else {}
+        return {"folds": folds if folds and folds.get("difference") else None}
     kind, sentence = verdict(found.gain.main, found.control)
     return {"kind": kind, "sentence": sentence, "unfair": _unfair(found.run, found.twin)}
 

@@ -195,7 +195,7 @@ def check_matches(
         )
     changed = [name for name, digest in saved["split"].items() if meta["split"].get(name) != digest]
     if changed:
-        what = "".join(_difference(name, then or {}, now or {}) for name in changed)
+        what = "".join(difference_of(name, then or {}, now or {}) for name in changed)
         raise CheckpointError(
             f"{path}: the {' and '.join(changed)} list differs from the one the run started with.{what}\n  Restore the "
             "files (the run's split.json names them all), or start a new run with another --out.",
@@ -203,7 +203,7 @@ def check_matches(
         )
 
 
-def _difference(name: str, then: Lists, now: Lists) -> str:
+def difference_of(name: str, then: Lists, now: Lists) -> str:
     """List what is missing from a list and what is new in it; nothing where the earlier one is unknown."""
     if name not in then or name not in now:
         return ""

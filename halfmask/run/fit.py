@@ -84,6 +84,7 @@ def fit(
     overrides: tuple[str, ...] = (),
     root: Path | None = None,
     initialize: Callable[[Prepared], str] | None = None,
+    keep_folds: bool = False,
 ) -> TrainResult:
     """Train by a recipe into a run folder; `halfmask.run.train.train` also trains what `run.twin` asks for.
 
@@ -98,6 +99,7 @@ def fit(
         overrides: dotted overrides; with `resume` only those that do not change the result.
         root: folder that the user names to go on, where this run is a part of another.
         initialize: gives the networks of a new run their weights, and says which (`halfmask.run.checkpoint`).
+        keep_folds: with `overwrite`, leave the folds in `out`: this is the run on all masks that follows them.
 
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
@@ -122,8 +124,8 @@ def fit(
     if len(stages) > 1 or stages[0].after is not None or stages[0].overrides:
         one = partial(_train_stage, **options)
         return train_stages(recipe, run, stages, one, resume=resume, overwrite=overwrite, limit=limit, **options)
-    first = None if resume else initialize
-    return _train_stage(recipe, run, resume=resume, overwrite=overwrite, limit=limit, initialize=first, **options)
+    options |= {"initialize": None if resume else initialize, "keep_folds": keep_folds}
+    return _train_stage(recipe, run, resume=resume, overwrite=overwrite, limit=limit, **options)
 
 
 def _train_stage(
@@ -138,6 +140,7 @@ def _train_stage(
     initialize: Callable[[Prepared], str] | None = None,
     begin: Callable[[], None] = lambda: None,
     keep: int = 1,
+    keep_folds: bool = False,
 ) -> TrainResult:
     """Train one stage; `begin` is called once everything has been checked, before the first file is written."""
     began = time.monotonic()
@@ -165,7 +168,7 @@ def _train_stage(
 
     meta = _meta(recipe, prepared)
     begin()
-    start = _open_run(run, recipe, prepared, meta, resume=resume, overwrite=overwrite)
+    start = _open_run(run, recipe, prepared, meta, resume=resume, overwrite=overwrite, keep_folds=keep_folds)
     if is_first_rank():
         line.log = run.log
         line.keep(summary)
@@ -225,6 +228,8 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start:
     run, stop = checkpoints.run, checkpoints.stop
 
     def saved() -> str:
+        if not run.last.exists() and run.is_of_folds():
+            return f"Continue with: halfmask train --resume {run.root}"
         if not run.last.exists():
             return f"There is no checkpoint yet: start anew with --overwrite (or --out other than {run.root})."
         step = read_checkpoint(run.last)["halfmask"]["step"]
@@ -264,7 +269,14 @@ def _meta(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
 
 
 def _open_run(
-    run: RunDir, recipe: Recipe, prepared: Prepared, meta: dict[str, Any], *, resume: bool, overwrite: bool
+    run: RunDir,
+    recipe: Recipe,
+    prepared: Prepared,
+    meta: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    keep_folds: bool,
 ) -> ResumePoint | None:
     """Create the folder, or find where the run in it goes on."""
     if resume:
@@ -279,7 +291,7 @@ def _open_run(
         check_matches(point.checkpoint, point.header, meta, run.recorded_lists(), now)
         return repair(run, point) if is_first_rank() else point
     if is_first_rank():
-        run.create(overwrite=overwrite)
+        run.create(overwrite=overwrite, keep_folds=keep_folds)
         run.write_start(recipe, prepared.sources.lists())
         prepared.sources.write(run, recipe)
     return None

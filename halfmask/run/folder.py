@@ -117,11 +117,12 @@ class RunDir:
         require_writable(self.path)
         if overwrite or not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        go_on = f"Continue it: halfmask train --resume {self.root}; start" if self.saved() else "Start"
+        begun = self.saved() or self.is_of_folds()
+        go_on = f"Continue it: halfmask train --resume {self.root}; start" if begun else "Start"
         raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.", "H408")
 
-    def create(self, *, overwrite: bool = False) -> None:
-        """Make an empty run folder.
+    def create(self, *, overwrite: bool = False, keep_folds: bool = False) -> None:
+        """Make an empty run folder, but for the folds of cross-validation where they are to be kept.
 
         Raises:
             DataError: the folder holds files and `overwrite` is false, or cannot be written.
@@ -129,16 +130,18 @@ class RunDir:
         self.check_free(overwrite=overwrite)
         try:
             if self.path.is_dir():
-                self._clear()
+                self._clear(keep_folds=keep_folds)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
                 f"{self.path}: cannot be written ({error.strerror}). Choose another folder with --out.", "H502"
             ) from None
 
-    def _clear(self) -> None:
+    def _clear(self, *, keep_folds: bool = False) -> None:
         """Remove the files a run writes, and nothing else: a mistyped --out must not cost anyone's data."""
         self.remove_unfinished()
+        if not keep_folds:
+            self._forget_folds()
         for domain in domain_names(self.path):
             part = RunDir(self.path / domain)
             if part.path.is_dir():
@@ -176,8 +179,11 @@ class RunDir:
         ):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def forget_folds(self) -> None:
-        """Remove the folds of an earlier run with cross-validation."""
+    def is_of_folds(self) -> bool:
+        """Tell whether the run has cross-validation, which goes on wherever it stopped."""
+        return (self.root / FOLDS).is_file()
+
+    def _forget_folds(self) -> None:
         if not (self.path / FOLDS).is_file():
             return
         for path in self.path.glob(f"{fold_name('*')}/recipe.yaml"):

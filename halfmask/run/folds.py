@@ -1,6 +1,6 @@
 """Cross-validation over few masks, then one run on all of them (`halfmask train --folds K`).
 
-    <run>/folds.json           what was asked, and at the end the estimate
+    <run>/folds.json           what was asked, the masks that each fold holds out, and at the end the estimate
     <run>/fold-1, fold-2, ...  runs, each without 1/K of the masks; the lists are in lists/
     <run>/                     the run on all masks, which is shipped
 
@@ -31,6 +31,7 @@ from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.sections import UnlabeledRecipe
 from halfmask.run import fit as engine
+from halfmask.run.checkpoint import difference_of
 from halfmask.run.fit import TrainResult
 from halfmask.run.folder import FOLDS, RunDir, fold_name
 from halfmask.run.loop.progress import ProgressLine
@@ -123,36 +124,41 @@ def train_folds(
 
     Raises:
         RecipeError: the data is not to be divided, or not so often.
+        CheckpointError: there is nothing to go on with, or there are other masks now than when it began.
         Interrupted: Ctrl-C or SIGTERM; `halfmask train --resume OUT` goes on.
     """
     out, line = Path(out), ProgressLine(quiet)
+    asked: dict[str, Any] = {}
     if resume:
         asked = _begun(out)
-        recipe, folds, limit = load(asked["recipe"]), int(asked["folds"]), asked["limit"]
+        recipe, folds, limit = load(asked["recipe"]), asked["folds"], asked["limit"]
     else:
         assert recipe is not None
         RunDir(out).check_free(overwrite=overwrite)
     _check(recipe, folds)
     whole = load(recipe.model_dump(mode="json"), {"data.val": "none", "run.twin": None, "eval.ship": "last"})
     prepared = prepare(whole, limit, look=False)
-    held_out = _dealt(prepared.split.labeled, folds, recipe.data.labeled_seed)
-    if not resume:
+    if resume:
+        held_out: list[list[str]] = asked["held_out"]
+        _check_same_masks(out, held_out, prepared.split.labeled)
+    else:
+        held_out = _dealt(prepared.split.labeled, folds, recipe.data.labeled_seed)
         if overwrite:
             RunDir(out).create(overwrite=True)
-            RunDir(out).forget_folds()
-        write_json(out / FOLDS, {"recipe": recipe.model_dump(mode="json"), "folds": folds, "limit": limit})
+        asked = {"recipe": recipe.model_dump(mode="json"), "folds": folds, "limit": limit, "held_out": held_out}
+        write_json(out / FOLDS, asked)
     for number, ids in enumerate(held_out, 1):
         if not quiet:
             line.say(f"fold     {number} of {folds}: {len(ids)} of {len(prepared.split.labeled)} masks are held out")
         _train_fold(recipe, prepared, out, number, ids, limit=limit, quiet=quiet)
     found = _pooled(recipe, prepared, out, held_out)
-    write_json(out / FOLDS, {**_begun(out), "result": asdict(found)})
+    write_json(out / FOLDS, {**asked, "result": asdict(found)})
     line.say(found.describe())
     final = _final(recipe, prepared, found)
     if RunDir(out).saved():
         result = engine.fit(None, out, resume=True, quiet=quiet)
     else:
-        result = engine.fit(final, out, overwrite=True, quiet=quiet)
+        result = engine.fit(final, out, overwrite=True, quiet=quiet, keep_folds=True)
     return result, found
 
 
@@ -176,6 +182,18 @@ def _dealt(labeled: Sequence[str], folds: int, seed: int) -> list[list[str]]:
         raise RecipeError(f"--folds {folds}, but {len(labeled)} masks are in use. Give at most --folds {len(labeled)}.")
     order = np.random.default_rng(seed).permutation(len(labeled)).tolist()
     return [sorted(labeled[place] for place in order[number::folds]) for number in range(folds)]
+
+
+def _check_same_masks(out: Path, held_out: Sequence[Sequence[str]], labeled: Sequence[str]) -> None:
+    """Refuse other masks than those the folds were dealt from: one would be held out twice, or never."""
+    then = [id for ids in held_out for id in ids]
+    if sorted(then) != sorted(labeled):
+        raise CheckpointError(
+            f"{out / FOLDS}: the masks differ from those that the folds were made of."
+            f"{difference_of('labeled', {'labeled': then}, {'labeled': labeled})}\n  Restore the files, or start "
+            "anew with the masks there are: --folds K with --overwrite or another --out.",
+            "H405",
+        )
 
 
 def _train_fold(
@@ -254,8 +272,10 @@ def _final(recipe: Recipe, prepared: Prepared, found: FoldsResult) -> Recipe:
 
 def _begun(out: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((out / FOLDS).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        told = dict(json.loads((out / FOLDS).read_text(encoding="utf-8")))
+        lists = [[str(id) for id in ids] for ids in told["held_out"]]
+        return {"recipe": dict(told["recipe"]), "folds": int(told["folds"]), "limit": told["limit"], "held_out": lists}
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
             f"{out / FOLDS}: cannot be read ({error}). Start anew with --folds K --overwrite.", "H402"
         ) from error

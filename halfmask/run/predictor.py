@@ -30,7 +30,7 @@ def bundle_of(path: str | Path, predictor: str | None = None) -> Path:
     named = path.suffix == ".ckpt"
     if not named and predictor is None:
         return path
-    run = RunDir(_run_of(path) if named else path if (path / "recipe.yaml").is_file() else bundle_folder(path))
+    run = RunDir(_run_of(path) if named else bundle_folder(own_bundle(path)))  # not the twin, where that is shipped
     shipped = load_bundle(own_bundle(run.path))
     own = str(shipped.meta.get("predictor"))
     if named:
@@ -39,7 +39,7 @@ def bundle_of(path: str | Path, predictor: str | None = None) -> Path:
     else:
         name = predictor or own
         if name == own:
-            return own_bundle(path) if path == run.path else path
+            return path if bundle_folder(path) == run.path else own_bundle(path)
         checkpoint = run.best(name) if run.best(name).is_file() else run.last
     if not run.recipe.is_file() or not checkpoint.is_file():
         raise CheckpointError(

@@ -81,8 +81,6 @@ def train(
     prepared = check_comparable(asked, limit) if asked is not None and kinds else None
     again: dict[str, Any] = {"resume": True, "overrides": tuple(overrides)} if resume else {}
     again |= {} if root is None else {"root": root}
-    if overwrite and not dry_run:
-        RunDir(out).forget_folds()
     result = engine.fit(None if resume else asked, out, **options, **again)
     if prepared is None:
         return result

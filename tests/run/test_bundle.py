@@ -142,7 +142,7 @@ def test_all_keys_that_do_not_fit_are_listed(saved: Path, monkeypatch: pytest.Mo
     state["stranger"] = state.pop("classifier.bias")
     save_file(state, saved / "model.safetensors")
     monkeypatch.setattr(
-        "halfmask.infer.bundle._sha256", lambda path: json.loads((saved / "model.json").read_text())["sha256"]
+        "halfmask.infer.bundle.digest_of", lambda path: json.loads((saved / "model.json").read_text())["sha256"]
     )
     with pytest.raises(CheckpointError) as caught:
         load_bundle(saved)

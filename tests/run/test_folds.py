@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 import halfmask
 from halfmask.cli.app import app
-from halfmask.errors import Interrupted, RecipeError
+from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.infer.bootstrap import scored
 from halfmask.infer.bundle import load_bundle
 from halfmask.methods.fixmatch import FixMatch
@@ -139,6 +140,53 @@ def test_stopped_anywhere_it_goes_on_to_the_same_result(
     assert (made[0] / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
     halfmask.train(recipe(data, "run.steps=1"), out, overwrite=True, quiet=True)
     assert not list(out.glob("fold*"))
+
+
+def test_folds_are_forgotten_with_their_run_once_the_new_one_is_checked(
+    data: Path, made: tuple[Path, FoldsResult], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(made[0], out)
+    names = ("folds.json", "lists", "fold-1", "fold-2")
+    with pytest.raises(DataError):
+        halfmask.train(recipe(tmp_path / "nowhere"), out, overwrite=True, quiet=True)
+    assert all((out / name).exists() for name in names)
+    RunDir(out).create(overwrite=True, keep_folds=True)
+    assert all((out / name).exists() for name in names)
+    assert not (out / "model.json").exists()
+    halfmask.train(None, out, resume_from=made[0], overwrite=True, quiet=True)
+    assert not any((out / name).exists() for name in names)
+
+
+def test_what_stopped_goes_on_with_the_same_masks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = write_dataset(tmp_path / "shapes", images=8, masks=5), tmp_path / "run"
+
+    def broken(self: Any, progress: Any) -> None:
+        raise DataError("a file cannot be read.")
+
+    monkeypatch.setattr(FixMatch, "after_update", broken, raising=False)
+    with pytest.raises(DataError, match=rf"Continue with: halfmask train --resume {out}$"):
+        train_folds(recipe(data, *KEYS), out, 2, quiet=True)
+    with pytest.raises(DataError, match=rf"Continue it: halfmask train --resume {out}; start anew in it: --overwrite"):
+        RunDir(out).check_free()
+    kept = json.loads((out / "folds.json").read_text())
+    assert sorted(id for ids in kept["held_out"] for id in ids) == [f"images/shape_{n:02d}.png" for n in range(5)]
+    mask, other = (data / "masks" / f"shape_{number:02d}.png" for number in (1, 6))
+    mask.rename(other)
+    with pytest.raises(CheckpointError, match=r"missing \(\S+_01.png\), 1 new \(\S+_06.png\)\n.*--overwrite") as caught:
+        train_folds(None, out, resume=True, quiet=True)
+    assert caught.value.code == "H405"
+    other.rename(mask)
+    # What was dealt then is held out now, whatever another version would deal.
+    kept["held_out"].reverse()
+    (out / "folds.json").write_text(json.dumps(kept))
+    with pytest.raises(DataError, match="Continue with"):
+        train_folds(None, out, resume=True, quiet=True)
+    assert lists(out / "fold-1")["val"] == kept["held_out"][0]
+    del kept["held_out"]
+    (out / "folds.json").write_text(json.dumps(kept))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train_folds(None, out, resume=True, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmask.errors import DataError, Interrupted
+from halfmask.errors import DataError, Interrupted, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.predict.predict import predict
 from halfmask.recipe.read import Recipe
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
+from halfmask.run.predictor import bundle_of
 from tests.run.staged import Staged
 from tests.run.tiny import recipe, write_dataset
 
@@ -45,6 +46,9 @@ def test_the_folder_of_the_run_stands_for_its_last_stage(finished: Path, tmp_pat
     image = Image.fromarray(np.zeros((40, 50, 3), np.uint8))
     image.save(tmp_path / "a.png")
     assert predict(finished, tmp_path / "a.png", tmp_path / "out", quiet=True) == 1
+    assert bundle_of(finished, "student") == finished
+    with pytest.raises(RecipeError, match=r"no predictor 'stranger'.*It has: student"):
+        bundle_of(finished, "stranger")
 
 
 def test_a_finished_run_resumes_to_itself_and_is_not_overwritten(staged: Recipe, finished: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import halfmask
+from halfmask.cli import flags
 from halfmask.errors import Interrupted, RecipeError
 from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.runs import open_run
@@ -129,6 +130,7 @@ def test_the_better_is_shipped_and_both_are_at_hand(
     pair: tuple[Path, TwinResult, TwinResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     score: float,
     images: int,
     shipped: str,
@@ -153,6 +155,14 @@ def test_the_better_is_shipped_and_both_are_at_hand(
     assert open_run(out, (), ("eval",)).folder == out / shipped
     assert load_bundle(own_bundle(out)).meta["method"] == "fixmatch"
     assert load_bundle(bundle_of(out, "teacher")).meta["predictor"] == "teacher"
+    assert bundle_of(out, "student") == out / "predictors" / "student"
+    flags.chosen(out, None, quiet=True)
+    with monkeypatch.context() as other_rank:
+        other_rank.setenv("LOCAL_RANK", "1")
+        flags.chosen(out, None)
+    assert not capsys.readouterr().err
+    flags.chosen(out, None)
+    assert capsys.readouterr().err.startswith(f"model    {out / 'twin'}: ") == bool(shipped)
     assert f"Shipped: {'the network trained with masks alone' if shipped else 'that of'}" in found.describe()
     assert ("validation cannot tell which is better" in found.describe()) == (images < 5)
 
