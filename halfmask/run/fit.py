@@ -228,8 +228,6 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start:
     run, stop = checkpoints.run, checkpoints.stop
 
     def saved() -> str:
-        if not run.last.exists() and run.is_of_folds():
-            return f"Continue with: halfmask train --resume {run.root}"
         if not run.last.exists():
             return f"There is no checkpoint yet: start anew with --overwrite (or --out other than {run.root})."
         step = read_checkpoint(run.last)["halfmask"]["step"]

@@ -117,7 +117,7 @@ class RunDir:
         require_writable(self.path)
         if overwrite or not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        begun = self.saved() or self.is_of_folds()
+        begun = self.saved() or (self.path / FOLDS).is_file()
         go_on = f"Continue it: halfmask train --resume {self.root}; start" if begun else "Start"
         raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.", "H408")
 
@@ -179,11 +179,8 @@ class RunDir:
         ):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def is_of_folds(self) -> bool:
-        """Tell whether the run has cross-validation, which goes on wherever it stopped."""
-        return (self.root / FOLDS).is_file()
-
     def _forget_folds(self) -> None:
+        """Remove the folds of an earlier run with cross-validation."""
         if not (self.path / FOLDS).is_file():
             return
         for path in self.path.glob(f"{fold_name('*')}/recipe.yaml"):

@@ -161,10 +161,10 @@ def test_folds_are_forgotten_with_their_run_once_the_new_one_is_checked(
 def test_what_stopped_goes_on_with_the_same_masks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = write_dataset(tmp_path / "shapes", images=8, masks=5), tmp_path / "run"
 
-    def broken(self: Any, progress: Any) -> None:
+    def broken(self: Any, batch: Any, progress: Any) -> None:
         raise DataError("a file cannot be read.")
 
-    monkeypatch.setattr(FixMatch, "after_update", broken, raising=False)
+    monkeypatch.setattr(FixMatch, "step", broken)
     with pytest.raises(DataError, match=rf"Continue with: halfmask train --resume {out}$"):
         train_folds(recipe(data, *KEYS), out, 2, quiet=True)
     with pytest.raises(DataError, match=rf"Continue it: halfmask train --resume {out}; start anew in it: --overwrite"):
@@ -179,6 +179,7 @@ def test_what_stopped_goes_on_with_the_same_masks_only(tmp_path: Path, monkeypat
     other.rename(mask)
     # What was dealt then is held out now, whatever another version would deal.
     kept["held_out"].reverse()
+    shutil.rmtree(out / "fold-1")
     (out / "folds.json").write_text(json.dumps(kept))
     with pytest.raises(DataError, match="Continue with"):
         train_folds(None, out, resume=True, quiet=True)

@@ -46,8 +46,8 @@ def test_the_folder_of_the_run_stands_for_its_last_stage(finished: Path, tmp_pat
     image = Image.fromarray(np.zeros((40, 50, 3), np.uint8))
     image.save(tmp_path / "a.png")
     assert predict(finished, tmp_path / "a.png", tmp_path / "out", quiet=True) == 1
-    assert bundle_of(finished, "student") == finished
-    with pytest.raises(RecipeError, match=r"no predictor 'stranger'.*It has: student"):
+    assert bundle_of(finished, "inner.student") == finished
+    with pytest.raises(RecipeError, match=r"no predictor 'stranger'.*It has: inner\.student"):
         bundle_of(finished, "stranger")
 
 
