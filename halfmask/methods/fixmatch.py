@@ -17,7 +17,7 @@ This is mean teacher's target (arXiv:1703.01780) in FixMatch's views. Hard label
 classes with few pixels are the first to vanish; with some masks and some hundred steps that harm was larger than what
 they taught, and soft targets were better (docs/results.md).
 
-With `distribution_alignment` p_w is aligned before it is thresholded, for classification
+With `distribution_alignment` p_w is aligned to the shares of the classes before it is thresholded
 (`halfmask.teaching.alignment`; an addition of later work).
 
 strong = color changes and blur, then CutMix with a partner image; pseudo-label, confidence and validity are cut
@@ -74,8 +74,8 @@ class FixMatch(Method):
         cutmix: probability of pasting a box from the partner image.
         cutmix_partner: the image with the mirrored place in the batch (`flip`); another draw of unlabeled images
             (`shuffle`, one more forward pass); another crop of the same image (`same_view`, as UniMatch's code).
-        distribution_alignment: of the pseudo-labels of whole images, to equal shares of all classes (`uniform`) or to
-            those of the labels (`labeled`).
+        distribution_alignment: of the pseudo-labels, to the shares of the classes among the labels (`labeled`), or,
+            of whole images, to equal shares (`uniform`).
         warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
             something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.

@@ -11,7 +11,7 @@ One stream holds both perturbations, of images and of features, where UniMatch V
     L    = (CE(f(x_l), y) + lambda * (L_1 + L_2) / 2) / (1 + lambda)
     f'   = d * f' + (1 - d) * f,  d = min(1 - 1 / (step + 1), ema_decay)      after the optimizer step
 
-With `distribution_alignment` p_w is aligned before it is thresholded, for classification
+With `distribution_alignment` p_w is aligned to the shares of the classes before it is thresholded
 (`halfmask.teaching.alignment`), as the published logs of CIFAR-10 and STL-10 have it.
 
 Pseudo-label, confidence and validity are cut and pasted with the pixels of each view. The labeled images and the
@@ -66,8 +66,8 @@ class UniMatchV2(Method):
         cutmix: probability of pasting a box from the partner image; classification mixes nothing.
         cutmix_partner: the image with the mirrored place in the batch (`flip`), or another draw of unlabeled images
             (`shuffle`, one more forward pass of the teacher).
-        distribution_alignment: of the pseudo-labels of whole images, to equal shares of all classes (`uniform`) or to
-            those of the labels (`labeled`).
+        distribution_alignment: of the pseudo-labels, to the shares of the classes among the labels (`labeled`), or,
+            of whole images, to equal shares (`uniform`).
         views: strong views per unlabeled image.
         dropout: of feature channels: `complementary`, drawn for each view (`independent`), or `none`.
         dropout_at: `taps`, all feature maps by one mask; `levels`, each map by its own; `classifier`, the embedding

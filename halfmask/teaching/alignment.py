@@ -1,9 +1,12 @@
-"""Distribution alignment: pseudo-labels that occur as often as they should, for classification.
+"""Distribution alignment: pseudo-labels that occur as often as they should.
 
 Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring", ICLR
 2020, arXiv:1911.09785, section 3.2.1. With q the prediction of the weak view of an unlabeled image,
 
     q' = normalize(q * p / p~)        p~ = mean prediction of unlabeled images, over the last 128 batches
+
+Of segmentation, pixels take the place of images, and only the labels tell how often a class should occur. It keeps rare
+classes alive: a network of few masks predicts them too seldom, and what it does not predict its pseudo-labels unlearn.
 
 The target p is the share of each class among the labels of the last 128 labeled batches (`labeled`, as in the paper),
 or the same for all classes (`uniform`, which is that of labels drawn evenly per class, without its noise). Where the
@@ -54,12 +57,12 @@ class DistributionAlignment(nn.Module):
         self.labeled: Float[Tensor, "V K"]
 
     @torch.no_grad()
-    def forward(self, logits: Float[Tensor, "B K"], labels: Int[Tensor, " L"]) -> Float[Tensor, "B K"]:
+    def forward(self, logits: Float[Tensor, "B K *S"], labels: Int[Tensor, "L *R"]) -> Float[Tensor, "B K *S"]:
         """Update with one batch and return logits whose softmax is q', without gradient and in float32 at least.
 
         Args:
             logits: of the weak views of unlabeled images.
-            labels: of the labeled images of the same step.
+            labels: of the labeled images of the same step, or of their pixels.
 
         >>> align = DistributionAlignment(2, window=1)
         >>> logits = torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log()
@@ -67,12 +70,14 @@ class DistributionAlignment(nn.Module):
         tensor([0.3680, 0.6320])
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        share = logits.softmax(1).sum(0)
+        share = logits.softmax(1).movedim(1, 0).flatten(1).sum(1)  # (K,)
         _push(self.predicted, _share(share))
         if self.target == "labeled":
-            _push(self.labeled, _share(self._counts(labels)))
+            _push(self.labeled, _share(self._counts(labels.flatten())))
         ratio = (self.labeled.mean(0) + _SMALLEST) / (self.predicted.mean(0) + _SMALLEST)
-        return logits + ratio.log()  # a factor on each probability, up to the sum that softmax divides by
+        return logits + ratio.log().view(
+            -1, *[1] * (logits.ndim - 2)
+        )  # a factor on each probability, up to the sum that softmax divides by
 
     def _counts(self, labels: Int[Tensor, " L"]) -> Float[Tensor, " K"]:
         classes = self.labeled.shape[1]
@@ -85,15 +90,14 @@ def alignment_of(kind: str, classes: int, name: AlignmentName, ignore_index: int
     """Make the alignment that a method asks for.
 
     Raises:
-        RecipeError: the task is not classification. The pixels of a few images follow no target: one batch shows some
-            of the classes, and background as much as it likes.
+        RecipeError: equal shares of all classes are asked for where pixels are labeled.
     """
     if name == "none":
         return None
-    if kind != "classification":
+    if kind != "classification" and name == "uniform":
         raise RecipeError(
-            f"method.distribution_alignment={name} aligns labels of whole images, but the task is {kind}: the classes "
-            "of pixels are not equally frequent, and a batch shows only some. Use method.distribution_alignment=none."
+            f"method.distribution_alignment=uniform wants all classes equally often, but the task is {kind}: classes "
+            "of pixels are not equally frequent. Use method.distribution_alignment=labeled, or none."
         )
     return DistributionAlignment(classes, name, ignore_index=ignore_index)
 

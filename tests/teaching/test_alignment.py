@@ -84,10 +84,24 @@ def test_a_class_that_was_predicted_too_often_is_predicted_less(method):
 
 @pytest.mark.parametrize("method", [FixMatch, UniMatchV2])
 @pytest.mark.parametrize("kind", ["segmentation", "change"])
-def test_pixels_are_not_aligned(method, kind):
+def test_pixels_are_not_aligned_to_equal_shares(method, kind):
     task = tiny_task(kind)
-    with pytest.raises(RecipeError, match=f"the task is {kind}.*distribution_alignment=none"):
+    with pytest.raises(RecipeError, match=f"the task is {kind}.*distribution_alignment=labeled"):
         method(task, tiny_builder(task), distribution_alignment="uniform")
+
+
+def test_pixels_are_aligned_as_so_many_images():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, CLASSES, 3, 5), torch.randint(-1, CLASSES, (2, 6, 4))
+    rows = logits.movedim(1, -1).flatten(0, 2)
+    found = DistributionAlignment(CLASSES, "labeled", window=WINDOW)(logits, labels).softmax(1)
+    expected = by_hand([rows], [labels.flatten()[labels.flatten() >= 0]], "labeled")
+    torch.testing.assert_close(found.movedim(1, -1).flatten(0, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", ["hard", "soft"])
+def test_segmentation_aligns_to_the_labels(targets):
+    check_method(FixMatch, threshold=0.3, distribution_alignment="labeled", targets=targets)
 
 
 def _mean_over_processes(number: int) -> None:
