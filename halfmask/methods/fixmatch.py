@@ -13,9 +13,9 @@ With `targets: soft` every valid pixel teaches, by the whole distribution:
 
     L_u  = sum over valid pixels of CE(f(strong(x_u)), p_w) / number of valid pixels
 
-This is mean teacher's target (arXiv:1703.01780) in FixMatch's views. Hard labels sharpen what the teacher believes, and
-a class that it seldom finds vanishes; soft ones only keep it as it is. In 600 steps of a small pretrained network neither
-reached what labels alone did (docs/leaderboard.md).
+This is mean teacher's target (arXiv:1703.01780) in FixMatch's views. Hard labels sharpen what the teacher believes,
+and a class that it seldom finds vanishes; soft ones keep it as it is. In 600 steps of a small pretrained network
+neither reached what labels alone did (docs/leaderboard.md).
 
 With `distribution_alignment` p_w is aligned to the shares of the classes before it is thresholded
 (`halfmask.teaching.alignment`; an addition of later work).

@@ -7,9 +7,9 @@ its steps. With that decoder labeled and strong images share a pass as published
 three points; with DeepLabV3+ it is the other way round, by far (`halfmask.models.statistics`). The settings of the
 method there follow trials on facades with 2 masks: at 400 steps pseudo-labels bring nothing with a threshold of 0.9 and
 do harm with 0.5; at 800 and 1200 steps the control forgets, and FixMatch does less. At 600 steps with 4 masks, and on
-CamVid with 23, hard and soft targets alike lose 2 to 4 points, in rare classes (docs/leaderboard.md): that is why a plan
-with enough validation images trains on the labels alone, too, and ships what is better. The
-row of the GPU is UniMatch V2's published setting (arXiv:2410.10777).
+CamVid with 23, hard and soft targets alike lose 2 to 4 points, in rare classes (docs/leaderboard.md): that is why a
+plan with enough validation images trains on the labels alone, too, and ships what is better. The row of the GPU is
+UniMatch V2's published setting (arXiv:2410.10777).
 """
 
 from dataclasses import dataclass, field

@@ -289,20 +289,17 @@ class EvalRecipe(Section):
         mode: `whole` image; `slide`: overlapping windows with summed probabilities; or `center_crop`: only the middle
             window of each image is predicted and scored (predicted masks of a folder are of whole images).
         window: side of a window; `null` = the training crop.
-        stride: step of the windows; `null` = floor(2 * window / 3).
+        stride: of the windows; `null` = floor(2 * window / 3).
         border: last window moved back (`shift`) or truncated (`clip`).
-        fit: how an image reaches a size the network takes: `pad` (reflect, cropped back) or `resize`
-            (nearest multiple of the encoder's stride, half up).
+        fit: how an image reaches a size the network takes: `pad` (reflect, then crop) or `resize` (nearest multiple).
         scales: image scales whose probabilities are averaged.
-        antialias: smooth an image that a scale shrinks, as training views are smoothed; `false`: sample it bilinearly
-            with aligned corners, as published code of several scales does.
+        antialias: smooth images that a scale shrinks, as in training; `false`: bilinear, as in published code.
         flip: average with the mirrored image.
         absent_classes: leave classes that occur nowhere out of the mean (`skip`) or count them as 0 (`zero`).
         select_on: part on which the best checkpoint is chosen.
         ship: the network that a run ships: the method's `first` predictor at its best validation, as in its paper; or
             the `best` of all by validation. Fewer than 5 images choose nothing: `best` then ships the last weights, as
-            `last` does with any number (`run.average_last`). `overall` is `best`, and afterwards the better by
-            validation of the run and what it is compared with (`run.twin`).
+            `last` does with any number (`run.average_last`). `overall`: the better of the `best` and `run.twin`.
         batch: windows (or images of equal size) per forward.
         precision: of networks in float32: `32-true`, or `bf16-mixed`, bfloat16 autocast with logits upsampled in
             float32: faster where `run.precision=auto` trains in it, but class maps change where two classes are close.

@@ -188,7 +188,7 @@ def test_a_dry_run_needs_no_place_for_a_run(trained):
 def test_missing_data_exits_with_3(tmp_path):
     result = run("train", "fixmatch/folder", "--data", tmp_path / "nowhere", "--out", tmp_path / "r", "--dry-run")
     assert result.exit_code == 3
-    assert result.stderr.startswith("DataError[H208]: ")
+    assert "\nDataError[H208]: " in result.stderr  # after the line that says what is being done
     assert "nowhere" in result.stderr
     assert not (tmp_path / "r").exists()
 

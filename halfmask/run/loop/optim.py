@@ -107,8 +107,14 @@ def make_optimizers(method: Method, optim: OptimRecipe, lr: float, fused: bool =
                     torch_groups.append({"params": params, **settings})
         with without_compiler():
             made = optimizers[key] = _optimizer(torch_groups, own, fused)
-            made.zero_grad(), made.state_dict()  # each asks for the compiler once
+            _ask_once(made)
     return optimizers
+
+
+def _ask_once(optimizer: Optimizer) -> None:
+    """Call what asks for the compiler at its first call, on a spare optimizer: gradients of the network stay."""
+    spare = type(optimizer)([nn.Parameter(torch.zeros(1))], lr=0.1)  # type: ignore[call-arg]
+    spare.zero_grad(), spare.state_dict()
 
 
 def set_rates(optimizers: dict[str, Optimizer], factor: float) -> None:
