@@ -60,7 +60,8 @@ def headline(found: Material) -> str:
     if curve:
         return f"{metric} {percent(max(value for _, value in curve))} % at its best"
     if (folds := cross_validated(found.run.path)) is not None:
-        return f"{found.run.steps} steps, {percent(folds['score']['value'])} % by cross-validation"
+        shipped = folds["other"] if folds.get("ships") == "other" else folds["score"]
+        return f"{found.run.steps} steps, {percent(shipped['value'])} % by cross-validation"
     return f"{found.run.steps} steps, no score yet"
 
 
