@@ -93,12 +93,9 @@ class PsMt(Method):
         super().__init__(task)
         self.student = build()
         self.teacher_a, self.teacher_b = build(), build()
-        # In a tuple, so that they are no modules: the networks learn by themselves in the first epochs, all of them
-        # but what is frozen in the student too.
-        learning = [one for net in self._networks() for one in net.parameters() if one.requires_grad]
+        # In a tuple, so that they are no modules. The optimizer takes what learns now.
         self._averages = (Teacher(self.teacher_a), Teacher(self.teacher_b))
-        for parameter in learning:
-            parameter.requires_grad_(True)
+        self._let_teachers_learn(True)
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(beta_box, beta=(4.0, 4.0))
         self.vat = Adversarial(eps=noise, direction=vat_direction, xi=1e-6)
@@ -112,7 +109,9 @@ class PsMt(Method):
         """Compute the loss of one batch."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
         loss_of = partial(self.labeled_loss, weight=batch.class_weights)
-        if progress.epoch < self.warmup_epochs:
+        warm = progress.epoch < self.warmup_epochs
+        self._let_teachers_learn(warm)
+        if warm:
             return self._warm_up(x_l, y_l, loss_of)
         x_u, valid = batch.draw(0).image, batch.draw(0).valid  # (B, *T, 3, H, W), (B, H, W)
 
@@ -161,6 +160,12 @@ class PsMt(Method):
 
     def _networks(self) -> tuple[Model, Model]:
         return self.teacher_a, self.teacher_b
+
+    def _let_teachers_learn(self, learn: bool) -> None:
+        """Let the networks learn by themselves, as in the first epochs, but for what is frozen in the student too."""
+        for net in self._networks():
+            for own, parameter in zip(self.student.parameters(), net.parameters(), strict=True):
+                parameter.requires_grad_(learn and own.requires_grad)
 
     def _warm_up(self, x_l: Tensor, y_l: Tensor, loss_of: Callable[..., Tensor]) -> StepOutput:
         loss_l = loss_of(self.student(self.strong(x_l)), y_l)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from halfmask.on_demand import on_demand
@@ -36,21 +36,33 @@ with on_demand("torch._dynamo.utils", "is_compile_supported"), _disable_on_deman
     import timm
     from timm.layers import (  # type: ignore[attr-defined]
         Attention,
+        AvgPool2dSame,
         Conv2dSame,
         DropPath,
+        ScaledStdConv2dSame,
+        StdConv2dSame,
         convert_sync_batchnorm,
         resample_abs_pos_embed,
+        to_2tuple,
     )
+    from timm.layers.pool2d_same import MaxPool2dSame
 
 __all__ = [
-    "Conv2dSame",
     "DropPath",
     "FusedAttention",
     "convert_sync_batchnorm",
     "fused_attention",
+    "pads_by_size",
     "resample_abs_pos_embed",
     "timm",
 ]
+
+_SAME = (AvgPool2dSame, Conv2dSame, MaxPool2dSame, ScaledStdConv2dSame, StdConv2dSame)
+
+
+def pads_by_size(network: nn.Module) -> bool:
+    """Tell whether a layer has SAME padding that depends on the size of its map: with stride 1 it does not."""
+    return any(isinstance(part, _SAME) and max(to_2tuple(part.stride)) > 1 for part in network.modules())
 
 
 def fused_attention(

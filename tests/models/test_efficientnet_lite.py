@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from timm import layers
+from timm.layers.pool2d_same import MaxPool2dSame
+from torch import nn
 from torch.testing import assert_close
 
 from halfmask import create_model, import_checkpoint
@@ -25,6 +28,7 @@ from halfmask.models.encoders.efficientnet_lite import (
 from halfmask.models.encoders.resnet import ResNet
 from halfmask.models.encoders.timm import Timm
 from halfmask.models.key_rules import rename
+from halfmask.models.timm_library import pads_by_size
 from halfmask.models.weights import found_in, packaged_file, published_for, read_state
 from halfmask.recipe.sections import ModelRecipe
 from halfmask.task import Task
@@ -243,3 +247,12 @@ def test_it_takes_multiples_of_its_last_stride_and_whole_images_are_padded_to_th
     same = Timm(model="tf_efficientnet_lite0", output_stride=stride)
     other = Timm(model="efficientnet_lite0", output_stride=stride)  # pads alike on all sizes
     assert (same.size_multiple, other.size_multiple) == (stride, 1)
+
+
+def test_every_layer_with_same_padding_asks_for_multiples_unless_its_stride_is_one() -> None:
+    with torch.device("meta"):
+        scaled = Timm(model="dm_nfnet_f0")  # ScaledStdConv2dSame
+        pooled = Timm(model="resnet26d", output_stride=16)  # AvgPool2dSame of stride 1
+    assert (scaled.size_multiple, pooled.size_multiple) == (32, 1)
+    for layer in (layers.StdConv2dSame(3, 3, 3, stride=2), MaxPool2dSame(3, 2), layers.AvgPool2dSame(2, 2)):
+        assert pads_by_size(nn.Sequential(layer))

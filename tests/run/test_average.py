@@ -12,6 +12,7 @@ from halfmask.methods.fixmatch import FixMatch
 from halfmask.run.checkpoint import open_predictors, read_checkpoint
 from halfmask.run.fit import fit
 from halfmask.run.loop.average import AverageLast, WeightAverage
+from halfmask.run.own_loop import build_method
 from tests.run.same import assert_same_run
 from tests.run.tiny import failing_at, recipe, write_dataset
 
@@ -84,6 +85,44 @@ def test_where_validation_chooses_nothing_is_averaged(
     fit(recipe(many, "run.average_last=0.5", f"eval.ship={rule}", "run.steps=2"), tmp_path / "run", quiet=True)
     assert "averaged_steps" not in load_bundle(tmp_path / "run").meta
     assert "average" not in read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["halfmask"]
+
+
+def test_an_ensemble_of_networks_that_learn_and_each_of_them_is_averaged(data: Path, tmp_path: Path) -> None:
+    asked = recipe(data, *KEYS, method="cps", ensemble=True)
+    fit(asked, tmp_path / "run", quiet=True)
+    assert load_bundle(tmp_path / "run").meta["averaged_steps"] == 3
+    average = WeightAverage(0.5, 6)
+    method = build_method(asked)
+    average.take(method)
+    assert [average.span_of(name) for name in ("mean", "net_a", "net_b", "net_c")] == [3, 3, 3, 0]
+    again = WeightAverage(0.5, 6)
+    again.load(average.state())
+    assert again.span_of("net_b") == 3
+    weights = sum(value.numel() for value in method.state_dict().values() if value.is_floating_point())
+    assert sum(value.numel() for value in average.state()["mean"].values()) == weights  # each once
+
+
+def test_teachers_that_learned_in_the_first_epochs_only_are_shipped_as_they_are(data: Path, tmp_path: Path) -> None:
+    fit(recipe(data, *KEYS, method="ps_mt", warmup_epochs=0.5), tmp_path / "run", quiet=True)
+    assert "averaged_steps" not in load_bundle(tmp_path / "run").meta
+    mean = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["halfmask"]["average"]["mean"]
+    assert {name.partition(".")[0] for name in mean} == {"student"}
+
+
+def test_what_is_averaged_is_settled_at_the_first_point(data: Path) -> None:
+    method, average = build_method(recipe(data, method="fixmatch")), WeightAverage(0.5, 6)
+    student = method.predictors()["student"]
+    average.take(method)
+    names = list(average.state()["mean"])
+    method.requires_grad_(False)
+    average.take(method)
+    assert list(average.state()["mean"]) == names
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    method.requires_grad_(True)
+    with average.swapped_in(method):
+        assert average.span_of("student") == 3
+        assert average.span_of("teacher") == 0
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
 def test_points_are_few_and_the_last_step_is_one_of_them() -> None:

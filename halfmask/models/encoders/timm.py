@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from halfmask.errors import RecipeError, nearest
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
 from halfmask.models.encoders.efficientnet_lite import check_arithmetic
-from halfmask.models.timm_library import Conv2dSame, timm
+from halfmask.models.timm_library import pads_by_size, timm
 from halfmask.models.weights import Release, find_file, fitting_state, is_local, timm_releases
 
 
@@ -82,7 +82,7 @@ class Timm(Encoder):
         for module in self.net.modules():
             vars(module).pop("pretrained_cfg", None)
         self.channels, self.strides = _widths(self.net)
-        if any(isinstance(part, Conv2dSame) for part in self.net.modules()):
+        if pads_by_size(self.net):
             # SAME padding depends on the size: on other sides than in training maps of different strides do not meet.
             self.size_multiple = math.lcm(self.size_multiple, self.strides[-1])
         self.channels_last = _is_channels_last(self.net)

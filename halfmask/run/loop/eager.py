@@ -1,6 +1,12 @@
 """Training without the compiler of torch, unless it is asked for: importing it takes over 4 CPU seconds.
 
 Lightning imports it for one class, optimizers at each step, to say where a compiled graph would end.
+
+Two things stay for the life of the process, where Lightning was imported without the compiler. Lightning holds the
+stand-in's `OptimizedModule`: what a user's own code gives it as `torch.compile(module)` is not recognized as compiled
+(`run.compile` compiles encoder and decoder in place, which needs no such word). And `torch._compile` keeps the
+stand-in's `disable` with each function it was asked for (`__dynamo_disable`): these then run without the mark that ends
+a compiled graph, which matters to those alone who compile an optimizer's step.
 """
 
 from collections.abc import Callable, Iterator
