@@ -162,7 +162,7 @@ class PsMt(Method):
         return self.teacher_a, self.teacher_b
 
     def _let_teachers_learn(self, learn: bool) -> None:
-        """Let the networks learn by themselves, as in the first epochs, but for what is frozen in the student too."""
+        """Set whether the networks learn by themselves, as in the first epochs; frozen parts never do."""
         for net in self._networks():
             for own, parameter in zip(self.student.parameters(), net.parameters(), strict=True):
                 parameter.requires_grad_(learn and own.requires_grad)
