@@ -48,6 +48,7 @@ with on_demand("torch._dynamo.utils", "is_compile_supported"), _disable_on_deman
     from timm.layers.pool2d_same import MaxPool2dSame
 
 __all__ = [
+    "Conv2dSame",
     "DropPath",
     "FusedAttention",
     "convert_sync_batchnorm",
