@@ -38,8 +38,8 @@ class WeightAverage:
         active: whether the predictors hold the mean now.
 
     >>> average = WeightAverage(0.25, 1000)
-    >>> [step for step in (750, 751, 762, 774, 1000) if average.due(step)]
-    [762, 774, 1000]
+    >>> [step for step in (750, 751, 760, 772, 1000) if average.due(step)]
+    [760, 772, 1000]
     """
 
     def __init__(self, share: float, total_steps: int) -> None:
