@@ -76,7 +76,8 @@ def test_logits_are_mixed_with_weights_that_sum_to_one() -> None:
         assert mixed.shape == (2, 1, 4, 4)
         assert not mixed.requires_grad
         assert torch.equal(mixed, mixed[:1, :, :1, :1].expand_as(mixed))  # one weight per network
-        assert 1 - 1e-6 <= float(mixed.mean()) <= 3 + 1e-6
+        # Networks of weights 1, 2, 3: weights that are not positive or do not sum to one soon leave their range.
+        assert abs(float(mixed.mean()) - 2) <= 1 + 1e-6
         seen.add(round(float(mixed.mean()), 4))
     assert len(seen) > 10
     # Equal networks: only weights that sum to one give the network itself.
