@@ -18,12 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from _processes import run
+from _processes import heading, run
 from PIL import Image
-
-from halfmask.bench.speed import device_name
-from halfmask.run.folder import environment
 
 FORMAT = 1
 SIDE, CLASSES = 64, 3
@@ -68,13 +64,8 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), metavar="NAME")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file of the results")
     options = parser.parse_args()
-    state = environment()
-    state["command"] = [Path(word).name for word in state["command"]]
     content: dict[str, Any] = {
-        "format": FORMAT,
-        "device": device_name(torch.device("cpu")),
-        "environment": state,
-        "threads": torch.get_num_threads(),
+        **heading(FORMAT),
         "rows": [],
     }
     if options.out is not None and options.out.is_file():

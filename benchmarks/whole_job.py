@@ -27,13 +27,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from _processes import Taken, run
+from _processes import Taken, heading, run
 from _turns import JOBS, Job, agreement, make_folder, measure
 from published import FOLDER
-
-from halfmask.bench.speed import device_name
-from halfmask.run.folder import environment
 
 FORMAT = 1
 
@@ -64,13 +60,8 @@ def summary(taken: list[Taken]) -> dict[str, Any]:
 
 def measure_jobs(names: list[str], rounds: int, memory: bool, out: Path | None) -> None:
     """Measure jobs in both precisions, write and print what was found."""
-    state = environment()
-    state["command"] = [Path(word).name for word in state["command"]]
     content: dict[str, Any] = {
-        "format": FORMAT,
-        "device": device_name(torch.device("cpu")),
-        "environment": state,
-        "threads": torch.get_num_threads(),
+        **heading(FORMAT),
         "jobs": [],
     }
     if out is not None and out.is_file():
@@ -138,12 +129,8 @@ def main() -> None:
             for name in list(commands)[:: 1 if number % 2 == 0 else -1]:
                 found[name].append(per_step(commands[name], short, long))
                 print(f"round {number + 1}  {name:<9} {found[name][-1].cpu:.3f} CPU s per step", flush=True)
-    state = environment()
-    state["command"] = [Path(word).name for word in state["command"]]
     content: dict[str, Any] = {
-        "format": FORMAT,
-        "device": device_name(torch.device("cpu")),
-        "environment": state,
+        **heading(FORMAT),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "load_average": list(os.getloadavg()),
         "recipe": options.recipe,
