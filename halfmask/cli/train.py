@@ -5,6 +5,8 @@ import json
 import os
 import tempfile
 import time as clock
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +16,7 @@ import typer
 from halfmask.cli import flags
 from halfmask.cli.exits import is_out_of_memory
 from halfmask.cli.recipe_flags import RecipeFlags
-from halfmask.errors import OutOfMemoryError, RecipeError
+from halfmask.errors import Interrupted, OutOfMemoryError, RecipeError
 from halfmask.task import METRIC_NAMES
 
 if TYPE_CHECKING:
@@ -126,10 +128,12 @@ def train(
             chosen = _with_seed(planned.recipe, seed) if planned else flags.load_recipe(source, keys | seed, overrides)
             if planned and place.dry_run:  # its trials have answered all that another one would measure anew
                 results.append(_tried(planned, folder))
-            elif place.folds is not None and not place.dry_run:
-                results.append(_cross_validate(chosen, folder, place, output.quiet))
-            else:
-                results.append(_train(chosen, folder, overwrite=place.overwrite, **options))
+                continue
+            with _naming_other_seeds(folders[len(results) + 1 :]):
+                if place.folds is not None and not place.dry_run:
+                    results.append(_cross_validate(chosen, folder, place, output.quiet))
+                else:
+                    results.append(_train(chosen, folder, overwrite=place.overwrite, **options))
     from halfmask.infer.devices import is_first_rank
 
     if place.dry_run and not output.as_json and is_first_rank():  # one process of torchrun speaks for all
@@ -238,6 +242,23 @@ def _folders(place: Place, keys: dict[str, Any]) -> list[tuple[Path, dict[str, A
     for folder, _ in folders if is_first_rank() else ():
         RunDir(folder).check_free(overwrite=place.overwrite)
     return folders
+
+
+@contextmanager
+def _naming_other_seeds(others: list[tuple[Path, dict[str, Any]]]) -> Iterator[None]:
+    """Say with an interruption which seeds have not begun: no `--resume` begins them.
+
+    Raises:
+        Interrupted: with that sentence.
+    """
+    try:
+        yield
+    except Interrupted as stopped:
+        if not others:
+            raise
+        seeds = ",".join(str(key["run.seed"]) for _, key in others)
+        text = f"{stopped}\n  For the seeds that have not begun, give this command again with: --seeds {seeds}"
+        raise Interrupted(text, stopped.exit_code) from None
 
 
 def _cross_validate(recipe: "Recipe", out: Path, place: Place, quiet: bool) -> "TrainResult":

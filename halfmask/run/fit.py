@@ -17,7 +17,7 @@ from halfmask.progress import timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
-from halfmask.run.folder import RunDir, stage_names
+from halfmask.run.folder import FOLDS, RunDir, stage_names
 from halfmask.run.loop import shipping
 from halfmask.run.loop.average import AverageLast, WeightAverage
 from halfmask.run.loop.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
@@ -30,7 +30,7 @@ from halfmask.run.loop.trainer import make_trainer, prepare_networks
 from halfmask.run.prepare import describe, prepare
 from halfmask.run.prepared import Prepared, clean_statistics, loader_maker
 from halfmask.run.stages import train_stages
-from halfmask.run.twin import TwinResult
+from halfmask.run.twin import TwinResult, kinds_of
 
 # A resumed run may change how it is computed, not what is computed.
 _FREE_ON_RESUME = (
@@ -197,7 +197,8 @@ def _train_stage(
     if start is not None and start.header["step"] >= prepared.total_steps:
         line.say(f"{run.path} is finished: {start.header['step']} of {prepared.total_steps} steps are done.")
         return TrainResult(run.path, start.header["step"], time.monotonic() - began, start.header["best"], {}, metric)
-    _fit(trainer, module, checkpoints, None if start is None else start.checkpoint)
+    goes_on = run.root != run.path or bool(kinds_of(recipe))
+    _fit(trainer, module, checkpoints, None if start is None else start.checkpoint, goes_on=goes_on)
     best, values = dict(module.best), dict(validation.last)
     return TrainResult(run.path, module.step, time.monotonic() - began, best, values, metric)
 
@@ -218,26 +219,27 @@ def _average(module: LitMethod, recipe: Recipe, images: int) -> list[AverageLast
     return [AverageLast(module.average)]
 
 
-def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start: Path | None) -> None:
+def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start: Path | None, *, goes_on: bool) -> None:
     """Train, from a checkpoint if there is one; whatever ends it early says what is saved and how to go on.
 
+    Args:
+        trainer: with its callbacks.
+        module: the method in training.
+        checkpoints: one of the callbacks.
+        start: the checkpoint.
+        goes_on: something else is trained after this, by the same command.
+
     Raises:
-        Interrupted: Ctrl-C or SIGTERM.
+        Interrupted: Ctrl-C or SIGTERM, also after the last step: what the run is a part of must not begin the next.
         DataError: a file could not be read any more.
     """
     run, stop = checkpoints.run, checkpoints.stop
-
-    def saved() -> str:
-        if not run.last.exists():
-            return f"There is no checkpoint yet: start anew with --overwrite (or --out other than {run.root})."
-        step = read_checkpoint(run.last)["halfmask"]["step"]
-        return f"The checkpoint of step {step} is saved. Continue with: halfmask train --resume {run.root}"
-
     with stop:
         try:
             trainer.fit(module, ckpt_path=None if start is None else str(start), weights_only=True)
         except StopNow:
-            text = f"stopped at once in step {module.step + 1} of {module.total_steps}. {saved()}"
+            step = min(module.step + 1, module.total_steps)  # or in what follows the last one
+            text = f"stopped at once in step {step} of {module.total_steps}. {_saved(run)}"
             raise Interrupted(text, stop.exit_code) from None
         except SystemExit:
             # How Lightning passes on a SIGTERM that came before the first step.
@@ -247,10 +249,27 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start:
             # A run goes on with the same lists only: what another start advises would end it.
             text = re.sub(r", or remove [^.]*", "", str(error))
             once = "an intact copy is in its place" if error.code == "H201" else "it is mended"
-            raise DataError(f"{text}\n  Once {once}: {saved()}", error.code) from error
-    if stop.signal is not None and module.step < module.total_steps:
-        text = f"stopped at step {module.step} of {module.total_steps} ({stop.signal.name}). {saved()}"
-        raise Interrupted(text, stop.exit_code)
+            raise DataError(f"{text}\n  Once {once}: {_saved(run)}", error.code) from error
+    ended = module.step == module.total_steps
+    if ended:
+        stop.agree(trainer)  # a wish that came in the last validation
+    if stop.signal is None:
+        return
+    place = f"step {module.step} of {module.total_steps} ({stop.signal.name})"
+    text = f"stopped at {place}. {_saved(run)}" if not ended else f"stopped after {place}: {run.path} is finished."
+    if ended and goes_on:
+        text += f" Go on with the rest: halfmask train --resume {run.root}"
+    raise Interrupted(text, stop.exit_code)
+
+
+def _saved(run: RunDir) -> str:
+    """Say what of an unfinished run is saved, and how to go on."""
+    if not run.last.exists() and run.root == run.path and not (run.path / FOLDS).is_file():
+        return f"There is no checkpoint yet: start anew with --overwrite (or --out other than {run.root})."
+    if not run.last.exists():
+        return f"{run.path} has no checkpoint yet and begins anew. Continue with: halfmask train --resume {run.root}"
+    step = read_checkpoint(run.last)["halfmask"]["step"]
+    return f"The checkpoint of step {step} is saved. Continue with: halfmask train --resume {run.root}"
 
 
 def _meta(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:

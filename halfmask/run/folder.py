@@ -20,14 +20,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from halfmask.atomic import atomic_path, flush, require_writable, write_json, write_text
 from halfmask.data.splits.split import Split
-from halfmask.errors import CheckpointError, DataError
+from halfmask.errors import CheckpointError, DataError, Interrupted
 from halfmask.infer.bundle import STAGES
 from halfmask.infer.domains import DOMAINS, domain_names
 from halfmask.recipe.read import Recipe, load
@@ -247,6 +248,22 @@ class RunDir:
             except (ValueError, LookupError, TypeError):
                 continue  # the line that the kill cut short, or what a crash left of one
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+@contextmanager
+def naming_resume(root: Path) -> Iterator[None]:
+    """Say how to go on where Ctrl-C comes between two trainings of a run, while nothing else hears it.
+
+    Args:
+        root: folder of the whole run.
+
+    Raises:
+        Interrupted: Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted. Continue with: halfmask train --resume {root}") from None
 
 
 def fold_name(number: int | str) -> str:

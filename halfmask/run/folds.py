@@ -33,7 +33,7 @@ from halfmask.recipe.sections import UnlabeledRecipe
 from halfmask.run import fit as engine
 from halfmask.run.checkpoint import difference_of
 from halfmask.run.fit import TrainResult
-from halfmask.run.folder import FOLDS, RunDir, fold_name
+from halfmask.run.folder import FOLDS, RunDir, fold_name, naming_resume
 from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepare import prepare
@@ -147,19 +147,19 @@ def train_folds(
             RunDir(out).create(overwrite=True)
         asked = {"recipe": recipe.model_dump(mode="json"), "folds": folds, "limit": limit, "held_out": held_out}
         write_json(out / FOLDS, asked)
-    for number, ids in enumerate(held_out, 1):
-        if not quiet:
-            line.say(f"fold     {number} of {folds}: {len(ids)} of {len(prepared.split.labeled)} masks are held out")
-        _train_fold(recipe, prepared, out, number, ids, limit=limit, quiet=quiet)
-    found = _pooled(recipe, prepared, out, held_out)
-    write_json(out / FOLDS, {**asked, "result": asdict(found)})
-    line.say(found.describe())
-    final = _final(recipe, prepared, found)
-    if RunDir(out).saved():
-        result = engine.fit(None, out, resume=True, quiet=quiet)
-    else:
-        result = engine.fit(final, out, overwrite=True, quiet=quiet, keep_folds=True)
-    return result, found
+    with naming_resume(out):
+        for number, ids in enumerate(held_out, 1):
+            if not quiet:
+                masks = f"{len(ids)} of {len(prepared.split.labeled)} masks"
+                line.say(f"fold     {number} of {folds}: {masks} are held out")
+            _train_fold(recipe, prepared, out, number, ids, limit=limit, quiet=quiet)
+        found = _pooled(recipe, prepared, out, held_out)
+        write_json(out / FOLDS, {**asked, "result": asdict(found)})
+        line.say(found.describe())
+        if RunDir(out).saved():
+            return engine.fit(None, out, resume=True, quiet=quiet), found
+        final = _final(recipe, prepared, found)
+        return engine.fit(final, out, overwrite=True, quiet=quiet, keep_folds=True), found
 
 
 def _check(recipe: Recipe, folds: int) -> None:

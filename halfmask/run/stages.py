@@ -36,7 +36,7 @@ from halfmask.palette import palette_of
 from halfmask.progress import looking_at_files
 from halfmask.recipe.read import EvalRecipe, Recipe, UnlabeledRecipe, load
 from halfmask.run.checkpoint import load_networks
-from halfmask.run.folder import RunDir
+from halfmask.run.folder import RunDir, naming_resume
 from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.own_loop import build_method
 
@@ -112,7 +112,8 @@ def train_stages(
         if stage.after is not None:
             all_done = _waiting()
             if first:
-                finish_stage(run, stage, made, quiet=quiet)
+                with naming_resume(run.path):
+                    finish_stage(run, stage, made, quiet=quiet)
             all_done()
             made |= _artifacts(part) or {}
     assert result is not None

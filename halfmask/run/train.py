@@ -20,7 +20,7 @@ from halfmask.recipe.read import Recipe, load
 from halfmask.run import fit as engine
 from halfmask.run.checkpoint import begin_from
 from halfmask.run.fit import TrainResult
-from halfmask.run.folder import RunDir
+from halfmask.run.folder import RunDir, naming_resume
 from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepared import Prepared
@@ -84,9 +84,10 @@ def train(
     result = engine.fit(None if resume else asked, out, **options, **again)
     if prepared is None:
         return result
-    twins = [_train_twin(prepared, kind, out, quiet, tuple(overrides), root or out) for kind in kinds]
+    with naming_resume(root or out):
+        twins = [_train_twin(prepared, kind, out, quiet, tuple(overrides), root or out) for kind in kinds]
+        found = [*compare(out, kinds), None][:2]
     seconds = result.seconds + sum(twin.seconds for twin in twins)
-    found = [*compare(out, kinds), None][:2]
     return dataclasses.replace(result, seconds=seconds, twin=found[0], plain=found[1])
 
 

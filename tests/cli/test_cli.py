@@ -115,6 +115,19 @@ def test_several_seeds_make_several_runs(trained, tmp_path):
     assert [Path(row["out"]).name for row in json.loads(result.stdout)] == ["seed-0", "seed-2"]
 
 
+def test_a_stopped_seed_names_those_that_have_not_begun(tmp_path, monkeypatch):
+    def stopped(recipe, out, **options):
+        raise Interrupted(f"stopped in {out.name}.", 143)
+
+    monkeypatch.setattr("halfmask.run.train.train", stopped)
+    for seeds, left in (("0,2,5", "--seeds 2,5"), ("4", "")):
+        done = run("train", "fixmatch/folder", "--data", "D", "--seeds", seeds, "--out", tmp_path)
+        assert done.exit_code == 143
+        assert f"stopped in seed-{seeds[0]}." in done.stderr
+        assert done.stderr.rstrip().endswith(left)
+        assert ("have not begun" in done.stderr) == bool(left)
+
+
 def test_without_a_recipe_a_plan_is_made_printed_and_open_to_overrides(trained, tmp_path):
     root = write_dataset(tmp_path / "shapes")
     result = run("train", "--data", root, "--out", tmp_path / "r", "--crop", 64, "--workers", 0, "--seeds", "3,4")

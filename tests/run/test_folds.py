@@ -117,8 +117,9 @@ def test_a_shorter_training_is_taken_only_where_it_is_clearly_better(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("step", "begun"), [(5, 2), (4, 1)], ids=["in the second fold", "at the end of the first"])
 def test_stopped_anywhere_it_goes_on_to_the_same_result(
-    data: Path, made: tuple[Path, FoldsResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, made: tuple[Path, FoldsResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, begun: int
 ) -> None:
     out, whole = tmp_path / "run", FixMatch.after_update
     calls = []
@@ -126,12 +127,13 @@ def test_stopped_anywhere_it_goes_on_to_the_same_result(
     def stop(self: Any, progress: Any) -> None:
         whole(self, progress)
         calls.append(progress.step)
-        if len(calls) == 5:  # in the second fold
+        if len(calls) == step:  # of fold, its control, the next fold
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(FixMatch, "after_update", stop, raising=False)
     with pytest.raises(Interrupted, match=rf"halfmask train --resume {out}$"):
         train_folds(recipe(data, *KEYS, "run.twin=control"), out, 2, quiet=True)
+    assert len(list(out.glob("fold-*"))) == begun
     monkeypatch.setattr(FixMatch, "after_update", whole)
     done = CliRunner().invoke(app, ["train", "--resume", str(out), "-q"])
     assert done.exit_code == 0, done.output

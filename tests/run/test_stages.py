@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from halfmask.batch import Progress
 from halfmask.errors import DataError, Interrupted, RecipeError
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import evaluate
@@ -57,19 +58,22 @@ def test_a_finished_run_resumes_to_itself_and_is_not_overwritten(staged: Recipe,
         fit(staged, finished, quiet=True)
 
 
+@pytest.mark.parametrize("step", [1, 2])
 def test_an_interrupted_run_is_resumed_as_a_whole(
-    staged: Recipe, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    staged: Recipe, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     after_update = Staged.after_update
 
-    def stop(self: Staged, progress: object) -> None:
-        after_update(self, progress)  # type: ignore[arg-type]
-        os.kill(os.getpid(), signal.SIGTERM)
+    def stop(self: Staged, progress: Progress) -> None:
+        after_update(self, progress)
+        if progress.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(Staged, "after_update", stop)
-        with pytest.raises(Interrupted, match=r"step 1 of 2.*--resume \S+/run$"):
+        with pytest.raises(Interrupted, match=rf"step {step} of 2.*--resume \S+/run$"):
             fit(staged, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "first").exists()
     fit(None, tmp_path / "run", resume=True, quiet=True)
     assert load_bundle(tmp_path / "run").meta["sha256"] == load_bundle(finished).meta["sha256"]
 

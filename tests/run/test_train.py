@@ -183,11 +183,12 @@ def test_a_file_that_breaks_while_training_ends_in_one_error_and_nothing_is_lost
     assert validations[0] == validations[1]
 
 
-def test_a_wish_to_stop_in_the_last_step_comes_too_late(
+def test_a_wish_to_stop_in_the_last_step_is_heard_and_the_run_is_whole(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     during(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert fit(recipe(data), tmp_path / "run", quiet=True).steps == 6
+    with pytest.raises(Interrupted, match=rf"after step 6 of 6 \(SIGINT\): {tmp_path / 'run'} is finished\.$"):
+        fit(recipe(data), tmp_path / "run", quiet=True)
     assert_same_run(finished, tmp_path / "run")
 
 

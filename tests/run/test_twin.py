@@ -209,16 +209,17 @@ def test_without_an_interval_nothing_is_said_of_one() -> None:
     assert "rough" not in text
 
 
-@pytest.mark.parametrize("where", ["run", "control", "twin"])
+@pytest.mark.parametrize(("where", "last"), [("run", 4), ("control", 4), ("twin", 4), ("run", 6), ("control", 6)])
 def test_stopped_in_the_run_or_in_the_twin_both_are_continued(
-    data: Path, pair: tuple[Path, TwinResult, TwinResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+    data: Path, pair: tuple[Path, TwinResult, TwinResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str,
+    last: int,
+) -> None:  # fmt: skip
     cls: Any = Supervised if where == "twin" else FixMatch
     after_update = cls.after_update
 
     def stop(self: Any, progress: Any) -> None:
         after_update(self, progress)
-        if progress.step + 1 == 4 and (where != "control" or self.unlabeled_weight == 0):
+        if progress.step + 1 == last and (where != "control" or self.unlabeled_weight == 0):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(cls, "after_update", stop, raising=False)
@@ -227,6 +228,8 @@ def test_stopped_in_the_run_or_in_the_twin_both_are_continued(
         halfmask.train(recipe(data, "run.twin=both", loss="ohem", ohem_min_kept=50), out, quiet=True)
     monkeypatch.setattr(cls, "after_update", after_update)
     assert not (out / "twin.json").exists()
+    begun = {"run": [], "control": ["control"], "twin": ["control", "twin"]}
+    assert [name for name in ("control", "twin") if (out / name).exists()] == begun[where]
     again = halfmask.train(None, out, resume=True, quiet=True)
     for folder in ("", "control", "twin"):
         unbroken, continued = state(pair[0] / folder), state(out / folder)
@@ -235,6 +238,17 @@ def test_stopped_in_the_run_or_in_the_twin_both_are_continued(
     assert again.twin.difference == pair[1].difference
     assert again.plain is not None
     assert again.plain.difference == pair[2].difference
+
+
+def test_ctrl_c_while_both_are_compared_says_how_to_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(run: Path, kinds: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "compare", interrupted)
+    with pytest.raises(Interrupted, match=rf"halfmask train --resume {tmp_path / 'run'}$"):
+        halfmask.train(recipe(data, "run.twin=supervised", "run.steps=1"), tmp_path / "run", quiet=True)
 
 
 def test_a_finished_run_gets_its_twin_later_and_a_new_run_removes_it(data: Path, tmp_path: Path) -> None:

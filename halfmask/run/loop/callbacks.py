@@ -310,6 +310,13 @@ class StopRequest:
         """Exit code of the command line: 130 for Ctrl-C, 143 for SIGTERM."""
         return self.codes[self.signal or signal.SIGINT]
 
+    def agree(self, trainer: L.Trainer) -> bool:
+        """Tell whether any process was asked to stop; all of them have to call this at the same step."""
+        asked = self.signal is not None
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(asked, all=False):
+            self.signal = self.signal or signal.SIGTERM
+        return self.signal is not None
+
     def _heard(self, number: int, frame: FrameType | None) -> None:
         again, self.signal = self.signal is not None, self.signal or signal.Signals(number)
         if again and number == signal.SIGINT:
@@ -351,15 +358,8 @@ class Checkpoints(L.Callback):
             save(trainer, module, self.run)
 
     def _asked(self, trainer: L.Trainer, module: LitMethod) -> bool:
-        if trainer.world_size == 1:
-            return self.stop.signal is not None
         # All ranks must stop at the same step; asking each step would cost a synchronization.
-        if module.step % 10:
-            return False
-        stop = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
-        if stop and self.stop.signal is None:
-            self.stop.signal = signal.SIGTERM
-        return bool(stop)
+        return (trainer.world_size == 1 or module.step % 10 == 0) and self.stop.agree(trainer)
 
 
 class KeepCheckpoints(L.Callback):
