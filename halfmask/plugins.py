@@ -8,6 +8,7 @@ Nothing is imported until it is asked for.
 import ast
 import importlib
 import inspect
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
@@ -108,6 +109,16 @@ def params_model(cls: type[Any]) -> type[BaseModel]:
         __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True, allow_inf_nan=False),
         **fields,
     )
+
+
+def arguments(cls: type[Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all keyword-only arguments of a class, from a recipe's plain values, in the types its constructor names.
+
+    Raises:
+        ValidationError: a value that is not allowed.
+    """
+    checked = params_model(cls).model_validate(params)
+    return {name: getattr(checked, name) for name in type(checked).model_fields}
 
 
 def _installed(kind: Kind) -> EntryPoints:

@@ -10,7 +10,7 @@ import yaml
 
 from halfmask.method import Method
 from halfmask.models.build import Builder
-from halfmask.plugins import resolve
+from halfmask.plugins import arguments, resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.shipped import recipe_names, recipes_folder
 from halfmask.run.loop.optim import base_rate, make_optimizers, rate_factor, set_rates
@@ -57,7 +57,8 @@ def on_meta(name: str) -> Method:
     task = Task("segmentation", tuple(f"class {number}" for number in range(CLASSES[recipe.data.dataset.name])))
     with torch.device("meta"):
         build = Builder(recipe.model, task, crop=recipe.data.crop, pretrained=False)
-        method: Method = resolve("methods", recipe.method.name)(task, build, **recipe.method.params)
+        cls = resolve("methods", recipe.method.name)
+        method: Method = cls(task, build, **arguments(cls, recipe.method.params))
     return method
 
 
@@ -151,6 +152,7 @@ def test_recipes_that_claim_numbers_set_the_published_behavior(name):
     assert (recipe.eval.absent_classes, recipe.run.precision) == ("zero", "32-true")
     warmup = {"pascal": 5, "cityscapes": 15, "coco": 1}[data.dataset.name]
     assert method["warmup_epochs"] == warmup
+    mined = {"name": "ohem", "threshold": 0.7, "min_kept": 200_000}
     assert (method["loss"], recipe.eval.mode, recipe.eval.border) == (
-        ("ohem", "slide", "clip") if data.dataset.name == "cityscapes" else ("ce", "whole", "shift")
+        (mined, "slide", "clip") if data.dataset.name == "cityscapes" else ("ce", "whole", "shift")
     )

@@ -189,3 +189,46 @@ def test_keys_of_earlier_versions_are_dropped_with_a_remark_where_they_asked_for
 def test_a_model_section_of_an_earlier_bundle_is_read():
     found = ModelRecipe.model_validate({"decoder": {"name": "segformer", "impl": "auto", "dropout": 0.2}})
     assert found.decoder.params == {"dropout": 0.2}
+
+
+def test_parameters_of_earlier_versions_are_read_under_their_present_names(recwarn):
+    now = {"loss": {"name": "ohem", "threshold": 0.61, "min_kept": 51}}
+    then = {"loss": "ohem", "ohem_threshold": 0.61, "ohem_min_kept": 51}
+    assert load({"method": {"name": "cps", **then}}) == load({"method": {"name": "cps", **now}})
+    assert load({"method": {"name": "cps", **then}}).method.params["loss"] == now["loss"]
+    texts = [str(warning.message) for warning in recwarn]
+    assert [text.partition(" ")[0] for text in texts] == ["method.ohem_threshold", "method.ohem_min_kept"]  # once
+    assert "method.loss={name: ohem, min_kept: 51}" in texts[1]
+
+    wrapped = load({"method": {"name": "multi_domain", "method": {"name": "cps", **then}}})
+    assert wrapped.method.params["method"]["loss"] == now["loss"]
+    overridden = load({"method": {"name": "cps", **now}}, ["method.ohem_min_kept=52"])
+    assert overridden.method.params["loss"] == now["loss"] | {"min_kept": 52}
+
+
+def test_parameters_of_earlier_versions_without_effect_are_dropped_in_silence(recwarn):
+    # Every recipe that a run wrote held them.
+    then = {"name": "cps", "loss": "ce", "ohem_threshold": 0.61, "ohem_min_kept": 51}
+    assert load({"method": then}).method == load({"method": "cps"}).method
+    assert not recwarn
+
+
+def test_a_class_keeps_its_own_parameter_of_an_old_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old_names.py").write_text(
+        "class Mine:\n    def __init__(self, task, build, *, loss: str = 'ce', ohem_threshold: float = 0.5): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = {"name": "old_names:Mine", "loss": "ohem", "ohem_threshold": 0.25}
+    assert load({"method": mine}).method.params == {"loss": "ohem", "ohem_threshold": 0.25}
+    with pytest.raises(RecipeError, match=r"method\.ohem_min_kept is not a parameter"):
+        load({"method": {"name": "cct", "ohem_min_kept": 3}})  # its loss has never had it
+
+
+def test_a_loss_is_a_name_or_a_name_with_numbers() -> None:
+    assert load({"method": "cps"}, ["method.loss=ohem"]).method.params["loss"]["min_kept"] == 200_000
+    found = load({"method": {"name": "cps", "loss": "ohem"}}, ["method.loss.threshold=0.5"])
+    assert found.method.params["loss"] == {"name": "ohem", "threshold": 0.5, "min_kept": 200_000}
+    with pytest.raises(RecipeError, match=r"one of 'ce', 'ohem' \| a section with the keys name, threshold, min_kept"):
+        load({"method": {"name": "cps", "loss": "focal"}})
+    with pytest.raises(RecipeError, match=r"method.loss.treshold .* Did you mean `threshold`"):
+        load({"method": {"name": "cps", "loss": {"name": "ohem", "treshold": 0.5}}})

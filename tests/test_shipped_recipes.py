@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from halfmask.models.build import Builder
-from halfmask.plugins import names, resolve
+from halfmask.plugins import arguments, names, resolve
 from halfmask.recipe.read import ModelRecipe, Recipe, load
 from halfmask.recipe.shipped import recipe_names, recipe_summary, recipes_folder
 from halfmask.task import Task
@@ -141,5 +141,6 @@ def test_every_method_has_a_recipe():
 def test_method_of_the_recipe_is_made_from_its_parameters(name):
     recipe = load(path(name))
     task = task_of(recipe, 3)
-    method = resolve("methods", recipe.method.name)(task, tiny_builder(task), **recipe.method.params)
+    cls = resolve("methods", recipe.method.name)
+    method = cls(task, tiny_builder(task), **arguments(cls, recipe.method.params))
     assert method.draws in (0, 1, 2)

@@ -6,7 +6,7 @@ import json
 import shutil
 import textwrap
 from collections.abc import Callable
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -14,6 +14,9 @@ from halfmask.cli import flags
 from halfmask.docstrings import argument_docs, cited
 from halfmask.errors import RecipeError, nearest
 from halfmask.task import METRIC_NAMES
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 class What(enum.StrEnum):
@@ -78,10 +81,8 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
         RecipeError: there is no such thing.
     """
     from halfmask.plugins import Kind, params_model, resolve
-    from halfmask.recipe.explain import describe_field
 
     cls = resolve(cast(Kind, kind), name)
-    meanings = argument_docs(inspect.getdoc(cls) or "")
     module_doc = inspect.getdoc(inspect.getmodule(cls)) or ""
     entry: dict[str, Any] = {
         "kind": kind,
@@ -96,17 +97,29 @@ def describe_entry(kind: str, name: str) -> dict[str, Any]:
         facts = facts_of(cls)
         entry |= {"paper": str(cited(module_doc) or ""), "networks": facts.networks, "passes": facts.passes}
         entry |= {"needs": list(facts.needs), "status": cls.status, "tasks": sorted(cls.tasks)}
-    entry["parameters"] = [
-        {
-            "name": field,
+    entry["parameters"] = _parameters(params_model(cls), inspect.getdoc(cls) or "")
+    return entry
+
+
+def _parameters(schema: "type[BaseModel]", docstring: str, prefix: str = "") -> list[dict[str, Any]]:
+    """Describe the fields of a schema; those of a section that a field may hold follow it, `loss.threshold`."""
+    from halfmask.recipe.explain import describe_field, section_in
+
+    meanings = argument_docs(docstring)
+    rows = []
+    for field, info in schema.model_fields.items():
+        if prefix and field == "name":
+            continue  # the choice itself
+        row = {
+            "name": f"{prefix}{field}",
             "type": describe_field(info).partition(", default ")[0],
             "default": None if info.is_required() else _plain(info.get_default(call_default_factory=True)),
             "required": info.is_required(),
             "meaning": meanings.get(field, ""),
         }
-        for field, info in params_model(cls).model_fields.items()
-    ]
-    return entry
+        section = section_in(info.annotation)
+        rows += [row, *(_parameters(section, inspect.getdoc(section) or "", f"{field}.") if section else [])]
+    return rows
 
 
 def _targets(method: str) -> list[dict[str, Any]]:

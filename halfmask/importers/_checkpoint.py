@@ -20,7 +20,7 @@ from halfmask.infer.bundle import save_bundle
 from halfmask.models.build import Builder
 from halfmask.models.key_rules import check_fit, rename
 from halfmask.models.weights import read_content, tensors_of
-from halfmask.plugins import names, params_model, resolve
+from halfmask.plugins import arguments, names, resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.folder import RunDir
 from halfmask.task import Kind, Task
@@ -213,8 +213,7 @@ def _write_encoder(
     """Load the file into our encoder, which checks it, and write that encoder's tensors."""
     entry = load({"model": section}, overrides).model.encoder
     cls = resolve("encoders", entry.name)
-    params = params_model(cls).model_validate(entry.params | {"weights": str(path)})
-    encoder = cls(**{name: getattr(params, name) for name in type(params).model_fields})
+    encoder = cls(**arguments(cls, entry.params | {"weights": str(path)}))
     state = {key: value.contiguous() for key, value in getattr(encoder, "net", encoder).state_dict().items()}
     with atomic_path(out / ENCODER_FILE) as file:
         save_file(state, file)

@@ -6,19 +6,41 @@ gradient where nothing is left to learn from. Targets are int64 labels; `ignore_
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from halfmask.losses.upsampled import summed_cross_entropy
 from halfmask.models.coarse_logits import CoarseLogits, full
+from halfmask.recipe.sections import Section
 
-LossName = Literal["ce", "ohem"]
 _SKIP = -100  # label of pixels left out; never a class
 _LARGEST_RATIO = 100.0  # of the weights of two classes
+
+
+class Ohem(Section):
+    """Cross-entropy of the hard pixels, with the numbers of `ohem_cross_entropy`.
+
+    Args:
+        threshold: pixels whose true class has at most this probability are hard.
+        min_kept: hard pixels to keep at least, per process and batch.
+    """
+
+    name: Literal["ohem"] = "ohem"
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
+    min_kept: Annotated[int, Field(ge=0)] = 200_000
+
+
+def _with_defaults(value: object) -> object:
+    return Ohem() if value == "ohem" else value
+
+
+# Argument `loss` of methods. A recipe says `ce`, `ohem`, or `{name: ohem, threshold: 0.7, min_kept: 200000}`.
+LabeledLoss = Annotated[Literal["ce", "ohem"] | Ohem, BeforeValidator(_with_defaults)]
 
 
 def cross_entropy(
@@ -167,16 +189,19 @@ def hard_pixels(
     return valid & (hard | too_few)
 
 
-def supervised_loss(
-    name: LossName, *, threshold: float = 0.7, min_kept: int = 200_000, ignore_index: int = 255
-) -> Callable[..., Tensor]:
-    """Return the loss of labeled images that a recipe names: `ce`, or `ohem` with its two parameters.
+def supervised_loss(loss: LabeledLoss, ignore_index: int = 255) -> Callable[..., Tensor]:
+    """Return the loss of labeled images that a recipe asks for, as a function of logits and labels.
 
     It also takes `weight`, one number per class (`Batch.class_weights`).
+
+    >>> logits, target = torch.zeros(1, 4, 2), torch.tensor([[3, 255]])
+    >>> round(supervised_loss(Ohem(threshold=0.5))(logits, target).item(), 4)
+    1.3863
     """
-    if name == "ohem":
-        return partial(ohem_cross_entropy, threshold=threshold, min_kept=min_kept, ignore_index=ignore_index)
-    return partial(cross_entropy, ignore_index=ignore_index)
+    if loss == "ce":
+        return partial(cross_entropy, ignore_index=ignore_index)
+    hard = Ohem() if isinstance(loss, str) else loss
+    return partial(ohem_cross_entropy, threshold=hard.threshold, min_kept=hard.min_kept, ignore_index=ignore_index)
 
 
 def squared_error(

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.errors import ShapeError
-from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.bottlenecks.allspark import AllSpark as Bottleneck
 from halfmask.models.model import eval_mode
@@ -63,8 +63,6 @@ class AllSpark(Method):
         labeled_color: color changes and blur on the labeled images.
         ignore_padding: leave the padded part of unlabeled crops out of the loss.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -88,16 +86,12 @@ class AllSpark(Method):
         loss_scale: Annotated[float, Field(gt=0)] = 0.5,
         labeled_color: bool = True,
         ignore_padding: bool = True,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student = build(bottleneck={"name": "allspark"})
         self.strong = StrongAugment(same_light=task.same_light)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.side = -(-build.crop // self.student.encoder.strides[-1])
         self.memory: ClassMemory | None = None
         if keys == "memory":

@@ -33,7 +33,7 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
@@ -59,8 +59,6 @@ class AugSeg(Method):
         clean_pass: pass the clean unlabeled images through the student too, for its batch-norm statistics.
         ignore_padding: pixels of padding teach nothing.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -79,9 +77,7 @@ class AugSeg(Method):
         operations: Annotated[int, Field(ge=1)] = 3,
         clean_pass: bool = False,
         ignore_padding: bool = True,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student = build()
@@ -89,9 +85,7 @@ class AugSeg(Method):
         self.strong = RandomColors(most=operations)
         self.crop_boxes: Callable[..., Tensor] = partial(beta_box, beta=(8.0, 2.0))
         self.mix_boxes: Callable[..., Tensor] = partial(beta_box, beta=(4.0, 4.0))
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
         self.clean_pass, self.ignore_padding = clean_pass, ignore_padding
 

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from halfmask.batch import Batch, Progress
 from halfmask.errors import RecipeError
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
@@ -64,8 +64,6 @@ class Ccvc(Method):
         mapping_dropout: of channels in the mapping of the second network.
         ignore_padding: pixels of padding teach nothing.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -85,9 +83,7 @@ class Ccvc(Method):
         augment: bool = False,
         mapping_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
         ignore_padding: bool = True,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.net_a = build()
@@ -103,9 +99,7 @@ class Ccvc(Method):
             )
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=1.0)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.weights = (labeled_weight, consistency_weight, discrepancy_weight)
         self.threshold, self.conflict_weight, self.conflict_on = threshold, conflict_weight, conflict_on
         self.augment, self.ignore_padding = augment, ignore_padding

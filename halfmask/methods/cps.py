@@ -35,7 +35,7 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.ensemble import Ensemble
@@ -59,8 +59,6 @@ class Cps(Method):
         ensemble: evaluate the mean of both networks too, and ship it.
         ignore_padding: pixels of padding teach nothing.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -77,16 +75,12 @@ class Cps(Method):
         label_mode: Literal["train", "eval"] = "train",
         ensemble: bool = False,
         ignore_padding: bool = True,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.net_a, self.net_b = build(), build()
         self.boxes: Callable[..., Tensor] = partial(several_boxes, boxes=boxes)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.unlabeled_weight, self.cutmix, self.ignore_padding = unlabeled_weight, cutmix, ignore_padding
         self.draws = 2 if cutmix else 1
         self.labels_in_eval, self.ensemble = label_mode == "eval", ensemble

@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import probability_distance
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
@@ -57,8 +57,6 @@ class CutMixSeg(Method):
         teacher_norm: batch-norm statistics of the teacher: averaged (`ema`), or its `own`, in training mode.
         freeze_norm: the encoder's batch norms keep the statistics of the pretrained weights.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -78,9 +76,7 @@ class CutMixSeg(Method):
         box_area: Annotated[float, Field(gt=0, le=1)] = 0.5,
         teacher_norm: Literal["ema", "own"] = "ema",
         freeze_norm: bool = False,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.freeze_norm = freeze_norm
@@ -90,9 +86,7 @@ class CutMixSeg(Method):
             brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0, same_light=task.same_light
         )
         self.boxes: Callable[..., Tensor] = partial(several_boxes, boxes=1, area=(box_area, box_area))
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
         self.per_pixel, self.strong_color = per_pixel, strong_color
 

@@ -47,7 +47,7 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, soft_cross_entropy, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, masked_cross_entropy, soft_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.model import Model, eval_mode
@@ -79,8 +79,6 @@ class FixMatch(Method):
         warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
             something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -102,9 +100,7 @@ class FixMatch(Method):
         cutmix_partner: Literal["flip", "shuffle", "same_view"] = "flip",
         distribution_alignment: AlignmentName = "none",
         warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.warmup = warmup
@@ -113,9 +109,7 @@ class FixMatch(Method):
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.align = alignment_of(task.kind, task.n_classes, distribution_alignment, task.ignore_index)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.soft = targets == "soft"
         self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
         self.cutmix, self.cutmix_partner, self.label_mode = cutmix, cutmix_partner, label_mode

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.errors import RecipeError
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import FuzzyWeight, fuzzy_loss, fuzzy_positives, fuzzy_weight, pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
@@ -53,8 +53,6 @@ class Fpl(Method):
         label_mode: mode of the networks that label the mixture.
         ignore_padding: pixels of padding teach nothing.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -73,9 +71,7 @@ class Fpl(Method):
         boxes: Annotated[int, Field(ge=1)] = 3,
         label_mode: Literal["train", "eval"] = "train",
         ignore_padding: bool = True,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         # A pixel needs a class that is no positive: with two classes there is one positive, as in CPS.
@@ -84,9 +80,7 @@ class Fpl(Method):
             raise RecipeError(f"method fpl needs two classes or more, the data has {task.n_classes}. Use method cps.")
         self.net_a, self.net_b = build(), build()
         self.boxes: Callable[..., Tensor] = partial(several_boxes, boxes=boxes)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.unlabeled_weight, self.threshold, self.weight = unlabeled_weight, threshold, weight
         self.ignore_padding, self.labels_in_eval = ignore_padding, label_mode == "eval"
 

@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, Optim, ParamGroup, StepOutput, Update, groups_of
 from halfmask.models.model import Model, eval_mode
@@ -54,8 +54,6 @@ class GtaSeg(Method):
         warmup_epochs: supervised epochs at the start.
         ignore_padding: pixels of padding teach nothing.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -75,18 +73,14 @@ class GtaSeg(Method):
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         warmup_epochs: Annotated[float, Field(ge=0)] = 1.0,
         ignore_padding: bool = True,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student, self.assistant = build(), build()
         self.assistant.load_state_dict(self.student.state_dict())
         self.teacher = ema_copy(self.student, buffers="own")
         self.boxes: Callable[..., Tensor] = partial(half_area_box, p=cutmix)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.percent, self.unlabeled_weight, self.warmup_epochs = percent, unlabeled_weight, warmup_epochs
         self.assistant_decay, self.ema_decay, self.ignore_padding = assistant_decay, ema_decay, ignore_padding
 

@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, squared_error, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, squared_error, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Model
 from halfmask.models.statistics import labeled_and_pseudo
@@ -46,8 +46,6 @@ class MeanTeacher(Method):
         warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
             something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -62,18 +60,14 @@ class MeanTeacher(Method):
         ramp_up: Annotated[float, Field(ge=0, le=1)] = 0.25,
         ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99,
         warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.warmup = warmup
         self.student = build()
         self.teacher = ema_copy(self.student)
         self.strong = StrongAugment(same_light=task.same_light)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.unlabeled_weight, self.ramp_up, self.ema_decay = unlabeled_weight, ramp_up, ema_decay
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:

@@ -31,8 +31,9 @@ from halfmask.batch import Batch, Progress
 from halfmask.errors import DataError, RecipeError
 from halfmask.method import DomainMethod, Method, ModelBuilder, Optim, ParamGroup, StepOutput, Update, optimizers_of
 from halfmask.models.model import Model, Network
-from halfmask.plugins import params_model, resolve
+from halfmask.plugins import arguments, params_model, resolve
 from halfmask.recipe.explain import explain_all
+from halfmask.recipe.renamed import with_present_names
 from halfmask.task import Task
 
 NormRule = Literal["shared", "own"]
@@ -48,6 +49,7 @@ def _checked(method: str | dict[str, Any]) -> dict[str, Any]:
     if cls is MultiDomain:
         raise ValueError("multi_domain wraps a method, not itself")
     schema = params_model(cls)
+    entry = with_present_names("method", entry, schema)
     try:
         checked = schema.model_validate(entry)
     except ValidationError as error:
@@ -81,9 +83,7 @@ class MultiDomain(DomainMethod):
         super().__init__(next(iter(tasks.values())))
         wrapped = _checked(method)
         cls = resolve("methods", wrapped.pop("name"))
-        # As a recipe's values: pydantic turns plain lists into tuples and the like.
-        params = params_model(cls).model_validate(wrapped)
-        given = {name: getattr(params, name) for name in type(params).model_fields}
+        given = arguments(cls, wrapped)
         encoders: list[nn.Module] = []
         self.names = tuple(tasks)
         self.domains = nn.ModuleList(

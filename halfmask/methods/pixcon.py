@@ -28,7 +28,7 @@ from torch import Tensor
 
 from halfmask.batch import Batch, Progress
 from halfmask.losses.contrast import queue_contrast
-from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.model import Logits, Model
@@ -58,8 +58,6 @@ class PixCon(Method):
         ema_decay: largest d of the teacher.
         cutmix: probability of pasting a box from the partner image.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -81,9 +79,7 @@ class PixCon(Method):
         width: Annotated[int, Field(ge=1)] = 256,
         ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996,
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student = build()
@@ -93,9 +89,7 @@ class PixCon(Method):
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.dropout: Callable[..., list[Tensor]] = channel_masks
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
         self.contrast_weight, self.temperature = contrast_weight, temperature
         self.anchors_per_class = anchors_per_class

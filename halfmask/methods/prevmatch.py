@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, eval_mode
 from halfmask.models.statistics import pseudo_pass
@@ -70,8 +70,6 @@ class PrevMatch(Method):
         cutmix: probability of pasting a box from the partner image.
         cutmix_partner: another draw of unlabeled images, or another crop of the same image.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -91,9 +89,7 @@ class PrevMatch(Method):
         feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         cutmix_partner: Literal["shuffle", "same_view"] = "shuffle",
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student = build()
@@ -103,9 +99,7 @@ class PrevMatch(Method):
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.dropout: Callable[[list[Tensor]], list[Tensor]] = partial(drop_channels, p=feature_dropout)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.thresholds, self.previous = (threshold, previous_threshold), previous
         self.unlabeled_weight = unlabeled_weight
         self.draws_share_images = cutmix_partner == "same_view"

@@ -34,7 +34,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
@@ -64,8 +64,6 @@ class PsMt(Method):
         noise: length of the adversarial noise.
         vat_direction: `exact`, or the published finite difference.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -86,9 +84,7 @@ class PsMt(Method):
         top: Annotated[int, Field(ge=1)] = 7,
         noise: Annotated[float, Field(ge=0)] = 2.0,
         vat_direction: Literal["exact", "finite"] = "exact",
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student = build()
@@ -99,9 +95,7 @@ class PsMt(Method):
         self.strong = StrongAugment(same_light=task.same_light)
         self.boxes: Callable[..., Tensor] = partial(beta_box, beta=(4.0, 4.0))
         self.vat = Adversarial(eps=noise, direction=vat_direction, xi=1e-6)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.threshold, self.ema_decay, self.top = threshold, ema_decay, top
         self.unlabeled_weight, self.ramp_epochs, self.warmup_epochs = unlabeled_weight, ramp_epochs, warmup_epochs
 

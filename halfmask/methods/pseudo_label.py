@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import eval_mode
 from halfmask.models.statistics import labeled_and_pseudo
@@ -43,8 +43,6 @@ class PseudoLabel(Method):
         warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
             something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -60,17 +58,13 @@ class PseudoLabel(Method):
         labeled_color: bool = True,
         ignore_padding: bool = True,
         warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.warmup = warmup
         self.student = build()
         self.strong = StrongAugment(same_light=task.same_light)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.threshold, self.unlabeled_weight = threshold, unlabeled_weight
         self.labeled_color, self.ignore_padding = labeled_color, ignore_padding
 

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, masked_cross_entropy, supervised_loss
 from halfmask.losses.rank import rank_consistency
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, eval_mode
@@ -52,8 +52,6 @@ class RankMatch(Method):
         cutmix: probability of pasting a box from the partner image.
         cutmix_partner: another draw of unlabeled images, or another crop of the same image.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -73,9 +71,7 @@ class RankMatch(Method):
         feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         cutmix_partner: Literal["shuffle", "same_view"] = "shuffle",
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student = build()
@@ -83,9 +79,7 @@ class RankMatch(Method):
         self.boxes: Callable[..., Tensor] = partial(box_mask, p=cutmix)
         self.dropout: Callable[[list[Tensor]], list[Tensor]] = partial(drop_channels, p=feature_dropout)
         self.rank: Callable[[Tensor, Tensor], Tensor] = partial(rank_consistency, agents=agents, top=top)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.threshold, self.unlabeled_weight, self.rank_weight = threshold, unlabeled_weight, rank_weight
         self.draws_share_images = cutmix_partner == "same_view"
 

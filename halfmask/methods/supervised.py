@@ -9,12 +9,8 @@ the labeled list: give it as many steps as the method it is compared with, not a
 get the color changes and the blur of strong views.
 """
 
-from typing import Annotated
-
-from pydantic import Field
-
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.task import Task
 from halfmask.views.strong import StrongAugment
@@ -26,8 +22,6 @@ class Supervised(Method):
     Args:
         labeled_color: color changes and blur on the images.
         loss: `ce`, or `ohem`: cross-entropy of the hard pixels, as is usual on Cityscapes.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -41,16 +35,12 @@ class Supervised(Method):
         build: ModelBuilder,
         *,
         labeled_color: bool = False,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student = build()
         self.strong, self.labeled_color = StrongAugment(same_light=task.same_light), labeled_color
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the loss of one batch."""

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from halfmask.batch import Batch, Progress
 from halfmask.losses.contrast import anchor_contrast
-from halfmask.losses.cross_entropy import LossName, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
@@ -76,8 +76,6 @@ class U2PL(Method):
         warmup_epochs: supervised epochs at the start.
         ignore_padding: pixels of padding teach nothing.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -104,9 +102,7 @@ class U2PL(Method):
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         warmup_epochs: Annotated[float, Field(ge=0)] = 1.0,
         ignore_padding: bool = True,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student = build()
@@ -116,9 +112,7 @@ class U2PL(Method):
         self.teacher, self.teacher_head = ema_copy(self.student, buffers="own"), ema_copy(self.head, buffers="own")
         self.queues = ClassQueues(task.n_classes, queue, width)
         self.boxes: Callable[..., Tensor] = partial(half_area_box, p=cutmix)
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.percent, self.ema_decay, self.warmup_epochs = percent, ema_decay, warmup_epochs
         self.unlabeled_weight, self.contrast_weight = unlabeled_weight, contrast_weight
         self.anchors, self.negatives, self.ignore_padding = anchors, negatives, ignore_padding

@@ -41,7 +41,7 @@ from pydantic import Field
 from torch import Tensor
 
 from halfmask.batch import Batch, Progress, Samples
-from halfmask.losses.cross_entropy import LossName, masked_cross_entropy, supervised_loss
+from halfmask.losses.cross_entropy import LabeledLoss, masked_cross_entropy, supervised_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.model import Logits, Model, eval_mode
 from halfmask.models.statistics import pseudo_pass
@@ -76,8 +76,6 @@ class UniMatchV2(Method):
         warmup: part of the run in which labels alone teach, so that pseudo-labels begin with a network that knows
             something.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
-        ohem_threshold: pixels whose true class has at most this probability are hard.
-        ohem_min_kept: hard pixels to keep at least, per process and batch.
     """
 
     status = "implemented"
@@ -101,9 +99,7 @@ class UniMatchV2(Method):
         dropout_at: Literal["taps", "levels", "classifier"] = "taps",
         dropout_keep: Literal["exact", "bernoulli"] = "exact",
         warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        loss: LossName = "ce",
-        ohem_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-        ohem_min_kept: Annotated[int, Field(ge=0)] = 200_000,
+        loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.warmup = warmup
@@ -120,9 +116,7 @@ class UniMatchV2(Method):
             shared=dropout_at == "taps",
             keep=dropout_keep,
         )
-        self.labeled_loss = supervised_loss(
-            loss, threshold=ohem_threshold, min_kept=ohem_min_kept, ignore_index=task.ignore_index
-        )
+        self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.threshold, self.unlabeled_weight, self.ema_decay = threshold, unlabeled_weight, ema_decay
         self.views, self.dropout_at = views, None if dropout == "none" else dropout_at
         mixes = cutmix > 0 and task.kind != "classification"

@@ -16,7 +16,7 @@ from halfmask.errors import RecipeError, bullet_list
 from halfmask.models.bottlenecks._bottleneck import require_map
 from halfmask.models.ensemble import Ensemble
 from halfmask.models.model import ChangeSegmenter, Classifier, Model, Network, Segmenter
-from halfmask.plugins import Kind, params_model, resolve
+from halfmask.plugins import Kind, arguments, params_model, resolve
 from halfmask.recipe.explain import explain
 from halfmask.recipe.sections import Entry, ModelRecipe
 from halfmask.task import Task
@@ -204,10 +204,9 @@ def _validated(section: dict[str, Any]) -> ModelRecipe:
     return recipe.model_copy(update=filled)
 
 
-def _construct(kind: Kind, entry: Entry, *arguments: Any, **overrides: Any) -> Any:
+def _construct(kind: Kind, entry: Entry, *positional: Any, **overrides: Any) -> Any:
     cls = resolve(kind, entry.name)
-    params = params_model(cls).model_validate(entry.params | overrides)
-    return cls(*arguments, **{name: getattr(params, name) for name in type(params).model_fields})
+    return cls(*positional, **arguments(cls, entry.params | overrides))
 
 
 def _plain_task(task: Task) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Recipes: one YAML file holds one run.
 
-Reading order: `sections` and `expected` (the keys and their defaults), `raw` (the file before it is checked), `read`
-(files, overrides, checks), `explain` (what a failed check says), `shipped` (the recipes that come with the package).
+Reading order: `sections` and `expected` (the keys and their defaults), `raw` (the file before it is checked),
+`renamed` (keys of earlier versions), `read` (files, overrides, checks), `explain` (what a failed check says), `shipped`
+(the recipes that come with the package).
 """
 
 from typing import Any

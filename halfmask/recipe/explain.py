@@ -87,22 +87,23 @@ def _schema_at(schema: type[BaseModel], keys: list[str]) -> type[BaseModel] | No
         if current is None or key not in current.model_fields:
             return None
         annotation = current.model_fields[key].annotation
-        current, named = _model_in(annotation), _is_table(annotation)
+        current, named = section_in(annotation), _is_table(annotation)
     return current
 
 
 def _is_table(annotation: Any) -> bool:
     """Tell whether a field holds sections by name."""
     if get_origin(annotation) is dict:
-        return _model_in(annotation) is not None
+        return section_in(annotation) is not None
     return any(_is_table(member) for member in get_args(annotation))
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field may hold, or `None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for member in get_args(annotation):
-        found = _model_in(member)
+        found = section_in(member)
         if found is not None:
             return found
     return None
@@ -125,9 +126,10 @@ def _nearest_field(key: str, parent: type[BaseModel] | None) -> str:
 
 def describe_field(field: Any) -> str:
     """Describe type, range and default of a field: `float in [0, 1], default 0.95`."""
-    section = _model_in(field.annotation)
+    section = section_in(field.annotation)
     if section is not None and not _is_entry(section):
-        return "a section with the keys " + ", ".join(section.model_fields)
+        choices = [describe_type(member) for member in get_args(field.annotation) if get_origin(member) is Literal]
+        return " | ".join([*choices, "a section with the keys " + ", ".join(section.model_fields)])
     text = "a name or {name, **params}" if section is not None else describe_type(field.annotation)
     text += _range(field.metadata)
     if field.is_required():

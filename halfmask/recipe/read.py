@@ -20,6 +20,7 @@ from halfmask.plugins import Kind, params_model, resolve
 from halfmask.recipe.expected import ExpectedRecipe
 from halfmask.recipe.explain import explain_all
 from halfmask.recipe.raw import drop_retired, read_yaml
+from halfmask.recipe.renamed import with_present_names
 from halfmask.recipe.sections import (
     BatchRecipe,
     DataRecipe,
@@ -218,7 +219,9 @@ def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> N
     *parents, last = dotted.split(".")
     node: Any = raw
     for depth, part in enumerate(parents):
-        if isinstance(node.get(part), str) and ".".join(parents[: depth + 1]) in entry_kinds(raw):
+        # A bare name has no params yet: of a class, or in the params of one (`loss: ohem`).
+        around = {".".join(parents[:depth]), ".".join(parents[: depth + 1])}
+        if isinstance(node.get(part), str) and around & entry_kinds(raw).keys():
             node[part] = {"name": node[part]}
         if node.get(part) is None:
             node[part] = {}
@@ -265,7 +268,8 @@ def _check_entries(raw: dict[str, Any], problems: list[str], only: str = "") -> 
             problems.append(f"{dotted}: {error}")
             continue
         schema = params_model(cls)
-        params = {key: item for key, item in entry.items() if key != "name"}
+        given = {key: item for key, item in entry.items() if key != "name"}
+        params = with_present_names(kind[:-1], given, schema)
         try:
             checked = schema.model_validate(params)
         except ValidationError as error:

@@ -28,7 +28,7 @@ from halfmask.models.build import Builder
 from halfmask.models.key_rules import misfits
 from halfmask.models.model import Network
 from halfmask.models.statistics import install_statistics
-from halfmask.plugins import resolve
+from halfmask.plugins import arguments, resolve
 from halfmask.recipe.read import Entry, ModelRecipe, Recipe, load, parse_override
 from halfmask.run.folder import PREVIOUS, RunDir
 from halfmask.run.loop.average import install_average
@@ -283,7 +283,8 @@ def open_method(bundle: Bundle, checkpoint: Path) -> tuple[Method, int]:
         _without_weights(recipe.model), bundle.task, crop=recipe.data.crop, channels=bundle.model.mean.numel(),
         mean=tuple(bundle.model.mean.flatten().tolist()), std=tuple(bundle.model.std.flatten().tolist()),
     )  # fmt: skip
-    method: Method = resolve("methods", recipe.method.name)(bundle.task, builder, **recipe.method.params)
+    cls = resolve("methods", recipe.method.name)
+    method: Method = cls(bundle.task, builder, **arguments(cls, recipe.method.params))
     return method, load_networks(method, checkpoint)
 
 

@@ -27,7 +27,7 @@ from halfmask.infer.bundle import save_bundle
 from halfmask.infer.domains import DOMAINS
 from halfmask.method import DomainMethod, Method
 from halfmask.models.build import Builder
-from halfmask.plugins import names, resolve
+from halfmask.plugins import arguments, names, resolve
 from halfmask.progress import looking_at_files
 from halfmask.recipe.read import DataRecipe, Entry, Recipe
 from halfmask.run.folder import RunDir, describe_split
@@ -269,7 +269,7 @@ def _build(
     }
     tasks = {name: dataset.task for name, dataset in datasets.items()}
     made: type[Any] = cls  # which parameters it has is its own affair
-    method: DomainMethod = made(tasks, builders, **recipe.method.params)
+    method: DomainMethod = made(tasks, builders, **arguments(cls, recipe.method.params))
     return method
 
 

@@ -22,7 +22,7 @@ from halfmask.errors import RecipeError
 from halfmask.method import Method
 from halfmask.models.build import Builder, task_of
 from halfmask.models.statistics import set_passes
-from halfmask.plugins import names, resolve
+from halfmask.plugins import arguments, names, resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.task import Task
 
@@ -77,7 +77,8 @@ def build_method(
         data = task_of(data)
     task = data if isinstance(data, Task) else data.task
     builder = builder_of(made, data, pretrained=pretrained)
-    method: Method = resolve("methods", made.method.name)(task, builder, **made.method.params)
+    cls = resolve("methods", made.method.name)
+    method: Method = cls(task, builder, **arguments(cls, made.method.params))
     set_passes(method, made.run.passes)
     return method
 

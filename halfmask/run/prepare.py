@@ -12,7 +12,7 @@ from halfmask.data.splits.verify import default_folder
 from halfmask.errors import DataError
 from halfmask.method import DomainMethod, Method, trained_models
 from halfmask.models.build import Builder
-from halfmask.plugins import resolve
+from halfmask.plugins import arguments, resolve
 from halfmask.progress import looking_at_files
 from halfmask.recipe.read import Recipe
 from halfmask.run.domains import prepare_domains
@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     )
     check_task(cls, recipe, dataset.task.kind)
     check_pairing(cls, recipe)
-    method: Method = cls(dataset.task, builder, **recipe.method.params)
+    method: Method = cls(dataset.task, builder, **arguments(cls, recipe.method.params))
     check_crop(method, recipe)
     recipe = with_precision(recipe, method)
     unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None

@@ -22,7 +22,6 @@ from halfmask.run.prepared import Prepared
 Kind = Literal["control", "supervised"]
 FOLDERS: dict[Kind, str] = {"control": "control", "supervised": "twin"}  # in the folder of the run
 _ROUGH = 10  # images below which an interval is called rough
-_KEPT_PARAMS = ("loss", "ohem_threshold", "ohem_min_kept")
 
 
 @dataclass(frozen=True)
@@ -206,9 +205,9 @@ def twin_recipe(prepared: Prepared, kind: Kind) -> Recipe:
         assert params is not None
         changed |= {f"method.{key}": value for key, value in params.items()}
     else:
-        kept = {key: recipe.method.params[key] for key in _KEPT_PARAMS if key in recipe.method.params}
-        if kept.get("loss") not in {"ce", "ohem"}:
-            kept.pop("loss", None)
+        loss = recipe.method.params.get("loss")
+        known = loss == "ce" or (isinstance(loss, dict) and loss.get("name") == "ohem")
+        kept = {"loss": loss} if known else {}  # others are of their methods
         changed |= {"method": {"name": "supervised", **kept}, "data.weak": None}
     twin = load(recipe.model_dump(mode="json"), changed)
     origins = {

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from halfmask.batch import Batch, Progress, Samples
 from halfmask.method import Method, optimizers_of
 from halfmask.models.model import Network
-from halfmask.plugins import params_model
+from halfmask.plugins import arguments
 from halfmask.task import Task
 from halfmask.teaching.ema import Teacher
 from halfmask.testing.host_sync import no_host_sync
@@ -45,7 +45,7 @@ def check_method(cls: type[Method], *, device: torch.device | str = "cpu", **par
         AssertionError: a rule is broken.
         HostSyncError: a step reads a tensor's values on the host.
     """
-    params_model(cls).model_validate(params)  # every keyword argument is annotated, every default is legal
+    params = arguments(cls, params)  # every keyword argument is annotated, every default is legal
     kinds = [kind for kind in _KINDS if kind in cls.tasks]
     _rule(bool(cls.tasks), f"{cls.__name__}.tasks is empty: name the kinds of task it is for.")
     for kind in kinds:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from halfmask.batch import Progress
 from halfmask.method import Method, optimizers_of
+from halfmask.plugins import arguments
 from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
 
 Case = type[Method] | tuple[type[Method], dict[str, Any]]
@@ -87,7 +88,7 @@ def _train(cls: type[Method], params: dict[str, Any], rank: int) -> nn.Module:
     torch.manual_seed(1)
     task = tiny_task(next(kind for kind in ("segmentation", "change", "classification") if kind in cls.tasks))
     make: Callable[..., Method] = cls
-    method = make(task, tiny_builder(task, norm=False), **params).train()
+    method = make(task, tiny_builder(task, norm=False), **arguments(cls, params)).train()
     optimizers = {
         key: torch.optim.SGD([p for group in found.groups for p in group.params], lr=0.05, momentum=0.9)
         for key, found in optimizers_of(method).items()

@@ -247,7 +247,8 @@ def test_every_listed_thing_documents_each_of_its_parameters(kind):
         entry = json.loads(run("list", kind, name, "--json").stdout)
         signature = inspect.signature(resolve(kind, name)).parameters.values()
         expected = [parameter.name for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
-        assert [parameter["name"] for parameter in entry["parameters"]] == expected
+        shown = [parameter["name"] for parameter in entry["parameters"]]
+        assert [one for one in shown if "." not in one] == expected  # `loss.threshold` is of a section
         undocumented = [parameter["name"] for parameter in entry["parameters"] if not parameter["meaning"]]
         assert undocumented == [], f"{name}: Args: section misses {undocumented}"
 

@@ -180,6 +180,6 @@ def test_unsure_batches_teach_less():
 def test_supervised_loss_by_name():
     logits, target = _scene()
     assert losses.supervised_loss("ce")(logits, target) == losses.cross_entropy(logits, target)
-    mined = losses.supervised_loss("ohem", threshold=0.3, min_kept=5)(logits, target)
+    mined = losses.supervised_loss(losses.Ohem(threshold=0.3, min_kept=5))(logits, target)
     assert mined == losses.ohem_cross_entropy(logits, target, threshold=0.3, min_kept=5)
     assert mined > losses.cross_entropy(logits, target)

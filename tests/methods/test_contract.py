@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halfmask.batch import Batch, Progress
-from halfmask.losses.cross_entropy import cross_entropy
+from halfmask.losses.cross_entropy import Ohem, cross_entropy
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.plugins import names, params_model, resolve
 from halfmask.task import Task
@@ -17,7 +17,7 @@ from halfmask.testing import HostSyncError, check_method, no_host_sync, tiny_bat
 from halfmask.views.strong import StrongAugment
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "supervised": [{"loss": "ohem", "ohem_min_kept": 50, "labeled_color": True}],
+    "supervised": [{"loss": Ohem(min_kept=50), "labeled_color": True}],
     "fixmatch": [
         {"teacher": "student", "cutmix_partner": "same_view", "threshold": 0.3},
         {"cutmix_partner": "shuffle", "cutmix": 1.0, "threshold": 0.3, "loss": "ohem"},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from halfmask.losses.cross_entropy import Ohem
 from halfmask.methods.unimatch_v2 import UniMatchV2
 from halfmask.views.channel_dropout import scale_channels
 from tests.methods import official_names
@@ -78,7 +79,7 @@ def test_unimatch_v2_with_streamed_losses_repeats_the_published_run(golden):
 @PRECISIONS
 def test_unimatch_v2_with_ohem_repeats_the_published_run(golden, dtype):
     inputs, expected = golden("unimatch/v2_train_inputs"), golden("unimatch/v2_train_unimatch_v2_ohem")
-    trained = run(inputs, expected["comp_drop_mask"], dtype, loss="ohem", ohem_threshold=0.7, ohem_min_kept=3000)
+    trained = run(inputs, expected["comp_drop_mask"], dtype, loss=Ohem(threshold=0.7, min_kept=3000))
     check(trained, inputs, expected, dtype)
 
 

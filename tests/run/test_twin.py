@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TwinResult, TwinResult]:
     out = tmp_path_factory.mktemp("runs") / "both"
-    result = halfmask.train(recipe(data, "run.twin=both", loss="ohem", ohem_min_kept=50), out, quiet=True)
+    result = halfmask.train(recipe(data, "run.twin=both", loss={"name": "ohem", "min_kept": 50}), out, quiet=True)
     assert result.twin is not None
     assert result.plain is not None
     return out, result.twin, result.plain
@@ -88,8 +88,8 @@ class Uncontrolled(Supervised):
 
 def test_the_supervised_twin_shares_everything_but_the_method(pair: tuple[Path, Any, Any]) -> None:
     run, twin = (yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (pair[0], pair[0] / "twin"))
-    loss = {"loss": "ohem", "ohem_threshold": 0.7, "ohem_min_kept": 50}
-    assert twin["method"] == {"name": "supervised", "labeled_color": False, **loss}
+    loss = {"name": "ohem", "threshold": 0.7, "min_kept": 50}
+    assert twin["method"] == {"name": "supervised", "labeled_color": False, "loss": loss}
     assert (twin["run"]["steps"], twin["run"]["eval_every"]) == (6, 3)
     for section in ("model", "data", "optim", "eval"):
         assert twin[section] == run[section]
@@ -225,7 +225,7 @@ def test_stopped_in_the_run_or_in_the_twin_both_are_continued(
     monkeypatch.setattr(cls, "after_update", stop, raising=False)
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match=rf"halfmask train --resume {out}$"):
-        halfmask.train(recipe(data, "run.twin=both", loss="ohem", ohem_min_kept=50), out, quiet=True)
+        halfmask.train(recipe(data, "run.twin=both", loss={"name": "ohem", "min_kept": 50}), out, quiet=True)
     monkeypatch.setattr(cls, "after_update", after_update)
     assert not (out / "twin.json").exists()
     begun = {"run": [], "control": ["control"], "twin": ["control", "twin"]}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tests.oracles
 from halfmask.batch import Progress
+from halfmask.losses.cross_entropy import Ohem
 from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import names, resolve
@@ -29,7 +30,7 @@ PIXELS = {"pseudo_label", "pseudo_logs", "paste", "boxes_to_mask", "strong_view"
 LABELED = {"cross_entropy"}
 # What each method's step computes by `tests.oracles` (cct: also its own plain loop, `head_group: 0`).
 USED: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "supervised": ({"loss": "ohem", "ohem_min_kept": 50}, {"ohem_cross_entropy", "hard_pixels"}),
+    "supervised": ({"loss": Ohem(min_kept=50)}, {"ohem_cross_entropy", "hard_pixels"}),
     "fixmatch": ({"threshold": 0.3, "cutmix": 1.0}, PIXELS | LABELED | {"lerp_"}),
     "pseudo_label": ({}, LABELED | {"pseudo_label", "masked_cross_entropy", "strong_view"}),
     "mean_teacher": ({"ramp_up": 0.0}, LABELED | {"lerp_", "strong_view"}),

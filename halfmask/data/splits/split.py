@@ -19,7 +19,7 @@ from halfmask.data.splits.copies import find_copies
 from halfmask.data.splits.drawing import NewSplit, draw, hold_out, make_split, number_of
 from halfmask.data.splits.verify import Findings, inspect, verify
 from halfmask.errors import DataError, RecipeError, bullet_list, nearest
-from halfmask.plugins import params_model, resolve
+from halfmask.plugins import arguments, resolve
 from halfmask.recipe.read import DataRecipe, UnlabeledRecipe
 
 __all__ = [
@@ -328,11 +328,11 @@ def _contradictions(split: Split, dataset: Dataset, other: Dataset) -> list[str]
 def _open(name: str, params: dict[str, Any], root: Path) -> Dataset:
     cls = resolve("datasets", name)
     try:
-        checked = params_model(cls).model_validate(params)
+        checked = arguments(cls, params)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise RecipeError(f"data.dataset {name}:\n{bullet_list(lines)}", "H303") from None
-    dataset: Dataset = cls(root, **{key: getattr(checked, key) for key in type(checked).model_fields})
+    dataset: Dataset = cls(root, **checked)
     return dataset
 
 
