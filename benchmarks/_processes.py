@@ -1,8 +1,9 @@
 """Commands in processes of their own: CPU and wall seconds, and memory at the peak."""
 
-import os
+import json
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +14,19 @@ import torch
 from halfmask.bench.speed import device_name
 from halfmask.run.cost import max_resident_unit
 from halfmask.run.folder import environment
+
+# A process begins with the peak of the one that starts it, so a small one stands between: libraries and networks of the
+# benchmark itself would count otherwise. What is measured is its only child.
+_BETWEEN = """
+import json, os, sys
+pid = os.fork()
+if not pid:
+    os.execvp(sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as file:
+    json.dump([usage.ru_utime + usage.ru_stime, usage.ru_maxrss], file)
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
 
 
 class Taken(NamedTuple):
@@ -30,14 +44,13 @@ def run(command: list[str]) -> Taken:
         SystemExit: it failed; its last lines are shown.
     """
     began = time.monotonic()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+    with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile("r") as usage:
+        between = [sys.executable, "-I", "-S", "-c", _BETWEEN, usage.name]
+        if subprocess.run([*between, *command], stdout=output, stderr=subprocess.STDOUT).returncode:
             output.seek(0)
             raise SystemExit(f"{shlex.join(command)} failed:\n{output.read()[-2000:].decode(errors='replace')}")
-    return Taken(usage.ru_utime + usage.ru_stime, time.monotonic() - began, usage.ru_maxrss * max_resident_unit())
+        cpu, peak = json.load(usage)
+    return Taken(cpu, time.monotonic() - began, peak * max_resident_unit())
 
 
 def heading(format: int) -> dict[str, Any]:

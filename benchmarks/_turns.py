@@ -249,14 +249,22 @@ class _TakeTurns(L.Callback):
 # --- evaluation --------------------------------------------------------------------------------------------------
 
 
-def _evaluations(job: Job, recipe: Recipe, rounds: int) -> _Turns:
+class _Forms(NamedTuple):
+    """Both evaluations of `job.block` images from the image number given on, and how many first images there are."""
+
+    own: Callable[[int], Any]
+    theirs: Callable[[int], Any]
+    firsts: int
+
+
+def _forms(job: Job, recipe: Recipe) -> _Forms:
     torch.manual_seed(0)
     model: Model = build_method(recipe).predictors()["student"].eval()
     dataset = open_dataset(recipe.data)
     root = Path(str(recipe.data.root))
     ids = [id for id in dataset.ids("train") if (root / "masks" / f"{Path(id).stem}.png").is_file()]
     items, files = DatasetItems(dataset, ids), [(root / id, root / "masks" / f"{Path(id).stem}.png") for id in ids]
-    turns, crop = _Turns(), recipe.data.crop
+    crop = recipe.data.crop
 
     def own(first: int) -> Tensor:
         part = DatasetItems(dataset, items.ids[first : first + job.block])
@@ -266,8 +274,18 @@ def _evaluations(job: Job, recipe: Recipe, rounds: int) -> _Turns:
         with plain_forms():
             return published.evaluate(model, files[first : first + job.block], CLASSES, job.window)
 
+    return _Forms(own, theirs, len(ids) - job.block + 1)
+
+
+def evaluate_once(job: Job, folder: Path, precision: str, form: str) -> None:
+    """Evaluate one block of images by one form, `own` or `theirs`: for the memory of its process."""
+    getattr(_forms(job, recipe_of(job, folder, precision)), form)(0)
+
+
+def _evaluations(job: Job, recipe: Recipe, rounds: int) -> _Turns:
+    (own, theirs, firsts), turns = _forms(job, recipe), _Turns()
     for turn in range(rounds + 1):
-        first = turn * job.block % (len(ids) - job.block + 1)
+        first = turn * job.block % firsts
         both = _timed(partial(own, first), job.block), _timed(partial(theirs, first), job.block)
         if turn:  # the first sets up libraries
             turns.own.append(both[0]), turns.theirs.append(both[1])

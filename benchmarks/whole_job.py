@@ -15,7 +15,8 @@ python benchmarks/whole_job.py --jobs cct-160 evaluate-whole --rounds 3 --memory
 `--jobs` measures whole jobs beside published.py, which trains and evaluates as published scripts do: float32, views
 made in the dataset, separate passes, torch's default optimizer. Both take turns in one process (see _turns.py), after
 their losses and gradients have been compared on one batch. `--out` is written after each job; a second call with the
-same file measures only what is missing. `--memory` adds the peak of a process of its own for each form.
+same file measures only what is missing. `--memory` adds the peak of a process of its own for each form, also to jobs
+that the file has.
 """
 
 import argparse
@@ -28,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from _processes import Taken, heading, run
-from _turns import JOBS, Job, agreement, make_folder, measure
+from _turns import JOBS, agreement, evaluate_once, make_folder, measure
 from published import FOLDER
 
 FORMAT = 1
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def per_step(command: list[str], short: int, long: int) -> Taken:
@@ -66,30 +68,44 @@ def measure_jobs(names: list[str], rounds: int, memory: bool, out: Path | None) 
     }
     if out is not None and out.is_file():
         content["jobs"] = json.loads(out.read_text(encoding="utf-8"))["jobs"]
-    done = {(row["job"], row["precision"]) for row in content["jobs"]}
+    known = {(row["job"], row["precision"]): row for row in content["jobs"]}
     with tempfile.TemporaryDirectory(prefix="halfmask-whole-job-") as scratch:
         folder = make_folder(Path(scratch) / "data")
         for name in names:
-            for precision, target in zip(("32-true", "bf16-mixed"), JOBS[name].target, strict=True):
-                if (name, precision) in done:
+            for precision in PRECISIONS:
+                row = known.get((name, precision))
+                if row is not None and (not memory or "peak_bytes" in row):
                     continue
-                job, row = JOBS[name], {"job": name, "precision": precision, "target": target}
-                row |= {"agreement": agreement(job, folder), "load_average": list(os.getloadavg())}
-                row |= measure(job, folder, precision, rounds)
-                row["reached"] = row["ratio"]["median"] >= target
-                if memory and job.method != "evaluate":
-                    row["peak_bytes"] = _peaks(job, folder, precision, Path(scratch))
-                content["jobs"].append(row)
-                median, (low, high) = row["ratio"]["median"], row["ratio"]["range"]
-                print(f"{name:<18} {precision:<10} {median:.2f} ({low:.2f}-{high:.2f}), target {target}", flush=True)
+                if row is None:
+                    row = _measured(name, folder, precision, rounds)
+                    content["jobs"].append(row)
+                if memory:
+                    row["peak_bytes"] = peaks = _peaks(name, folder, precision, Path(scratch))
+                    shown = ", ".join(f"{form} {peak / 2**20:.0f} MiB" for form, peak in peaks.items())
+                    print(f"{name:<18} {precision:<10} {shown}", flush=True)
                 if out is not None:
                     out.parent.mkdir(parents=True, exist_ok=True)
                     out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _peaks(job: Job, folder: Path, precision: str, scratch: Path) -> dict[str, int]:
-    """Return the bytes at the peak of three steps, each form in a process of its own."""
-    script = str(Path(__file__).with_name("published.py"))
+def _measured(name: str, folder: Path, precision: str, rounds: int) -> dict[str, Any]:
+    """Compare both forms of a job, time them, and print the ratio."""
+    job, target = JOBS[name], JOBS[name].target[PRECISIONS.index(precision)]
+    row: dict[str, Any] = {"job": name, "precision": precision, "target": target}
+    row |= {"agreement": agreement(job, folder), "load_average": list(os.getloadavg())}
+    row |= measure(job, folder, precision, rounds)
+    row["reached"] = row["ratio"]["median"] >= target
+    median, (low, high) = row["ratio"]["median"], row["ratio"]["range"]
+    print(f"{name:<18} {precision:<10} {median:.2f} ({low:.2f}-{high:.2f}), target {target}", flush=True)
+    return row
+
+
+def _peaks(name: str, folder: Path, precision: str, scratch: Path) -> dict[str, int]:
+    """Return the bytes at the peak of three steps, or of a block of images, each form in a process of its own."""
+    job, script = JOBS[name], str(Path(__file__).with_name("published.py"))
+    if job.method == "evaluate":
+        alone = [sys.executable, __file__, name, str(folder), precision, "--evaluate"]
+        return {"halfmask": run([*alone, "own"]).peak, "published": run([*alone, "theirs"]).peak}
     theirs = [sys.executable, script, job.method, str(folder), *job.keys, "--steps", "3"]
     keys = [*FOLDER, *job.keys, f"data.root={folder}", f"run.precision={precision}"]
     own = [word.replace("{steps}", "3") for word in ours(f"{job.method}/pascal", keys, str(scratch / "run"))]
@@ -109,7 +125,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="file of the results")
     parser.add_argument("--jobs", nargs="*", choices=JOBS, metavar="NAME", help=f"all, or some of: {', '.join(JOBS)}")
     parser.add_argument("--memory", action="store_true", help="with --jobs: also the peak memory of each form")
+    parser.add_argument("--evaluate", choices=("own", "theirs"), help=argparse.SUPPRESS)  # one form, for its memory
     options = parser.parse_intermixed_args()
+    if options.evaluate:
+        folder, precision = options.keys
+        evaluate_once(JOBS[options.recipe], Path(folder), precision, options.evaluate)
+        return
     if options.jobs is not None:
         measure_jobs(options.jobs or list(JOBS), options.rounds, options.memory, options.out)
         return

@@ -3,11 +3,14 @@
 import argparse
 import doctest
 import importlib
+import resource
+import sys
 from pathlib import Path
 
 import pytest
 
 from halfmask.recipe.read import load
+from halfmask.run.cost import max_resident_unit
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py"))
@@ -76,3 +79,15 @@ def test_seeds_become_mean_and_sample_deviation(runs):
         "minutes": 1.0,
     }
     assert rows[1] == {"form": "b", "mean": 0.4, "sd": None, "values": [0.4], "minutes": 2.0}
+
+
+def test_the_peak_of_a_command_is_its_own(monkeypatch):
+    """A process begins with the peak of the one that starts it: here far more than an interpreter takes."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    processes = importlib.import_module("_processes")
+    taken = processes.run([sys.executable, "-S", "-c", "sum(range(10**6))"])
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * max_resident_unit()
+    assert taken.peak < 60 * 2**20 < own
+    assert 0 < taken.cpu < 10
+    with pytest.raises(SystemExit, match="no such value"):
+        processes.run([sys.executable, "-S", "-c", "raise ValueError('no such value')"])
