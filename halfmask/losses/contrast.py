@@ -4,6 +4,8 @@ InfoNCE (van den Oord et al., arXiv:1807.03748) on unit vectors: what is positiv
 All compute in float32, with masks instead of gathers; an anchor without a positive does not count.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -40,6 +42,28 @@ def queue_contrast(
     own = torch.where(counts[:, None], similarity.masked_fill(~positive, -torch.inf), 0.0)
     loss = similarity.logsumexp(1) - own.logsumexp(1)
     return loss.masked_fill(~counts, 0.0).sum() / counts.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def local_density(
+    vectors: Float[Tensor, "N d"], memory: Float[Tensor, "M d"], neighbors: Sequence[int] = (8, 16, 32)
+) -> Float[Tensor, " N"]:
+    """Average over k the mean cosine of each vector to its k nearest in the memory of its class.
+
+    It samples for `anchor_contrast`: vectors where their class is thin are anchors, those where it is dense make the
+    positive (Wang et al., DGCL, CVPR 2023, section 3.3). No method here uses it yet.
+
+    Args:
+        vectors: features of one class.
+        memory: features of that class from earlier batches; M is at least the largest k.
+        neighbors: the values of k.
+
+    >>> local_density(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), neighbors=(1, 2)).item()
+    0.75
+    """
+    cosine = F.normalize(vectors.float(), dim=1) @ F.normalize(memory.float(), dim=1).T
+    nearest = cosine.topk(max(neighbors), dim=1).values  # sorted, largest first
+    return torch.stack([nearest[:, :k].mean(1) for k in neighbors]).mean(0)
 
 
 def anchor_contrast(

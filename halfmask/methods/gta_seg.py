@@ -17,7 +17,8 @@ convolutions more than the last layer with the decoder of U2PL (`dialect: u2pl`)
 
 The sum of weights runs over dropped pixels too (each adds 1), as in the published code.
 
-Deviations: padded pixels teach nothing (`ignore_padding: false` is the published form).
+Deviations: padded pixels teach nothing (`ignore_padding: false` is the published form). The auxiliary head is the
+student's alone, as it learns from labels only: nothing is handed over to it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ from halfmask.losses.cross_entropy import LabeledLoss, supervised_loss
 from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, Optim, ParamGroup, StepOutput, Update, groups_of
 from halfmask.models.model import Model, eval_mode
+from halfmask.models.projection import auxiliary_head, auxiliary_logits
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy, lerp_
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
@@ -53,6 +55,8 @@ class GtaSeg(Method):
         cutmix: probability of pasting a box of half the area.
         warmup_epochs: supervised epochs at the start.
         ignore_padding: pixels of padding teach nothing.
+        aux_weight: factor of the labeled loss of a second head on the encoder's last map but one, which is not shipped;
+            0.4 is published on Cityscapes.
         loss: of the labeled images: `ce`, or `ohem`, cross-entropy of the hard pixels.
     """
 
@@ -73,12 +77,15 @@ class GtaSeg(Method):
         cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5,
         warmup_epochs: Annotated[float, Field(ge=0)] = 1.0,
         ignore_padding: bool = True,
+        aux_weight: Annotated[float, Field(ge=0)] = 0.0,
         loss: LabeledLoss = "ce",
     ) -> None:
         super().__init__(task)
         self.student, self.assistant = build(), build()
         self.assistant.load_state_dict(self.student.state_dict())
         self.teacher = ema_copy(self.student, buffers="own")
+        inside = self.student.encoder.channels[-2:][0]  # of a single map, that one
+        self.aux_weight, self.aux = aux_weight, auxiliary_head(inside, task.n_classes) if aux_weight > 0 else None
         self.boxes: Callable[..., Tensor] = partial(half_area_box, p=cutmix)
         self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.percent, self.unlabeled_weight, self.warmup_epochs = percent, unlabeled_weight, warmup_epochs
@@ -88,14 +95,14 @@ class GtaSeg(Method):
         """Yield the assistant's update and, after its features went over, the student's."""
         x_l, y_l = batch.labeled.image, batch.labeled.labels
         if progress.epoch < self.warmup_epochs:
-            loss_l = self.labeled_loss(self.student(x_l), y_l, weight=batch.class_weights)
+            loss_l = self._labeled(x_l, y_l, batch.class_weights)
             yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
             return
         image, output = self._assist(batch, x_l)
         if self.unlabeled_weight > 0:  # else weight decay alone would move what is handed over
             yield Update(output, "assistant")
             self._hand_over(ema_ramp(progress.step, self.assistant_decay))
-        loss_l = self.labeled_loss(self.student(torch.cat((x_l, image)))[: len(x_l)], y_l, weight=batch.class_weights)
+        loss_l = self._labeled(torch.cat((x_l, image)), y_l, batch.class_weights)
         yield Update(StepOutput(loss_l, {"loss_sup": loss_l}), "main")
 
     def after_update(self, progress: Progress) -> None:
@@ -112,7 +119,18 @@ class GtaSeg(Method):
 
     def parameter_groups(self) -> Mapping[str, list[ParamGroup] | Optim]:
         """Return an optimizer for the student and one for the assistant."""
-        return {"main": groups_of(self.student), "assistant": groups_of(self.assistant)}
+        own = [self.student] if self.aux is None else [self.student, self.aux]
+        return {"main": groups_of(*own), "assistant": groups_of(self.assistant)}
+
+    def _labeled(self, images: Tensor, y_l: Tensor, weights: Tensor | None) -> Tensor:
+        """Compute the student's loss of the labeled images, which come first; the others only share the pass."""
+        maps, size = self.student.encode(images), (images.shape[-2], images.shape[-1])
+        logits = self.student.classify(self.student.embed(maps), size)[: len(y_l)]
+        loss: Tensor = self.labeled_loss(logits, y_l, weight=weights)
+        if self.aux is None:
+            return loss
+        logits_aux = auxiliary_logits(self.aux, maps, len(y_l), size)
+        return loss + self.aux_weight * self.labeled_loss(logits_aux, y_l, weight=weights)
 
     def _assist(self, batch: Batch, x_l: Tensor) -> tuple[Tensor, StepOutput]:
         """Return the mixed images, and the assistant's loss on them."""

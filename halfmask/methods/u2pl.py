@@ -46,7 +46,7 @@ from halfmask.losses.pseudo_labels import pseudo_label_loss
 from halfmask.method import Method, ModelBuilder, StepOutput
 from halfmask.models.coarse_logits import full
 from halfmask.models.model import Logits, Model, eval_mode
-from halfmask.models.projection import auxiliary_head, representation_head
+from halfmask.models.projection import auxiliary_head, auxiliary_logits, representation_head
 from halfmask.task import Task
 from halfmask.teaching.ema import ema_copy
 from halfmask.teaching.pseudo_label import agreement, pseudo_label, pseudo_logs
@@ -191,8 +191,7 @@ class U2PL(Method):
         loss: Tensor = self.labeled_loss(logits, y_l, weight=weights)
         if self.aux is None:
             return loss
-        coarse = self.aux(maps[-2:][0])[: len(y_l)]  # the head's norms see all images, as published
-        logits_aux = F.interpolate(coarse, size=y_l.shape[1:], mode="bilinear", align_corners=True)
+        logits_aux = auxiliary_logits(self.aux, maps, len(y_l), (y_l.shape[-2], y_l.shape[-1]))
         return loss + self.aux_weight * self.labeled_loss(logits_aux, y_l, weight=weights)
 
     def _contrast(self, pixels: "Pixels") -> Tensor:

@@ -2,6 +2,6 @@
 
 Reading order: `ema` (the averaged teacher), `pseudo_label` (label and confidence), `weighting` (thresholds that follow
 the batch), `ramps` (schedules), `alignment` (class frequencies), `snapshots` (earlier networks), `memory` and
-`grouping` (AllSpark), `queues` (U2PL, PixCon), `activation_maps` and `dense_crf` (masks from image-level tags), `dist`
-(what several processes share).
+`grouping` (AllSpark), `queues` (U2PL, PixCon), `class_statistics` (confidence and features of classes),
+`activation_maps` and `dense_crf` (masks from image-level tags), `dist` (what several processes share).
 """

@@ -81,14 +81,14 @@ def half_area_box(
 
 
 def component_box(
-    foreground: Bool[Tensor, "B H W"], *, min_area: float = 0.03, rule: BoxRule = "components"
+    foreground: Bool[Tensor, "B H W"], *, min_area: float = 0.03, rule: BoxRule = "cells"
 ) -> Bool[Tensor, "B H W"]:
     """Draw the bounding box of one large component per image; a box of half the area where there is none.
 
     Args:
         foreground: pixels predicted as the class that is pasted.
         min_area: smallest share of the image a component must cover.
-        rule: how components are found; `cells` does not visit the host.
+        rule: how components are found; `cells`, the default, does not visit the host.
 
     Raises:
         MissingExtraError: `components` without SciPy.

@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from halfmask.losses.contrast import anchor_contrast, queue_contrast
+from halfmask.losses.contrast import anchor_contrast, local_density, queue_contrast
 from halfmask.teaching.queues import ClassQueues
 
 
@@ -16,6 +16,27 @@ def test_contrast_with_a_queue_is_that_of_pixcon(golden):
     assert_close(loss, data["loss"], rtol=1e-5, atol=0)
     (gradient,) = torch.autograd.grad(loss, anchors)
     assert_close(gradient, data["grad_anchor2"], rtol=1e-5, atol=1e-6)
+
+
+def test_contrast_of_thin_and_dense_features_is_that_of_dgcl(golden):
+    data = golden("peers/dgcl")
+    data["rep"].requires_grad_()
+    label, (rep, feat) = data["label"].flatten(), (data[key].movedim(1, -1).flatten(0, 2) for key in ("rep", "feat"))
+    losses = []
+    for number in range(1, 4):
+        own = label == number
+        density = local_density(feat[own], data["mem_feat"][number], neighbors=(4, 8, 16))
+        if number == 1:
+            assert_close(density, data["density_class1"], rtol=1e-5, atol=1e-6)
+        thin, dense = density.topk(20, largest=False).indices, density.topk(10).indices
+        remembered = data["mem_proj"][number][data["mem_density"][number].topk(10).indices]
+        positive = torch.cat((rep[own][dense], remembered)).mean(0)
+        others = rep[(label != number) & (label != 255)].expand(20, -1, -1)
+        losses.append(anchor_contrast(rep[own][thin], positive, others, temperature=0.5))
+    loss = torch.stack(losses).mean()
+    assert_close(loss, data["loss"], rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(loss, data["rep"])
+    assert_close(gradient, data["grad"], rtol=1e-5, atol=1e-6)
 
 
 def test_anchors_without_a_positive_or_out_of_use_do_not_count():

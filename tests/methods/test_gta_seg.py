@@ -1,6 +1,7 @@
 """GTA-Seg: the assistant's loss against the recorded one, and who learns from what."""
 
 import torch
+from torch.nn.functional import cross_entropy, interpolate
 from torch.testing import assert_close
 
 from halfmask.batch import Progress
@@ -85,3 +86,32 @@ def test_optimizers_share_nothing():
     owners = {key: {id(one) for group in value for one in group.params} for key, value in groups.items()}
     assert set(owners) == {"main", "assistant"}
     assert not owners["main"] & owners["assistant"]
+
+
+def test_the_auxiliary_head_is_the_students_and_learns_from_labels():
+    method = made(aux_weight=0.4).double().eval()
+    batch = tiny_batch(TASK)
+    batch.labeled.image, batch.unlabeled.image = batch.labeled.image.double(), batch.unlabeled.image.double()
+    x_l, y_l = batch.labeled.image, batch.labeled.labels
+    inside = method.aux(method.student.encode(x_l)[-2])
+    aux = interpolate(inside, size=y_l.shape[1:], mode="bilinear", align_corners=True)
+    own, more = (cross_entropy(logits, y_l, ignore_index=255) for logits in (method.student(x_l), aux))
+    (warm,) = method.updates(batch, Progress(0, 20, 5))
+    assert_close(warm.output.loss, own + 0.4 * more)
+
+    updates = method.updates(batch, LATE)
+    next(updates).output.loss.backward()
+    assert all(parameter.grad is None for parameter in method.aux.parameters())
+    before = [parameter.clone() for parameter in method.aux.parameters()]
+    second = next(updates)  # the assistant's features went over
+    assert_close(list(method.aux.parameters()), before)
+    second.output.loss.backward()
+    assert all(parameter.grad is not None for parameter in method.aux.parameters())
+
+    groups = method.parameter_groups()
+    owned = {key: {id(one) for group in value for one in group.params} for key, value in groups.items()}
+    heads = {id(one) for one in method.aux.parameters()}
+    assert heads <= owned["main"]
+    assert not heads & owned["assistant"]
+    assert not any("aux" in name for name, _ in method.predictors()["teacher"].named_parameters())
+    assert made().aux is None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from halfmask.testing import no_host_sync
 from halfmask.views.boxes import beta_box, centered, component_box, half_area_box, several_boxes, toggled
 
 
@@ -66,3 +67,20 @@ def test_the_box_of_one_large_component_is_drawn_or_half_of_the_area(rule):
         tops.add(place[0])
         assert second.float().mean().item() == pytest.approx(0.5, abs=0.02)
     assert tops == {8, 40}
+
+
+def test_the_box_of_a_component_does_not_visit_the_host_by_default(monkeypatch):
+    def visit(*_):
+        raise AssertionError("a tensor is read on the host")
+
+    # On a CPU the dispatcher does not see these two, by which the other rules leave the device.
+    monkeypatch.setattr(torch.Tensor, "cpu", visit)
+    monkeypatch.setattr(torch.Tensor, "numpy", visit)
+    foreground = torch.zeros(2, 32, 32, dtype=torch.bool)
+    foreground[0, 8:24, 8:24] = True
+    with no_host_sync():
+        mask = component_box(foreground)
+    assert mask[0].sum() == 16 * 16
+    assert mask[1].float().mean().item() == pytest.approx(0.5, abs=0.03)
+    with pytest.raises(AssertionError, match="read on the host"):
+        component_box(foreground, rule="components")
