@@ -73,7 +73,9 @@ CODES: dict[str, Code] = {
         "the same image more than once in a part", "remove copies; keep the frames of a video together in one part"
     ),
     "H132": Code("unlabeled images that show what a labeled one shows", "nothing: they only add little"),
-    "H140": Code("no validation images", "name a part or a list with data.val; with five masks a fifth is held out"),
+    "H140": Code(
+        "no validation images", "name a part or a list with data.val; or train with --folds, which scores all masks"
+    ),
     "H141": Code("few validation images", "validate on more images: small differences of IoU are chance"),
     "H142": Code("fewer than five labeled images", "label more; `halfmask suggest` names the most useful ones"),
     "H143": Code("no unlabeled images", "add images without masks, or use fewer masks (data.labeled)"),
@@ -181,8 +183,8 @@ CODES: dict[str, Code] = {
         "more steps, pretrained weights, data.balance=classes",
     ),
     "H604": Code(
-        "the averages of batch norm do not describe clean images: predictions change with statistics of these",
-        "run.passes=apart, where images share a pass; more steps",
+        "the averages in batch norm do not fit plain images: with averages of these, many pixels get another class",
+        "more steps; run.passes=apart with DeepLabV3+; run.precise_bn=64",
     ),
     "H605": Code(
         "a score on images that the model was trained on, or on copies of them",

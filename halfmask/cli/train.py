@@ -36,7 +36,10 @@ class Place:
     folds: Annotated[
         int | None,
         typer.Option(
-            "--folds", metavar="K", help="Cross-validate with few masks: K runs tell how good; then one on all masks."
+            "--folds",
+            metavar="K",
+            min=2,
+            help="Cross-validate with few masks: K runs tell how good; then one on all masks.",
         ),
     ] = None
     resume: Annotated[
@@ -120,8 +123,8 @@ def train(
         _out(place)  # refuses a missing one before seconds of imports
         _say_at_once(source, output.quiet)
         folders = _folders(place, keys)
-        runs = len(folders) if place.folds is None else place.folds + 1
-        plan = {"seconds": seconds and seconds / runs, "memory": memory, "pretrained": budget.pretrained}
+        plan = {"seconds": seconds, "memory": memory, "pretrained": budget.pretrained, "limit": place.limit}
+        plan |= {"folds": place.folds or 0, "seeds": len(folders)}
         planned = None if source else _plan({**keys, **folders[0][1]}, overrides, output.quiet, began, **plan)
         results = []
         for folder, seed in folders:
@@ -130,14 +133,14 @@ def train(
                 results.append(_tried(planned, folder))
                 continue
             with _naming_other_seeds(folders[len(results) + 1 :]):
-                if place.folds is not None and not place.dry_run:
-                    results.append(_cross_validate(chosen, folder, place, output.quiet))
-                else:
+                if place.folds is None:
                     results.append(_train(chosen, folder, overwrite=place.overwrite, **options))
+                else:
+                    results.append(_cross_validate(chosen, folder, place, options))
     from halfmask.infer.devices import is_first_rank
 
     if place.dry_run and not output.as_json and is_first_rank():  # one process of torchrun speaks for all
-        _report_dry_run(results, memory)
+        _report_dry_run(results, memory, place.folds if source else None)
     elif is_first_rank():
         _report(results, output.as_json)
 
@@ -261,11 +264,16 @@ def _naming_other_seeds(others: list[tuple[Path, dict[str, Any]]]) -> Iterator[N
         raise Interrupted(text, stopped.exit_code) from None
 
 
-def _cross_validate(recipe: "Recipe", out: Path, place: Place, quiet: bool) -> "TrainResult":
-    from halfmask.run.folds import train_folds
+def _cross_validate(recipe: "Recipe", out: Path, place: Place, options: dict[str, Any]) -> "TrainResult":
+    from halfmask.run.folds import check_folds, train_folds
 
     assert place.folds is not None
-    result, _ = train_folds(recipe, out, place.folds, overwrite=place.overwrite, quiet=quiet, limit=place.limit)
+    if place.dry_run:
+        check_folds(recipe, place.folds, place.limit)
+        return _train(recipe, out, overwrite=place.overwrite, **options)
+    result, _ = train_folds(
+        recipe, out, place.folds, overwrite=place.overwrite, quiet=options["quiet"], limit=place.limit
+    )
     return result
 
 
@@ -287,7 +295,7 @@ def _resume(source: str | None, place: Place, overrides: dict[str, Any], options
         raise RecipeError(
             "--resume RUN continues that run by its own recipe: leave out RECIPE, --out, --seeds, --folds."
         )
-    from halfmask.run.folder import FOLDS
+    from halfmask.infer.bundle import FOLDS
 
     if (run / FOLDS).is_file():
         if overrides or options["limit"] or options["dry_run"]:
@@ -332,8 +340,10 @@ def _smaller(recipe: "Recipe", out: Path, error: Exception) -> str:
     )
 
 
-def _report_dry_run(results: "list[TrainResult]", bytes_limit: int | None) -> None:
+def _report_dry_run(results: "list[TrainResult]", bytes_limit: int | None, folds: int | None) -> None:
     for result in results:
+        if folds is not None and result.cost is not None:
+            print(f"folds    {folds} such runs, then one on all masks; with --twin one more for each fold")
         if bytes_limit is not None and result.cost is not None:
             print(result.cost.describe_limit(bytes_limit))
     print("dry run: recipe, data and model fit.")
@@ -345,9 +355,21 @@ def _report(results: "list[TrainResult]", as_json: bool) -> None:
         print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2))
         return
     for result in results:
-        metric = METRIC_NAMES[result.metric]
-        scores = "".join(f"  best {name} val {metric} {value:.1%}" for name, value in result.best.items())
-        print(f"{result.out}  {result.steps} steps{scores}")
+        print(f"{result.out}  {result.steps} steps{_scores(result)}")
         for comparison in (result.twin, result.plain):
             if comparison is not None:
                 print(comparison.describe())
+        if result.folds is not None:
+            print(result.folds.describe())
+            print(f"next     halfmask predict {result.out} --input DIR --out masks; halfmask report {result.out}")
+
+
+def _scores(result: "TrainResult") -> str:
+    """Say what chose the network that is shipped, with the validation scores, or that nothing could."""
+    metric = METRIC_NAMES[result.metric]
+    if result.folds is not None:
+        return f" on all {result.folds.images} masks; its model is shipped"
+    if not result.shipped:
+        return "".join(f"  best {name} val {metric} {value:.1%}" for name, value in result.best.items())
+    last = result.best.get(result.shipped.partition(",")[0])  # of that network: others would look better by chance
+    return f". Shipped: {result.shipped}" + ("" if last is None else f" (val {metric} at the end {last:.1%})")

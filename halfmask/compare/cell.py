@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import statistics
 import sys
@@ -90,17 +91,49 @@ def lists_of(data: DataRecipe, part: str) -> Lists:
     Raises:
         DataError, RecipeError: lists that cannot be used, or a part without masks.
     """
-    dataset, scored = open_part(data, None, part, None)
+    try:
+        dataset, scored = open_part(data, None, part, None)
+    except DataError as error:
+        if error.code != "H210":
+            raise
+        raise DataError(
+            f"{data.root}: a comparison scores images that no run has trained on, and part {part!r} has none with a "
+            f"mask. {_unseen(data)}",
+            "H210",
+        ) from None
     resolved = resolve_split(data, open_dataset(data))
     if trained := set(scored) & set(resolved.labeled):
         raise DataError(
             f"{len(trained)} of the {len(scored)} images of part {part!r} are trained on with their masks, and their "
-            "scores would say nothing. Score others: --part test, or a list file of other images.",
+            f"scores would say nothing. {_unseen(data)}",
             "H605",
         )
     split = describe_split(resolved)
     lists = {name: {"count": entry["count"], "sha256": entry["sha256"]} for name, entry in split.items()}
     return {**lists, "scored": _hashed(scored), "classes": _hashed(dataset.task.classes)}
+
+
+def _unseen(data: DataRecipe) -> str:
+    """Say which images can be scored instead, or how to hold some out of the training."""
+    dataset = open_dataset(data.model_copy(update={"split": None, "labeled": None, "unlabeled": None, "val": "none"}))
+
+    def masks(part: str) -> int:
+        return sum(dataset.mask_path(id) is not None for id in dataset.ids(part))
+
+    for part in ("test", "val"):
+        if found := masks(part):
+            return f"Score the part {part!r}: --part {part} ({found} image{'s' * (found > 1)})."
+    if (found := masks("train")) < 3:
+        return "Draw masks for a few more images, so that some can be held out of the training."
+    held, root = found // 3, Path(data.root or "")
+    spare = dataset.ids("unlabeled") or len(dataset.ids("train")) > found
+    count = found - held if spare else max(1, (found - held) // 2)  # an empty list of unlabeled images is refused
+    where, listed = shlex.quote(str(root)), shlex.quote(str(root / "splits" / "val.txt"))
+    return (
+        f"Hold some of the {found} masks out first, then score these:\n"
+        f"    halfmask split --data {where} --count {count} --val {held}\n"
+        f"    halfmask compare --data {where} data.split={count}_seed0 --part {listed} ..."
+    )
 
 
 def other_images(record: Mapping[str, Any], order: Order) -> list[str]:

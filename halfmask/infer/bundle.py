@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 _ENSEMBLE_VERSION = 2  # of bundles of several networks, which version 1 cannot express
 
 STAGES = "stages.json"  # in the folder of a staged run: the names of its stages, in order
+FOLDS = "folds.json"  # likewise: what cross-validation was asked for, and the estimate
 COMPARED = "twin.json"  # likewise: the comparison with its control or twin, and which of them is shipped
 PREDICTORS = "predictors"  # folder in that of a run: bundles of networks that it did not ship
 _WEIGHTS, _META = "model.safetensors", "model.json"

@@ -23,7 +23,7 @@ from halfmask.infer.bundle import Bundle, load_bundle, own_bundle
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.inference import center, class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix, Scores
-from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
+from halfmask.infer.runs import check_classes, memory_cure, open_part_of, open_run
 from halfmask.infer.seen import seen_in_training
 from halfmask.models.model import Network, eval_mode
 from halfmask.progress import Bars
@@ -217,7 +217,7 @@ def evaluate(
         opened = open_run(run, overrides, sections=("eval", "data"))
         bundle = load_bundle(own_bundle(opened.folder), ranks.device)
         changed = any(text.startswith("data.") for text in overrides)
-        dataset, ids = open_part(opened.data, data, part, None if changed else opened.recorded_val)
+        dataset, ids = open_part_of(opened, data, part, None if changed else opened.recorded_val)
         ids = ids[:limit]
         check_classes(bundle, dataset)
         seen = seen_in_training(opened.data, opened.lists, dataset, ids) if ranks.first else None

@@ -14,7 +14,7 @@ from halfmask.data.contract import Dataset
 from halfmask.data.folder.lists import Finder
 from halfmask.data.splits.split import open_dataset, part_ids, resolve_split
 from halfmask.errors import CheckpointError, DataError, OutOfMemoryError, RecipeError, bullet_list, nearest
-from halfmask.infer.bundle import PREDICTORS, Bundle, bundle_folder, read_meta
+from halfmask.infer.bundle import FOLDS, PREDICTORS, Bundle, bundle_folder, read_meta
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load, missing_sections
 
 _RESTORE = "Restore the file, or remove it to use the bundle alone."
@@ -155,6 +155,44 @@ def _recorded_val(folder: Path) -> list[str] | None:
         ) from error
 
 
+def cross_validated(run: Path) -> dict[str, Any] | None:
+    """Return what `folds.json` says of a run with cross-validation: the estimate of its score, and from what."""
+    try:
+        found = json.loads((run / FOLDS).read_text(encoding="utf-8"))["result"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def open_part_of(
+    opened: OpenedRun, data: str | Path | None, part: str, recorded_val: list[str] | None
+) -> tuple[Dataset, list[str]]:
+    """Open a dataset and give the ids to evaluate a run on: see `open_part`.
+
+    Raises:
+        DataError: also with the score of cross-validation, where that leaves no mask to evaluate on.
+    """
+    try:
+        return open_part(opened.data, data, part, recorded_val)
+    except DataError as error:
+        if error.code != "H210" or part != "val" or data is not None or not (opened.folder / FOLDS).is_file():
+            raise
+    found, text = cross_validated(opened.folder), f"its folds are not finished: halfmask train --resume {opened.folder}"
+    if found is not None:
+        score = found["other" if found["ships"] == "other" else "score"]
+        low, high = score["low"], score["high"]
+        interval = "" if low is None else f", 95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        text = (
+            f"how good it is, its folds tell: {found['metric']} {100 * (score['value'] or 0.0):.1f} %{interval}, each "
+            f"of the {found['images']} masks predicted by networks that have not seen it ({opened.folder / FOLDS})"
+        )
+    raise DataError(
+        f"{opened.folder} learned from all masks, so no validation image is left to score it on; {text}. To score it "
+        "on other images with masks: --data DIR, or --part test or a list file.",
+        "H210",
+    )
+
+
 _PARTS = ("val", "test", "train", "all")
 
 
@@ -187,8 +225,9 @@ def open_part(
         # Opened as in training, the same masks are sealed and the classes are found in the same files.
         dataset = open_dataset(here)
         resolved = list(resolve_split(here, dataset).val)
-        # A part held out anew, after images were added, could hold images of the training.
-        ids = recorded_val or resolved
+        # A part held out anew, after images were added, could hold images of the training. Without any (data.val=none)
+        # the data's own part is taken, which never trains.
+        ids = recorded_val or resolved or dataset.ids("val")
     elif part == "all":
         ids = sorted({id for name in ("train", "val", "test") for id in dataset.ids(name)})
     elif part == "test" and data is None and here.split is not None:

@@ -24,26 +24,30 @@ _ROUNDS = 5  # of trials
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may take.
+    """What a command may take.
 
     Args:
         seconds: from the start of the command to its end; `None`: no limit.
         memory: bytes; `None`: what is free.
         began: `time.monotonic()` at that start.
+        runs: that share the seconds: one for each seed, or one for each fold and one on all masks.
+        folds: of cross-validation; 0: none.
     """
 
     seconds: float | None = None
     memory: int | None = None
     began: float = 0.0
+    runs: int = 1
+    folds: int = 0
 
     def left(self, startup: float) -> float:
-        """Return the seconds that remain for training and validation, without the margin.
+        """Return the seconds that remain for training and validation of one run, without the margin.
 
         Args:
-            startup: seconds from now to the first step, and after the last one.
+            startup: seconds from the run's start to its first step, and after the last one.
         """
         spent = time.monotonic() - self.began
-        return ((self.seconds or math.inf) - spent - startup) * (1 - LIMITS.margin)
+        return (((self.seconds or math.inf) - spent) / self.runs - startup) * (1 - LIMITS.margin)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def fit(
         settings["data.workers"] = 0
         notes["workers"] = Choice("workers", "none", "each loader process would take memory of its own")
     for attempt in range(_ROUNDS):
-        measured = measure(build(settings))
+        measured = measure(build(settings), budget.folds)
         change = _for_memory(measured, limit, multiple, notes)
         if change is None and usual_steps is not None and budget.seconds is not None:
             _check_reachable(measured, budget, multiple)  # before another trial
@@ -146,7 +150,7 @@ def _check_start(budget: Budget, runs: int) -> None:
         runs: the run, and those it is compared with.
     """
     if budget.left(_STARTUP * runs) <= 0:
-        spent = time.monotonic() - budget.began
+        spent, runs = time.monotonic() - budget.began, runs * budget.runs
         raise RecipeError(
             f"--time {duration(budget.seconds or 0.0)} is too short: {duration(spent)} went by before the first trial "
             f"step, and {'a run' if runs == 1 else f'each of {runs} runs'} takes {duration(_STARTUP)} to begin. "
@@ -186,7 +190,8 @@ def _steps(measured: Measured, usual: int, budget: Budget, multiple: int) -> Cho
     if steps < LIMITS.least_steps:
         raise RecipeError(_too_little_time(measured, budget, multiple), "H305")
     most = LIMITS.most_times * usual
-    text = f"what {duration(budget.seconds)} leave for training at {measured.step_seconds:.2g} s per step"
+    each = f"each of {budget.runs} runs" if budget.runs > 1 else "training"
+    text = f"what {duration(budget.seconds)} leave for {each} at {measured.step_seconds:.2g} s per step"
     if steps > most:
         steps, text = most, f"{LIMITS.most_times} times the usual {usual}; more time brings little"
     if validations:
@@ -244,16 +249,18 @@ def _too_little_time(measured: Measured, budget: Budget, multiple: int) -> str:
 
     def needed(step_seconds: float, trials: float) -> float:
         least = LIMITS.least_steps * step_seconds + measured.validation_seconds
-        return max(least / (1 - LIMITS.margin), 2 * trials) + trials + _startup(measured) + 1.2 * spent + 2
+        each = max(least / (1 - LIMITS.margin), 2 * trials) + _startup(measured)
+        return budget.runs * each + trials + 1.2 * spent + 2
 
     smallest = needed(measured.step_seconds, 0.0)
+    several = f", in each of {budget.runs} runs" if budget.runs > 1 else ""
     crop = measured.prepared.recipe.data.crop
     if (smaller := _smaller(crop, 1e-9, multiple)) is not None:  # which takes another trial
         smallest = min(smallest, needed(measured.step_seconds * (smaller / crop) ** 2, measured.trial_seconds))
     return (
         f"--time {duration(budget.seconds or 0.0)} is too short: {LIMITS.least_steps} steps of "
         f"{measured.step_seconds:.2g} s, one validation ({duration(measured.validation_seconds)}) and the preparation "
-        f"({duration(spent)}) need more. Give at least --time {math.ceil(smallest)}s."
+        f"({duration(spent)}) need more{several}. Give at least --time {math.ceil(smallest)}s."
     )
 
 

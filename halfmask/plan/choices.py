@@ -12,6 +12,7 @@ from halfmask.recipe.shipped import recipe_names
 from halfmask.run.loop.shipping import FEW_IMAGES
 
 _BETTER = "what validation finds better is shipped"
+_BETTER_IN_FOLDS = "what the folds find better is trained on all masks and shipped"
 _AVERAGED = "averaged weights of the last steps"
 # Sides that images are shrunk to, as part of their own.
 _MULTIPLES = {"dinov2": 14, "dinov3": 16}  # of the crop, by encoder; others: 32
@@ -57,7 +58,7 @@ def is_set(key: str, given: Mapping[str, Any]) -> bool:
     return any(key == own or key.startswith(f"{own}.") for own in given)
 
 
-def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretrained: bool) -> Draft:
+def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretrained: bool, folds: int = 0) -> Draft:
     """Decide by rules.
 
     Args:
@@ -65,6 +66,7 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
         machine: what there is to learn with.
         given: dotted keys that the user set: not decided, but taken into account.
         pretrained: whether weights may be downloaded.
+        folds: of cross-validation; 0: none.
     """
     folder = RECIPES[data.kind]
     own = given.get("method.name") or given.get("method")
@@ -73,7 +75,8 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
         base = f"{own}/{folder}" if f"{own}/{folder}" in recipe_names() else f"fixmatch/{folder}"
         words = (Choice("method", own, f"as you set; other values from the recipe {base}", {"method.name": own}),)
         takes_weights = "class_weights" in resolve("methods", own).supports
-        return Draft(base, None, (*words, *_of_data(data, None, given, takes_weights=takes_weights)))
+        found = (*_of_data(data, None, given, takes_weights=takes_weights), _validation(data, given, folds))
+        return Draft(base, None, (*words, *found))
     row = SUPERVISED if not data.unlabeled else ON_GPU if machine.gpu else ON_CPU
     network, remark = _network(machine, pretrained, given)
     choices = [_method(row, own, data)]
@@ -88,8 +91,8 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
     optim = {**network.optim, **(row.optim if choices[0].settings else {})}
     note = "constant" if optim.get("schedule") == "constant" else "falling to 0"
     choices.append(Choice("rate", f"{optim['lr']:g}, {note}", "goes with network and method", _under("optim", optim)))
-    every = (*choices, *_of_data(data, network, given))
-    return Draft(f"fixmatch/{folder}", network, every, _twin(data, given) if own is None else None)
+    every = (*choices, *_of_data(data, network, given), _validation(data, given, folds))
+    return Draft(f"fixmatch/{folder}", network, every, _twin(data, given, folds) if own is None else None)
 
 
 def _method(row: MethodRow, own: str | None, data: DataFacts) -> Choice:
@@ -158,7 +161,6 @@ def _of_data(
         else:
             yield Choice("batch", f"{batch}", "images per step", settings)
     yield from _rare_classes(data, takes_weights)
-    yield _validation(data, given)
 
 
 def _crop(data: DataFacts, network: NetworkRow, given: Mapping[str, Any]) -> Iterator[Choice]:
@@ -204,7 +206,13 @@ def _rare_classes(data: DataFacts, takes_weights: bool) -> Iterator[Choice]:
         yield Choice("loss", "weighted by class", reason, {"optim.class_weights": "effective"})
 
 
-def _validation(data: DataFacts, given: Mapping[str, Any]) -> Choice:
+def _validation(data: DataFacts, given: Mapping[str, Any], folds: int) -> Choice:
+    if folds:
+        reason = (
+            f"each of the {data.labeled} masks is held out once, and all of them together give one score. It chooses "
+            f"no network by so few: {_AVERAGED} are kept"
+        )
+        return Choice("validation", f"{folds} folds", reason, {"data.val": "none"})
     settings = {} if is_set("data.val", given) else {"data.val": "auto"}
     if not data.val:
         reason = f"too few masks to hold some out: {_AVERAGED} are kept, and no score tells how good they are"
@@ -218,7 +226,7 @@ def _validation(data: DataFacts, given: Mapping[str, Any]) -> Choice:
     return Choice("validation", count, "the data's own validation part, or your list", settings)
 
 
-def _twin(data: DataFacts, given: Mapping[str, Any]) -> Choice | None:
+def _twin(data: DataFacts, given: Mapping[str, Any], folds: int) -> Choice | None:
     """Compare a run with training on the masks alone, and ship the better.
 
     That is method supervised, not the control: what is to be decided is which network to ship, and the candidate beside
@@ -226,17 +234,13 @@ def _twin(data: DataFacts, given: Mapping[str, Any]) -> Choice | None:
     have no unlabeled images; the control makes the same passes as the run, so that the plan would take twice as long.
     What the control alone can tell, whether a gain is the unlabeled images' doing, `--twin` still answers.
     """
-    ships = {"eval.ship": "overall"}
+    ships, better = {"eval.ship": "overall"}, _BETTER_IN_FOLDS if folds else _BETTER
     if is_set("run.twin", given):
-        return None if not given["run.twin"] else Choice("twin", "as you set", _BETTER, ships)
-    if (
-        data.val < FEW_IMAGES
-        or not data.unlabeled
-        or given.get("run.devices", 1) != 1
-        or given.get("run.nodes", 1) != 1
-    ):
+        return None if not given["run.twin"] else Choice("twin", "as you set", better, ships)
+    images = data.labeled // 5 if folds else data.val  # folds do what the plan would do without them
+    if images < FEW_IMAGES or not data.unlabeled or given.get("run.devices", 1) != 1 or given.get("run.nodes", 1) != 1:
         return None
-    reason = f"it is trained by as many steps, for about half the time of the run's; {_BETTER}"
+    reason = f"it is trained by as many steps, for about half the time of the run's; {better}"
     return Choice("twin", "masks alone", reason, {"run.twin": "supervised", **ships})
 
 

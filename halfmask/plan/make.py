@@ -20,8 +20,10 @@ from halfmask.progress import duration, timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.shipped import find_recipe
 from halfmask.run.cost import Cost
+from halfmask.run.folds import check_count, check_foldable
 from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepared import lengths
+from halfmask.run.twin import kinds_of
 
 __all__ = ["Choice", "Plan", "make_plan"]
 
@@ -36,9 +38,11 @@ class Plan:
         machine: likewise.
         choices: in the order of their making.
         memory: bytes it will take, as predicted.
-        seconds: of all steps, as predicted.
+        seconds: of all steps of all runs, as predicted.
         validation_seconds: of all validations.
-        cost: of a step and of all, by the same trials.
+        cost: of a step, and of all steps of one run, by the same trials.
+        folds: of cross-validation, after which one run is trained on all masks; 0: none.
+        seeds: runs that differ in the seed.
     """
 
     recipe: Recipe
@@ -49,22 +53,26 @@ class Plan:
     seconds: float
     validation_seconds: float
     cost: Cost
+    folds: int = 0
+    seeds: int = 1
 
     def describe(self) -> str:
         """Write every choice with its reason, then memory and time."""
         data, machine = self.data, self.machine
         where = machine.gpu or f"CPU, {machine.cores} core{'s' if machine.cores > 1 else ''}, no GPU"
+        images = f"{data.unlabeled} unlabeled, {data.val} validation image{'s' * (data.val != 1)}"
+        if self.folds:
+            images = f"{data.unlabeled} unlabeled image{'s' * (data.unlabeled != 1)}, {self.folds} folds"
         lines = [
-            f"plan     {data.labeled} labeled, {data.unlabeled} unlabeled, {data.val} validation "
-            f"image{'s' * (data.val != 1)}, {data.task.n_classes} classes; {where}, "
+            f"plan     {data.labeled} labeled, {images}, {data.task.n_classes} classes; {where}, "
             f"{machine.memory / 2**30:.1f} GiB free"
         ]
         lines += [f"  {choice.topic:<10} {choice.value}" + (f"  ({choice.reason})" if choice.reason else "") for choice
                   in self.choices]  # fmt: skip
         lines.append(f"  {'memory':<10} about {self.memory / 2**30:.2f} GiB, by trial steps")
-        total = duration(self.seconds + self.validation_seconds)
+        total = f"{duration(self.seconds + self.validation_seconds)}{self._runs()}"
         lines.append(f"  {'time':<10} about {total}, {duration(self.validation_seconds)} of it for validation")
-        lines += self._unknown()
+        lines += self._unknown_with_folds() if self.folds else self._unknown()
         if machine.busy:
             cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
             lines.append(
@@ -73,13 +81,30 @@ class Plan:
             )
         return "\n".join(lines)
 
+    def _runs(self) -> str:
+        if self.folds:
+            with_twin = ", each with what it is compared with," if kinds_of(self.recipe) else ""
+            return f" for {self.folds} folds{with_twin} and then a run on all masks"
+        return f" for {self.seeds} seeds" if self.seeds > 1 else ""
+
+    def _unknown_with_folds(self) -> list[str]:
+        """Say what folds that are compared with nothing cannot tell, and what it costs to know it."""
+        if self.recipe.method.name == "supervised" or kinds_of(self.recipe):
+            return []
+        each = (self.seconds - self.cost.seconds + self.validation_seconds) / self.folds
+        price = duration(self.seconds + self.validation_seconds + self.folds * each)
+        return [
+            f"  {'unknown':<10} whether images without masks help: no run is without them. --twin adds one to each "
+            f"fold, about {price} in all"
+        ]
+
     def _unknown(self) -> list[str]:
         """Say what so few validation images cannot tell, and what it costs to know it."""
         data = self.data
         masks = data.labeled + (data.val if data.held_out else 0)
         if data.val >= FEW_IMAGES or masks < 2 or self.recipe.data.val not in {"auto", "none"}:
             return []
-        folds, seconds = min(5, masks), self.seconds + self.validation_seconds
+        folds, seconds = min(5, masks), (self.seconds + self.validation_seconds) / self.seeds
         few = f"{data.val or 'no'} validation image{'s' * (data.val != 1)} cannot tell"
         what, flags, runs = "how good the model is", f"--folds {folds}", folds + 1
         if self.recipe.method.name != "supervised":
@@ -97,6 +122,9 @@ def make_plan(
     pretrained: bool = False,
     began: float | None = None,
     quiet: bool = True,
+    folds: int = 0,
+    seeds: int = 1,
+    limit: int | None = None,
 ) -> Plan:
     """Make a plan.
 
@@ -107,17 +135,28 @@ def make_plan(
         pretrained: weights may be downloaded; those on this machine are used in any case.
         began: `time.monotonic()` at the start of the command; `None`: now.
         quiet: show no progress of looking at the files.
+        folds: of cross-validation (`halfmask.run.folds.train_folds`); 0: none.
+        seeds: runs that the plan is for, which differ in the seed.
+        limit: of the steps, which the training is given beside the recipe.
 
     Raises:
-        RecipeError: a key is wrong, or the budget too small: the smallest possible is named.
+        RecipeError: a key is wrong, there are fewer masks than folds, or the budget is too small: the smallest possible
+            is named.
         DataError: the data cannot be used.
     """
-    budget = Budget(seconds, memory, time.monotonic() if began is None else began)
+    runs = folds + 1 if folds else seeds
+    budget = Budget(seconds, memory, time.monotonic() if began is None else began, runs, folds)
     asked = load(None, dict(given))
+    if folds:
+        check_foldable(asked, folds)
+        given = {key: value for key, value in given.items() if key != "data.val"}  # each fold has its own
+        asked = load(None, {**given, "data.val": "none"})
     with timed("looking at the data"):
         data = look_at_data(asked.data, unlabeled=asked.method.name != "supervised", quiet=quiet)
+    if folds:
+        check_count(folds, data.labeled)
     machine = look_at_machine(asked.run.accelerator)
-    rules = draft(data, machine, given, pretrained=pretrained)
+    rules = draft(data, machine, given, pretrained=pretrained, folds=folds)
     settings: dict[str, Any] = {}
     for choice in rules.choices:
         settings |= choice.settings
@@ -138,11 +177,22 @@ def make_plan(
     choices = _merged(rules, fitted, given)
     recipe = _with_reasons(build(fitted.settings), choices, given)
     measured = fitted.measured
-    total, every = lengths(recipe, measured.prepared.steps_per_epoch, None)
+    total, every = lengths(recipe, measured.prepared.steps_per_epoch, limit)
     whole = replace(measured.prepared, recipe=recipe, total_steps=total, eval_every=every)
     training, validation = predicted(whole, measured)
     cost = replace(measured.cost, steps=total)
-    return Plan(recipe, data, machine, choices, measured.memory, training, validation, cost)
+    times = folds or seeds
+    training = times * training + (cost.seconds if folds else 0.0)  # the run on all masks validates nothing
+    if limit is not None and lengths(recipe, measured.prepared.steps_per_epoch, None)[0] > limit:
+        choices = _limited(choices, limit)
+    return Plan(recipe, data, machine, choices, measured.memory, training, times * validation, cost, folds, seeds)
+
+
+def _limited(choices: tuple[Choice, ...], steps: int) -> tuple[Choice, ...]:
+    """Say what a limit makes of the steps; the recipe keeps its own, which the training cuts."""
+    whole = next((choice.value for choice in choices if choice.topic == "steps"), "")
+    cut = Choice("steps", f"{steps}", f"--limit{f', of {whole}' if whole else ''}")
+    return (*(choice for choice in choices if choice.topic != "steps"), cut)
 
 
 def _recipe(base: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:

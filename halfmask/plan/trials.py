@@ -52,8 +52,12 @@ class Measured:
         return max(self.cost.memory, self.validation_memory)
 
 
-def measure(recipe: Recipe) -> Measured:
+def measure(recipe: Recipe, folds: int = 0) -> Measured:
     """Try steps and validation.
+
+    Args:
+        recipe: of the run.
+        folds: of cross-validation: each validates on its part of the labeled images; 0: none.
 
     Raises:
         RecipeError, ShapeError, DataError: the recipe cannot be trained.
@@ -65,7 +69,7 @@ def measure(recipe: Recipe) -> Measured:
     prepare_seconds = time.perf_counter() - began
     cost = predict_cost(prepared)
     _give_back()
-    seconds, memory = _validation(prepared)
+    seconds, memory = _validation(prepared, folds)
     seconds *= len(prepared.method.predictors())
     whole = time.perf_counter() - began
     alone = Measured(prepared, cost, cost.step_seconds, seconds, memory, prepare_seconds, whole)
@@ -145,9 +149,9 @@ def _give_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # Linux with glibc
 
 
-def _validation(prepared: Prepared) -> tuple[float, int]:
+def _validation(prepared: Prepared, folds: int) -> tuple[float, int]:
     """Measure the seconds of one predictor on all validation images, and the peak memory in bytes."""
-    ids = compared_ids(prepared)
+    ids = prepared.split.labeled if folds else compared_ids(prepared)
     if not ids:
         return 0.0, 0
     chosen = _largest(prepared, ids)
@@ -158,7 +162,7 @@ def _validation(prepared: Prepared) -> tuple[float, int]:
     with watch_peak(device) as peak:
         began = time.perf_counter()
         count(model, items, task, recipe.eval, device, crop=recipe.data.crop)
-    return (time.perf_counter() - began) / len(chosen) * len(ids), peak.most
+    return (time.perf_counter() - began) / len(chosen) * len(ids) / (folds or 1), peak.most
 
 
 def _largest(prepared: Prepared, ids: Sequence[str]) -> list[str]:

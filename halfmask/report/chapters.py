@@ -10,13 +10,15 @@ from jaxtyping import Int
 
 from halfmask.infer.bootstrap import Interval
 from halfmask.infer.bundle import shipped_folder
+from halfmask.infer.runs import cross_validated
 from halfmask.progress import duration
 from halfmask.report.charts import Series, line_chart
 from halfmask.report.draw import between, draw, percent, signed
 from halfmask.report.material import Example, Material, chapter_of
 from halfmask.report.pictures import errors, over, palette
 from halfmask.report.pseudo import alarms, by_class, confidence_chart, held_out, not_finite
-from halfmask.report.records import Run, cross_validated
+from halfmask.report.records import Run, fold_seconds
+from halfmask.run.loop import shipping
 from halfmask.task import METRIC_NAMES, Task
 
 _MISTAKES = 8
@@ -133,10 +135,18 @@ def _key_figures(found: Material) -> list[tuple[str, str, str]]:
     if (number := found.published) is not None:
         made.append(("published", f"{percent(number.value)} %", f"{number.metric}, {number.source}"))
     if run.seconds:
-        made.append(("trained in", duration(run.seconds), f"{run.steps:,} steps"))
+        made.append(_time(run))
     if run.count("labeled") is not None:
         made.append(("images with masks", f"{run.count('labeled'):,}", f"{run.count('unlabeled'):,} without"))
     return made
+
+
+def _time(run: Run) -> tuple[str, str, str]:
+    """Return the key figure of the training time, that of folds included."""
+    if not (folds := fold_seconds(run.path)):
+        return "trained in", duration(run.seconds), f"{run.steps:,} steps"
+    small = f"{duration(folds)} for the folds, then {run.steps:,} steps on all masks"
+    return "trained in", duration(folds + run.seconds), small
 
 
 def _result(found: Material) -> dict[str, Any]:
@@ -152,6 +162,7 @@ def _result(found: Material) -> dict[str, Any]:
             ours = f"{percent(max(value for _, value in curve))} % at best"
     return {
         "networks": networks,
+        "chosen": shipping.chooses(run.recipe.get("eval", {}).get("ship", "first"), run.count("val") or 0),
         "ours": ours or "n/a",
         "alarms": not_finite(run),
         "shipped": shipped_folder(run.path),
@@ -162,8 +173,7 @@ def _result(found: Material) -> dict[str, Any]:
 def _twin(found: Material) -> dict[str, Any]:
     """Return whether the unlabeled images helped, and what makes the comparison unfair."""
     if found.gain is None or found.twin is None:
-        folds = cross_validated(found.run.path)
-        return {"folds": folds if folds and folds.get("difference") else None}
+        return {"folds": cross_validated(found.run.path)}
     kind, sentence = verdict(found.gain.main, found.control)
     return {"kind": kind, "sentence": sentence, "unfair": _unfair(found.run, found.twin)}
 
@@ -299,7 +309,7 @@ def _in_words(mask: Int[np.ndarray, "H W"], task: Task) -> str:
 
 
 def _pseudo(found: Material) -> dict[str, Any]:
-    if found.supervised or not found.labels_itself:
+    if found.supervised or found.weightless or not found.labels_itself:
         return {}
     run, unit = found.run, "images" if _classifies(found) else "pixels"
     lines = [
@@ -326,9 +336,11 @@ def _data(found: Material) -> dict[str, Any]:
 
 def _cost(found: Material) -> dict[str, Any]:
     runs = [_cost_of(run) for run in (found.run, found.twin) if run is not None]
+    folds = fold_seconds(found.run.path)
     packages = found.run.environment.get("packages", {})
     return {
         "rows": list(zip(("time", "steps", "images per second", "memory", "device"), *runs, strict=True)),
+        "folds": duration(folds) if folds else "",
         "versions": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
     }
 

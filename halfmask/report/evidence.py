@@ -23,7 +23,7 @@ from halfmask.data.contract import Dataset
 from halfmask.errors import CheckpointError
 from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.evaluate import DatasetItems, count_each
-from halfmask.infer.runs import check_classes, memory_cure, open_part, open_run
+from halfmask.infer.runs import check_classes, memory_cure, open_part_of, open_run
 from halfmask.infer.seen import seen_in_training
 from halfmask.method import Method
 from halfmask.recipe.read import EvalRecipe
@@ -86,7 +86,7 @@ def open_images(run: Run, wishes: Wishes) -> Images:
     """
     opened = open_run(own_bundle(run.path), (), sections=("eval", "data"))
     part = wishes.part or opened.protocol.select_on
-    dataset, ids = open_part(opened.data, wishes.data, part, opened.recorded_val)
+    dataset, ids = open_part_of(opened, wishes.data, part, opened.recorded_val)
     shown = tuple(ids[: wishes.limit])
     seen = seen_in_training(opened.data, opened.lists, dataset, shown).describe()
     return Images(dataset, shown, part, opened.protocol, wishes, seen)

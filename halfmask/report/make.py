@@ -7,13 +7,14 @@ from typing import Any
 from halfmask.atomic import write_json, write_text
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.devices import pick_device
+from halfmask.infer.runs import cross_validated
 from halfmask.progress import Bars
 from halfmask.report.chapters import headline, run_page
 from halfmask.report.comparison import Row, compare, to_dict
 from halfmask.report.comparison_page import comparison_page, plain_table
 from halfmask.report.evidence import Wishes
 from halfmask.report.material import Material, gather
-from halfmask.report.records import cross_validated, members
+from halfmask.report.records import members
 from halfmask.task import METRIC_NAMES
 
 

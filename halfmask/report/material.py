@@ -26,6 +26,7 @@ from halfmask.report.evidence import Images, Tally, Wishes, cached_json, digest,
 from halfmask.report.pictures import three_bands
 from halfmask.report.pseudo import held_out_agreement, label_quality
 from halfmask.report.records import Run, read_run
+from halfmask.run.twin import teaches_nothing
 
 _SAMPLES = 4
 _CHECKED = 400  # images per part that the data chapter looks at
@@ -65,6 +66,7 @@ class Material:
     data: dict[str, Any] | None = None  # of `halfmask check`
     published: Published | None = None  # the paper's number for the setting
     draws: int | None = None  # unlabeled batches per step, as far as the method's class tells; 0 = supervised
+    weightless: bool = False  # the run leaves the loss of the unlabeled images out, as a control does
     parameters: int | None = None  # of the shipped network
     seconds: float = 0.0  # time that `gather` took
 
@@ -127,6 +129,7 @@ def _look_at_network(found: Material) -> None:
             model = build_from_meta(found.run.meta, found.run.path / "model.json")
         found.parameters = sum(parameter.numel() for parameter in model.parameters())
         found.draws = int(resolve("methods", found.run.method).draws)
+        found.weightless = teaches_nothing(found.run.method, found.run.recipe["method"])
     except HalfmaskError as error:
         found.missing["network"] = str(error)
 
@@ -183,7 +186,7 @@ def is_control(run: Run, other: Run) -> bool:
 
 
 def _judge_labels(found: Material, images: Images) -> None:
-    if not found.labels_itself:
+    if found.weightless or not found.labels_itself:
         return
     found.quality = label_quality(found.run, images)
     if len(found.run.predictors) > 1:

@@ -14,7 +14,7 @@ from halfmask.errors import CheckpointError, RecipeError
 from halfmask.infer.bundle import STAGES, names_in, read_meta
 from halfmask.models.build import read_task
 from halfmask.recipe.read import load, missing_sections
-from halfmask.run.folder import FOLDS, RunDir
+from halfmask.run.folder import RunDir, fold_name
 from halfmask.task import Task
 
 Points = list[tuple[int, float]]
@@ -140,15 +140,6 @@ def read_run(path: str | Path) -> Run:
     )
 
 
-def cross_validated(run: Path) -> dict[str, Any] | None:
-    """Return what `folds.json` says of a run with cross-validation: the estimate of its score, and from what."""
-    try:
-        found = json.loads((run / FOLDS).read_text(encoding="utf-8"))["result"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def members(path: str | Path) -> list[tuple[Run, ...]]:
     """Find the runs in a folder: one entry per seed; each entry lists the stages of that run, the last one its result.
 
@@ -234,6 +225,11 @@ def _records(path: Path) -> list[dict[str, Any]]:
     if lines and not found:
         raise CheckpointError(f"{path}: holds no records. Restore the file, or remove it.", "H402")
     return found
+
+
+def fold_seconds(run: Path) -> float:
+    """Return the training time of all folds of a run, with what each was compared with; 0 without folds."""
+    return sum(_seconds(log) for log in run.glob(f"{fold_name('*')}/**/log.txt"))
 
 
 def _json(path: Path) -> dict[str, Any]:

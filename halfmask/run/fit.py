@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halfmask.data.folder.files import ids_of
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
+from halfmask.infer.bundle import FOLDS, read_meta
 from halfmask.infer.devices import is_first_rank
 from halfmask.method import Stage
 from halfmask.plugins import resolve
@@ -17,7 +18,7 @@ from halfmask.progress import timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
-from halfmask.run.folder import FOLDS, RunDir, stage_names
+from halfmask.run.folder import RunDir, stage_names
 from halfmask.run.loop import shipping
 from halfmask.run.loop.average import AverageLast, WeightAverage
 from halfmask.run.loop.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
@@ -30,7 +31,10 @@ from halfmask.run.loop.trainer import make_trainer, prepare_networks
 from halfmask.run.prepare import describe, prepare
 from halfmask.run.prepared import Prepared, clean_statistics, loader_maker
 from halfmask.run.stages import train_stages
-from halfmask.run.twin import TwinResult, kinds_of
+from halfmask.run.twin import TwinResult, kinds_of, teaches_nothing
+
+if TYPE_CHECKING:
+    from halfmask.run.folds import FoldsResult
 
 # A resumed run may change how it is computed, not what is computed.
 _FREE_ON_RESUME = (
@@ -59,6 +63,8 @@ class TrainResult:
         cost: what a dry run predicts.
         twin: the comparison with the control, where there is one, else with plain supervised training.
         plain: the comparison with plain supervised training, where both were asked for.
+        folds: what cross-validation found before this run on all masks.
+        shipped: which network's last weights are shipped, where no validation chooses; "" where one does.
     """
 
     out: Path
@@ -70,6 +76,8 @@ class TrainResult:
     cost: Cost | None = None
     twin: TwinResult | None = None
     plain: TwinResult | None = None
+    folds: "FoldsResult | None" = None
+    shipped: str = ""
 
 
 def fit(
@@ -185,7 +193,8 @@ def _train_stage(
         meta=meta,
         class_weights=prepared.class_weights,
     )
-    log = MetricsLog(run, dataset.task, line, recipe.run.log_every)
+    advises = not teaches_nothing(recipe.method.name, recipe.method.params)
+    log = MetricsLog(run, dataset.task, line, recipe.run.log_every, advises=advises)
     checkpoints = Checkpoints(run, prepared.eval_every, StopRequest(quiet or not is_first_rank()))
     examiner, clean = prepared.sources.examiner(recipe), clean_statistics(prepared)
     validation = Validation(run, log, examiner, prepared.eval_every, clean, recipe.eval.ship)
@@ -196,11 +205,21 @@ def _train_stage(
     trainer = make_trainer(recipe.run, run.path, method, [first, log, *averages, *last])
     if start is not None and start.header["step"] >= prepared.total_steps:
         line.say(f"{run.path} is finished: {start.header['step']} of {prepared.total_steps} steps are done.")
-        return TrainResult(run.path, start.header["step"], time.monotonic() - began, start.header["best"], {}, metric)
+        shipped, seconds = _shipped(run, recipe, examiner.images), time.monotonic() - began
+        return TrainResult(run.path, start.header["step"], seconds, start.header["best"], {}, metric, shipped=shipped)
     goes_on = run.root != run.path or bool(kinds_of(recipe))
     _fit(trainer, module, checkpoints, None if start is None else start.checkpoint, goes_on=goes_on)
-    best, values = dict(module.best), dict(validation.last)
-    return TrainResult(run.path, module.step, time.monotonic() - began, best, values, metric)
+    best, values, shipped = dict(module.best), dict(validation.last), _shipped(run, recipe, examiner.images)
+    return TrainResult(run.path, module.step, time.monotonic() - began, best, values, metric, shipped=shipped)
+
+
+def _shipped(run: RunDir, recipe: Recipe, images: int) -> str:
+    """Say which last weights a finished run ships; "" where a validation chose them, or over several domains."""
+    bundle = run.path / "model.json"
+    if shipping.chooses(recipe.eval.ship, images) or not bundle.is_file():
+        return ""
+    meta = read_meta(bundle)
+    return shipping.describe_last(meta["predictor"], images, meta.get("averaged_steps", 0))
 
 
 def _cut(recipe: Recipe, prepared: Prepared) -> Recipe:

@@ -29,11 +29,10 @@ from typing import Any
 from halfmask.atomic import atomic_path, flush, require_writable, write_json, write_text
 from halfmask.data.splits.split import Split
 from halfmask.errors import CheckpointError, DataError, Interrupted
-from halfmask.infer.bundle import STAGES
+from halfmask.infer.bundle import FOLDS, STAGES
 from halfmask.infer.domains import DOMAINS, domain_names
 from halfmask.recipe.read import Recipe, load
 
-FOLDS = "folds.json"  # of a run with cross-validation: what was asked, and the estimate
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last one, for the case that a crash damages that
 _PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
 

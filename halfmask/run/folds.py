@@ -17,7 +17,7 @@ its learning rate then falls to the end of the shorter run. The score stays that
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +27,14 @@ from halfmask.atomic import write_json
 from halfmask.data.folder.lists import write_list
 from halfmask.errors import CheckpointError, RecipeError
 from halfmask.infer.bootstrap import Interval, difference, scored
+from halfmask.infer.bundle import FOLDS
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.recipe.sections import UnlabeledRecipe
 from halfmask.run import fit as engine
 from halfmask.run.checkpoint import difference_of
 from halfmask.run.fit import TrainResult
-from halfmask.run.folder import FOLDS, RunDir, fold_name, naming_resume
+from halfmask.run.folder import RunDir, fold_name, naming_resume
 from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepare import prepare
@@ -135,13 +136,13 @@ def train_folds(
     else:
         assert recipe is not None
         RunDir(out).check_free(overwrite=overwrite)
-    _check(recipe, folds)
-    whole = load(recipe.model_dump(mode="json"), {"data.val": "none", "run.twin": None, "eval.ship": "last"})
-    prepared = prepare(whole, limit, look=False)
+    check_foldable(recipe, folds)
+    prepared = _whole(recipe, limit)
     if resume:
         held_out: list[list[str]] = asked["held_out"]
         _check_same_masks(out, held_out, prepared.split.labeled)
     else:
+        check_count(folds, len(prepared.split.labeled))
         held_out = _dealt(prepared.split.labeled, folds, recipe.data.labeled_seed)
         if overwrite:
             RunDir(out).create(overwrite=True)
@@ -155,14 +156,36 @@ def train_folds(
             _train_fold(recipe, prepared, out, number, ids, limit=limit, quiet=quiet)
         found = _pooled(recipe, prepared, out, held_out)
         write_json(out / FOLDS, {**asked, "result": asdict(found)})
-        line.say(found.describe())
+        line.tell(found.describe())
         if RunDir(out).saved():
-            return engine.fit(None, out, resume=True, quiet=quiet), found
-        final = _final(recipe, prepared, found)
-        return engine.fit(final, out, overwrite=True, quiet=quiet, keep_folds=True), found
+            result = engine.fit(None, out, resume=True, quiet=quiet)
+        else:
+            final = _final(recipe, prepared, found)
+            result = engine.fit(final, out, overwrite=True, quiet=quiet, keep_folds=True)
+    return replace(result, folds=found), found
 
 
-def _check(recipe: Recipe, folds: int) -> None:
+def check_folds(recipe: Recipe, folds: int, limit: int | None = None) -> None:
+    """Refuse what cannot be divided into so many folds, before anything is trained.
+
+    Args:
+        recipe: of the run.
+        folds: how many.
+        limit: of the steps.
+
+    Raises:
+        RecipeError: the recipe, or the number of its masks, does not allow it.
+    """
+    check_foldable(recipe, folds)
+    check_count(folds, len(_whole(recipe, limit).split.labeled))
+
+
+def check_foldable(recipe: Recipe, folds: int) -> None:
+    """Refuse a recipe that cannot be cross-validated, whatever its masks.
+
+    Raises:
+        RecipeError: fewer than two folds, several datasets, stages or processes, or a validation list of one's own.
+    """
     data, run = recipe.data, recipe.run
     if folds < 2:
         raise RecipeError(f"--folds {folds}: at least two are needed; usual are 5.", "H303")
@@ -174,12 +197,26 @@ def _check(recipe: Recipe, folds: int) -> None:
         raise RecipeError(f"--folds holds masks out by itself, but data.val={data.val} names others. Give one of both.")
 
 
+def check_count(folds: int, masks: int) -> None:
+    """Refuse more folds than there are masks.
+
+    Raises:
+        RecipeError: with the largest number.
+    """
+    if masks < 2:
+        raise RecipeError(f"--folds needs at least two masks, but {masks} is in use. Label more images.")
+    if folds > masks:
+        raise RecipeError(f"--folds {folds}, but {masks} masks are in use. Give at most --folds {masks}.")
+
+
+def _whole(recipe: Recipe, limit: int | None) -> Prepared:
+    """Prepare the run on all masks."""
+    whole = load(recipe.model_dump(mode="json"), {"data.val": "none", "run.twin": None, "eval.ship": "last"})
+    return prepare(whole, limit, look=False)
+
+
 def _dealt(labeled: Sequence[str], folds: int, seed: int) -> list[list[str]]:
     """Split the masks into folds at random, as evenly as possible."""
-    if len(labeled) < 2:
-        raise RecipeError(f"--folds needs at least two masks, but {len(labeled)} is in use. Label more images.")
-    if folds > len(labeled):
-        raise RecipeError(f"--folds {folds}, but {len(labeled)} masks are in use. Give at most --folds {len(labeled)}.")
     order = np.random.default_rng(seed).permutation(len(labeled)).tolist()
     return [sorted(labeled[place] for place in order[number::folds]) for number in range(folds)]
 

@@ -102,13 +102,17 @@ class TwinResult:
         if self.ships is None:
             return ""
         without = "with masks alone" if self.kind == "supervised" else "without their loss"
-        what = f"the network trained {without}, {self.folder}" if self.ships else f"that of {self.folder.parent}"
+        run = self.folder.parent
+        what = f"the network trained {without}, {self.folder}" if self.ships else f"that of {run}"
         if self.images < FEW_IMAGES:
             return f"\n         Shipped: {what}; validation cannot tell which is better."
         if not self.difference.value:
             return f"\n         Shipped: {what}. Both score alike."
         doubt = " though the interval holds 0" if self.verdict == "unclear" else ""
-        return f"\n         Shipped: {what}. Validation found it better{doubt and ','}{doubt}."
+        text = f"\n         Shipped: {what}. Validation found it better{doubt and ','}{doubt}."
+        if self.ships:
+            text += f" `predict {run}` and others take it; the files in {run} itself are the other network's."
+        return text
 
     def _sentence(self) -> str:
         control = self.kind == "control"
@@ -138,6 +142,20 @@ def control_of(recipe: Recipe) -> Mapping[str, Any] | None:
     """Return the parameters of the control of a recipe's method; `None` where it has none."""
     params: Mapping[str, Any] | None = resolve("methods", recipe.method.name).control_params()
     return params
+
+
+def teaches_nothing(method: str, params: Mapping[str, Any]) -> bool:
+    """Tell whether a run leaves the loss of the unlabeled images out, as the control of its method does.
+
+    Args:
+        method: its name.
+        params: all of its parameters.
+
+    >>> teaches_nothing("fixmatch", {"threshold": 0.9, "unlabeled_weight": 0.0})
+    True
+    """
+    without: Mapping[str, Any] | None = resolve("methods", method).control_params()
+    return bool(without) and all(params.get(key) == value for key, value in (without or {}).items())
 
 
 def kinds_of(recipe: Recipe) -> tuple[Kind, ...]:

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,17 @@ def test_a_stopped_seed_names_those_that_have_not_begun(tmp_path, monkeypatch):
         assert f"stopped in seed-{seeds[0]}." in done.stderr
         assert done.stderr.rstrip().endswith(left)
         assert ("have not begun" in done.stderr) == bool(left)
+
+
+def test_where_no_validation_chooses_one_sentence_says_what_is_shipped(tmp_path, monkeypatch):
+    last = "teacher, its last weights: 2 validation images cannot tell which step is best"
+    made = TrainResult(tmp_path / "r", 7, 1.0, {"teacher": 0.5, "student": 0.6}, shipped=last)
+    monkeypatch.setattr(engine, "fit", lambda *_, **__: made)
+    result = run("train", "fixmatch/folder", "--data", "D", "--out", tmp_path / "r")
+    assert result.stdout == f"{tmp_path / 'r'}  7 steps. Shipped: {last} (val mIoU at the end 50.0%)\n"
+    monkeypatch.setattr(engine, "fit", lambda *_, **__: replace(made, shipped=""))
+    result = run("train", "fixmatch/folder", "--data", "D", "--out", tmp_path / "r")
+    assert result.stdout.endswith("7 steps  best teacher val mIoU 50.0%  best student val mIoU 60.0%\n")
 
 
 def test_without_a_recipe_a_plan_is_made_printed_and_open_to_overrides(trained, tmp_path):

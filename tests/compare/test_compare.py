@@ -6,6 +6,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,30 @@ def test_runs_of_other_images_or_another_part_are_refused_and_data_may_move(fold
     shutil.copy(added, added.with_stem("added"))
     with pytest.raises(RecipeError, match=r"\(unlabeled images\)"):
         check_same(order_of(run, folder / "data"))
+
+
+def test_without_a_part_to_score_the_advice_leads_to_a_comparison(folder):
+    data = folder / "data"
+    for kind in ("images", "masks"):
+        shutil.rmtree(data / kind / "test")
+    for part, code in (("test", "H210"), ("train", "H605"), ("all", "H605")):
+        with pytest.raises(DataError, match="Hold some of the 6 masks out first") as refused:
+            order_of(folder / "run", data, part)
+        assert refused.value.code == code
+        assert "--part train" not in str(refused.value)
+    split, compared = (shlex.split(line)[1:] for line in str(refused.value).splitlines()[1:])
+    assert CliRunner().invoke(app, split).exit_code == 0
+    named = dict(pairwise(compared))
+    asked = Settings(methods=("supervised",), overrides=(f"data.root={named['--data']}", compared[3]))
+    lists = lists_of(asked.recipe(Cell(asked.forms()[0], 0)).data, named["--part"])
+    assert (lists["labeled"]["count"], lists["scored"]["count"]) == (2, 2)
+    for kind in ("images", "masks"):  # a validation part that no run uses is as good
+        (data / kind / "val").mkdir()
+        for number in (0, 1):
+            (data / kind / "train" / f"shape_{number:02d}.png").rename(data / kind / "val" / f"shape_{number:02d}.png")
+    with pytest.raises(DataError, match=r"Score the part 'val': --part val \(2 images\)\.$"):
+        order_of(folder / "run", data)
+    assert order_of(folder / "run", data, "val").lists["scored"]["count"] == 2
 
 
 def test_records_without_lists_are_compared_by_what_they_have(folder):

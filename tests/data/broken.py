@@ -620,7 +620,7 @@ def one_labeled(root):
     good(root, labeled=1, yaml=NAMED)
 
 
-@case("H140", "label 1 more", 0)
+@case("H140", "or train with --folds 4", 0)
 def four_labeled_and_no_validation(root):
     zero_labeled_images(root)
     for number in range(4, 12):

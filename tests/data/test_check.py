@@ -217,6 +217,7 @@ def test_validation_is_held_out_as_training_does_it(tmp_path):
     (tmp_path / "halfmask.yaml").write_text(NAMED)
     assert "2 of 10 labeled images will be held out" in codes(tmp_path)["H140"].message
     assert "+-21 points" in codes(tmp_path)["H140"].message
+    assert "train with --folds 5, which scores all 10 labeled images" in codes(tmp_path)["H140"].cure
 
 
 # --- other datasets, the Python twin ------------------------------------------------------------------------------

@@ -372,6 +372,7 @@ def test_wrong_colors_in_a_distributed_table_are_found(tmp_path: Path) -> None:
         ("{classes: [a, b, c], binary: true}", "exactly the classes 0 and 1"),
         ("{classes: [a, b], map: {3: 7}}", r"leads to \[7\]"),
         ("{classes: [a, b], foreground: [c]}", "names c, which are no classes"),
+        ("{classes: [a, b], foreground: [false, true]}", r"ids of classes, not true or false.*perhaps \[1\]"),
         ("range: [5, 5]", "must increase"),
         ("range: [0, .inf]", "finite numbers"),
         ("range: [.nan, 1]", "finite numbers"),

@@ -128,7 +128,7 @@ class Trials:
         self.fixed, self.pixel, self.step, self.validation = fixed, pixel, step, validation
         self.tried: list[Recipe] = []
 
-    def __call__(self, recipe: Recipe) -> Measured:
+    def __call__(self, recipe: Recipe, folds: int = 0) -> Measured:
         self.tried.append(recipe)
         crop, batch = recipe.data.crop, recipe.data.batch
         per_unit = int(self.pixel * crop**2)
@@ -183,6 +183,17 @@ def test_steps_and_validations_fill_a_time_and_no_more(trials, seconds):
     assert recipe.run.steps * step + validations * 2.0 < seconds
     assert recipe.run.steps * step + validations * 2.0 > 0.7 * seconds
     assert f"{recipe.run.steps}" in {choice.value for choice in found.choices}
+
+
+def test_several_runs_share_a_time(trials):
+    made = trials()
+    for runs, seconds in ((1, 600.0), (4, 2400.0)):
+        recipe, found = fitted(Budget(seconds=seconds, began=time.monotonic(), runs=runs))
+        each = recipe.run.steps * made(recipe).step_seconds + 2.0 * math.ceil(recipe.run.steps / recipe.run.eval_every)
+        assert 0.7 * 600 < each < 600
+    assert "what 40.0 min leave for each of 4 runs" in found.choices[-1].reason
+    with pytest.raises(RecipeError, match=r"each of 4 runs takes 4\.0 s to begin. Give at least --time 3\ds"):
+        fitted(Budget(seconds=5.0, began=time.monotonic(), runs=4))
 
 
 def test_a_long_time_is_not_filled_for_its_own_sake(trials):
@@ -341,7 +352,7 @@ def test_a_busy_machine_is_said_beside_the_time(plan):
 def test_a_time_out_of_reach_is_refused_early(trials, monkeypatch, seconds, most):
     trials(step=1e-2)
     tried, measure = [], budget.measure
-    monkeypatch.setattr(budget, "measure", lambda recipe: tried.append(recipe) or measure(recipe))
+    monkeypatch.setattr(budget, "measure", lambda *asked: tried.append(asked) or measure(*asked))
     with pytest.raises(RecipeError, match=r"--time .* is too short.*Give at least --time \d+s"):
         fitted(Budget(seconds=seconds, began=time.monotonic()))
     assert len(tried) == most
@@ -357,6 +368,37 @@ def test_a_dry_run_of_a_plan_gives_its_estimate_and_no_other(plan, monkeypatch, 
     assert done.exit_code == 0, done.output
     assert done.output.count("about") == plan.describe().count("about")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_for_folds_speaks_of_the_runs_that_follow(plan, data):
+    given = {"data.root": str(data), "data.crop": 64, "data.workers": 0}
+    folded = make_plan(given, folds=3, limit=4)
+    text = folded.describe()
+    assert text.startswith("plan     10 labeled, 6 unlabeled images, 3 folds, 3 classes")
+    assert "validation 3 folds  (each of the 10 masks is held out once, and all of them together give one score" in text
+    assert "steps      4  (--limit, of 1000)" in text
+    assert (folded.cost.steps, folded.recipe.run.steps) == (4, 1000)
+    assert folded.seconds == pytest.approx(4 * 4 * folded.cost.step_seconds)  # three folds, then all masks
+    assert folded.validation_seconds > 0
+    assert " for 3 folds and then a run on all masks, " in text
+    assert (folded.recipe.data.val, folded.recipe.run.twin) == ("none", None)
+    with_twin = budget.duration(7 * folded.cost.seconds + 2 * folded.validation_seconds)
+    assert f"--twin adds one to each fold, about {with_twin} in all" in text
+    seeds = replace(plan, seeds=3).describe()
+    assert " for 3 seeds, " in seeds
+
+
+@pytest.mark.parametrize(
+    ("folds", "words"), [("50", "10 masks are in use. Give at most --folds 10"), ("1", "greater than or equal to 2")]
+)
+def test_folds_that_are_not_possible_are_refused_before_any_trial(data, tmp_path, trials, folds, words):
+    made = trials()
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--folds", folds]
+    for recipe in ([], ["fixmatch/folder", "--dry-run"]):
+        done = CliRunner().invoke(app, [*command[:1], *recipe, *command[1:]])
+        assert done.exit_code == 2, done.output
+        assert words in " ".join(done.stderr.split())
+    assert not made.tried
 
 
 def test_what_few_validation_images_cannot_tell_is_said_with_the_price_of_knowing(plan):

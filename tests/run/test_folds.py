@@ -217,8 +217,39 @@ def test_flags_that_contradict_folds_are_refused(data: Path, tmp_path: Path) -> 
     assert "--folds and --seeds" in done.stderr
 
 
-def test_the_report_names_the_cross_validated_score(made: tuple[Path, FoldsResult]) -> None:
-    out, found = made
+def test_the_end_names_score_model_and_next_command_and_evaluate_the_score(
+    made: tuple[Path, FoldsResult], tmp_path: Path
+) -> None:
+    out, score = tmp_path / "run", made[1].score
+    shutil.copytree(made[0], out)
+    done = CliRunner().invoke(app, ["train", "--resume", str(out), "-q"])
+    assert done.exit_code == 0, done.output
+    first, told, *_, last = done.stdout.splitlines()
+    assert first == f"{out}  2 steps on all 5 masks; its model is shipped"
+    assert score.value is not None
+    assert told.startswith(f"folds    miou {100 * score.value:.1f} %")
+    assert last == f"next     halfmask predict {out} --input DIR --out masks; halfmask report {out}"
+    shipped = made[1].other if made[1].ships == "other" else score
+    assert shipped is not None
+    assert shipped.value is not None
+    done = CliRunner().invoke(app, ["evaluate", str(out), "-q"])
+    assert done.exit_code == 3
+    assert f"its folds tell: miou {100 * shipped.value:.1f} %, 95 % interval" in done.stderr
+    assert "--part train" not in done.stderr
+    kept = json.loads((out / "folds.json").read_text())
+    del kept["result"]
+    (out / "folds.json").write_text(json.dumps(kept))
+    done = CliRunner().invoke(app, ["evaluate", str(out), "-q"])
+    assert f"its folds are not finished: halfmask train --resume {out}" in done.stderr
+
+
+def test_the_report_names_the_cross_validated_score(made: tuple[Path, FoldsResult], tmp_path: Path) -> None:
+    out, found = tmp_path / "run", made[1]
+    shutil.copytree(made[0], out)
+    text = (out / "recipe.yaml").read_text().replace("unlabeled_weight: 1.0", "unlabeled_weight: 0.0")
+    (out / "recipe.yaml").write_text(text)  # as where the folds find the control better
+    for part in ("fold-1", "fold-2/control"):
+        (out / part / "log.txt").write_text("2026-01-01T10:00:00  data x\n2026-01-01T11:00:00  end\n")
     report = halfmask.report(out, quiet=True)
     page = " ".join(report.page.read_text(encoding="utf-8").split())
     assert found.score.value is not None
@@ -226,3 +257,9 @@ def test_the_report_names_the_cross_validated_score(made: tuple[Path, FoldsResul
     assert f"<b>Cross-validated:</b> mIoU {100 * found.score.value:.1f} %" in page
     assert "By cross-validation, the run minus the control" in page
     assert report.values["cross_validated"]["images"] == 5
+    assert "<dd>2.0 h</dd>" in page
+    assert "for the folds, then 2 steps on all masks" in page
+    assert "The loss of the unlabeled images has no weight in this run" in page
+    assert "No sign of a collapse" not in page
+    assert "its folds tell: miou" in page
+    assert "--part train" not in page

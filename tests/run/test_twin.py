@@ -165,6 +165,7 @@ def test_the_better_is_shipped_and_both_are_at_hand(
     assert capsys.readouterr().err.startswith(f"model    {out / 'twin'}: ") == bool(shipped)
     assert f"Shipped: {'the network trained with masks alone' if shipped else 'that of'}" in found.describe()
     assert ("validation cannot tell which is better" in found.describe()) == (images < 5)
+    assert (f"`predict {out}` and others take it" in found.describe()) == bool(shipped)
 
 
 def test_the_file_holds_what_the_result_says(pair: tuple[Path, TwinResult, TwinResult]) -> None:

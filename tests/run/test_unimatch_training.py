@@ -120,6 +120,9 @@ def test_a_threshold_that_nothing_passes_is_warned_about_once_with_the_histogram
     (warning,) = [line for line in text.splitlines() if "has passed" in line]
     assert "Pixels by confidence: 0.00-0.50: " in warning
     assert "Use a lower method.threshold" in warning
+    control = (*DINO, *overrides[1:], "run.steps=8", "method.unlabeled_weight=0")  # learns nothing from them
+    fit(recipe(data, *control, method="unimatch_v2", threshold=1.0), tmp_path / "control", quiet=True)
+    assert "has passed" not in (tmp_path / "control" / "log.txt").read_text()
 
 
 def test_a_threshold_that_is_passed_is_not_warned_about(

@@ -58,12 +58,17 @@ def validation(seen: Fingerprint) -> Iterator[Finding]:
             yield Finding("warning", "H141", f"{text} {supposed}", val)
     elif labeled < FEWEST_FOR_HOLD_OUT:
         text = f"no validation set: with {plural(labeled, 'labeled image')} none can be held out"
-        cure = f"label {FEWEST_FOR_HOLD_OUT - labeled} more; until then the last weights are kept and no score is known"
+        cure = f"label {FEWEST_FOR_HOLD_OUT - labeled} more"
+        if labeled > 1:
+            cure += f"; or train with --folds {labeled}, which scores the model on each of the {labeled} masks"
+        cure += ". Without either no score is known, and the last weights are kept"
         yield Finding("warning", "H140", text, labeled, "", cure)
     else:
         held = labeled // 5
         text = f"no validation set: {held} of {labeled} labeled images will be held out; the mean IoU is then uncertain"
         cure = "name a part or a list of labeled images with data.val; 4 times as many halve the uncertainty"
+        if held < FEW_FOR_VALIDATION:
+            cure = f"train with --folds 5, which scores all {labeled} labeled images; or name more of these: data.val"
         yield Finding("warning", "H140", f"{text} by +-{uncertainty(held):.0f} points {supposed}", held, "", cure)
 
 

@@ -24,7 +24,7 @@ from halfmask.data.annotations.outlines import Outlines
 from halfmask.data.datasets.ade20k import ADE20K
 from halfmask.data.datasets.cityscapes import Cityscapes
 from halfmask.data.datasets.pascal import Pascal
-from halfmask.data.folder.description import Description, read_description
+from halfmask.data.folder.description import ClassKeys, Description, read_description
 from halfmask.data.folder.files import FileDataset
 from halfmask.data.folder.images.decode import decode, without_data
 from halfmask.data.folder.layouts import Layout, detect
@@ -77,7 +77,7 @@ class Folder(FileDataset):
         classes: list[str] | dict[int, str] | None = None,
         ignore_index: int | None = None,
         palette: dict[int, list[int] | str] | None = None,
-        foreground: list[int | str] | None = None,
+        foreground: ClassKeys | None = None,
         bands: int | None = None,
         range: tuple[float, float] | None = None,
         resize_masks: bool = False,

@@ -46,8 +46,17 @@ def _color(value: Any) -> Any:
     return tuple(int(part) for part in value.split(","))
 
 
+def _no_flags(value: Any) -> Any:
+    """Refuse true and false, which would be read as the ids 1 and 0."""
+    if isinstance(value, list | tuple) and any(isinstance(item, bool) for item in value):
+        ids = [id for id, flag in enumerate(value) if flag is True]
+        raise ValueError(f"list names or ids of classes, not true or false for each class; perhaps {ids}")
+    return value
+
+
 Byte = Annotated[int, Field(ge=0, le=255)]
 ClassNames = Annotated[dict[int, str], BeforeValidator(_number_classes)]
+ClassKeys = Annotated[list[int | str], BeforeValidator(_no_flags)]
 Palette = Annotated[
     dict[int, Annotated[tuple[Byte, Byte, Byte], BeforeValidator(_color)]], BeforeValidator(_number_classes)
 ]
@@ -63,7 +72,7 @@ class Description(BaseModel):
     binary: bool = False
     map: dict[int, int] = Field(default_factory=dict)
     palette: Palette | None = None
-    foreground: list[int | str] | None = None
+    foreground: ClassKeys | None = None
     bands: Annotated[int, Field(ge=1)] = 3
     range: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None

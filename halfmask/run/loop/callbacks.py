@@ -37,10 +37,13 @@ _SILENT_STEPS = 500  # without a single pseudo-label above the threshold, before
 
 
 class MetricsLog(L.Callback):
-    """Reads the device-side sums every `every` steps; writes metrics.jsonl, loggers and the progress line."""
+    """Reads the device-side sums every `every` steps; writes metrics.jsonl, loggers and the progress line.
 
-    def __init__(self, run: RunDir, task: Task, progress: ProgressLine, every: int) -> None:
-        self.run, self.task, self.line, self.every = run, task, progress, every
+    With `advises` it warns of pseudo-labels that go wrong, which is no help in a run that learns nothing from them.
+    """
+
+    def __init__(self, run: RunDir, task: Task, progress: ProgressLine, every: int, *, advises: bool = True) -> None:
+        self.run, self.task, self.line, self.every, self.advises = run, task, progress, every, advises
         self._images, self._since, self._one_class = 0, time.monotonic(), 0
         self._logged, self._silent, self._warned = 0, 0, False
         self._empty_since: int | None = None  # step at which the method's memory was first seen empty
@@ -72,8 +75,9 @@ class MetricsLog(L.Callback):
         self._images, self._since = 0, time.monotonic()
         self.record(trainer, module, values)
         self.line.show(module.step, values)
-        self._watch_collapse(values)
-        self._watch_coverage(values, module.step)
+        if self.advises:
+            self._watch_collapse(values)
+            self._watch_coverage(values, module.step)
 
     def on_train_end(self, trainer: L.Trainer, module: LitMethod) -> None:
         """Close the progress line."""
@@ -212,7 +216,7 @@ class Validation(L.Callback):
     def _examine(self, trainer: L.Trainer, module: LitMethod, *, ends: bool) -> None:
         if ends and self.clean is not None:
             shares = self.clean.agreement(module, trainer.global_rank, trainer.world_size)
-            if trainer.is_global_zero and (text := shipping.doubtful_statistics(shares)):
+            if trainer.is_global_zero and (text := shipping.doubtful_statistics(shares, module.meta["recipe"])):
                 self.metrics.line.say(text)
         if self.clean is None or not self.clean.used or not (self.examiner.images or ends):
             self._score(trainer, module)
@@ -230,7 +234,8 @@ class Validation(L.Callback):
                 self.examiner.ship(module, self.run.path, None, {})
                 if module.average is not None:
                     name = next(iter(module.method.predictors()))
-                    self.metrics.line.tell(shipping.describe_last(name, 0, module.average.span_of(name)))
+                    last = shipping.describe_last(name, 0, module.average.span_of(name))
+                    self.metrics.line.keep(f"ship     {last}")
             return
         resume_clock = self.metrics.pause_clock()
         images, metric = self.examiner.images, self.examiner.main_metric
@@ -259,7 +264,9 @@ class Validation(L.Callback):
         """Say what is shipped, where that needs a word, and whether a network has learned nothing."""
         best, span = module.best, 0 if module.average is None else module.average.span_of(shipped.name)
         text = shipping.describe(shipped, found, best, self.examiner.images, span) if self.rule != "first" else ""
-        if text:
+        if shipped.last:
+            self.metrics.line.keep(text)  # the command's last line says it
+        elif text:
             self.metrics.line.tell(text)
         if found.one_class:
             self.metrics.line.say(shipping.warn(found.one_class))

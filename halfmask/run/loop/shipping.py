@@ -8,7 +8,7 @@ with any number of images. `overall`: as `best`, and after the run the better of
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from halfmask.run.loop.validation import Examination
 
@@ -57,7 +57,7 @@ def choose(rule: Rule, found: Examination, best: Mapping[str, float], images: in
 
 
 def describe_last(name: str, images: int, averaged: int) -> str:
-    """Say what is shipped where no validation chooses.
+    """Say what is shipped where no validation chooses, and why.
 
     Args:
         name: of the predictor.
@@ -66,18 +66,16 @@ def describe_last(name: str, images: int, averaged: int) -> str:
     """
     what = f"the mean of its weights over the last {averaged} steps" if averaged > 1 else "its last weights"
     if images >= FEW_IMAGES:
-        return f"ship     {name}, {what} (eval.ship=last)"
+        return f"{name}, {what} (eval.ship=last)"
     counts = {0: "no validation image can", 1: "1 validation image cannot"}
-    return (
-        f"ship     {name}, {what}: {counts.get(images, f'{images} validation images cannot')} tell which step is best"
-    )
+    return f"{name}, {what}: {counts.get(images, f'{images} validation images cannot')} tell which step is best"
 
 
 def describe(shipment: Shipment, found: Examination, best: Mapping[str, float], images: int, averaged: int = 0) -> str:
     """Say at the end of a run what was shipped, where that is not the first predictor at its best validation."""
     first = next(iter(found.main))
     if shipment.last:
-        text = describe_last(shipment.name, images, averaged)
+        text = f"ship     {describe_last(shipment.name, images, averaged)}"
         return text if shipment.name == first else f"{text}; {first} predicts a single class"
     name = max(best, key=lambda one: best[one])
     if name == first:
@@ -94,18 +92,27 @@ def warn(one_class: Mapping[str, str]) -> str:
     )
 
 
-def doubtful_statistics(agreement: Mapping[str, float]) -> str:
+def doubtful_statistics(agreement: Mapping[str, float], recipe: Mapping[str, Any]) -> str:
     """Warn where predictions with the running statistics of batch norm are not those with statistics of clean images.
+
+    Passes apart are advised with DeepLabV3+ only: with a SegFormer head they cost accuracy (`halfmask.plan.table`).
 
     Args:
         agreement: part of the pixels that keep their class, by predictor.
+        recipe: of the run, as plain data.
     """
     low = {name: share for name, share in agreement.items() if share < _LEAST_AGREEMENT}
     if not low:
         return ""
     named = ", ".join(f"{name} {share:.0%}" for name, share in low.items())
+    run, decoder = recipe["run"], recipe["model"].get("decoder") or {}
+    cures = ["train longer (run.steps)"]
+    if run["passes"] == "published" and decoder.get("name") == "deeplabv3plus":
+        cures.append("let labeled and unlabeled images pass through the network apart (run.passes=apart)")
+    if not run["precise_bn"]:
+        cures.append("use the averages of plain images (run.precise_bn=64)")
     return (
-        "warning: [H604] only so many pixels keep their class when batch norm takes statistics of clean images: "
-        f"{named}. The averages of the training are of other images. If several kinds of images share a pass, let them "
-        "pass apart (run.passes=apart); else train longer."
+        "warning: [H604] the averages in batch norm, which the training collected, do not fit plain images. With "
+        f"averages of plain images only so many pixels keep their class: {named}. So the predictions may be poor. To "
+        f"mend it: {', or '.join(cures)}; then see which scores better."
     )
