@@ -199,9 +199,7 @@ _OWN_TABLES = ("bench_", "leaderboard_", "whole_job_", "growth_")
 def _measured(start: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Files of benchmarks/results: by the first word of their names; "": all that are read as tables of scores."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        kind = next(
-            (one for one in ("bench_", "leaderboard_", "whole_job_", "growth_") if path.name.startswith(one)), ""
-        )
+        kind = next((one for one in _OWN_TABLES if path.name.startswith(one)), "")
         if kind == start:
             yield path, json.loads(path.read_text(encoding="utf-8"))
 
@@ -294,6 +292,28 @@ def whole_jobs() -> str:
     return "\n\n".join(parts)
 
 
+def growth() -> str:
+    """Write one table per file of results of `benchmarks/growth.py`: commands by numbers of images."""
+    parts = []
+    for path, content in _measured("growth_"):
+        found = {(row["command"], row["images"]): row for row in content["rows"]}
+        counts = sorted({images for _, images in found})
+        rows = []
+        for command in dict.fromkeys(name for name, _ in found):
+            cells = [found.get((command, images)) for images in counts]
+            rows.append([f"`{command}`", *(_taken(row) for row in cells)])
+        facts = [content["device"], f"{content['threads']} thread(s)"]
+        facts += [f"torch {content['environment']['packages']['torch']}"]
+        link = f"[all numbers](../benchmarks/results/{path.name})"
+        heads = ["command", *(f"{images:,} images" for images in counts)]
+        parts.append(f"{', '.join(facts)}; {link}.\n\n{_table(heads, rows)}")
+    return "\n\n".join(parts) or "Not measured yet: `benchmarks/growth.py` writes it."
+
+
+def _taken(row: dict[str, Any] | None) -> str:
+    return f"{row['cpu_seconds']:.1f} s, {row['peak_bytes'] / 2**20:.0f} MiB" if row else ""
+
+
 def _speed(row: dict[str, Any]) -> list[str]:
     """Cells of one row: its first measure in full, of the others the value."""
     name = [f"`{row['id']}`", row["size"]]
@@ -336,6 +356,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "leaderboard": leaderboard,
     "speed": speed,
     "whole-jobs": whole_jobs,
+    "growth": growth,
     "methods": methods_table,
     "published": published,
     "importers": importers_table,

@@ -1,5 +1,6 @@
 """`run.recompute` and `run.compile`: the same training, with the same names in the state dict."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -100,6 +101,7 @@ def test_compiled_networks_train_alike(monkeypatch) -> None:
     """Traced and differentiated by torch.compile; not translated to C++, which takes minutes and is torch's affair."""
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: original(self, backend="aot_eager", **how))
+    monkeypatch.setenv("CXX", sys.executable)  # looked for, not called
 
     def method() -> Method:
         torch.manual_seed(3)
@@ -115,6 +117,12 @@ def test_compiled_networks_train_alike(monkeypatch) -> None:
     assert_close(torch.stack(again), torch.stack(losses), rtol=1e-9, atol=0)
     for name, tensor in weights.items():
         assert_close(others[name], tensor, rtol=1e-7, atol=1e-10, msg=name)
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RecipeError, match=r"run\.compile=true needs .* no-such-compiler is not installed.* CXX"):
+        prepare_networks(method_on("dinov2"), RunRecipe(accelerator="cpu", compile=True))
 
 
 def test_recomputing_and_compiling_exclude_each_other() -> None:

@@ -7,6 +7,9 @@ draws, and batch-norm statistics are moved by the first pass only.
 """
 
 import logging
+import os
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -101,6 +104,8 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     if recipe.compile and recipe.recompute:
         raise RecipeError("run.recompute and run.compile together are not tested: choose one of them.")
+    if recipe.compile and not uses_gpu(recipe):
+        check_compiler()
     set_passes(method, recipe.passes)
     if recipe.devices * recipe.nodes > 1 and uses_gpu(recipe):
         synchronize_batch_norm(method)
@@ -115,6 +120,20 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
             if recipe.compile:
                 module.encoder.compile(dynamic=False)
                 module.decoder.compile(dynamic=False)
+
+
+def check_compiler() -> None:
+    """Check that there is the C++ compiler by which torch compiles for a CPU.
+
+    Raises:
+        RecipeError: there is none; torch would say so in the first step, in many lines.
+    """
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    if shutil.which(name) is None:
+        raise RecipeError(
+            f"run.compile=true needs a C++ compiler on a CPU, but {name} is not installed here. Install it, name "
+            "another one by the environment variable CXX, or leave run.compile out."
+        )
 
 
 def synchronize_batch_norm(method: Method) -> None:
