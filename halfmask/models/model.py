@@ -9,7 +9,7 @@ fed wrongly.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 else:
     Logits = Float[Tensor, "_ K ..."] | CoarseLogits  # (B, K, H, W) or (B, K); batches of one call may differ
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+Passes: TypeAlias = Literal["published", "separate", "apart"]
 
 
 class Network(nn.Module):
@@ -83,10 +84,15 @@ class Model(Network):
         self.classifier = decoder.make_classifier(classes)
         self.classes = classes
         self.streams_loss = False  # give `CoarseLogits` where a loss will be taken of them
-        self.passes_apart = False  # see `halfmask.models.statistics`
+        self.passes: Passes = "published"  # see `halfmask.models.statistics`
         self.spec = spec or {}
         self.register_buffer("mean", torch.tensor(mean or encoder.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std or encoder.std).view(-1, 1, 1))
+
+    @property
+    def passes_apart(self) -> bool:
+        """Tell whether labeled images have a pass of their own."""
+        return self.passes != "published"
 
     @property
     def members(self) -> "tuple[Model, ...]":

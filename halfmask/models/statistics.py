@@ -7,8 +7,10 @@ average of weights (EMA teacher) has statistics that belong to none of the netwo
 
 THE RULE, for every method: which images share a pass, and which move the running statistics (`run.passes`).
   * `published`: as the code of each paper has it; the method's file says so.
-  * `apart`: labeled images pass alone, and they alone move the running statistics; images with pseudo-labels, weak or
-    strong, are normalized by the statistics of their own batch. For networks without batch norm nothing changes.
+  * `separate`: labeled images pass alone; images with pseudo-labels, weak or strong, are normalized by the statistics
+    of their own batch. Both kinds move the running statistics.
+  * `apart`: likewise, but labeled images alone move the running statistics.
+    For networks without batch norm nothing changes.
     AllSpark, U2PL, GTA-Seg and plain CPS keep their published passes, in which both kinds of images meet by design;
     so do ST and ST++, whose pseudo-masks are as good as labels from the first step on.
 Why: labeled images that share a pass with others are normalized by statistics of both. With few masks the network
@@ -22,14 +24,14 @@ images through the network as it is and take mean and variance over all of them.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from halfmask.models.model import Logits, Model, Network, eval_mode
+from halfmask.models.model import Logits, Model, Network, Passes, eval_mode
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -56,16 +58,16 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def set_passes(method: nn.Module, passes: Literal["published", "apart"]) -> None:
+def set_passes(method: nn.Module, passes: Passes) -> None:
     """Apply the rule to every network of a method (`run.passes`)."""
     for part in method.modules():
         if isinstance(part, Model):
-            part.passes_apart = passes == "apart" and part.has_batch_stats
+            part.passes = passes if part.has_batch_stats else "published"
 
 
 def pseudo_pass(network: Model) -> AbstractContextManager[None]:
-    """Mark a pass of images with pseudo-labels: it moves the running statistics only where the papers' passes do."""
-    return statistics_kept(network) if network.passes_apart else nullcontext()
+    """Mark a pass of images with pseudo-labels: with `apart` it leaves the running statistics alone."""
+    return statistics_kept(network) if network.passes == "apart" else nullcontext()
 
 
 def pseudo_logits(network: Model, image: Float[Tensor, "U *T C H W"]) -> Logits:

@@ -370,7 +370,7 @@ class RunRecipe(Section):
             the unlabeled images (`<run>/control`), which says what they bring; plain `supervised` training
             (`<run>/twin`); or `both`.
         passes: which images share a forward pass where there is batch norm: as each paper's code has it (`published`),
-            or labeled images alone, which then alone move the running statistics (`apart`).
+            or labeled images alone (`separate`), which then, with `apart`, alone move the running statistics.
         precise_bn: before each validation, take the statistics of batch norm anew from so many clean training images
             (labeled and unlabeled, without strong colors); they are evaluated and shipped, the training goes on with
             its own. 0 = evaluate the averages of the training passes, as published code does.
@@ -395,6 +395,6 @@ class RunRecipe(Section):
     channels_last: bool = False
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
     twin: Annotated[Literal["control", "supervised", "both"] | None, BeforeValidator(_twin)] = None
-    passes: Literal["published", "apart"] = "published"
+    passes: Literal["published", "separate", "apart"] = "published"
     precise_bn: Annotated[int, Field(ge=0, le=100_000)] = 0
     average_last: Fraction = 0.0

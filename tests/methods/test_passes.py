@@ -94,3 +94,17 @@ def test_labels_alone_teach_while_a_method_warms_up(name: str) -> None:
         assert "loss_unsup" in after.logs
         losses.append(before.loss.item())
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch", "mean_teacher"])
+def test_separate_passes_move_the_statistics_but_share_no_batch(name: str) -> None:
+    first, second = batches(made(name, "separate"))
+    statistics = [moved(made(name, "separate"), batch) for batch in (first, second)]
+    assert any(not torch.equal(value, statistics[1][key]) for key, value in statistics[0].items())
+    losses = []
+    for passes in ("separate", "published"):
+        for batch in (first, second):
+            torch.manual_seed(3)
+            losses.append(made(name, passes).step(batch, Progress(8, 10, 2)).logs["loss_sup"].item())
+    assert losses[0] == losses[1]  # labeled images are normalized by themselves
+    assert losses[2] != losses[3]  # published: by the batch they share
