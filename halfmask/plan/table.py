@@ -87,7 +87,7 @@ NETWORKS: tuple[NetworkRow, ...] = (
     NetworkRow(
         "EfficientNet-Lite0 + SegFormer", "gpu", "small, pretrained on ImageNet",
         {"name": "efficientnet_lite", "size": "lite0", "weights": "imagenet"}, {"name": "segformer", "embedding": 256},
-        _ADAMW, 320, 32, 8, 8000, {"passes": "published", "precise_bn": 0},
+        _ADAMW, 320, 32, 8, 8000, {"passes": "separate", "precise_bn": 0},
     ),
     NetworkRow(
         "ResNet-18 + DeepLabV3+", "gpu", "small enough to learn from random weights",
@@ -96,9 +96,9 @@ NETWORKS: tuple[NetworkRow, ...] = (
     ),
     NetworkRow(
         "EfficientNet-Lite0 + SegFormer", "cpu", "no GPU: a small network, pretrained on ImageNet",
-        {"name": "efficientnet_lite", "size": "lite0", "frozen_stages": 3, "weights": "imagenet"},
+        {"name": "efficientnet_lite", "size": "lite0", "weights": "imagenet"},
         {"name": "segformer", "embedding": 256}, _ADAMW, 160, 32, 4, 1000,
-        {"channels_last": True, "passes": "published", "precise_bn": 0},  # see the docstring
+        {"channels_last": True, "passes": "separate", "precise_bn": 0},  # see the docstring
     ),
     NetworkRow(
         "ResNet-18 + DeepLabV3+", "cpu", "no GPU: a small network, pretrained on ImageNet",
