@@ -116,8 +116,8 @@ NETWORKS: tuple[NetworkRow, ...] = (
 SUPERVISED = MethodRow("supervised", "no image is without a mask, so there is nothing to learn from unlabeled")
 ON_CPU = MethodRow(
     "fixmatch",
-    "pseudo-labels of a moving average, once labels alone have taught for a third of the run",
-    {"threshold": 0.9, "warmup": 0.3, "ema_decay": 0.99, "cutmix": 0.5},
+    "a moving average teaches them, once labels alone have taught for half of the run",
+    {"targets": "soft", "unlabeled_weight": 0.3, "warmup": 0.5, "ema_decay": 0.99, "cutmix": 0.5},
 )
 ON_GPU = MethodRow(
     "unimatch_v2",
