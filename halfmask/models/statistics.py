@@ -17,6 +17,8 @@ Why: labeled images that share a pass with others are normalized by statistics o
 learns to tell the two kinds apart by them, and a test image, which looks like the others, is read wrongly; its
 pseudo-labels feed that back. FixMatch on facades with two masks, EfficientNet-Lite0 with DeepLabV3+, loses about half
 of its accuracy in one pass and nothing apart; statistics of clean images do not mend it (docs/results.md).
+With a SegFormer head the shared pass loses little; there the averages are better taken over all images than over the
+few labeled ones: `separate` is what plans for a CPU and folder recipes use.
 
 Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, arXiv:2105.07576, section 3 (precise batch norm): run clean
 images through the network as it is and take mean and variance over all of them.

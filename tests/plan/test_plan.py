@@ -105,7 +105,7 @@ def test_the_recipe_says_for_each_value_where_it_came_from(plan):
     origins = plan.recipe.origins
     assert origins["data.crop"] == "override"
     assert origins["method.cutmix"].startswith("plan: ")
-    assert "no GPU" in origins["model.encoder.frozen_stages"]
+    assert "no GPU" in origins["model.encoder.name"]
     assert origins["run.steps"].startswith("plan: usual")
     assert origins["data.flip"].startswith("file ")
     written = plan.recipe.to_yaml(origins=True)
