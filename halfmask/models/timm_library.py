@@ -94,8 +94,8 @@ def fused_attention(
 def _products(
     q: Float[Tensor, "B h N d"], k: Float[Tensor, "B h M d"], v: Float[Tensor, "B h M d"]
 ) -> Float[Tensor, "B h N d"]:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, M)
-    return scores.softmax(-1) @ v
+    weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)  # (B, h, N, M)
+    return weights @ v
 
 
 class FusedAttention(Attention):
