@@ -229,7 +229,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def fold_seconds(run: Path) -> float:
     """Return the training time of all folds of a run, with what each was compared with; 0 without folds."""
-    return sum(_seconds(log) for log in run.glob(f"{fold_name('*')}/**/log.txt"))
+    return sum((_seconds(log) for log in run.glob(f"{fold_name('*')}/**/log.txt")), 0.0)
 
 
 def _json(path: Path) -> dict[str, Any]:
