@@ -92,7 +92,7 @@ def held_out_agreement(run: Run, images: Images) -> dict[str, Any]:
 
 
 def threshold_of(run: Run) -> float | None:
-    """Return the confidence that a pseudo-label needs, where the method has such a parameter; soft targets need none."""
+    """Return the confidence that a pseudo-label needs, if the method has such a parameter; soft targets need none."""
     method = run.recipe["method"]
     value = 0.0 if method.get("targets") == "soft" else method.get("threshold")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
