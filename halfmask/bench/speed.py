@@ -129,7 +129,7 @@ class Speed:
         return f"{waits:.0%} of the step is waiting for data: more data.workers, or data.cache=memmap for PNG files"
 
 
-def measure_recipe(recipe: Recipe, steps: int = 10, trace: Path | None = None) -> Speed:
+def measure_recipe(recipe: Recipe, steps: int, trace: Path | None = None) -> Speed:
     """Train some steps by a recipe and time them.
 
     Args:

@@ -13,6 +13,7 @@ from halfmask.errors import CheckpointError, DataError, RecipeError
 from halfmask.infer.bundle import names_in
 from halfmask.infer.devices import joined_ranks
 from halfmask.infer.evaluate import evaluate
+from halfmask.infer.inference import READERS
 from halfmask.infer.metrics import Scores
 
 DOMAINS = "domains.json"  # in the folder of a run over several domains: their names; each has a folder with a bundle
@@ -33,7 +34,7 @@ def evaluate_domains(
     part: str = "val",
     overrides: Sequence[str] = (),
     device: str = "auto",
-    workers: int = 2,
+    workers: int = READERS,
     limit: int | None = None,
     write: bool = True,
     quiet: bool = False,

@@ -21,7 +21,7 @@ from halfmask.data.contract import Dataset
 from halfmask.errors import DataError, ShapeError
 from halfmask.infer.bundle import Bundle, load_bundle, own_bundle
 from halfmask.infer.devices import joined_ranks
-from halfmask.infer.inference import center, class_map, read_ahead
+from halfmask.infer.inference import READERS, center, class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix, Scores
 from halfmask.infer.runs import check_classes, memory_cure, open_part_of, open_run
 from halfmask.infer.seen import seen_in_training
@@ -162,7 +162,7 @@ def _predictions(
     protocol: EvalRecipe,
     device: torch.device | str,
     crop: int | None = None,
-    workers: int = 2,
+    workers: int = READERS,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Return numbers, class maps (B, *S) and targets (B, *S) of batches of images of equal size."""
@@ -186,7 +186,7 @@ def evaluate(
     part: str = "val",
     overrides: Sequence[str] = (),
     device: str = "auto",
-    workers: int = 2,
+    workers: int = READERS,
     limit: int | None = None,
     write: bool = True,
     quiet: bool = False,

@@ -38,6 +38,7 @@ from halfmask.models.model import ChangeSegmenter, Network, Segmenter
 from halfmask.recipe.read import EvalRecipe
 
 Box = tuple[int, int, int, int]  # top, left, height, width
+READERS = 2  # threads that read images ahead, unless another number is asked for
 
 
 @torch.inference_mode()

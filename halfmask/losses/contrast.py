@@ -17,7 +17,8 @@ def queue_contrast(
     classes: Int[Tensor, " A"],
     slots: Float[Tensor, "K S d"],
     filled: Bool[Tensor, "K S"],
-    temperature: float = 0.1,
+    *,
+    temperature: float,
 ) -> Float[Tensor, ""]:
     """Average -log(sum over same class of e^(a b / t) / sum over all of e^(a b / t)) over the anchors.
 

@@ -91,7 +91,7 @@ FuzzyWeight = Literal["none", "linear", "convex", "concave"]
 
 
 def fuzzy_positives(
-    teacher: Float[Tensor, "B K *S"], *, most: int = 3, threshold: float = 0.9
+    teacher: Float[Tensor, "B K *S"], *, most: int, threshold: float
 ) -> tuple[Bool[Tensor, "B K *S"], Float[Tensor, "B *S"], Float[Tensor, "B *S"]]:
     """Choose the few top classes of each pixel, one of which is surely right (Qiao et al., FPL, CVPR 2023, eq. 3).
 

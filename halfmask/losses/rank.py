@@ -28,8 +28,8 @@ def rank_consistency(
     weak: Float[Tensor, "B D h w"],
     strong: Float[Tensor, "B D h w"],
     *,
-    agents: int = 64,
-    top: int = 4,
+    agents: int,
+    top: int,
     first: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """Compute the rank consistency loss, as the text at the top of this file defines it.

@@ -158,7 +158,9 @@ class PixCon(Method):
         anchors = vectors[pixels]
         chance = torch.rand(len(chosen), device=chosen.device) + 2.0 * (chosen == classes)  # empty places come last
         most = chance.argsort()[: self.most_anchors]
-        loss = queue_contrast(anchors[most], chosen[most], self.queues.slots, self.queues.filled, self.temperature)
+        loss = queue_contrast(
+            anchors[most], chosen[most], self.queues.slots, self.queues.filled, temperature=self.temperature
+        )
         self.queues.enqueue(anchors, chosen)
         return loss
 

@@ -23,6 +23,7 @@ from halfmask.data.contract import Dataset
 from halfmask.errors import CheckpointError
 from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.evaluate import DatasetItems, count_each
+from halfmask.infer.inference import READERS
 from halfmask.infer.runs import check_classes, memory_cure, open_part_of, open_run
 from halfmask.infer.seen import seen_in_training
 from halfmask.method import Method
@@ -43,7 +44,7 @@ class Wishes:
     part: str | None = None  # images to judge by; `None` takes those that the run chose its checkpoint on
     twin: str | Path | None = None  # run folder to compare with; `None`: RUN/control, else RUN/twin
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where to predict
-    workers: int = 2  # threads that read images ahead
+    workers: int = READERS  # threads that read images ahead
     limit: int | None = None  # judge by the first so many images
     tick: Tick = field(default=lambda what, done, total: None, repr=False)  # called with progress
 

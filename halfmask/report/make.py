@@ -7,6 +7,7 @@ from typing import Any
 from halfmask.atomic import write_json, write_text
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.devices import pick_device
+from halfmask.infer.inference import READERS
 from halfmask.infer.runs import cross_validated
 from halfmask.progress import Bars
 from halfmask.report.chapters import headline, run_page
@@ -46,7 +47,7 @@ def report(
     part: str | None = None,
     twin: str | Path | None = None,
     device: str = "auto",
-    workers: int = 2,
+    workers: int = READERS,
     limit: int | None = None,
     quiet: bool = False,
 ) -> ReportResult:

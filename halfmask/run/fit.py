@@ -18,7 +18,7 @@ from halfmask.progress import timed
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.checkpoint import ResumePoint, check_matches, read_checkpoint, repair, resume_point
 from halfmask.run.cost import Cost, predict_cost
-from halfmask.run.folder import RunDir, stage_names
+from halfmask.run.folder import Overwrite, RunDir, stage_names
 from halfmask.run.loop import shipping
 from halfmask.run.loop.average import AverageLast, WeightAverage
 from halfmask.run.loop.callbacks import Checkpoints, KeepCheckpoints, MetricsLog, StopNow, StopRequest, Validation
@@ -85,14 +85,13 @@ def fit(
     out: str | Path,
     *,
     resume: bool = False,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     dry_run: bool = False,
     quiet: bool = False,
     limit: int | None = None,
     overrides: tuple[str, ...] = (),
     root: Path | None = None,
     initialize: Callable[[Prepared], str] | None = None,
-    keep_folds: bool = False,
 ) -> TrainResult:
     """Train by a recipe into a run folder; `halfmask.run.train.train` also trains what `run.twin` asks for.
 
@@ -100,14 +99,14 @@ def fit(
         recipe: a recipe, a file, or `None` with `resume`.
         out: run folder; must be empty or new, unless `resume` or `overwrite`.
         resume: continue the run in `out` from its last checkpoint, to the same result as an unbroken run.
-        overwrite: remove the files of an earlier run in `out`.
+        overwrite: remove the files of an earlier run in `out`; `but_folds`: all but the folds of cross-validation,
+            which the run on all masks follows.
         dry_run: check recipe, data and model, predict memory and time by a few trial steps, and stop.
         quiet: no progress.
         limit: stop after so many steps (the schedule is shortened too).
         overrides: dotted overrides; with `resume` only those that do not change the result.
         root: folder that the user names to go on, where this run is a part of another.
         initialize: gives the networks of a new run their weights, and says which (`halfmask.run.checkpoint`).
-        keep_folds: with `overwrite`, leave the folds in `out`: this is the run on all masks that follows them.
 
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.
@@ -131,8 +130,9 @@ def fit(
     options: dict[str, Any] = {"dry_run": dry_run, "quiet": quiet}
     if len(stages) > 1 or stages[0].after is not None or stages[0].overrides:
         one = partial(_train_stage, **options)
-        return train_stages(recipe, run, stages, one, resume=resume, overwrite=overwrite, limit=limit, **options)
-    options |= {"initialize": None if resume else initialize, "keep_folds": keep_folds}
+        again = bool(overwrite)  # of stages there are no folds
+        return train_stages(recipe, run, stages, one, resume=resume, overwrite=again, limit=limit, **options)
+    options["initialize"] = None if resume else initialize
     return _train_stage(recipe, run, resume=resume, overwrite=overwrite, limit=limit, **options)
 
 
@@ -141,14 +141,13 @@ def _train_stage(
     run: RunDir,
     *,
     resume: bool,
-    overwrite: bool,
+    overwrite: Overwrite,
     dry_run: bool,
     quiet: bool,
     limit: int | None,
     initialize: Callable[[Prepared], str] | None = None,
     begin: Callable[[], None] = lambda: None,
     keep: int = 1,
-    keep_folds: bool = False,
 ) -> TrainResult:
     """Train one stage; `begin` is called once everything has been checked, before the first file is written."""
     began = time.monotonic()
@@ -176,7 +175,7 @@ def _train_stage(
 
     meta = _meta(recipe, prepared)
     begin()
-    start = _open_run(run, recipe, prepared, meta, resume=resume, overwrite=overwrite, keep_folds=keep_folds)
+    start = _open_run(run, recipe, prepared, meta, resume=resume, overwrite=overwrite)
     if is_first_rank():
         line.log = run.log
         line.keep(summary)
@@ -311,8 +310,7 @@ def _open_run(
     meta: dict[str, Any],
     *,
     resume: bool,
-    overwrite: bool,
-    keep_folds: bool,
+    overwrite: Overwrite,
 ) -> ResumePoint | None:
     """Create the folder, or find where the run in it goes on."""
     if resume:
@@ -327,7 +325,7 @@ def _open_run(
         check_matches(point.checkpoint, point.header, meta, run.recorded_lists(), now)
         return repair(run, point) if is_first_rank() else point
     if is_first_rank():
-        run.create(overwrite=overwrite, keep_folds=keep_folds)
+        run.create(overwrite=overwrite)
         run.write_start(recipe, prepared.sources.lists())
         prepared.sources.write(run, recipe)
     return None

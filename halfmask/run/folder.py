@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from halfmask.atomic import atomic_path, flush, require_writable, write_json, write_text
 from halfmask.data.splits.split import Split
@@ -33,6 +33,7 @@ from halfmask.infer.bundle import FOLDS, STAGES
 from halfmask.infer.domains import DOMAINS, domain_names
 from halfmask.recipe.read import Recipe, load
 
+Overwrite = bool | Literal["but_folds"]  # whether a new run removes what an earlier one left in its folder
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last one, for the case that a crash damages that
 _PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
 
@@ -106,7 +107,7 @@ class RunDir:
         for part in parts:
             part.unlink(missing_ok=True)
 
-    def check_free(self, *, overwrite: bool = False) -> None:
+    def check_free(self, *, overwrite: Overwrite = False) -> None:
         """Refuse a place where a new run cannot begin.
 
         Raises:
@@ -121,8 +122,11 @@ class RunDir:
         go_on = f"Continue it: halfmask train --resume {self.root}; start" if begun else "Start"
         raise DataError(f"{self.path} is not empty. {go_on} anew in it: --overwrite; or choose another --out.", "H408")
 
-    def create(self, *, overwrite: bool = False, keep_folds: bool = False) -> None:
+    def create(self, *, overwrite: Overwrite = False) -> None:
         """Make an empty run folder, but for the folds of cross-validation where they are to be kept.
+
+        Args:
+            overwrite: remove the files of an earlier run; `but_folds`: all but the folds and their lists.
 
         Raises:
             DataError: the folder holds files and `overwrite` is false, or cannot be written.
@@ -130,7 +134,7 @@ class RunDir:
         self.check_free(overwrite=overwrite)
         try:
             if self.path.is_dir():
-                self._clear(keep_folds=keep_folds)
+                self._clear(keep_folds=overwrite == "but_folds")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(

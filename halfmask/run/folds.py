@@ -161,7 +161,7 @@ def train_folds(
             result = engine.fit(None, out, resume=True, quiet=quiet)
         else:
             final = _final(recipe, prepared, found)
-            result = engine.fit(final, out, overwrite=True, quiet=quiet, keep_folds=True)
+            result = engine.fit(final, out, overwrite="but_folds", quiet=quiet)
     return replace(result, folds=found), found
 
 

@@ -26,6 +26,7 @@ from halfmask.data.contract import count_classes
 from halfmask.errors import DataError, RecipeError, nearest
 from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.devices import pick_device
+from halfmask.infer.inference import READERS
 from halfmask.infer.predict.outputs import Writing
 from halfmask.infer.runs import open_run
 from halfmask.run.checkpoint import open_predictors
@@ -132,7 +133,7 @@ def suggest(
     candidates = pool.candidates[: options.get("limit")]
     predictors = open_predictors(bundle, where)
     committee = Committee(bundle, predictors, opened.protocol, where, cast(Measure, measure))
-    measured, known = look_at_all(committee, pool, candidates, options.get("workers", 2), quiet)
+    measured, known = look_at_all(committee, pool, candidates, options.get("workers", READERS), quiet)
     rare = rare_classes(_class_pixels(pool, measured))
     criteria = _criteria(measured, known, rare, weights)
     score = combine({name: criterion.ranks for name, criterion in criteria.items()}, weights)

@@ -61,8 +61,8 @@ def pseudo_mask(
     maps: Float[Tensor, "K H W"],
     tags: Bool[Tensor, " K"],
     *,
-    high: float = 0.30,
-    low: float = 0.05,
+    high: float,
+    low: float,
     background: int | None = 0,
     ignore_index: int = 255,
     refine: Refine | None = None,
@@ -79,7 +79,7 @@ def pseudo_mask(
         refine: acts on each of the two label maps, for example `halfmask.teaching.dense_crf`.
 
     >>> maps = torch.tensor([[[0.0, 0.0, 0.0]], [[9.0, 1.0, 0.1]]])  # background, class 1
-    >>> pseudo_mask(maps, torch.tensor([True, True])).tolist()
+    >>> pseudo_mask(maps, torch.tensor([True, True]), high=0.3, low=0.05).tolist()
     [[1, 255, 0]]
     """
     known = tags.clone()

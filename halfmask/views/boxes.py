@@ -23,7 +23,7 @@ from halfmask.views.components import BoxRule, object_boxes
 def several_boxes(
     shape: tuple[int, ...],
     *,
-    boxes: int = 3,
+    boxes: int,
     area: tuple[float, float] = (0.25, 0.5),
     device: torch.device | str | None = None,
 ) -> Bool[Tensor, "B H W"]:

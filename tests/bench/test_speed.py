@@ -54,7 +54,7 @@ def test_a_command_without_data_says_so():
 
 def test_several_processes_are_refused(data):
     with pytest.raises(RecipeError, match=r"run\.devices=1"):
-        measure_recipe(recipe(data, "run.devices=2"))
+        measure_recipe(recipe(data, "run.devices=2"), steps=2)
 
 
 def test_steps_without_loading_repeat_the_last_batch_of_a_closed_loader():

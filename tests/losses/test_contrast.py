@@ -42,14 +42,14 @@ def test_contrast_of_thin_and_dense_features_is_that_of_dgcl(golden):
 def test_anchors_without_a_positive_or_out_of_use_do_not_count():
     queues = ClassQueues(3, 4, 2)
     anchors = torch.nn.functional.normalize(torch.randn(4, 2)).requires_grad_()
-    empty = queue_contrast(anchors, torch.tensor([0, 1, 2, 3]), queues.slots, queues.filled)
+    empty = queue_contrast(anchors, torch.tensor([0, 1, 2, 3]), queues.slots, queues.filled, temperature=0.1)
     empty.backward()
     assert empty == 0
     assert not anchors.grad.any()
 
     queues.enqueue(torch.nn.functional.normalize(torch.randn(3, 2)), torch.tensor([0, 0, 1]))
-    some = queue_contrast(anchors, torch.tensor([0, 1, 2, 3]), queues.slots, queues.filled)
-    alone = queue_contrast(anchors[:2], torch.tensor([0, 1]), queues.slots, queues.filled)
+    some = queue_contrast(anchors, torch.tensor([0, 1, 2, 3]), queues.slots, queues.filled, temperature=0.1)
+    alone = queue_contrast(anchors[:2], torch.tensor([0, 1]), queues.slots, queues.filled, temperature=0.1)
     assert_close(some, alone)
 
 

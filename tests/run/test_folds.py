@@ -153,7 +153,7 @@ def test_folds_are_forgotten_with_their_run_once_the_new_one_is_checked(
     with pytest.raises(DataError):
         halfmask.train(recipe(tmp_path / "nowhere"), out, overwrite=True, quiet=True)
     assert all((out / name).exists() for name in names)
-    RunDir(out).create(overwrite=True, keep_folds=True)
+    RunDir(out).create(overwrite="but_folds")
     assert all((out / name).exists() for name in names)
     assert not (out / "model.json").exists()
     halfmask.train(None, out, resume_from=made[0], overwrite=True, quiet=True)

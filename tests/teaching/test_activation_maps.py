@@ -7,6 +7,8 @@ import torch
 from halfmask.teaching.activation_maps import activation_maps, pseudo_mask
 from halfmask.teaching.dense_crf import refine_labels
 
+THRESHOLDS = {"high": 0.3, "low": 0.05}
+
 
 def test_maps_are_rectified_summed_and_mirrored_back():
     weight = torch.randn(3, 2, dtype=torch.float64)
@@ -39,25 +41,25 @@ def test_maps_of_every_scale_have_the_sides_the_network_takes():
 def test_tags_decide_which_classes_may_appear():
     maps = torch.rand(4, 8, 8)
     tags = torch.tensor([True, False, True, False])
-    assert set(pseudo_mask(maps, tags, high=0.3, low=0.05).unique().tolist()) <= {0, 2, 255}
-    assert pseudo_mask(maps, torch.zeros(4, dtype=torch.bool)).unique().tolist() == [255]
-    assert pseudo_mask(maps, torch.tensor([True, False, False, False])).unique().tolist() == [0]
+    assert set(pseudo_mask(maps, tags, **THRESHOLDS).unique().tolist()) <= {0, 2, 255}
+    assert pseudo_mask(maps, torch.zeros(4, dtype=torch.bool), **THRESHOLDS).unique().tolist() == [255]
+    assert pseudo_mask(maps, torch.tensor([True, False, False, False]), **THRESHOLDS).unique().tolist() == [0]
 
 
 def test_two_thresholds_leave_the_doubtful_unknown():
     maps = torch.zeros(3, 1, 5)
     maps[1, 0] = torch.tensor([10.0, 3.5, 2.0, 0.4, 0.0])
     tags = torch.tensor([True, True, False])
-    assert pseudo_mask(maps, tags).tolist() == [[1, 1, 255, 0, 0]]
-    assert pseudo_mask(maps, tags, background=None, ignore_index=9).tolist() == [[1, 1, 9, 9, 9]]
+    assert pseudo_mask(maps, tags, **THRESHOLDS).tolist() == [[1, 1, 255, 0, 0]]
+    assert pseudo_mask(maps, tags, **THRESHOLDS, background=None, ignore_index=9).tolist() == [[1, 1, 9, 9, 9]]
     other = torch.tensor([False, True, True])
     moved = maps[[1, 2, 0]]  # background is the last class
-    assert pseudo_mask(moved, other[[1, 2, 0]], background=2).tolist() == [[0, 0, 255, 2, 2]]
+    assert pseudo_mask(moved, other[[1, 2, 0]], **THRESHOLDS, background=2).tolist() == [[0, 0, 255, 2, 2]]
 
 
 def test_the_larger_map_wins_after_each_is_scaled_by_its_own_maximum():
     maps = torch.tensor([[[0.0, 0.0]], [[100.0, 60.0]], [[0.1, 1.0]]])
-    assert pseudo_mask(maps, torch.tensor([True, True, True])).tolist() == [[1, 2]]
+    assert pseudo_mask(maps, torch.tensor([True, True, True]), **THRESHOLDS).tolist() == [[1, 2]]
 
 
 def mean_field(label: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ from halfmask.data.folder.images.rasters import Picture, Reading, image_size, re
 from halfmask.errors import DataError, RecipeError, bullet_list, gathered
 from halfmask.infer.bundle import Bundle, bundle_folder, load_bundle, own_bundle, read_meta
 from halfmask.infer.devices import joined_ranks
-from halfmask.infer.inference import class_map, probabilities, read_ahead
+from halfmask.infer.inference import READERS, class_map, probabilities, read_ahead
 from halfmask.infer.predict.inputs import RECORD, Input, find_input
 from halfmask.infer.predict.outputs import TABLE, Job, Writing, predict_labels, reading_of, record_model
 from halfmask.infer.predict.tiled import Predictor, predict_tiled, without_data
@@ -126,7 +126,7 @@ def predict(
     require_outlines(outlines, kind)
     found = find_input(Path(input), out, pairs=kind == "change")
     jobs = _jobs(found, out, overlay=overlay, probabilities=probabilities, kind=kind)[: options.get("limit")]
-    written, workers = Written(out), options.get("workers", 2)
+    written, workers = Written(out), options.get("workers", READERS)
     _require_unchanged(written, jobs, overwrite)
     if on_found is not None:
         on_found(len(jobs))
