@@ -206,6 +206,39 @@ def test_parameters_of_earlier_versions_are_read_under_their_present_names(recwa
     assert overridden.method.params["loss"] == now["loss"] | {"min_kept": 52}
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "overrides", "kept"),
+    [
+        ("ohem", ["loss.min_kept=9"], 9),
+        ("ohem", ["loss={name: ohem, min_kept: 9}"], 9),
+        ("ohem", ["loss.min_kept=9", "ohem_min_kept=8"], 8),  # the last one wins, under either name
+        ("ohem", ["ohem_min_kept=8", "loss.min_kept=9"], 9),
+        ("ohem", ["loss=ohem"], 7),
+        ("ce", ["loss=ohem"], 7),
+        ("ce", ["loss={name: ohem, min_kept: 9}"], 9),
+    ],
+)
+def test_an_override_wins_over_a_key_of_earlier_versions(loss, overrides, kept, wrapped):
+    method, prefix = {"name": "cps", "loss": loss, "ohem_min_kept": 7}, "method."
+    if wrapped:
+        method, prefix = {"name": "multi_domain", "method": method}, "method.method."
+    found = load({"method": method}, [f"{prefix}{text}" for text in overrides])
+    params = found.method.params["method"] if wrapped else found.method.params
+    assert params["loss"]["min_kept"] == kept
+    if "ohem_min_kept=8" in overrides and not wrapped:
+        assert found.origins[f"{prefix}loss.min_kept"] == "override"
+
+
+def test_a_loss_named_again_keeps_its_numbers() -> None:
+    assert load("cps/cityscapes", ["method.loss=ohem"]).method == load("cps/cityscapes").method
+    assert load("cps/cityscapes").method.params["loss"]["min_kept"] != 200_000  # the default
+    wrapped = {"name": "multi_domain", "method": {"name": "cps", "loss": {"name": "ohem", "min_kept": 9}}}
+    again = load({"method": wrapped}, ["method.method.loss=ohem"]).method.params["method"]
+    assert again["loss"]["min_kept"] == 9
+    assert load("cps/cityscapes", ["method.loss=ce"]).method.params["loss"] == "ce"
+
+
 def test_parameters_of_earlier_versions_without_effect_are_dropped_in_silence(recwarn):
     # Every recipe that a run wrote held them.
     then = {"name": "cps", "loss": "ce", "ohem_threshold": 0.61, "ohem_min_kept": 51}

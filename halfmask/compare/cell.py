@@ -30,7 +30,7 @@ from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import DatasetItems, count_each
 from halfmask.infer.runs import memory_cure, open_part, open_run
-from halfmask.recipe.read import DataRecipe, load
+from halfmask.recipe.read import DataRecipe, load, present_names
 from halfmask.report.records import members
 from halfmask.run.cost import watch_peak
 from halfmask.run.folder import describe_split
@@ -81,8 +81,11 @@ def counts_of(folder: Path) -> np.ndarray:
 
 def other_settings(record: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
     """List the keys in which a recorded run differs from the one that is asked for; a new key has its old default."""
-    before, now = dict(_flat(record.get("recipe", {}))), dict(_flat(recipe))
-    return [key for key in now if key in before and before[key] != now[key] and not key.startswith(_FREE)]
+    before, now = dict(_flat(present_names(record.get("recipe", {})))), dict(_flat(recipe))
+    found = [key for key in now if key in before and before[key] != now[key]]
+    found += [key for key in now if any(other.startswith(f"{key}.") for other in before)]  # `ce`, then a section
+    found += [key for key in before if any(other.startswith(f"{key}.") for other in now)]
+    return [key for key in found if not key.startswith(_FREE)]
 
 
 def lists_of(data: DataRecipe, part: str) -> Lists:

@@ -20,7 +20,7 @@ from halfmask.plugins import Kind, params_model, resolve
 from halfmask.recipe.expected import ExpectedRecipe
 from halfmask.recipe.explain import explain_all
 from halfmask.recipe.raw import drop_retired, read_yaml
-from halfmask.recipe.renamed import with_present_names
+from halfmask.recipe.renamed import note, old_names, present_key, with_present_names
 from halfmask.recipe.sections import (
     BatchRecipe,
     DataRecipe,
@@ -100,10 +100,12 @@ def load(
     """
     where = str(source) if isinstance(source, str | Path) else "recipe"
     raw = _read(source) if isinstance(source, str | Path) else _plain(source or {})
+    raw = present_names(raw)
     origins = {key: f"file {where}" if isinstance(source, str | Path) else "argument" for key in _flatten(raw)}
     problems: list[str] = []
     pairs = overrides.items() if isinstance(overrides, Mapping) else [parse_override(item) for item in overrides]
-    for key, value in pairs:
+    for given, value in pairs:
+        key = _present_override(raw, given, value)
         _set(raw, key, value, problems)
         origins = {known: origin for known, origin in origins.items() if not f"{known}.".startswith(f"{key}.")}
         origins |= {known: "override" for known in (_flatten({key: value}) if isinstance(value, dict) else [key])}
@@ -131,6 +133,43 @@ def load(
 def missing_sections(raw: Mapping[str, Any]) -> list[str]:
     """Return the sections that a resolved recipe always has and this one lacks: then its file was cut short."""
     return [name for name in ("method", "model", "data", "optim", "eval", "run") if name not in raw]
+
+
+def present_names(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a recipe, with parameters of earlier versions that have an effect under their present names."""
+    found: dict[str, Any] = _plain(raw)
+    for dotted, part in _classes(found).items():
+        entry = _get(found, dotted)
+        if isinstance(entry, dict) and old_names(part, entry) and (schema := _schema(found, dotted, part)):
+            parent, _, last = dotted.rpartition(".")
+            (_get(found, parent) if parent else found)[last] = with_present_names(part, entry, schema, keep_idle=True)
+    return found
+
+
+def _present_override(raw: dict[str, Any], dotted: str, value: Any) -> str:
+    """Return the present name of the key that an override sets."""
+    owner, _, old = dotted.rpartition(".")
+    part, entry = _classes(raw).get(owner), _get(raw, owner)
+    if part and isinstance(entry, dict) and old_names(part, {old: value}) and (schema := _schema(raw, owner, part)):
+        if present := present_key(part, old, entry, schema):
+            note(part, old, value)
+            return f"{owner}.{present}"
+    return dotted
+
+
+def _classes(raw: dict[str, Any]) -> dict[str, str]:
+    """Return the dotted keys that name a class, with the part of a recipe; also of a method that another one wraps."""
+    found = {dotted: kind[:-1] for dotted, kind in entry_kinds(raw).items()}
+    return found | {f"{dotted}.method": part for dotted, part in found.items() if part == "method"}
+
+
+def _schema(raw: dict[str, Any], dotted: str, part: str) -> type[BaseModel] | None:
+    """Return the schema of the parameters of the class that a key names; `None` if there is no such class."""
+    name = _get(raw, f"{dotted}.name") or (Recipe.model_fields["method"].default.name if dotted == "method" else None)
+    try:
+        return params_model(resolve(_KINDS[part], name)) if isinstance(name, str) else None
+    except RecipeError:
+        return None  # reported by the check of all entries
 
 
 def entry_kinds(raw: Any = None) -> dict[str, Kind]:
@@ -233,8 +272,9 @@ def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> N
     if last == "name" and entry in entry_kinds(raw) and node.get("name") != value:
         node.clear()
     old = node.get(last)
-    if dotted in entry_kinds(raw) and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:
-        return  # the same class named again: its params stay
+    within = any(f"{dotted}.".startswith(f"{key}.") for key in entry_kinds(raw))  # a class, or in its params
+    if within and isinstance(value, str) and isinstance(old, dict) and old.get("name") == value:
+        return  # the same one named again: its params stay
     node[last] = value
 
 

@@ -21,6 +21,7 @@ from halfmask.compare.forms import Cell, Form, Settings, default_methods
 from halfmask.compare.table import command, table_of
 from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bootstrap import Draws, draws_of, mean_over_seeds, scored
+from halfmask.recipe.read import load
 from tests.run.tiny import write_dataset
 
 TOY = '''
@@ -190,6 +191,19 @@ def test_only_what_changes_a_result_makes_other_settings():
     assert other_settings({"recipe": recipe}, moved) == ["optim.lr"]
     del recipe["optim"]["lr"]  # written by a version that had no such key
     assert other_settings({"recipe": recipe}, moved) == []
+
+
+def test_a_name_and_a_section_in_its_place_are_other_settings():
+    def recipe(*overrides):
+        return load({"method": "cps"}, overrides).model_dump(mode="json")
+
+    plain, hard = recipe(), recipe("method.loss=ohem")
+    assert other_settings({"recipe": plain}, hard) == other_settings({"recipe": hard}, plain) == ["method.loss"]
+    assert other_settings({"recipe": hard}, hard) == []
+    old = {**hard, "method": {**hard["method"], "loss": "ohem", "ohem_threshold": 0.6, "ohem_min_kept": 200_000}}
+    assert other_settings({"recipe": old}, hard) == ["method.loss.threshold"]
+    old["method"]["ohem_threshold"] = 0.7
+    assert other_settings({"recipe": old}, hard) == []
 
 
 def order_of(folder: Path, data: Path, part: str = "test") -> Order:
