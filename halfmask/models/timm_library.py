@@ -84,7 +84,7 @@ def fused_attention(
     queries, keys, depth = q.shape[2], k.shape[2], q.shape[3]
     with torch.autocast("cpu", enabled=False):
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
-            rows = max(1, _MAP_BYTES // (q.element_size() * q.shape[0] * q.shape[1] * keys))
+            rows = max(1, _MAP_BYTES // max(1, q.element_size() * q.shape[0] * q.shape[1] * keys))
             return torch.cat([_products(part, k, v) for part in q.split(rows, dim=2)], dim=2)
         if queries * keys <= 4 * depth * (queries + keys):
             return _products(q, k, v)

@@ -22,6 +22,7 @@ from halfmask.infer.domains import domain_names
 from halfmask.infer.inference import class_map
 from halfmask.infer.runs import Published, open_run, published
 from halfmask.plugins import resolve
+from halfmask.recipe.read import load
 from halfmask.report.evidence import Images, Tally, Wishes, cached_json, digest, open_images, tally
 from halfmask.report.pictures import three_bands
 from halfmask.report.pseudo import held_out_agreement, label_quality
@@ -179,10 +180,15 @@ def is_control(run: Run, other: Run) -> bool:
     """Tell whether another run is the same but for what leaves the loss of the unlabeled images out."""
     try:
         params = resolve("methods", run.method).control_params()
+        ours, theirs = _method(run.recipe["method"]), _method(other.recipe["method"])
+        return params is not None and ours != theirs and theirs == _method({**ours, **params})
     except HalfmaskError:
         return False
-    ours, theirs = run.recipe["method"], other.recipe["method"]
-    return params is not None and ours != theirs and theirs == {**ours, **params}
+
+
+def _method(section: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults, under present names: another version may have written the section."""
+    return load({"method": section}, only="method").method.model_dump(mode="json")
 
 
 def _judge_labels(found: Material, images: Images) -> None:

@@ -31,6 +31,11 @@ def test_bfloat16_on_a_cpu_is_near_the_exact_result_of_its_inputs(queries, keys,
             assert (own.double() - other.double()).norm() < 2**-6 * other.double().norm()
 
 
+def test_a_batch_without_images_has_no_attention():
+    q, k, v = (torch.zeros(0, 3, 9, 16, dtype=torch.bfloat16) for _ in range(3))
+    assert fused_attention(q, k, v).shape == (0, 3, 9, 16)
+
+
 def test_weights_of_many_tokens_are_not_kept_for_the_backward_pass():
     kept = [(tokens, tokens) in _kept_shapes(tokens) for tokens in (100, 300)]
     assert kept == [True, False]

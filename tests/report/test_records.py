@@ -1,11 +1,14 @@
 """What is read from a run folder, whole or damaged."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from halfmask.errors import CheckpointError
+from halfmask.plugins import resolve
 from halfmask.recipe.read import load
+from halfmask.report.material import is_control
 from halfmask.report.pseudo import alarms
 from halfmask.report.records import Run, members, read_run
 
@@ -96,3 +99,15 @@ def test_damaged_json_is_one_clear_error(fix, tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"val": {"count": 1}})[:-3])
     with pytest.raises(CheckpointError, match=r"split\.json"):
         read_run(tmp_path)
+
+
+def test_a_control_written_by_an_earlier_version_is_one() -> None:
+    def run(**params):
+        return Run(Path(), {"method": {"name": "cps", **params}}, (), (), {}, {}, None, (), 0.0)
+
+    ours = run(loss={"name": "ohem", "threshold": 0.7, "min_kept": 51})
+    then = {"loss": "ohem", "ohem_threshold": 0.7, "ohem_min_kept": 51}
+    control = resolve("methods", "cps").control_params()
+    assert is_control(ours, run(**then, **control))
+    assert not is_control(ours, run(**{**then, "ohem_min_kept": 52}, **control))
+    assert not is_control(ours, run(**then))  # the same run

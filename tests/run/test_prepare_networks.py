@@ -14,6 +14,7 @@ from halfmask.method import Method
 from halfmask.models.build import Builder
 from halfmask.plugins import resolve
 from halfmask.recipe.sections import ModelRecipe, RunRecipe
+from halfmask.run.loop import trainer
 from halfmask.run.loop.trainer import prepare_networks, recompute_blocks, synchronize_batch_norm
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 
@@ -143,3 +144,12 @@ def test_synchronized_batch_norm_keeps_the_activations() -> None:
     assert list(method.state_dict()) == names
     assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in method.modules())
     torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize(("system", "name"), [("win32", "cl"), ("darwin", r"clang\+\+"), ("linux", r"g\+\+")])
+def test_the_compiler_of_each_system_is_looked_for(system, name, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(trainer.sys, "platform", system)
+    monkeypatch.setattr(trainer.shutil, "which", lambda _: None)  # the real one asks Windows there
+    with pytest.raises(RecipeError, match=f"but {name} is not installed"):
+        trainer.check_compiler()

@@ -128,7 +128,7 @@ def check_compiler() -> None:
     Raises:
         RecipeError: there is none; torch would say so in the first step, in many lines.
     """
-    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))  # as torch looks for it
     if shutil.which(name) is None:
         raise RecipeError(
             f"run.compile=true needs a C++ compiler on a CPU, but {name} is not installed here. Install it, name "
