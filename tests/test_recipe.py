@@ -230,6 +230,12 @@ def test_an_override_wins_over_a_key_of_earlier_versions(loss, overrides, kept, 
         assert found.origins[f"{prefix}loss.min_kept"] == "override"
 
 
+@pytest.mark.parametrize("overrides", [["method.loss.min_kept=5"], ["method.loss=ohem", "method.loss.name=ce"]])
+def test_a_name_without_parameters_stands_alone(overrides) -> None:
+    with pytest.raises(RecipeError, match=r"method\.loss=ce or method\.loss=\{name: ohem\}\."):
+        load({"method": {"name": "cps", "loss": "ce"}}, overrides)
+
+
 def test_a_loss_named_again_keeps_its_numbers() -> None:
     assert load("cps/cityscapes", ["method.loss=ohem"]).method == load("cps/cityscapes").method
     assert load("cps/cityscapes").method.params["loss"]["min_kept"] != 200_000  # the default

@@ -44,6 +44,16 @@ def explain(item: Any, schema: type[BaseModel], raw: Any, prefix: str = "", owne
     allowed = f" Allowed: {describe_field(field)}." if field is not None else ""
     if item["type"] == "missing":
         return f"{dotted} is required and has no default.{allowed}"
+    if item["type"] == "literal_error" and keys[-1] == "name" and len(keys) > 1:
+        owner_field = _field_at(schema, keys[:-1])
+        names = [
+            get_args(member)
+            for member in get_args(getattr(owner_field, "annotation", None))
+            if get_origin(member) is Literal
+        ]
+        if any(item["input"] in alone for alone in names):
+            key, name, known = dotted.removesuffix(".name"), item["input"], item["ctx"]["expected"].strip("'")
+            return f"{key}: {name!r} has no parameters. Write {key}={name} or {key}={{name: {known}}}."
     return f"{dotted}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}.{allowed}"
 
 
