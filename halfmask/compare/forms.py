@@ -81,7 +81,7 @@ class Settings:
         if fixed:
             raise RecipeError(
                 f"{', '.join(fixed)}: rows differ in their methods and seeds. For one row write LABEL:KEY=VALUE, for "
-                "example fixmatch:method.threshold=0.9; seeds are named by --seeds."
+                "example fixmatch:method.cutmix=0; seeds are named by --seeds."
             )
         if self.shared["run"]["steps"] is None:
             raise RecipeError("methods are compared at equal steps, not epochs: give --steps.")

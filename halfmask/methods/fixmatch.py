@@ -60,13 +60,15 @@ from halfmask.teaching.ramps import ema_ramp
 from halfmask.views.mixing import box_mask, paste
 from halfmask.views.strong import StrongAugment
 
+_THRESHOLD = 0.95
+
 
 class FixMatch(Method):
     """Weak-to-strong consistency with a confidence threshold.
 
     Args:
         targets: `hard`: labels of confident pixels; `soft`: the whole distribution, at every pixel, without threshold.
-        threshold: tau, the confidence a pseudo-label needs to be used; lower it where the coverage stays small.
+        threshold: tau, the confidence a hard label needs to be used; lower it where the coverage stays small.
         unlabeled_weight: lambda.
         teacher: who labels the weak images: an `ema` of the student, or the `student` itself.
         label_mode: mode of a student that labels: `train`, in the pass it learns from, or `eval`, in a pass before.
@@ -91,7 +93,7 @@ class FixMatch(Method):
         build: ModelBuilder,
         *,
         targets: Literal["hard", "soft"] = "hard",
-        threshold: Annotated[float, Field(ge=0, le=1)] = 0.95,
+        threshold: Annotated[float, Field(ge=0, le=1)] = _THRESHOLD,
         unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0,
         teacher: Literal["ema", "student"] = "ema",
         label_mode: Literal["train", "eval"] = "train",
@@ -111,6 +113,12 @@ class FixMatch(Method):
         self.align = alignment_of(task.kind, task.n_classes, distribution_alignment, task.ignore_index)
         self.labeled_loss = supervised_loss(loss, task.ignore_index)
         self.soft = targets == "soft"
+        if self.soft and threshold != _THRESHOLD:
+            warnings.warn(
+                "method.threshold has no effect with method.targets=soft, where every pixel teaches. For labels of "
+                "sure pixels alone set method.targets=hard.",
+                stacklevel=2,
+            )
         self.threshold = 0.0 if self.soft else threshold  # soft: every pixel passes
         self.unlabeled_weight, self.ema_decay = unlabeled_weight, ema_decay
         self.cutmix, self.cutmix_partner, self.label_mode = cutmix, cutmix_partner, label_mode

@@ -6,7 +6,17 @@ from typing import Any
 
 from halfmask.models.weights import Release, found_in, published_for
 from halfmask.plan.facts import DataFacts, Machine
-from halfmask.plan.table import LIMITS, NETWORKS, ON_CPU, ON_GPU, RECIPES, SUPERVISED, MethodRow, NetworkRow
+from halfmask.plan.table import (
+    HARD_ON_CPU,
+    LIMITS,
+    NETWORKS,
+    ON_CPU,
+    ON_GPU,
+    RECIPES,
+    SUPERVISED,
+    MethodRow,
+    NetworkRow,
+)
 from halfmask.plugins import resolve
 from halfmask.recipe.shipped import recipe_names
 from halfmask.run.loop.shipping import FEW_IMAGES
@@ -77,7 +87,8 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
         takes_weights = "class_weights" in resolve("methods", own).supports
         found = (*_of_data(data, None, given, takes_weights=takes_weights), _validation(data, given, folds))
         return Draft(base, None, (*words, *found))
-    row = SUPERVISED if not data.unlabeled else ON_GPU if machine.gpu else ON_CPU
+    soft = data.kind == "segmentation" and not is_set("method.threshold", given)
+    row = SUPERVISED if not data.unlabeled else ON_GPU if machine.gpu else ON_CPU if soft else HARD_ON_CPU
     network, remark = _network(machine, pretrained, given)
     choices = [_method(row, own, data)]
     if (encoder := _own_encoder(given)) is not None:
@@ -236,11 +247,13 @@ def _twin(data: DataFacts, given: Mapping[str, Any], folds: int) -> Choice | Non
     """
     ships, better = {"eval.ship": "overall"}, _BETTER_IN_FOLDS if folds else _BETTER
     if is_set("run.twin", given):
+        if not folds and data.val < FEW_IMAGES:
+            better = "too few validation images to tell which is better: the run's own network is shipped"
         return None if not given["run.twin"] else Choice("twin", "as you set", better, ships)
     images = data.labeled // 5 if folds else data.val  # folds do what the plan would do without them
     if images < FEW_IMAGES or not data.unlabeled or given.get("run.devices", 1) != 1 or given.get("run.nodes", 1) != 1:
         return None
-    reason = f"it is trained by as many steps, for about half the time of the run's; {better}"
+    reason = f"it trains for as many steps, in about half the time of the run; {better}"
     return Choice("twin", "masks alone", reason, {"run.twin": "supervised", **ships})
 
 

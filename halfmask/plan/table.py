@@ -118,6 +118,12 @@ ON_CPU = MethodRow(
     "a moving average teaches them, once labels alone have taught for half of the run",
     {"targets": "soft", "unlabeled_weight": 0.3, "warmup": 0.5, "ema_decay": 0.99, "cutmix": 0.5},
 )
+# Pairs of dates and whole images, on which soft targets were not tried; and where a threshold is asked for.
+HARD_ON_CPU = MethodRow(
+    "fixmatch",
+    "pseudo-labels of a moving average, once labels alone have taught for a third of the run",
+    {"targets": "hard", "threshold": 0.9, "warmup": 0.3, "ema_decay": 0.99, "cutmix": 0.5},
+)
 ON_GPU = MethodRow(
     "unimatch_v2",
     "where to start on a GPU: pseudo-labels of a moving average, two strong views",

@@ -195,8 +195,8 @@ def _one_class(run: Run) -> list[str]:
             if row == _IN_A_ROW:
                 return [
                     f"Collapse to one class: at step {step} at the latest, more than {_ONE_CLASS:.0%} of the "
-                    f"pseudo-labels were `{name}`. A higher `method.threshold` or a lower `method.unlabeled_weight` "
-                    "may help."
+                    f"pseudo-labels were `{name}`. A lower `method.unlabeled_weight` may help, or, with hard labels, "
+                    "a higher `method.threshold`."
                 ]
     return []
 

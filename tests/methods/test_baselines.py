@@ -115,10 +115,17 @@ def test_fixmatch_pastes_label_confidence_and_validity_with_the_pixels():
     assert_close(loss_u, plain.masked_cross_entropy(method.student(x), label, keep, valid))
 
 
+def test_a_threshold_beside_soft_targets_is_said_to_do_nothing():
+    with pytest.warns(UserWarning, match="no effect with method.targets=soft"):
+        method = make(FixMatch, norm=False, targets="soft", threshold=1.0)
+    batch = tiny_batch(method.task, draws=method.draws)
+    assert method.step(batch, Progress(8, 10, 2)).logs["pseudo/coverage"] == 1
+
+
 @pytest.mark.parametrize("partner", ["flip", "shuffle"])
 @pytest.mark.parametrize("teacher", ["ema", "student"])
 def test_fixmatch_with_soft_targets_learns_the_distribution_of_every_valid_pixel(teacher, partner):
-    method = make(FixMatch, norm=False, targets="soft", threshold=1.0, teacher=teacher, cutmix_partner=partner)
+    method = make(FixMatch, norm=False, targets="soft", teacher=teacher, cutmix_partner=partner)
     batch = tiny_batch(TASK, draws=2)
     box = torch.zeros(2, 32, 32, dtype=torch.bool)
     box[0, 4:20, 8:30] = True

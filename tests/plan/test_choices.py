@@ -49,9 +49,19 @@ def test_a_cpu_gets_a_small_network_from_random_weights_and_is_told_so():
     assert found["weights"].value == "random"
     assert "--pretrained" in found["weights"].reason
     keys = settings()
-    assert (keys["method.name"], keys["method.cutmix"], keys["method.warmup"]) == ("fixmatch", 0.5, 0.5)
+    assert (keys["method.name"], keys["method.targets"], keys["method.warmup"]) == ("fixmatch", "soft", 0.5)
     assert "optim.schedule" not in keys  # the base recipe's: falling
     assert keys["model.encoder.width"] == 16
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"given": {"method.threshold": 0.8}}, {"data": replace(DATA, task=replace(DATA.task, kind="change"))}],
+    ids=["threshold", "change"],
+)
+def test_a_threshold_that_is_set_and_pairs_of_dates_get_hard_labels(options):
+    keys = settings(**options)
+    assert (keys["method.targets"], keys["method.warmup"]) == ("hard", 0.3)
 
 
 def test_a_cpu_begins_from_the_weights_of_a_package_where_it_is_installed(monkeypatch):

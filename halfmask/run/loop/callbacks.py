@@ -141,7 +141,8 @@ class MetricsLog(L.Callback):
         if self._one_class == _COLLAPSE_LOGS:
             self.line.say(
                 f"warning: {shares[top]:.0%} of the pseudo-labels are now {top.rpartition('/')[2]!r}; training may "
-                "have collapsed to one class. A higher method.threshold or a lower method.unlabeled_weight may help."
+                "have collapsed to one class. A lower method.unlabeled_weight may help, or, with hard labels, a "
+                "higher method.threshold."
             )
 
     def _watch_coverage(self, values: dict[str, float], step: int) -> None:
