@@ -6,9 +6,10 @@ for all parts was better than 1e-4 with ten times that for the decoder); channel
 stages learn: with the first three frozen, as earlier plans had it, labels alone scored less, and unlabeled images made
 it worse. Labeled and strong images pass by themselves, and both move the running statistics
 (`halfmask.models.statistics`). The method's settings follow trials of 1000 steps on facades, aerial images, CamVid and
-clothing (docs/results.md): soft targets, a small weight, and labels alone in the first half, because what the teacher
-does not know yet it teaches not to learn: rare classes above all. A plan with enough validation images trains on the
-labels alone, too, and ships what is better. The row of the GPU is UniMatch V2's published setting (arXiv:2410.10777).
+clothing: soft targets, a small weight, and labels alone in the first half, because what the teacher does not know yet
+it teaches not to learn: rare classes above all. docs/results.md has two of these sets beside their controls. A plan
+with enough validation images trains on the labels alone, too, and ships what is better. The row of the GPU is UniMatch
+V2's published setting (arXiv:2410.10777).
 """
 
 from dataclasses import dataclass, field
