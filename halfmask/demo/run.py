@@ -162,7 +162,8 @@ def recipe_of(run: str, data: Path, steps: int, seed: int, *, pretrained: bool =
         "decoder": {"name": "segformer", "embedding": 256},
     }
     # Few steps from random weights: CutMix and a warm-up would cost accuracy (docs/results.md).
-    tuned = {"threshold": 0.8, "warmup": 0.2, "cutmix": 1.0} if pretrained else {"cutmix": 0.0}
+    # Hard labels forgot a class: 36 points of the donut on the scenes of seed 1. Soft targets cost it 6 there.
+    tuned = {"targets": "soft", "warmup": 0.5, "cutmix": 1.0} if pretrained else {"cutmix": 0.0}
     return {
         "method": {"name": "fixmatch", "ema_decay": 0.99, "unlabeled_weight": float(run == RUNS[1]), **tuned},
         "model": large if pretrained else small,
