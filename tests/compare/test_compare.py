@@ -165,7 +165,7 @@ def test_all_rows_share_what_is_not_the_method():
     assert recipes["allspark"].model.bottleneck is not None
     assert recipes["fixmatch"].model.bottleneck is None
     assert recipes["fixmatch-control"].method.params["unlabeled_weight"] == 0
-    assert recipes["fixmatch"].method.params == {**recipes["fixmatch-control"].method.params, "unlabeled_weight": 1.0}
+    assert recipes["fixmatch"].method.params == {**recipes["fixmatch-control"].method.params, "unlabeled_weight": 0.3}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_all_rows_share_what_is_not_the_method():
         ({"methods": ("fixmatch", "fixmatch")}, "fixmatch is named twice"),
         ({"methods": ("fixmatch",), "overrides": ("fixmach:method.threshold=1",)}, "Did you mean `fixmatch`"),
         ({"methods": ("fixmach",)}, "Did you mean `fixmatch`"),
-        ({"overrides": ("method.threshold=0.5",)}, "fixmatch:method.threshold=0.9"),
+        ({"overrides": ("method.threshold=0.5",)}, "fixmatch:method.cutmix=0"),
         ({"overrides": ("run.steps=null", "run.epochs=3")}, "equal steps"),
     ],
 )
