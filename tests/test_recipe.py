@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from halfmask.errors import RecipeError
+from halfmask.recipe import renamed
 from halfmask.recipe.read import ModelRecipe, Recipe, load
 from halfmask.run.loop.module import step_seed
 
@@ -192,6 +193,7 @@ def test_a_model_section_of_an_earlier_bundle_is_read():
 
 
 def test_parameters_of_earlier_versions_are_read_under_their_present_names(recwarn):
+    renamed._warn.cache_clear()  # each note is given once per process
     now = {"loss": {"name": "ohem", "threshold": 0.61, "min_kept": 51}}
     then = {"loss": "ohem", "ohem_threshold": 0.61, "ohem_min_kept": 51}
     assert load({"method": {"name": "cps", **then}}) == load({"method": {"name": "cps", **now}})

@@ -268,7 +268,7 @@ def test_every_listed_thing_documents_each_of_its_parameters(kind):
 def test_a_parameter_is_shown_with_type_range_default_and_meaning():
     text = run("list", "methods", "fixmatch").stdout
     assert "threshold: float in [0, 1], default 0.95" in text
-    assert "confidence a pseudo-label needs" in text
+    assert "confidence a hard label needs" in text
 
 
 def test_methods_are_listed_with_paper_and_year_and_shown_with_their_networks():
