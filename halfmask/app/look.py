@@ -39,25 +39,15 @@ _SHOWN_SIDE = 1600
 
 @dataclass(frozen=True)
 class Look:
-    """The prediction for one image.
+    """The prediction for one image."""
 
-    Args:
-        name: of the image file.
-        size: rows and columns of the upright image.
-        shares: by class: part of the pixels that have a class, or the probability of the image's label.
-        picture: JPEG to show.
-        seconds: that reading and prediction took.
-        mask: PNG of class ids; `None` for classification.
-        table: of its ids; `None`: they are training ids.
-    """
-
-    name: str
-    size: tuple[int, int]
-    shares: tuple[float, ...]
-    picture: bytes
-    seconds: float
-    mask: bytes | None = None
-    table: IdTable | None = None
+    name: str  # of the image file
+    size: tuple[int, int]  # rows and columns of the upright image
+    shares: tuple[float, ...]  # by class: part of the pixels that have a class, or the probability of the image's label
+    picture: bytes  # JPEG to show
+    seconds: float  # that reading and prediction took
+    mask: bytes | None = None  # PNG of class ids; `None` for classification
+    table: IdTable | None = None  # of its ids; `None`: they are training ids
 
     def pixels(self) -> UInt8[np.ndarray, "h w 3"]:
         """Return the picture."""

@@ -62,38 +62,23 @@ GOOD_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured about a recipe. Times are seconds per step.
+    """What was measured about a recipe. Times are seconds per step."""
 
-    Args:
-        device: name of the GPU or CPU.
-        precision: of the run.
-        workers: of the loader.
-        steps: steps that were timed with the loader, and as many without.
-        images: per step, of all streams.
-        step: with the loader.
-        wait: part of `step` in which the trainer waits for the next batch.
-        without_loading: on one batch again and again.
-        loader: the loader alone, per batch.
-        memory: bytes at the peak; on a CPU of the whole process.
-        phases: share of a profiled step by phase, on the host; on a GPU most of it is only the launching of work.
-        gpu_phases: share of the GPU's work by phase, or `None`.
-        operators: share of the device's work by operator of torch, the costliest only.
-        matmul: operations per step over those the device could do in that time, or `None` if they were not counted.
-    """
-
-    device: str
-    precision: str
-    workers: int | str
-    steps: int
-    images: int
-    step: float
-    wait: float
-    without_loading: float
-    loader: float
-    memory: int
+    device: str  # name of the GPU or CPU
+    precision: str  # of the run
+    workers: int | str  # of the loader
+    steps: int  # steps that were timed with the loader, and as many without
+    images: int  # per step, of all streams
+    step: float  # with the loader
+    wait: float  # part of `step` in which the trainer waits for the next batch
+    without_loading: float  # on one batch again and again
+    loader: float  # the loader alone, per batch
+    memory: int  # bytes at the peak; on a CPU of the whole process
+    # share of a profiled step by phase, on the host; on a GPU most of it is only the launching of work
     phases: dict[str, float]
-    gpu_phases: dict[str, float] | None
-    operators: dict[str, float]
+    gpu_phases: dict[str, float] | None  # share of the GPU's work by phase, or `None`
+    operators: dict[str, float]  # share of the device's work by operator of torch, the costliest only
+    # operations per step over those the device could do in that time, or `None` if they were not counted
     matmul: float | None = None
 
     def to_dict(self) -> dict[str, Any]:

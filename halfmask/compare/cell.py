@@ -47,21 +47,13 @@ _FREE = ("data.root", "data.workers", "data.cache", "run.accelerator", "run.devi
 
 @dataclass(frozen=True)
 class Order:
-    """What a process is told.
+    """What a process is told."""
 
-    Args:
-        folder: of the run.
-        recipe: as plain data.
-        part: images to score.
-        overwrite: begin anew.
-        lists: of the images (`lists_of`).
-    """
-
-    folder: Path
-    recipe: dict[str, Any]
-    part: str
-    overwrite: bool = False
-    lists: Lists = field(default_factory=dict)
+    folder: Path  # of the run
+    recipe: dict[str, Any]  # as plain data
+    part: str  # images to score
+    overwrite: bool = False  # begin anew
+    lists: Lists = field(default_factory=dict)  # of the images (`lists_of`)
 
 
 def record_of(folder: Path) -> dict[str, Any]:

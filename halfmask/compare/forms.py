@@ -25,19 +25,12 @@ CONTROL = "-control"  # ends the name of a control's folder
 
 @dataclass(frozen=True)
 class Form:
-    """One row of the table: a method with parameters.
+    """One row of the table: a method with parameters."""
 
-    Args:
-        label: name of the row and of its folder.
-        method: name, or `package.module:Class`.
-        overrides: dotted keys that only this row has.
-        control_of: label of the row whose control this is; "": it is no control.
-    """
-
-    label: str
-    method: str
-    overrides: tuple[str, ...] = ()
-    control_of: str = ""
+    label: str  # name of the row and of its folder
+    method: str  # name, or `package.module:Class`
+    overrides: tuple[str, ...] = ()  # dotted keys that only this row has
+    control_of: str = ""  # label of the row whose control this is; "": it is no control
 
 
 class Cell(NamedTuple):
@@ -53,24 +46,16 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a comparison was asked for.
+    """What a comparison was asked for."""
 
-    Args:
-        base: recipe whose model, data, optim, eval and run sections all runs share.
-        methods: rows: `NAME`, `LABEL=NAME` for another form of a method, or `package.module:Class`; none: all methods
-            that learn from masks and images alone.
-        seeds: of the runs; each draws its own masks, where the recipe says how many.
-        overrides: dotted keys of all rows, or `LABEL:KEY=VALUE` of one row.
-        against: what each row is compared with: its own control, or only method `supervised`.
-        part: images that are scored, once, at the end of a run.
-    """
-
-    base: str | Path | None = None
+    base: str | Path | None = None  # recipe whose model, data, optim, eval and run sections all runs share
+    # rows: `NAME`, `LABEL=NAME` for another form of a method, or `package.module:Class`; none: all methods that learn
+    # from masks and images alone
     methods: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
-    overrides: tuple[str, ...] = ()
-    against: Against = "control"
-    part: str = "test"
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the runs; each draws its own masks, where the recipe says how many
+    overrides: tuple[str, ...] = ()  # dotted keys of all rows, or `LABEL:KEY=VALUE` of one row
+    against: Against = "control"  # what each row is compared with: its own control, or only method `supervised`
+    part: str = "test"  # images that are scored, once, at the end of a run
     shared: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:

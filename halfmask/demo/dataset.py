@@ -21,21 +21,13 @@ _KINDS_PER_SCENE = 4
 
 @dataclass(frozen=True)
 class Size:
-    """How much to render.
+    """How much to render."""
 
-    Args:
-        labeled: training images with a mask.
-        unlabeled: training images without.
-        val: images for choosing the best checkpoint.
-        test: images for the reported scores.
-        side: pixels.
-    """
-
-    labeled: int = 4
-    unlabeled: int = 160
-    val: int = 16
-    test: int = 48
-    side: int = 128
+    labeled: int = 4  # training images with a mask
+    unlabeled: int = 160  # training images without
+    val: int = 16  # images for choosing the best checkpoint
+    test: int = 48  # images for the reported scores
+    side: int = 128  # pixels
 
     @property
     def total(self) -> int:

@@ -21,25 +21,15 @@ STEPS = 400
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration measured.
+    """What the demonstration measured."""
 
-    Args:
-        out: its folder.
-        steps: of each run.
-        seed: of scenes and training.
-        size: of the dataset.
-        scores: per run, on the test scenes.
-        seconds: per phase.
-        pretrained: whether both began from ImageNet weights.
-    """
-
-    out: Path
-    steps: int
-    seed: int
-    size: Size
-    scores: "dict[str, Scores]"
-    seconds: dict[str, float]
-    pretrained: bool = True
+    out: Path  # its folder
+    steps: int  # of each run
+    seed: int  # of scenes and training
+    size: Size  # of the dataset
+    scores: "dict[str, Scores]"  # per run, on the test scenes
+    seconds: dict[str, float]  # per phase
+    pretrained: bool = True  # whether both began from ImageNet weights
 
     @property
     def page(self) -> Path:

@@ -20,17 +20,11 @@ _JOINED: "ContextVar[Ranks | None]" = ContextVar("joined_ranks", default=None)
 
 
 class Ranks(NamedTuple):
-    """This process among all that share a piece of work.
+    """This process among all that share a piece of work."""
 
-    Args:
-        rank: number of this process.
-        world: number of processes.
-        device: of this process.
-    """
-
-    rank: int
-    world: int
-    device: torch.device
+    rank: int  # number of this process
+    world: int  # number of processes
+    device: torch.device  # of this process
 
     @property
     def first(self) -> bool:

@@ -22,21 +22,13 @@ _RESTORE = "Restore the file, or remove it to use the bundle alone."
 
 @dataclass(frozen=True, slots=True)
 class OpenedRun:
-    """The parts of a run that outlive its training.
+    """The parts of a run that outlive its training."""
 
-    Args:
-        folder: where model.json lies.
-        protocol: how the run evaluates.
-        data: its data section; the defaults for a bare bundle, or where the section was not asked for.
-        recorded_val: ids of the validation images as written in split.json, or `None`.
-        lists: split.json, which may not be there.
-    """
-
-    folder: Path
-    protocol: EvalRecipe
-    data: DataRecipe
-    recorded_val: list[str] | None
-    lists: Path
+    folder: Path  # where model.json lies
+    protocol: EvalRecipe  # how the run evaluates
+    data: DataRecipe  # its data section; the defaults for a bare bundle, or where the section was not asked for
+    recorded_val: list[str] | None  # ids of the validation images as written in split.json, or `None`
+    lists: Path  # split.json, which may not be there
 
 
 def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str]) -> OpenedRun:
@@ -66,21 +58,13 @@ def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str])
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A number from a paper, for the setting of a run's recipe.
+    """A number from a paper, for the setting of a run's recipe."""
 
-    Args:
-        metric: name of the score, as in `Scores.to_dict`.
-        value: as a fraction.
-        source: paper and table.
-        split: which labels it was reached with.
-        part: images it was computed on; where the recipe does not say, those the best checkpoint is selected on.
-    """
-
-    metric: str
-    value: float
-    source: str
-    split: str | None
-    part: str
+    metric: str  # name of the score, as in `Scores.to_dict`
+    value: float  # as a fraction
+    source: str  # paper and table
+    split: str | None  # which labels it was reached with
+    part: str  # images it was computed on; where the recipe does not say, those the best checkpoint is selected on
 
 
 def published(run: str | Path) -> Published | None:

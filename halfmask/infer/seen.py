@@ -19,17 +19,11 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Seen:
-    """Evaluated images that took part in the training.
+    """Evaluated images that took part in the training."""
 
-    Args:
-        labeled: whose masks it learned from.
-        unlabeled: without their masks.
-        images: number of evaluated images.
-    """
-
-    labeled: tuple[str, ...]
-    unlabeled: tuple[str, ...]
-    images: int
+    labeled: tuple[str, ...]  # whose masks it learned from
+    unlabeled: tuple[str, ...]  # without their masks
+    images: int  # number of evaluated images
 
     def describe(self) -> str:
         """Say in words how many images the model has seen; nothing where it has seen none."""

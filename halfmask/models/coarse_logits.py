@@ -25,19 +25,14 @@ from torch import Tensor
 class CoarseLogits:
     """A batch of logits that stands for its bilinear upsampling.
 
-    Args:
-        values: at the resolution of the classifier.
-        size: (H, W) of the upsampled logits.
-        align_corners: convention of the interpolation.
-
     >>> logits = CoarseLogits(torch.zeros(3, 2, 4, 4), (8, 8), False)
     >>> len(logits), [len(part) for part in logits.split([1, 2])], tuple(logits[:1].upsampled().shape)
     (3, [1, 2], (1, 2, 8, 8))
     """
 
-    values: Float[Tensor, "B K h w"]
-    size: tuple[int, int]
-    align_corners: bool
+    values: Float[Tensor, "B K h w"]  # at the resolution of the classifier
+    size: tuple[int, int]  # (H, W) of the upsampled logits
+    align_corners: bool  # convention of the interpolation
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -16,19 +16,12 @@ Rules = Sequence[tuple[str, str | None]]
 
 
 class Renamed(NamedTuple):
-    """What the rules made of a state dict.
+    """What the rules made of a state dict."""
 
-    Args:
-        state: tensors under our names.
-        origin: our name -> official name.
-        dropped: official names of tensors a rule drops.
-        unknown: official names that no rule knows.
-    """
-
-    state: dict[str, Tensor]
-    origin: dict[str, str]
-    dropped: list[str]
-    unknown: list[str]
+    state: dict[str, Tensor]  # tensors under our names
+    origin: dict[str, str]  # our name -> official name
+    dropped: list[str]  # official names of tensors a rule drops
+    unknown: list[str]  # official names that no rule knows
 
 
 def rename(state: Mapping[str, Tensor], rules: Rules) -> Renamed:

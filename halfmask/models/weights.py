@@ -47,19 +47,12 @@ _PLAIN_VALUES = [
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One published weight file.
+    """One published weight file."""
 
-    Args:
-        repo: on the hub.
-        license: of the weights.
-        file: name in the repository.
-        package: installable package that holds the same weights; "" = none. Its file is the only `.pth` of its folder
-            `models`.
-    """
-
-    repo: str
-    license: str
-    file: str = "model.safetensors"
+    repo: str  # on the hub
+    license: str  # of the weights
+    file: str = "model.safetensors"  # name in the repository
+    # installable package that holds the same weights; "" = none. Its file is the only `.pth` of its folder `models`
     package: str = ""
 
 

@@ -121,17 +121,11 @@ def _keep_previous(path: Path) -> None:
 
 
 class ResumePoint(NamedTuple):
-    """Where a run goes on.
-
-    Args:
-        checkpoint: the file.
-        header: what it says about the run and its step.
-        note: what is damaged; empty if nothing is.
-    """
+    """Where a run goes on."""
 
     checkpoint: Path
-    header: dict[str, Any]
-    note: str = ""
+    header: dict[str, Any]  # what it says about the run and its step
+    note: str = ""  # what is damaged; empty if nothing is
 
 
 def resume_point(run: RunDir) -> ResumePoint:
@@ -296,19 +290,12 @@ def _without_weights(model: ModelRecipe) -> ModelRecipe:
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a new run begins.
+    """Where a new run begins."""
 
-    Args:
-        run: the earlier run.
-        checkpoint: of its networks.
-        recipe: of the new run.
-        labeled: what the earlier run learned from.
-    """
-
-    run: Path
-    checkpoint: Path
-    recipe: Recipe
-    labeled: frozenset[str]
+    run: Path  # the earlier run
+    checkpoint: Path  # of its networks
+    recipe: Recipe  # of the new run
+    labeled: frozenset[str]  # what the earlier run learned from
 
     def load_into(self, prepared: Prepared) -> str:
         """Load the weights into the networks of a new run, and report what changed.

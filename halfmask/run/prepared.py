@@ -32,36 +32,21 @@ _FEWEST_VALIDATIONS, _MOST_VALIDATIONS = 10, 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that can be checked without training.
+    """Everything that can be checked without training."""
 
-    Args:
-        recipe: what was checked.
-        dataset: of the labeled and validation images; of several domains, the first's, like the next ones.
-        unlabeled: of the unlabeled images.
-        split: which ids have masks, and which have none.
-        method: built.
-        steps_per_epoch: passes are counted by it.
-        total_steps: of the run.
-        eval_every: steps between validations.
-        warnings: to be shown before training.
-        balance: draws the labeled samples by class.
-        sources: the same data, be it one dataset or several that take turns.
-        weak: what is known of the unlabeled images.
-        class_weights: of the labeled loss, by the name of the domain ("" where there is one dataset).
-    """
-
-    recipe: Recipe
-    dataset: Dataset
-    unlabeled: Dataset | None
-    split: Split
-    method: Method
-    steps_per_epoch: int
-    total_steps: int
-    eval_every: int
-    warnings: tuple[str, ...] = ()
-    balance: ClassBalance | None = None
-    weak: Weak = NOTHING_KNOWN
-    sources: Sources = field(kw_only=True)
+    recipe: Recipe  # what was checked
+    dataset: Dataset  # of the labeled and validation images; of several domains, the first's, like the next ones
+    unlabeled: Dataset | None  # of the unlabeled images
+    split: Split  # which ids have masks, and which have none
+    method: Method  # built
+    steps_per_epoch: int  # passes are counted by it
+    total_steps: int  # of the run
+    eval_every: int  # steps between validations
+    warnings: tuple[str, ...] = ()  # to be shown before training
+    balance: ClassBalance | None = None  # draws the labeled samples by class
+    weak: Weak = NOTHING_KNOWN  # what is known of the unlabeled images
+    sources: Sources = field(kw_only=True)  # the same data, be it one dataset or several that take turns
+    # of the labeled loss, by the name of the domain ("" where there is one dataset)
     class_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 

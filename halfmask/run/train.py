@@ -117,15 +117,10 @@ def compare(run: str | Path, kinds: Sequence[Kind]) -> list[TwinResult]:
 
 
 class Predicted(NamedTuple):
-    """Counts of the validation images of a run, one by one.
+    """Counts of the validation images of a run, one by one."""
 
-    Args:
-        counts: rows are targets (the last one strange values), columns predictions.
-        task: what was predicted.
-    """
-
-    counts: Int[np.ndarray, "N K1 K"]
-    task: Task
+    counts: Int[np.ndarray, "N K1 K"]  # rows are targets (the last one strange values), columns predictions
+    task: Task  # what was predicted
 
 
 def predicted(run: Path, folder: Path) -> Predicted:

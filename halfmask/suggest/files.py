@@ -23,19 +23,12 @@ _THUMBNAIL = 320
 
 
 class MaskDraft(NamedTuple):
-    """A chosen image with the mask to begin with.
+    """A chosen image with the mask to begin with."""
 
-    Args:
-        id: of the image.
-        file: that it is read from; of a pair the later one.
-        image: its pixels.
-        mask: predicted class ids.
-    """
-
-    id: str
-    file: Path
-    image: UInt8[np.ndarray, "H W C"]
-    mask: Integer[np.ndarray, "H W"]
+    id: str  # of the image
+    file: Path  # that it is read from; of a pair the later one
+    image: UInt8[np.ndarray, "H W C"]  # its pixels
+    mask: Integer[np.ndarray, "H W"]  # predicted class ids
 
 
 class Chosen(NamedTuple):

@@ -31,19 +31,12 @@ Pixels = UInt8[np.ndarray, "*T H W C"]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The images of a run.
+    """The images of a run."""
 
-    Args:
-        dataset: that the labeled images belong to.
-        unlabeled: that the candidates belong to: mostly the same.
-        candidates: ids of images that may be labeled next.
-        labeled: ids of those that the run learned from.
-    """
-
-    dataset: Dataset
-    unlabeled: Dataset
-    candidates: tuple[str, ...]
-    labeled: tuple[str, ...]
+    dataset: Dataset  # that the labeled images belong to
+    unlabeled: Dataset  # that the candidates belong to: mostly the same
+    candidates: tuple[str, ...]  # ids of images that may be labeled next
+    labeled: tuple[str, ...]  # ids of those that the run learned from
 
     @property
     def elsewhere(self) -> bool:
@@ -53,38 +46,23 @@ class Candidates:
 
 @dataclass
 class Measurements:
-    """What was measured of some images, one entry each.
+    """What was measured of some images, one entry each."""
 
-    Args:
-        uncertainty: averaged over the predictors.
-        disagreement: of the predictors; `None` of a single one.
-        shares: expected part of each class.
-        features: pooled, of the encoder.
-    """
-
-    uncertainty: list[float] = field(default_factory=list)
-    disagreement: list[float | None] = field(default_factory=list)
-    shares: list[list[float]] = field(default_factory=list)
-    features: list[np.ndarray] = field(default_factory=list)
+    uncertainty: list[float] = field(default_factory=list)  # averaged over the predictors
+    disagreement: list[float | None] = field(default_factory=list)  # of the predictors; `None` of a single one
+    shares: list[list[float]] = field(default_factory=list)  # expected part of each class
+    features: list[np.ndarray] = field(default_factory=list)  # pooled, of the encoder
 
 
 @dataclass(frozen=True)
 class Committee:
-    """The networks of a run, which are asked about each image.
+    """The networks of a run, which are asked about each image."""
 
-    Args:
-        bundle: of the shipped predictor.
-        predictors: all of them, the shipped one first.
-        protocol: of evaluation.
-        device: where they are.
-        measure: of uncertainty.
-    """
-
-    bundle: Bundle
-    predictors: dict[str, Network]
-    protocol: EvalRecipe
-    device: torch.device
-    measure: Measure
+    bundle: Bundle  # of the shipped predictor
+    predictors: dict[str, Network]  # all of them, the shipped one first
+    protocol: EvalRecipe  # of evaluation
+    device: torch.device  # where they are
+    measure: Measure  # of uncertainty
 
     def look(self, image: Pixels, into: Measurements) -> None:
         """Measure one image."""

@@ -20,21 +20,13 @@ _LATE = Progress(900, 1000, 100)  # after warm-ups
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What a method takes; empty where it needs parameters of the user.
+    """What a method takes; empty where it needs parameters of the user."""
 
-    Args:
-        trained: networks that receive gradients.
-        averaged: other networks: moving averages, earlier ones.
-        with_gradient: images that pass an encoder with gradient in a step, per image of the labeled batch.
-        without: images that pass one without.
-        needs: in words, what a step needs besides masks and images.
-    """
-
-    trained: int = 0
-    averaged: int = 0
-    with_gradient: float = 0.0
-    without: float = 0.0
-    needs: tuple[str, ...] = ()
+    trained: int = 0  # networks that receive gradients
+    averaged: int = 0  # other networks: moving averages, earlier ones
+    with_gradient: float = 0.0  # images that pass an encoder with gradient in a step, per image of the labeled batch
+    without: float = 0.0  # images that pass one without
+    needs: tuple[str, ...] = ()  # in words, what a step needs besides masks and images
 
     @property
     def networks(self) -> str:

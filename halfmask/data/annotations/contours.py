@@ -15,19 +15,12 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # east, south, west, north: (x, y),
 
 
 class Region(NamedTuple):
-    """Connected pixels of one value.
+    """Connected pixels of one value."""
 
-    Args:
-        value: class id.
-        exterior: corners (x, y) of the outline, clockwise as seen on screen; not closed.
-        holes: outlines of the holes, counter-clockwise.
-        area: number of pixels.
-    """
-
-    value: int
-    exterior: Int[np.ndarray, "N 2"]
-    holes: tuple[Int[np.ndarray, "M 2"], ...]
-    area: int
+    value: int  # class id
+    exterior: Int[np.ndarray, "N 2"]  # corners (x, y) of the outline, clockwise as seen on screen; not closed
+    holes: tuple[Int[np.ndarray, "M 2"], ...]  # outlines of the holes, counter-clockwise
+    area: int  # number of pixels
 
 
 def polygons(mask: Integer[np.ndarray, "H W"], skip: Iterable[int] = ()) -> list[Region]:

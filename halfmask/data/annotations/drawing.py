@@ -31,41 +31,24 @@ Points = Float[np.ndarray, "_ 2"]
 
 
 class Shape(NamedTuple):
-    """One shape; without all but its label it is a point.
+    """One shape; without all but its label it is a point."""
 
-    Args:
-        label: as `clean` gives it.
-        rings: outline and holes, filled by the even-odd rule.
-        lines: of points, with the width that halfmask.yaml gives.
-        patch: pixels that are filled already.
-    """
-
-    label: str
-    rings: tuple[Points, ...] = ()
-    lines: tuple[Points, ...] = ()
-    patch: Patch | None = None
+    label: str  # as `clean` gives it
+    rings: tuple[Points, ...] = ()  # outline and holes, filled by the even-odd rule
+    lines: tuple[Points, ...] = ()  # of points, with the width that halfmask.yaml gives
+    patch: Patch | None = None  # pixels that are filled already
 
 
 class Remark(NamedTuple):
-    """What is worth saying of annotation files: `check` makes a finding of it, `train` and `convert` a line.
-
-    Args:
-        level: "warning" or "note".
-        code: see `halfmask.codes`.
-        text: what was found.
-        number: of the shapes or files it concerns.
-        cure: what to do.
-        files: images or files it concerns.
-        labels: classes it concerns.
-    """
+    """What is worth saying of annotation files: `check` makes a finding of it, `train` and `convert` a line."""
 
     level: Literal["warning", "note"]
-    code: str
-    text: str
-    number: int
-    cure: str
-    files: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
+    code: str  # see `halfmask.codes`
+    text: str  # what was found
+    number: int  # of the shapes or files it concerns
+    cure: str  # what to do
+    files: tuple[str, ...] = ()  # images or files it concerns
+    labels: tuple[str, ...] = ()  # classes it concerns
 
     def __str__(self) -> str:
         return f"{self.text}. {self.cure[:1].upper()}{self.cure[1:]}."
@@ -73,15 +56,10 @@ class Remark(NamedTuple):
 
 @dataclass
 class Drawing:
-    """A class map, and the shapes that are not in it.
+    """A class map, and the shapes that are not in it."""
 
-    Args:
-        target: training ids, 255 = unknown.
-        left_out: number of shapes by reason and label.
-    """
-
-    target: UInt8[np.ndarray, "H W"]
-    left_out: LeftOut = field(default_factory=Counter)
+    target: UInt8[np.ndarray, "H W"]  # training ids, 255 = unknown
+    left_out: LeftOut = field(default_factory=Counter)  # number of shapes by reason and label
 
     @classmethod
     def blank(cls, height: int, width: int, value: int = 0) -> "Drawing":

@@ -8,17 +8,11 @@ from jaxtyping import Bool, Num
 
 
 class Patch(NamedTuple):
-    """Filled pixels within the smallest box that holds them.
+    """Filled pixels within the smallest box that holds them."""
 
-    Args:
-        top: first row of the box.
-        left: first column.
-        inside: which of its pixels are filled.
-    """
-
-    top: int
-    left: int
-    inside: Bool[np.ndarray, "h w"]
+    top: int  # first row of the box
+    left: int  # first column
+    inside: Bool[np.ndarray, "h w"]  # which of its pixels are filled
 
     @property
     def area(self) -> int:

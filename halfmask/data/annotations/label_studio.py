@@ -189,15 +189,10 @@ _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the na
 
 
 class Annotation(NamedTuple):
-    """What counts of a task.
+    """What counts of a task."""
 
-    Args:
-        result: its regions.
-        data: of the task: the address of its image, and whatever was imported with it.
-    """
-
-    result: Sequence[Mapping[str, Any]]
-    data: Mapping[str, Any]
+    result: Sequence[Mapping[str, Any]]  # its regions
+    data: Mapping[str, Any]  # of the task: the address of its image, and whatever was imported with it
 
 
 class LabelStudioFolder:

@@ -35,56 +35,33 @@ _MOST_COLORS = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What was seen of an image.
+    """What was seen of an image."""
 
-    Args:
-        id: path relative to the root.
-        header: sizes and orientation; `None` if the file cannot be opened.
-        mode: Pillow's mode, or type and bands ("uint16 x5").
-        frames: of an animation.
-        limits: smallest and largest finite value, of images with more than 8 bits.
-        finite: no NaN, no infinity.
-        thumb: gray (32, 32), upright; `None` where pixels were not decoded.
-        flat: no more values or colors than a mask has, without loss.
-        error: why training would refuse it.
-    """
-
-    id: str
-    header: Header | None = None
-    mode: str = ""
-    frames: int = 1
-    limits: tuple[float, float] | None = None
-    finite: bool = True
-    thumb: UInt8[np.ndarray, "32 32"] | None = None
-    flat: bool = False
-    error: HalfmaskError | None = None
+    id: str  # path relative to the root
+    header: Header | None = None  # sizes and orientation; `None` if the file cannot be opened
+    mode: str = ""  # Pillow's mode, or type and bands ("uint16 x5")
+    frames: int = 1  # of an animation
+    limits: tuple[float, float] | None = None  # smallest and largest finite value, of images with more than 8 bits
+    finite: bool = True  # no NaN, no infinity
+    thumb: UInt8[np.ndarray, "32 32"] | None = None  # gray (32, 32), upright; `None` where pixels were not decoded
+    flat: bool = False  # no more values or colors than a mask has, without loss
+    error: HalfmaskError | None = None  # why training would refuse it
 
 
 @dataclass(frozen=True, slots=True)
 class MaskFacts:
-    """What was seen of a mask.
+    """What was seen of a mask."""
 
-    Args:
-        path: relative to the root.
-        size: (height, width); `None` if the file cannot be decoded.
-        kind: "ids", "colors", "gray as rgb", or "painted" (from outlines; values are training ids).
-        values: value -> pixels.
-        colors: color -> pixels, where it holds colors.
-        meanings: what its ids mean, where halfmask wrote it.
-        left_out: shapes that are not in it, by reason and label.
-        error: why it cannot be read.
-        form: how the file holds its values; `None` if it is not read from a file of its own.
-    """
-
-    path: str
-    size: tuple[int, int] | None = None
-    kind: str = "ids"
-    values: dict[int, int] = field(default_factory=dict)
-    colors: dict[Color, int] = field(default_factory=dict)
-    meanings: Mapping[int, str | None] | None = None
+    path: str  # relative to the root
+    size: tuple[int, int] | None = None  # (height, width); `None` if the file cannot be decoded
+    kind: str = "ids"  # "ids", "colors", "gray as rgb", or "painted" (from outlines; values are training ids)
+    values: dict[int, int] = field(default_factory=dict)  # value -> pixels
+    colors: dict[Color, int] = field(default_factory=dict)  # color -> pixels, where it holds colors
+    meanings: Mapping[int, str | None] | None = None  # what its ids mean, where halfmask wrote it
+    # shapes that are not in it, by reason and label
     left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    error: HalfmaskError | None = None
-    form: MaskForm | None = None
+    error: HalfmaskError | None = None  # why it cannot be read
+    form: MaskForm | None = None  # how the file holds its values; `None` if it is not read from a file of its own
 
 
 def look_at_image(dataset: Dataset, id: str) -> ImageFacts:

@@ -38,56 +38,34 @@ _MARKS = {".xml": ("<annotation", "<annotations"), ".json": ('"shape_attributes"
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies in the folder apart from images and masks.
+    """What lies in the folder apart from images and masks."""
 
-    Args:
-        foreign: suffix -> files of kinds that are not read.
-        links: symbolic links to folders, and links that lead nowhere.
-        colliding: groups of names that differ in case only.
-        annotations: files that tools write beside images, whatever their form.
-    """
-
-    foreign: dict[str, list[str]] = field(default_factory=dict)
-    links: tuple[str, ...] = ()
-    colliding: tuple[tuple[str, ...], ...] = ()
-    annotations: tuple[str, ...] = ()
+    foreign: dict[str, list[str]] = field(default_factory=dict)  # suffix -> files of kinds that are not read
+    links: tuple[str, ...] = ()  # symbolic links to folders, and links that lead nowhere
+    colliding: tuple[tuple[str, ...], ...] = ()  # groups of names that differ in case only
+    annotations: tuple[str, ...] = ()  # files that tools write beside images, whatever their form
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All facts; every rule is a function of this alone.
+    """All facts; every rule is a function of this alone."""
 
-    Args:
-        root: folder that paths are relative to.
-        dataset: the opened dataset, `None` if it cannot be opened.
-        task: classes, `None` if they cannot be told.
-        failures: why not.
-        layout: of `folder` datasets.
-        parts: ids of "labeled", "unlabeled", "val", "test".
-        bare: images of the validation or test part without a mask.
-        images: facts by id.
-        masks: facts by id, of images whose masks are in use.
-        tree: what else lies there.
-        near_duplicates: (part, part) -> pairs of ids that show the same thing.
-        stale: split list -> (entries that name no image, all entries).
-        chosen: whether the recipe names lists, so that the parts are those of training.
-        seconds: what all this took.
-    """
-
-    root: Path
-    dataset: Dataset | None = None
-    task: Task | None = None
-    failures: tuple[HalfmaskError, ...] = ()
-    layout: Layout | None = None
-    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    bare: tuple[str, ...] = ()
-    images: dict[str, ImageFacts] = field(default_factory=dict)
-    masks: dict[str, MaskFacts] = field(default_factory=dict)
-    tree: Tree = field(default_factory=Tree)
+    root: Path  # folder that paths are relative to
+    dataset: Dataset | None = None  # the opened dataset, `None` if it cannot be opened
+    task: Task | None = None  # classes, `None` if they cannot be told
+    failures: tuple[HalfmaskError, ...] = ()  # why not
+    layout: Layout | None = None  # of `folder` datasets
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # ids of "labeled", "unlabeled", "val", "test"
+    bare: tuple[str, ...] = ()  # images of the validation or test part without a mask
+    images: dict[str, ImageFacts] = field(default_factory=dict)  # facts by id
+    masks: dict[str, MaskFacts] = field(default_factory=dict)  # facts by id, of images whose masks are in use
+    tree: Tree = field(default_factory=Tree)  # what else lies there
+    # (part, part) -> pairs of ids that show the same thing
     near_duplicates: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
+    # split list -> (entries that name no image, all entries)
     stale: dict[str, tuple[list[str], int]] = field(default_factory=dict)
-    chosen: bool = False
-    seconds: float = 0.0
+    chosen: bool = False  # whether the recipe names lists, so that the parts are those of training
+    seconds: float = 0.0  # what all this took
 
 
 def take_fingerprint(

@@ -53,23 +53,14 @@ _CLASSES, _CONFIGURATION = "halfmask.yaml", "config.xml"
 
 @dataclass
 class Writer:
-    """Writes the masks of one source in one format.
-
-    Args:
-        format: one of `FORMATS`.
-        out: folder.
-        task: classes and colors.
-        table: stored ids of the classes.
-        geometry: of COCO: "polygon" or "rle".
-        drafts: the masks are predictions, to be corrected in Label Studio.
-    """
+    """Writes the masks of one source in one format."""
 
     format: Format
     out: Path
-    task: Task
-    table: IdTable
-    geometry: Geometry = "polygon"
-    drafts: bool = False
+    task: Task  # classes and colors
+    table: IdTable  # stored ids of the classes
+    geometry: Geometry = "polygon"  # of COCO
+    drafts: bool = False  # the masks are predictions, to be corrected in Label Studio
     files: Written = field(init=False)
     _whole: CocoWriter | LabelStudioWriter | None = field(init=False, default=None)
 

@@ -43,30 +43,18 @@ ReadMask = Callable[[str], Integer[np.ndarray, "H W"]]
 
 @dataclass(frozen=True)
 class MaskSource:
-    """Masks to convert.
+    """Masks to convert."""
 
-    Args:
-        root: folder that ids are relative to.
-        ids: of images that have a mask.
-        task: their classes.
-        table: ids that stand for the classes in the source, and in what is written.
-        read: gives the mask of an id.
-        image: gives the image of an id, relative to `image_root`; it may lie outside.
-        left_out: images that the annotations list, but that have none.
-        image_root: folder of the images, where it is not `root`.
-        images_known: `False`: an id names a mask, and nothing says where its image lies.
-        notes: what annotation files hold that is not in the masks, once these have been read.
-    """
-
-    root: Path
-    ids: tuple[str, ...]
-    task: Task
-    table: IdTable
-    read: ReadMask
-    image: Callable[[str], str] = str
-    left_out: tuple[str, ...] = ()
-    image_root: Path | None = None
-    images_known: bool = True
+    root: Path  # folder that ids are relative to
+    ids: tuple[str, ...]  # of images that have a mask
+    task: Task  # their classes
+    table: IdTable  # ids that stand for the classes in the source, and in what is written
+    read: ReadMask  # gives the mask of an id
+    image: Callable[[str], str] = str  # gives the image of an id, relative to `image_root`; it may lie outside
+    left_out: tuple[str, ...] = ()  # images that the annotations list, but that have none
+    image_root: Path | None = None  # folder of the images, where it is not `root`
+    images_known: bool = True  # `False`: an id names a mask, and nothing says where its image lies
+    # what annotation files hold that is not in the masks, once these have been read
     notes: Callable[[], Sequence[str]] = tuple
 
     def with_images(self, folder: Path) -> "MaskSource":

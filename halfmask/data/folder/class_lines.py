@@ -37,17 +37,11 @@ class ClassLine(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassFile:
-    """What a class file says.
-
-    Args:
-        path: the file.
-        names: by id.
-        colors: by id, of those that have one.
-    """
+    """What a class file says."""
 
     path: Path
-    names: dict[int, str] = field(default_factory=dict)
-    colors: dict[int, str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)  # by id
+    colors: dict[int, str] = field(default_factory=dict)  # by id, of those that have one
 
 
 def read_class_file(root: Path) -> ClassFile | None:

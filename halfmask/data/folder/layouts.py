@@ -42,25 +42,15 @@ LayoutName = Literal[
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found.
-
-    Args:
-        name: which layout.
-        reason: the folders or files that decided it.
-        root: folder that ids are relative to.
-        parts: ids per part, sorted.
-        masks: mask path (relative to `root`) per id that has one.
-        annotations: json files, for COCO json and Label Studio.
-        orphans: masks without an image.
-    """
+    """What was found."""
 
     name: LayoutName
-    reason: str
-    root: Path
-    parts: dict[str, list[str]] = field(default_factory=dict)
-    masks: dict[str, str] = field(default_factory=dict)
-    annotations: tuple[Path, ...] = ()
-    orphans: tuple[str, ...] = ()
+    reason: str  # the folders or files that decided it
+    root: Path  # folder that ids are relative to
+    parts: dict[str, list[str]] = field(default_factory=dict)  # ids per part, sorted
+    masks: dict[str, str] = field(default_factory=dict)  # mask path (relative to `root`) per id that has one
+    annotations: tuple[Path, ...] = ()  # json files, for COCO json and Label Studio
+    orphans: tuple[str, ...] = ()  # masks without an image
 
 
 def detect(root: Path) -> Layout:

@@ -28,23 +28,14 @@ _CONTINUES = ("_", "-", ".")
 
 @dataclass(frozen=True)
 class Pairs:
-    """What was found; all paths are relative to `root`.
+    """What was found; all paths are relative to `root`."""
 
-    Args:
-        root: of ids, which are the paths of later images.
-        parts: ids per part, sorted.
-        before: path of the earlier image per id.
-        labels: path of the label per id that has one.
-        names: what both dates share, per id: the path without the folder of the date and without suffix.
-        listed: parts come from lists in the root.
-    """
-
-    root: Path
-    parts: dict[str, list[str]]
-    before: dict[str, str]
-    labels: dict[str, str]
-    names: dict[str, str]
-    listed: bool = False
+    root: Path  # of ids, which are the paths of later images
+    parts: dict[str, list[str]]  # ids per part, sorted
+    before: dict[str, str]  # path of the earlier image per id
+    labels: dict[str, str]  # path of the label per id that has one
+    names: dict[str, str]  # what both dates share, per id: the path without the folder of the date and without suffix
+    listed: bool = False  # parts come from lists in the root
 
     def files(self, id: str, override: str | None) -> tuple[Path, Path]:
         """Return the earlier and the later image of a pair.

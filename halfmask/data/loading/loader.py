@@ -38,22 +38,16 @@ Stream = ImageStream | LabeledStream | PseudoStream
 
 @dataclass(slots=True)
 class HostSamples:
-    """The crops of one stream as bytes.
+    """The crops of one stream as bytes."""
 
-    Args:
-        image: crops, bands first; for change detection the bands of the two dates follow each other.
-        covered: (left, right, bottom) of the real pixels in each crop; outside is padding.
-        index: position in the list of the stream.
-        target: training ids (uint8), the task's ignore index where unknown or padded, or one label per image (int64);
-            pseudo-masks of unlabeled streams, else `None` there.
-        tags: image-level labels of unlabeled streams, where they are known.
-    """
-
+    # crops, bands first; for change detection the bands of the two dates follow each other
     image: UInt8[Tensor, "B C S S"]
-    covered: Int[Tensor, "B 3"]
-    index: Int[Tensor, " B"]
+    covered: Int[Tensor, "B 3"]  # (left, right, bottom) of the real pixels in each crop; outside is padding
+    index: Int[Tensor, " B"]  # position in the list of the stream
+    # training ids (uint8), the task's ignore index where unknown or padded, or one label per image (int64); of
+    # unlabeled streams pseudo-masks, else `None`
     target: Integer[Tensor, "B *S"] | None = None
-    tags: Bool[Tensor, "B K"] | None = None
+    tags: Bool[Tensor, "B K"] | None = None  # image-level labels of unlabeled streams, where they are known
 
     def pin_memory(self) -> "HostSamples":
         """Copy to page-locked memory, from which copies to a GPU run asynchronously."""
@@ -63,17 +57,11 @@ class HostSamples:
 
 @dataclass(slots=True)
 class HostBatch:
-    """One rank's samples of one step, in host memory.
+    """One rank's samples of one step, in host memory."""
 
-    Args:
-        step: number of the step.
-        streams: labeled samples, then one entry per unlabeled draw.
-        domain: whose turn it is, where there are several.
-    """
-
-    step: int
-    streams: tuple[HostSamples, ...]
-    domain: str = ""
+    step: int  # number of the step
+    streams: tuple[HostSamples, ...]  # labeled samples, then one entry per unlabeled draw
+    domain: str = ""  # whose turn it is, where there are several
 
     def pin_memory(self) -> "HostBatch":
         """Copy all tensors to page-locked memory."""
@@ -224,23 +212,14 @@ class TrainLoader(DataLoader[HostBatch]):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One dataset of a run.
+    """One dataset of a run."""
 
-    Args:
-        recipe: its `data` section.
-        dataset: of the labeled and validation images.
-        unlabeled: of the unlabeled images; `None`: the same one.
-        split: which ids have masks, and which have none.
-        balance: draws the labeled samples by class.
-        weak: what is known of the unlabeled images.
-    """
-
-    recipe: DataRecipe
-    dataset: Dataset
-    unlabeled: Dataset | None
-    split: Split
-    balance: ClassBalance | None = None
-    weak: Weak = NOTHING_KNOWN
+    recipe: DataRecipe  # its `data` section
+    dataset: Dataset  # of the labeled and validation images
+    unlabeled: Dataset | None  # of the unlabeled images; `None`: the same one
+    split: Split  # which ids have masks, and which have none
+    balance: ClassBalance | None = None  # draws the labeled samples by class
+    weak: Weak = NOTHING_KNOWN  # what is known of the unlabeled images
 
 
 def train_loader(

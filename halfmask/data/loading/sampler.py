@@ -20,19 +20,12 @@ LABELED, UNLABELED, PARTNER = 0, 1, 2  # stream numbers
 
 
 class SampleKey(NamedTuple):
-    """One sample of a batch.
+    """One sample of a batch."""
 
-    Args:
-        stream: 0 labeled, 1 unlabeled, 2 the second unlabeled draw.
-        position: place in the list of the stream.
-        n: running number of the sample in its stream over the whole run; seeds its augmentation.
-        shows: class that its crop has to show; `None`: any crop.
-    """
-
-    stream: int
-    position: int
-    n: int
-    shows: int | None = None
+    stream: int  # 0 labeled, 1 unlabeled, 2 the second unlabeled draw
+    position: int  # place in the list of the stream
+    n: int  # running number of the sample in its stream over the whole run; seeds its augmentation
+    shows: int | None = None  # class that its crop has to show; `None`: any crop
 
 
 class StepKeys(NamedTuple):

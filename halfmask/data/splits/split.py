@@ -44,19 +44,12 @@ _MIN_FOR_HOLD_OUT = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Ids in the order of their lists.
+    """Ids in the order of their lists."""
 
-    Args:
-        labeled: images whose masks train.
-        unlabeled: images used without masks, relative to the root of `unlabeled_dataset`.
-        val: images with masks for validation.
-        remarks: what was decided for the user, with the key that decides otherwise.
-    """
-
-    labeled: tuple[str, ...]
-    unlabeled: tuple[str, ...]
-    val: tuple[str, ...]
-    remarks: tuple[str, ...] = ()
+    labeled: tuple[str, ...]  # images whose masks train
+    unlabeled: tuple[str, ...]  # images used without masks, relative to the root of `unlabeled_dataset`
+    val: tuple[str, ...]  # images with masks for validation
+    remarks: tuple[str, ...] = ()  # what was decided for the user, with the key that decides otherwise
 
 
 def open_dataset(recipe: DataRecipe, root: Path | str | None = None) -> Dataset:

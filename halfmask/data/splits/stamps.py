@@ -20,15 +20,10 @@ Counts = dict[str, int]  # class id -> pixels
 
 
 class Good(NamedTuple):
-    """What is known of a file that can be read.
+    """What is known of a file that can be read."""
 
-    Args:
-        counts: class id -> pixels of its mask; empty: looked at without mask.
-        form: how its mask holds the values.
-    """
-
-    counts: Counts
-    form: MaskForm | None = None
+    counts: Counts  # class id -> pixels of its mask; empty: looked at without mask
+    form: MaskForm | None = None  # how its mask holds the values
 
 
 State = list[list[int]]  # size and time of change of each file of an entry

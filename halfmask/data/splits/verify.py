@@ -38,17 +38,11 @@ OnFile = Callable[[int, int], None]  # files done, files in all
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found.
+    """What was found."""
 
-    Args:
-        errors: problems that would stop training, each with its code.
-        warnings: what is legal but suspicious.
-        pixels: number of pixels per class in the labeled and validation masks.
-    """
-
-    errors: tuple[DataError, ...]
-    warnings: tuple[str, ...]
-    pixels: tuple[int, ...]
+    errors: tuple[DataError, ...]  # problems that would stop training, each with its code
+    warnings: tuple[str, ...]  # what is legal but suspicious
+    pixels: tuple[int, ...]  # number of pixels per class in the labeled and validation masks
 
 
 def verify(
@@ -133,21 +127,13 @@ def inspect(
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One image, perhaps with its mask, to be looked at.
+    """One image, perhaps with its mask, to be looked at."""
 
-    Args:
-        dataset: it belongs to.
-        id: of the image.
-        masks: look at its mask.
-        decode: decode the image whatever its header says.
-        pseudo: look at its pseudo-mask, if it has one there.
-    """
-
-    dataset: Dataset
-    id: str
-    masks: bool = False
-    decode: bool = False
-    pseudo: PseudoMasks | None = None
+    dataset: Dataset  # it belongs to
+    id: str  # of the image
+    masks: bool = False  # look at its mask
+    decode: bool = False  # decode the image whatever its header says
+    pseudo: PseudoMasks | None = None  # look at its pseudo-mask, if it has one there
 
     @property
     def mask_name(self) -> str:

@@ -30,17 +30,12 @@ _SHOWN = 5  # examples in a message
 
 @dataclass(frozen=True)
 class Weak:
-    """What is known of the unlabeled images of a split, in its order.
+    """What is known of the unlabeled images of a split, in its order."""
 
-    Args:
-        tags: classes each image shows; a row without any: unknown. `None`: there are no tags.
-        masks: reads pseudo-masks; `None`: there are none.
-        remarks: to be shown before training.
-    """
-
+    # classes each image shows; a row without any: unknown. `None`: there are no tags
     tags: Bool[np.ndarray, "N K"] | None = None
-    masks: "PseudoMasks | None" = None
-    remarks: tuple[str, ...] = ()
+    masks: "PseudoMasks | None" = None  # reads pseudo-masks; `None`: there are none
+    remarks: tuple[str, ...] = ()  # to be shown before training
 
 
 NOTHING_KNOWN = Weak()
@@ -51,18 +46,12 @@ class PseudoMasks:
     """Masks of class ids in folders, named like the images, whose suffix `.png` replaces or follows.
 
     For `b/x.jpg`: `<folder>/b/x.jpg.png`, `<folder>/b/x.png`, or `<folder>/x.png`.
-
-    Args:
-        folders: of the masks; the first one that has a mask of an image counts.
-        dataset: of the images.
-        labels: classes that may occur; 255 is unknown.
-        ignore_index: label of unknown pixels.
     """
 
-    folders: tuple[Path, ...]
-    dataset: Dataset
-    labels: LabelMap
-    ignore_index: int
+    folders: tuple[Path, ...]  # of the masks; the first one that has a mask of an image counts
+    dataset: Dataset  # of the images
+    labels: LabelMap  # classes that may occur; 255 is unknown
+    ignore_index: int  # label of unknown pixels
 
     def path(self, id: str) -> Path | None:
         """Return where the mask of an image lies, if there is one."""

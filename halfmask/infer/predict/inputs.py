@@ -29,14 +29,11 @@ _MARKS = ((RECORD,), ("suggest.json",), ("model.json", "model.safetensors"), ("r
 
 
 class Input(NamedTuple):
-    """What is to be predicted.
+    """What is to be predicted."""
 
-    Args:
-        images: name of each result (path below the input, without suffix), image, and the earlier one of a pair.
-        left_out: files that look like images but are masks or results: their paths by what they are.
-    """
-
+    # name of each result (path below the input, without suffix), image, and the earlier one of a pair
     images: list[tuple[Path, Path, Path | None]]
+    # files that look like images but are masks or results: their paths by what they are
     left_out: dict[str, list[Path]]
 
     def left_out_text(self) -> str:

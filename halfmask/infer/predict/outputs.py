@@ -41,25 +41,15 @@ TABLE = "halfmask.yaml"  # beside the masks: what their ids mean
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image and the files to write for it; those not asked for are `None`.
+    """One image and the files to write for it; those not asked for are `None`."""
 
-    Args:
-        image: to predict; of a pair the later one.
-        mask: file of the class ids.
-        overlay: file of the image with the mask over it.
-        probabilities: file of the class probabilities.
-        before: the earlier image of a pair.
-        row: path below the input, which names the image in a table of labels.
-        georeferenced: a TIFF with coordinates; so is its mask.
-    """
-
-    image: Path
-    mask: Path
-    overlay: Path | None
-    probabilities: Path | None
-    before: Path | None = None
-    row: str = ""
-    georeferenced: bool = False
+    image: Path  # to predict; of a pair the later one
+    mask: Path  # file of the class ids
+    overlay: Path | None  # file of the image with the mask over it
+    probabilities: Path | None  # file of the class probabilities
+    before: Path | None = None  # the earlier image of a pair
+    row: str = ""  # path below the input, which names the image in a table of labels
+    georeferenced: bool = False  # a TIFF with coordinates; so is its mask
 
     @property
     def done(self) -> bool:
@@ -79,17 +69,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """Where results go, and in which ids.
+    """Where results go, and in which ids."""
 
-    Args:
-        files: of the folder of results.
-        task: classes and colors.
-        table: stored ids.
-    """
-
-    files: Written
-    task: Task
-    table: IdTable
+    files: Written  # of the folder of results
+    task: Task  # classes and colors
+    table: IdTable  # stored ids
 
     @classmethod
     def of(cls, bundle: Bundle, out: Path) -> "Writing":

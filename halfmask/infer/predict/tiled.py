@@ -32,23 +32,14 @@ _OVERLAY_SIDE = 2048
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with everything that says how to use it.
+    """A model with everything that says how to use it."""
 
-    Args:
-        bundle: the model, on `device`.
-        protocol: how to evaluate.
-        device: where the model is.
-        reading: how its images are read.
-        tiling: of large images.
-        writing: where its masks go, and in which ids.
-    """
-
-    bundle: Bundle
-    protocol: EvalRecipe
-    device: torch.device
-    reading: Reading
-    tiling: Tiling
-    writing: Writing
+    bundle: Bundle  # the model, on `device`
+    protocol: EvalRecipe  # how to evaluate
+    device: torch.device  # where the model is
+    reading: Reading  # how its images are read
+    tiling: Tiling  # of large images
+    writing: Writing  # where its masks go, and in which ids
 
     def pixels(self, images: UInt8[np.ndarray, "B *T H W C"]) -> Float[Tensor, "B *T C2 H2 W2"]:
         """Bring images to the device, as the model takes them."""

@@ -39,33 +39,20 @@ Span = tuple[int, int]  # start, stop
 
 
 class Tiling(NamedTuple):
-    """How an image is cut.
+    """How an image is cut."""
 
-    Args:
-        side: of a tile, in pixels.
-        overlap: of neighboring tiles.
-        align: tiles start at multiples of it.
-    """
-
-    side: int
-    overlap: int
-    align: int
+    side: int  # of a tile, in pixels
+    overlap: int  # of neighboring tiles
+    align: int  # tiles start at multiples of it
 
 
 class Block(NamedTuple):
-    """A finished rectangle of the result.
+    """A finished rectangle of the result."""
 
-    Args:
-        top: first row.
-        left: first column.
-        probabilities: of each class; a pixel without data may have less than 1 in all.
-        dates: the pixels they are of.
-    """
-
-    top: int
-    left: int
-    probabilities: Float[Tensor, "K H W"]
-    dates: tuple[Picture, ...]
+    top: int  # first row
+    left: int  # first column
+    probabilities: Float[Tensor, "K H W"]  # of each class; a pixel without data may have less than 1 in all
+    dates: tuple[Picture, ...]  # the pixels they are of
 
 
 def choose_tiling(
@@ -130,23 +117,15 @@ def ramps(cut: list[Span], overlap: int) -> list[Float[np.ndarray, "_N"]]:
 
 @dataclass
 class Sweep:
-    """One image on its way through the tiles.
+    """One image on its way through the tiles."""
 
-    Args:
-        predict: gives probabilities (N, K, h, w) of N tiles of one size.
-        size: rows and columns of the image.
-        classes: K.
-        tiling: how it is cut.
-        at_once: tiles per call of `predict`.
-        scratch: folder for what does not fit into memory.
-    """
-
+    # gives probabilities (N, K, h, w) of N tiles of one size
     predict: Callable[[list[UInt8[np.ndarray, "*T H W C"]]], Float[Tensor, "B K H W"]]
-    size: tuple[int, int]
-    classes: int
-    tiling: Tiling
-    at_once: int
-    scratch: Path
+    size: tuple[int, int]  # rows and columns of the image
+    classes: int  # K
+    tiling: Tiling  # how it is cut
+    at_once: int  # tiles per call of `predict`
+    scratch: Path  # folder for what does not fit into memory
 
     @property
     def bands(self) -> list[Span]:

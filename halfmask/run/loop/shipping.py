@@ -23,17 +23,11 @@ def chooses(rule: Rule, images: int) -> bool:
 
 
 class Shipment(NamedTuple):
-    """What a validation leads to.
+    """What a validation leads to."""
 
-    Args:
-        name: predictor that is the best choice now.
-        now: whether its present weights are to be shipped.
-        last: the latest score counts, not the best one.
-    """
-
-    name: str
-    now: bool
-    last: bool
+    name: str  # predictor that is the best choice now
+    now: bool  # whether its present weights are to be shipped
+    last: bool  # the latest score counts, not the best one
 
 
 def choose(rule: Rule, found: Examination, best: Mapping[str, float], images: int) -> Shipment:

@@ -42,30 +42,19 @@ Empty = Bool[np.ndarray, "H W"] | None
 
 @dataclass(frozen=True)
 class Reading:
-    """How the images of a model are read.
-
-    Args:
-        channels: bands.
-        value_range: values that become 0 and 255, for anything but 8-bit data.
-        nodata: value, in all bands, of pixels without data; they become black, as in training.
-    """
+    """How the images of a model are read."""
 
     channels: int = 3
-    value_range: tuple[float, float] | None = None
-    nodata: float | None = None
+    value_range: tuple[float, float] | None = None  # values that become 0 and 255, for anything but 8-bit data
+    nodata: float | None = None  # value, in all bands, of pixels without data; they become black, as in training
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Decoded rows of an image.
+    """Decoded rows of an image."""
 
-    Args:
-        pixels: as the model was trained on.
-        empty: where there is no data; `None`: nowhere.
-    """
-
-    pixels: UInt8[np.ndarray, "H W C"]
-    empty: Empty = None
+    pixels: UInt8[np.ndarray, "H W C"]  # as the model was trained on
+    empty: Empty = None  # where there is no data; `None`: nowhere
 
 
 @runtime_checkable

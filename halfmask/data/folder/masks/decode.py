@@ -47,27 +47,17 @@ _LUT_SPAN = 1 << 16
 
 @dataclass(frozen=True)
 class LabelMap:
-    """From stored values to training ids.
+    """From stored values to training ids."""
 
-    Args:
-        classes: K; without an entry in `values`, stored ids 0..K-1 mean themselves.
-        stored_ignore: stored id of "unknown".
-        values: stored id -> training id (255 = ignore); wins over the rules above.
-        complete: `values` lists everything that may occur.
-        colors: color -> stored id, for masks saved as colors.
-        binary: 255 (and 1) mean class 1, 0 means class 0.
-        transparent_ignored: pixels with alpha 0 are ignored.
-        resize: bring masks of another size to the image's by nearest neighbor instead of refusing them.
-    """
-
-    classes: int
-    stored_ignore: int = IGNORE
+    classes: int  # K; without an entry in `values`, stored ids 0..K-1 mean themselves
+    stored_ignore: int = IGNORE  # stored id of "unknown"
+    # stored id -> training id (255 = ignore); wins over the rules above
     values: Mapping[int, int] = field(default_factory=dict)
-    complete: bool = False
-    colors: Mapping[Color, int] | None = None
-    binary: bool = False
-    transparent_ignored: bool = False
-    resize: bool = False
+    complete: bool = False  # `values` lists everything that may occur
+    colors: Mapping[Color, int] | None = None  # color -> stored id, for masks saved as colors
+    binary: bool = False  # 255 (and 1) mean class 1, 0 means class 0
+    transparent_ignored: bool = False  # pixels with alpha 0 are ignored
+    resize: bool = False  # bring masks of another size to the image's by nearest neighbor instead of refusing them
 
     def training_id(self, stored: int) -> int:
         """Return the training id of one stored id, -1 if it has no meaning."""

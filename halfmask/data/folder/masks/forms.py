@@ -33,21 +33,13 @@ _MODES = {"P": "palette", "PA": "palette", "1": "1-bit", "L": "8-bit gray", "LA"
 
 @dataclass(frozen=True, slots=True)
 class MaskForm:
-    """How a mask file holds its values.
+    """How a mask file holds its values."""
 
-    Args:
-        kind: "palette", "1-bit", "8-bit gray", "16-bit gray", "color", "array", ...
-        colors: index and color of the entries of its palette that occur.
-        hidden: alpha tells pixels of one color apart.
-        placed: it has coordinates.
-        nodata: the value that it declares as no data.
-    """
-
-    kind: str
-    colors: tuple[tuple[int, Color], ...] = ()
-    hidden: bool = False
-    placed: bool = False
-    nodata: int | None = None
+    kind: str  # "palette", "1-bit", "8-bit gray", "16-bit gray", "color", "array", ...
+    colors: tuple[tuple[int, Color], ...] = ()  # index and color of the entries of its palette that occur
+    hidden: bool = False  # alpha tells pixels of one color apart
+    placed: bool = False  # it has coordinates
+    nodata: int | None = None  # the value that it declares as no data
 
     @classmethod
     def from_plain(cls, said: Mapping[str, Any]) -> "MaskForm":
@@ -57,19 +49,12 @@ class MaskForm:
 
 
 class Disagreement(NamedTuple):
-    """What some masks do differently from the others.
+    """What some masks do differently from the others."""
 
-    Args:
-        level: "error": their ids cannot be trusted; "warning": deserves a look.
-        code: of the finding.
-        text: what it is.
-        files: the fewer ones that differ.
-    """
-
-    level: Literal["error", "warning"]
-    code: str
-    text: str
-    files: tuple[str, ...]
+    level: Literal["error", "warning"]  # "error": their ids cannot be trusted; "warning": deserves a look
+    code: str  # of the finding
+    text: str  # what it is
+    files: tuple[str, ...]  # the fewer ones that differ
 
 
 _collected: ContextVar[list[MaskForm] | None] = ContextVar("collected", default=None)

@@ -32,18 +32,12 @@ _BLOCK = 256  # rows and columns of a block of a GeoTIFF
 
 @dataclass(frozen=True, slots=True)
 class IdTable:
-    """Stored ids of the classes.
+    """Stored ids of the classes."""
 
-    Args:
-        ids: stored id by training id.
-        ignore: stored value of unknown pixels.
-        binary: the ids are 0 and 255, as `binary: true` reads them.
-        categories: category id by training id, where the masks are COCO json; 0 stands for a background without one.
-    """
-
-    ids: tuple[int, ...]
-    ignore: int = IGNORE
-    binary: bool = False
+    ids: tuple[int, ...]  # stored id by training id
+    ignore: int = IGNORE  # stored value of unknown pixels
+    binary: bool = False  # the ids are 0 and 255, as `binary: true` reads them
+    # category id by training id, where the masks are COCO json; 0 stands for a background without one
     categories: tuple[int, ...] | None = None
 
     @classmethod
