@@ -36,6 +36,7 @@ def test_the_divisor_all_is_that_of_augseg(golden):
     label = data["mixed_label"].long()
     known = label != 255
     keep = (data["mixed_conf"] >= 0.95) & known
+    assert_close(keep.float().mean(), data["high_ratio"])
     loss = pseudo_label_loss(logits, label, keep, valid=known, divisor="all")
     check(loss, logits, data["loss"], data["grad"])
 
@@ -84,6 +85,7 @@ def test_fuzzy_losses_are_those_of_fpl(golden, kind):
     weight = fuzzy_weight(kind, mean, left_out)
     assert_close(weight, data[f"{kind}_weight_map"].to(weight.dtype), rtol=1e-5, atol=1e-6)
     pixels = fuzzy_loss(logits, positive)
+    assert_close(pixels, data[f"{kind}_loss_map"], rtol=1e-5, atol=1e-6)
     check((pixels * weight).mean(), logits, data[f"{kind}_loss"], data[f"{kind}_grad"])
 
 

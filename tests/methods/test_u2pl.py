@@ -63,6 +63,7 @@ def test_the_contrast_of_the_published_code_is_the_recorded_one(golden):
     assert_close(gradient, data["con_grad"], rtol=1e-5, atol=1e-6)
 
     sizes = data["con_bank_sizes_after"].tolist()
+    assert torch.equal(method.queues.written, 5 + data["con_new_keys_per_class"])
     assert method.queues.filled.sum(1).tolist() == sizes
     for number, expected in enumerate(data["con_bank_after"].split(sizes)):
         found = method.queues.slots[number][method.queues.filled[number]]

@@ -10,6 +10,7 @@ from halfmask.losses.rank import rank_consistency
 from halfmask.methods.pixcon import PixCon
 from halfmask.methods.prevmatch import PrevMatch
 from halfmask.methods.rankmatch import RankMatch
+from halfmask.task import Task
 from halfmask.testing import tiny_batch, tiny_builder, tiny_task
 
 TASK = tiny_task()
@@ -166,3 +167,26 @@ def test_pixcon_without_contrast_is_unimatch_v2_and_with_it_compares_what_was_se
     assert terms.mean() > 0.1
     assert_close(found.logs["loss_contrast"].double(), terms.mean(), rtol=1e-5, atol=1e-6)
     assert_close(found.loss, base + 0.5 * found.logs["loss_contrast"])
+
+
+def test_pixcon_chooses_and_remembers_the_recorded_pixels_and_its_loss_reaches_their_features(golden, monkeypatch):
+    data, task = golden("peers/pixcon"), Task("segmentation", tuple(f"class {number}" for number in range(6)))
+    method = PixCon(task, tiny_builder(task), width=8, queue=10)
+    method.projection = nn.Identity()
+    monkeypatch.setattr(torch, "rand", lambda count, device: torch.arange(count) / count)  # pixels keep their order
+    for step in range(3):
+        # Where nothing is known the recorded prediction is no class either.
+        predicted, label = data[f"pred{step}"].long().clamp(max=5), data[f"label{step}"].long()
+        feature, logits = data[f"feat{step}"].requires_grad_(), F.one_hot(predicted, 6).movedim(-1, 1).float()
+        before = method.queues.slots[method.queues.filled]
+        loss = method._contrast(feature, logits, label)
+    assert_close(before, data["bank_feat"][data["bank_label"].argsort(stable=True)], rtol=0, atol=1e-6)
+    assert_close(loss, data["loss"], rtol=1e-5, atol=0)
+
+    # Recorded is the gradient of unit vectors; what lies along a vector is lost in scaling it to length 1.
+    pixels = (label == predicted).flatten().nonzero()[:, 0]
+    pixels = pixels[label.flatten()[pixels].argsort(stable=True)]
+    (gradient,) = torch.autograd.grad(loss, feature)
+    unit, recorded = data["anchor2"], data["grad_anchor2"]
+    expected = torch.zeros(72, 8).index_copy(0, pixels, recorded - (recorded * unit).sum(1, keepdim=True) * unit)
+    assert_close(gradient.movedim(1, -1).flatten(0, 2), expected, rtol=1e-5, atol=1e-6)

@@ -51,10 +51,12 @@ def test_mean_and_variance_of_classes_and_the_augmented_logits_are_the_recorded_
     assert torch.equal(bank.count, data["count"])
     assert_close(bank.mean, data["mean"], rtol=1e-5, atol=1e-6)
     assert_close(bank.variance, data["variance"], rtol=1e-5, atol=1e-6)
-    known = data["label0"] != 255
-    found = bank.augmented(data["logits"], data["label0"].long().masked_fill(~known, 21), data["w"][:, :, 0, 0], 0.75)
+    weight, known = data["w"][:, :, 0, 0], data["label0"] != 255
+    logits = data["feat0"] @ weight.T + data["b"]
+    assert_close(logits, data["logits"], rtol=1e-5, atol=1e-6)
+    found = bank.augmented(logits, data["label0"].long().masked_fill(~known, 21), weight, 0.75)
     assert_close(found[known], data["augmented_logits"][known], rtol=1e-5, atol=1e-6)
-    assert torch.equal(found[~known], data["logits"][~known])
+    assert torch.equal(found[~known], logits[~known])
 
 
 def test_batches_add_up_to_the_statistics_of_all_vectors():
