@@ -21,7 +21,8 @@ from torch import Tensor
 def correlation(queries: Float[Tensor, "B K h w"], keys: Float[Tensor, "B K h w"]) -> Float[Tensor, "B N N"]:
     """Return C in float32: how much each pixel (rows) corresponds to every other one; rows add up to 1."""
     q, k = queries.flatten(2).float(), keys.flatten(2).float()
-    return (q.transpose(1, 2) @ k / q.shape[1] ** 0.5).softmax(-1)
+    product: Tensor = q.transpose(1, 2) @ k / q.shape[1] ** 0.5
+    return product.softmax(-1)
 
 
 def spread_logits(
@@ -39,7 +40,7 @@ def spread_logits(
     [[[[0.0, 5.0]]]]
     """
     coarse = F.interpolate(logits.detach().float(), size=size, mode="bilinear", align_corners=True)
-    return (coarse.flatten(2) @ related).unflatten(2, size)
+    return torch.bmm(coarse.flatten(2), related).unflatten(2, size)
 
 
 @torch.no_grad()

@@ -33,16 +33,15 @@ class FeatureFlow(nn.Module):
     def __init__(self, width: int, classes: int, *, blocks: int = 2, hidden: int = 256) -> None:
         super().__init__()
         self.width, half = width, width // 2
-        inside = (half, width - half) * blocks
-        self.couplings = nn.ModuleList(_coupling(known, width - known, hidden) for known in inside)
+        self.known = (half, width - half) * blocks  # entries that each coupling is given
+        self.couplings = nn.ModuleList(_coupling(known, width - known, hidden) for known in self.known)
         self.register_buffer("means", torch.randn(classes, width))
         self.means: Float[Tensor, "K d"]
 
     def forward(self, x: Float[Tensor, "N d"]) -> tuple[Float[Tensor, "N d"], Float[Tensor, " N"]]:
         """Return e and the logarithm of the determinant of its derivative."""
         stretch = x.new_zeros(len(x))
-        for coupling in self.couplings:
-            known = coupling[0].in_features
+        for coupling, known in zip(self.couplings, self.known, strict=True):
             given, changed = x[:, :known], x[:, known:]
             log_scale, shift = coupling(given).chunk(2, dim=1)
             log_scale = log_scale.tanh()  # bounded: a single vector must not overflow the scale
@@ -66,7 +65,8 @@ class FeatureFlow(nn.Module):
             count = len(self.means)
             own = likelihood.gather(1, classes.clamp(max=count - 1)[:, None])[:, 0]
             mixed = torch.where(classes < count, own, mixed)
-        return self.width / 2 * math.log(2 * math.pi) - mixed - stretch
+        nll: Tensor = self.width / 2 * math.log(2 * math.pi) - mixed - stretch
+        return nll
 
 
 def flow_noise(z: Float[Tensor, "B d h w"], flow: FeatureFlow, length: float) -> Float[Tensor, "B d h w"]:
@@ -83,7 +83,8 @@ def flow_noise(z: Float[Tensor, "B d h w"], flow: FeatureFlow, length: float) ->
         unlikely = flow.nll(wide.movedim(1, -1).flatten(0, 2)).sum()
         (gradient,) = torch.autograd.grad(unlikely, wide)
     size = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-    return (length * gradient / size.clamp_min(torch.finfo(size.dtype).tiny)).to(z)
+    noise: Tensor = length * gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return noise.to(z)
 
 
 def _coupling(known: int, changed: int, hidden: int) -> nn.Sequential:
