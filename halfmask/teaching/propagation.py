@@ -40,7 +40,8 @@ def spread_logits(
     [[[[0.0, 5.0]]]]
     """
     coarse = F.interpolate(logits.detach().float(), size=size, mode="bilinear", align_corners=True)
-    return torch.bmm(coarse.flatten(2), related).unflatten(2, size)
+    spread: Tensor = torch.bmm(coarse.flatten(2), related).unflatten(2, size)
+    return spread
 
 
 @torch.no_grad()
