@@ -30,6 +30,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keys": "batch", "eval_keys": "per_image", "labeled_color": False, "loss": "ohem"},
     ],
     "mean_teacher": [{"ramp_up": 0.0}, {"warmup": 0.5}],
+    "ps_mt": [{"warmup_epochs": 0.0, "ramp_epochs": 0.0}],  # teachers are not in use before
     "multi_domain": [{"method": {"name": "fixmatch", "threshold": 0.3}, "batch_norm": "own"}],
     "cct": [
         {

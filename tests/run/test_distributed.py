@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ NETWORK = (
 RUN = """
 import os
 import sys
+import torch
 from halfmask.run.fit import fit
 from halfmask.run.loop.module import LitMethod
 
@@ -31,8 +33,14 @@ def killed(self, batch, index):
     if self.step == int(os.environ["KILL_AT"]):
         os._exit(9)
 
+def written(self, batch, index):
+    training_step(self, batch, index)
+    torch.save(self.state_dict(), f"{os.environ['WEIGHTS']}/{self.global_rank}-{self.step}.pt")
+
 if __name__ == "__main__":
     recipe, out, *overrides = sys.argv[1:]
+    if "WEIGHTS" in os.environ:
+        LitMethod.training_step = written
     if "KILL_AT" in os.environ:
         LitMethod.training_step = killed
     resume = recipe == "--resume"
@@ -126,3 +134,24 @@ def test_killed_and_resumed_in_two_processes_equals_unbroken_in_two(
             assert all(
                 torch.equal(torch.as_tensor(entry[key]), torch.as_tensor(right["state"][index][key])) for key in entry
             )
+
+
+def test_teachers_that_take_turns_stay_the_same_in_two_processes(folder: Path, tmp_path: Path) -> None:
+    settings = ("run.devices=2", "optim.lr=0.05", "method={name: ps_mt, warmup_epochs: 1.0, ramp_epochs: 0.0}")
+    out = folder / "turns"
+    done = start(folder, str(folder / "recipe.yaml"), out, *settings, WEIGHTS=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    states = [[torch.load(tmp_path / f"{rank}-{step}.pt") for step in range(1, 5)] for rank in range(2)]
+    for one, two in zip(*states, strict=True):
+        assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []
+
+    moved = []
+    for before, after in pairwise(states[0]):
+        changed = {name.split(".")[1] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+        moved.append(changed - {"student"})
+        assert "student" in changed
+    assert moved == [{"teacher_a"}, {"teacher_b"}, {"teacher_a"}]  # one batch is an epoch; labels alone come first
+    saved = read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
+    assert saved.keys() == states[0][-1].keys()
+    assert {name.partition(".")[0] for name in saved} == {"method"}
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in states[1][-1].items())
