@@ -62,6 +62,7 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     if where.type == "cuda" and where.index is None:
         where = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         torch.cuda.set_device(where)
+    import_before_groups()
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     ranks = Ranks(dist.get_rank(), world, where)
     token = _JOINED.set(ranks)
@@ -70,6 +71,16 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     finally:
         _JOINED.reset(token)
         dist.destroy_process_group()
+
+
+def import_before_groups() -> None:
+    """Import a module of torch that must not be imported first while processes are joined.
+
+    Its functions have the group of all processes as a default argument, taken at the import. A later import, by
+    whatever needs it, would keep that group and its threads alive after `destroy_process_group`, and a thread that
+    still runs when Python ends may abort the process: "terminate called without an active exception".
+    """
+    import torch.distributed.nn.functional  # noqa: F401
 
 
 def is_first_rank() -> bool:

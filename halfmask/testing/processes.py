@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from halfmask.batch import Progress
+from halfmask.infer.devices import import_before_groups
 from halfmask.method import Method, optimizers_of
 from halfmask.plugins import arguments
 from halfmask.testing.tiny import tiny_batch, tiny_builder, tiny_task
@@ -63,6 +64,7 @@ def check_two_processes(*cases: Case) -> None:
 
 def _rank(rank: int, folder: Path, cases: Sequence[Case]) -> None:
     torch.set_num_threads(1)
+    import_before_groups()
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=_WORLD, timeout=_PATIENCE
     )

@@ -68,6 +68,27 @@ def test_two_processes_predict_the_masks_of_one(run: Path, data: Path, tmp_path:
         np.testing.assert_array_equal(one, two)
 
 
+THREADS = """
+from pathlib import Path
+
+from halfmask.infer.devices import joined_ranks
+
+with joined_ranks("cpu") as ranks:
+    assert ranks.lists([ranks.rank]) == [0, 1]
+    import torch.distributed.nn.functional  # as torch itself does, at its first need
+alive = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+print([name for name in alive if "gloo" in name], flush=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the names of threads from /proc")
+def test_the_threads_of_a_group_end_with_it(tmp_path: Path) -> None:
+    (tmp_path / "threads.py").write_text(THREADS)
+    where = {"PYTHONPATH": str(ROOT)}
+    done = call(*TORCHRUN, "--standalone", "--nproc-per-node", "2", tmp_path / "threads.py", **where)
+    assert done.stdout.split() == ["[]", "[]"]
+
+
 def test_the_job_file_is_sound_bash_and_asks_for_one_task_per_node() -> None:
     call("bash", "-n", JOB)
     text = JOB.read_text()

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from halfmask.errors import RecipeError
+from halfmask.infer.devices import import_before_groups
 from halfmask.method import Method
 from halfmask.models.model import Model
 from halfmask.models.statistics import set_passes
@@ -149,6 +150,8 @@ def make_trainer(recipe: RunRecipe, out: Path, method: Method, callbacks: list[L
     """Make the Lightning trainer of one run: one long epoch, our own checkpoints and progress."""
     _quiet_lightning()
     many = recipe.devices * recipe.nodes > 1
+    if many:
+        import_before_groups()
     gpu = uses_gpu(recipe)
     return L.Trainer(
         accelerator="gpu" if gpu else ("mps" if recipe.accelerator == "mps" else "cpu"),
