@@ -74,7 +74,7 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
 
 
 def import_before_groups() -> None:
-    """Import a module of torch that must not be imported first while processes are joined.
+    """Load a module of torch that must not be imported first while processes are joined.
 
     Its functions have the group of all processes as a default argument, taken at the import. A later import, by
     whatever needs it, would keep that group and its threads alive after `destroy_process_group`, and a thread that
