@@ -6,8 +6,9 @@ Every class specializes `HalfmaskError` and the built-in exception a library use
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 
 class HalfmaskError(Exception):
@@ -100,13 +101,15 @@ class Interrupted(HalfmaskError, RuntimeError):
     Args:
         message: where it stopped and how to continue.
         exit_code: 130 for Ctrl-C, 143 for SIGTERM, as shells count.
+        result: of a run that was finished all the same; `None`: it was not.
     """
 
     exit_code = 130
 
-    def __init__(self, message: str = "", exit_code: int = 130) -> None:
+    def __init__(self, message: str = "", exit_code: int = 130, result: Any = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # of this one instance
+        self.result = result
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -131,6 +134,55 @@ def gathered(headline: str, errors: Sequence[DataError]) -> DataError:
       - [H207] b.png: deep
     """
     return DataError(f"{headline}\n{bullet_list([f'[{one.code}] {one}' for one in errors])}", errors[0].code)
+
+
+class Faults:
+    """Errors of checks that do not depend on one another, so that the user reads all of them at once.
+
+    >>> faults = Faults()
+    >>> with faults.collected():
+    ...     raise RecipeError("crop 7 is no multiple of 8")
+    >>> faults.check(int, "7")
+    >>> with faults.collected():
+    ...     raise DataError("a.png: cut off", "H201")
+    >>> faults.raise_all()
+    Traceback (most recent call last):
+    halfmask.errors.RecipeError: 2 problems:
+      - [H301] crop 7 is no multiple of 8
+      - [H201] a.png: cut off
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, HalfmaskError] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+    def add(self, error: HalfmaskError) -> None:
+        """Note an error; one that is known already counts once."""
+        self.found.setdefault(str(error), error)
+
+    def check(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Call a check and note its error."""
+        with self.collected():
+            call(*arguments)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Note the error of a user that ends the block, and go on after it."""
+        try:
+            yield
+        except (RecipeError, ShapeError, DataError, CheckpointError, MissingExtraError) as error:
+            self.add(error)
+
+    def raise_all(self) -> None:
+        """Raise what was found: one error as it is, several as one of the first one's class and code."""
+        errors = list(self.found.values())
+        if len(errors) > 1:
+            texts = [f"[{error.code}] {error}".replace("\n", "\n  ") for error in errors]
+            errors[0].args = (f"{len(errors)} problems:\n{bullet_list(texts, limit=30)}",)
+        if errors:
+            raise errors[0]
 
 
 def bullet_list(problems: list[str], limit: int = 10) -> str:

@@ -32,6 +32,7 @@ def evaluate(
     """
     flags.check_overrides(overrides or ())
     run = flags.chosen(run, predictor, output.quiet)
+    from halfmask.infer.bundle import shipped_folder
     from halfmask.infer.devices import is_first_rank
     from halfmask.infer.domains import domain_names
     from halfmask.infer.evaluate import evaluate as score
@@ -50,7 +51,7 @@ def evaluate(
     if output.as_json:
         print(json.dumps(scores.to_dict(part) | ({"published": _plain(found)} if found else {}), indent=2))
         return
-    scores.print_table(title=f"{run} on {part}")
+    scores.print_table(title=f"{shipped_folder(run)} on {part}")
     if found is not None:
         print(_beside(found, ours))
 

@@ -174,8 +174,7 @@ def numbers(text: str, flag: str) -> list[int]:
 
 
 def load_recipe(source: str | None, flags: dict[str, Any], overrides: Sequence[str]) -> "Recipe":
-    """Load a recipe file or a shipped recipe with flags and overrides applied."""
-    from halfmask.recipe.read import load
-    from halfmask.recipe.shipped import find_recipe
+    """Load a recipe file or a shipped recipe with flags and overrides applied; all that is wrong comes in one error."""
+    from halfmask.data.splits.opening import load_checked
 
-    return load(None if source is None else find_recipe(source), merge(flags, overrides))
+    return load_checked(source, merge(flags, overrides))

@@ -1,12 +1,9 @@
 """`halfmask train`: from a recipe, or from a folder of images alone, to a run folder."""
 
-import dataclasses
 import json
 import os
 import tempfile
 import time as clock
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +13,12 @@ import typer
 from halfmask.cli import flags
 from halfmask.cli.exits import is_out_of_memory
 from halfmask.cli.recipe_flags import RecipeFlags
-from halfmask.errors import Interrupted, OutOfMemoryError, RecipeError
-from halfmask.task import METRIC_NAMES
+from halfmask.cli.train_report import naming_other_seeds, report, report_dry_run, smaller
+from halfmask.errors import DataError, Faults, Interrupted, OutOfMemoryError, RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from halfmask.plan import Plan
     from halfmask.recipe.read import Recipe
     from halfmask.run.fit import TrainResult
@@ -112,37 +111,78 @@ def train(
     if "run.epochs" in keys:
         overrides = ["run.steps=null", *overrides]  # a recipe's steps would win over epochs
     options = {"dry_run": place.dry_run, "quiet": output.quiet, "limit": place.limit}
-    if place.resume is not None:
-        results = [_resume(source, place, flags.merge(keys, overrides), options)]
-    elif place.resume_from is not None:
-        otherwise = bool(source or place.seeds or place.folds or budget.given)
-        results = [_begin(place, flags.merge(keys, overrides), otherwise, options)]
+    results: list[TrainResult] = []
+    try:
+        if place.resume is not None:
+            results.append(_resume(source, place, flags.merge(keys, overrides), options))
+        elif place.resume_from is not None:
+            otherwise = bool(source or place.seeds or place.folds or budget.given)
+            results.append(_begin(place, flags.merge(keys, overrides), otherwise, options))
+        else:
+            limits = {"seconds": seconds, "memory": memory, "pretrained": budget.pretrained, "began": began}
+            for result in _train_all(source, keys, overrides, place, limits, options):
+                results.append(result)
+    except Interrupted as stopped:
+        results += [] if stopped.result is None else [stopped.result]
+        _tell(results, output.as_json)
+        raise
+    if place.dry_run and not output.as_json:
+        from halfmask.infer.devices import is_first_rank
+
+        if is_first_rank():  # one process of torchrun speaks for all
+            report_dry_run(results, memory, place.folds if source else None)
     else:
-        if source is None:
-            _check_root(flags.merge(keys, overrides))
-        _out(place)  # refuses a missing one before seconds of imports
-        _say_at_once(source, output.quiet)
-        folders = _folders(place, keys)
-        plan = {"seconds": seconds, "memory": memory, "pretrained": budget.pretrained, "limit": place.limit}
-        plan |= {"folds": place.folds or 0, "seeds": len(folders)}
-        planned = None if source else _plan({**keys, **folders[0][1]}, overrides, output.quiet, began, **plan)
-        results = []
-        for folder, seed in folders:
-            chosen = _with_seed(planned.recipe, seed) if planned else flags.load_recipe(source, keys | seed, overrides)
-            if planned and place.dry_run:  # its trials have answered all that another one would measure anew
-                results.append(_tried(planned, folder))
-                continue
-            with _naming_other_seeds(folders[len(results) + 1 :]):
-                if place.folds is None:
-                    results.append(_train(chosen, folder, overwrite=place.overwrite, **options))
-                else:
-                    results.append(_cross_validate(chosen, folder, place, options))
+        _tell(results, output.as_json)
+
+
+def _tell(results: "list[TrainResult]", as_json: bool) -> None:
     from halfmask.infer.devices import is_first_rank
 
-    if place.dry_run and not output.as_json and is_first_rank():  # one process of torchrun speaks for all
-        _report_dry_run(results, memory, place.folds if source else None)
-    elif is_first_rank():
-        _report(results, output.as_json)
+    if results and is_first_rank():
+        report(results, as_json)
+
+
+def _train_all(
+    source: str | None,
+    keys: dict[str, Any],
+    overrides: list[str],
+    place: Place,
+    limits: dict[str, Any],
+    options: dict[str, Any],
+) -> "Iterator[TrainResult]":
+    """Check the command, then plan or read the recipe and train every seed, or the folds."""
+    given, quiet = flags.merge(keys, overrides), options["quiet"]
+    _check_places(source, place, given)
+    _say_at_once(source, quiet)
+    folders = _folders(source, place, keys, given)
+    planned = None
+    if source is None and (source := _earlier_seed(place, given, folders, quiet)) is None:
+        limits |= {"folds": place.folds or 0, "seeds": len(folders), "limit": place.limit}
+        planned = _plan({**keys, **folders[0][1]}, overrides, quiet, **limits)
+    for number, (folder, seed) in enumerate(folders, 1):
+        chosen = _with_seed(planned.recipe, seed) if planned else flags.load_recipe(source, keys | seed, overrides)
+        if planned and place.dry_run:  # its trials have answered all that another one would measure anew
+            yield _tried(planned, folder)
+            continue
+        with naming_other_seeds(folders[number:]):
+            if place.folds is None:
+                result = _train(chosen, folder, overwrite=place.overwrite, **options)
+            else:
+                result = _cross_validate(chosen, folder, place, options)
+        yield result
+
+
+def _earlier_seed(
+    place: Place, given: dict[str, Any], folders: list[tuple[Path, dict[str, Any]]], quiet: bool
+) -> str | None:
+    """Return the recipe that was planned for other seeds there: all of them train alike, whatever time is left now."""
+    others = _out(place).glob("seed-*/recipe.yaml") if place.seeds is not None else ()
+    for path in sorted(set(others) - {folder / "recipe.yaml" for folder, _ in folders}):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if "# plan:" in text and f"root: {given['data.root']}  #" in text:
+            flags.say(f"plan     that of {path.parent}: all seeds train alike", quiet)
+            return str(path)
+    return None
 
 
 def _out(place: Place) -> Path:
@@ -182,14 +222,14 @@ def _seconds(text: str | None) -> float | None:
         raise RecipeError(f"--time {text}: expected a time, for example 30m, 2h or 90s.", "H303") from None
 
 
-def _plan(keys: dict[str, Any], overrides: list[str], quiet: bool, began: float, **budget: Any) -> "Plan":
+def _plan(keys: dict[str, Any], overrides: list[str], quiet: bool, **budget: Any) -> "Plan":
     from halfmask.progress import timed
 
     with timed("importing the trainer"):
         from halfmask.plan import make_plan
 
     flags.say("plan     looking at the data and trying a few steps ...", quiet)
-    plan = make_plan(flags.merge(keys, overrides), quiet=quiet, began=began, **budget)
+    plan = make_plan(flags.merge(keys, overrides), quiet=quiet, **budget)
     flags.say(plan.describe(), quiet)
     return plan
 
@@ -200,13 +240,21 @@ def _say_at_once(source: str | None, quiet: bool) -> None:
     flags.say(f"{what}; loading libraries ...", quiet or os.environ.get("RANK", "0") != "0")
 
 
-def _check_root(given: dict[str, Any]) -> None:
-    """Refuse a plan without data before anything large is imported."""
-    if not given.get("data.root"):
-        raise RecipeError(
-            "train on what? Give a recipe and data (halfmask train fixmatch/folder --data DIR --out RUN), or only "
-            "--data DIR --out RUN. Shipped recipes: halfmask list recipes"
+def _check_places(source: str | None, place: Place, given: dict[str, Any]) -> None:
+    """Refuse a plan without data, data that is not there and a run without a folder before seconds of imports."""
+    faults, root = Faults(), given.get("data.root")
+    with faults.collected():
+        _out(place)
+    if not root and source is None:
+        faults.add(
+            RecipeError(
+                "train on what? Give a recipe and data (halfmask train fixmatch/folder --data DIR --out RUN), or only "
+                "--data DIR --out RUN. Shipped recipes: halfmask list recipes"
+            )
         )
+    if faults and root and not Path(str(root)).exists():  # alone, it is found with all that the recipe says
+        faults.add(DataError(f"{root}: no such folder. Give the folder of your images with --data DIR.", "H208"))
+    faults.raise_all()
 
 
 def _tried(plan: "Plan", out: Path) -> "TrainResult":
@@ -223,10 +271,13 @@ def _with_seed(recipe: "Recipe", seed_key: dict[str, Any]) -> "Recipe":
     return recipe.model_copy(update={"run": run})
 
 
-def _folders(place: Place, keys: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+def _folders(
+    source: str | None, place: Place, keys: dict[str, Any], given: dict[str, Any]
+) -> list[tuple[Path, dict[str, Any]]]:
     """Return the folder and the seed of each run, after a look whether they are free.
 
-    A place that is taken is refused here, before the plan or an earlier seed has cost its time.
+    A place that is taken is refused here, before the plan or an earlier seed has cost its time; what is wrong with the
+    recipe and the data comes in the same error.
     """
     out = _out(place)
     if place.folds is not None and place.seeds is not None:
@@ -242,26 +293,17 @@ def _folders(place: Place, keys: dict[str, Any]) -> list[tuple[Path, dict[str, A
         from halfmask.infer.devices import is_first_rank
         from halfmask.run.folder import RunDir
 
+    faults = Faults()
     for folder, _ in folders if is_first_rank() else ():
-        RunDir(folder).check_free(overwrite=place.overwrite)
+        with faults.collected():
+            RunDir(folder).check_free(overwrite=place.overwrite)
+    if faults:
+        from halfmask.data.splits.opening import check_data, load_checked
+
+        with faults.collected():
+            check_data(load_checked(source, given).data, faults)
+        faults.raise_all()
     return folders
-
-
-@contextmanager
-def _naming_other_seeds(others: list[tuple[Path, dict[str, Any]]]) -> Iterator[None]:
-    """Say with an interruption which seeds have not begun: no `--resume` begins them.
-
-    Raises:
-        Interrupted: with that sentence.
-    """
-    try:
-        yield
-    except Interrupted as stopped:
-        if not others:
-            raise
-        seeds = ",".join(str(key["run.seed"]) for _, key in others)
-        text = f"{stopped}\n  For the seeds that have not begun, give this command again with: --seeds {seeds}"
-        raise Interrupted(text, stopped.exit_code) from None
 
 
 def _cross_validate(recipe: "Recipe", out: Path, place: Place, options: dict[str, Any]) -> "TrainResult":
@@ -284,7 +326,7 @@ def _train(recipe: "Recipe", out: Path, **options: Any) -> "TrainResult":
         return run(recipe, out, **options)
     except Exception as error:
         if is_out_of_memory(error):
-            raise OutOfMemoryError(_smaller(recipe, out, error)) from error
+            raise OutOfMemoryError(smaller(recipe, out, error)) from error
         raise
 
 
@@ -322,54 +364,3 @@ def _begin(place: Place, overrides: dict[str, Any], otherwise: bool, options: di
 
 def _texts(overrides: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
-
-
-def _smaller(recipe: "Recipe", out: Path, error: Exception) -> str:
-    """Say what to try next: smaller batches cost time only, a smaller crop costs accuracy."""
-    batch, crop = recipe.data.batch, recipe.data.crop
-    tries = []
-    if batch.labeled > 2 or batch.unlabeled > 2:
-        tries.append(
-            f"data.batch.labeled={max(batch.labeled // 2, 2)} data.batch.unlabeled={batch.unlabeled // 2 or 1}"
-        )
-    tries.append(f"data.crop={max(crop * 3 // 4 // 32 * 32, 32)}")
-    first = str(error).partition("\n")[0]
-    return (
-        f"{first}\n  The run used batch {batch.labeled}+{batch.unlabeled} at crop {crop}. Next to try: "
-        f"{', then '.join(tries)} (with --overwrite for {out})."
-    )
-
-
-def _report_dry_run(results: "list[TrainResult]", bytes_limit: int | None, folds: int | None) -> None:
-    for result in results:
-        if folds is not None and result.cost is not None:
-            print(f"folds    {folds} such runs, then one on all masks; with --twin one more for each fold")
-        if bytes_limit is not None and result.cost is not None:
-            print(result.cost.describe_limit(bytes_limit))
-    print("dry run: recipe, data and model fit.")
-
-
-def _report(results: "list[TrainResult]", as_json: bool) -> None:
-    if as_json:
-        rows = [json.loads(json.dumps(dataclasses.asdict(result), default=str)) for result in results]
-        print(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2))
-        return
-    for result in results:
-        print(f"{result.out}  {result.steps} steps{_scores(result)}")
-        for comparison in (result.twin, result.plain):
-            if comparison is not None:
-                print(comparison.describe())
-        if result.folds is not None:
-            print(result.folds.describe())
-            print(f"next     halfmask predict {result.out} --input DIR --out masks; halfmask report {result.out}")
-
-
-def _scores(result: "TrainResult") -> str:
-    """Say what chose the network that is shipped, with the validation scores, or that nothing could."""
-    metric = METRIC_NAMES[result.metric]
-    if result.folds is not None:
-        return f" on all {result.folds.images} masks; its model is shipped"
-    if not result.shipped:
-        return "".join(f"  best {name} val {metric} {value:.1%}" for name, value in result.best.items())
-    last = result.best.get(result.shipped.partition(",")[0])  # of that network: others would look better by chance
-    return f". Shipped: {result.shipped}" + ("" if last is None else f" (val {metric} at the end {last:.1%})")

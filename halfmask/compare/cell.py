@@ -251,7 +251,7 @@ def _old_lists(record: Mapping[str, Any], folder: Path) -> Lists:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and (value or not prefix):  # an empty section is a value, too
         for key, item in value.items():
             yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
     else:

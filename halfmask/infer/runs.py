@@ -223,20 +223,23 @@ def open_part(
     ids = [id for id in ids if dataset.mask_path(id) is not None]
     if not ids:
         raise DataError(
-            f"{dataset.root}: the part {part!r} has no image with a mask. {_others(dataset)}",
+            f"{dataset.root}: the part {part!r} has no image with a mask. "
+            f"{_others(dataset, recorded_val if _has_all(dataset, recorded_val) else None)}",
             "H210",
         )
     dataset.sealed -= frozenset(ids)
     return dataset, ids
 
 
-def _others(dataset: Dataset) -> str:
-    """List the parts that can be evaluated instead."""
+def _others(dataset: Dataset, held_out: Sequence[str] | None) -> str:
+    """List the parts that can be evaluated instead; `held_out` of the training part validates where no part does."""
     counts = {part: sum(dataset.mask_path(id) is not None for id in dataset.ids(part)) for part in _PARTS[:3]}
+    whole = sum(counts.values())
+    counts["val"] = counts["val"] or len(held_out or ())
     there = [f"--part {part} ({count})" for part, count in counts.items() if count]
     if not there:
         return "No part has one: give a folder with masks (--data DIR)."
-    return f"What there is: {', '.join(there)}, --part all ({sum(counts.values())}); or name a list file."
+    return f"What there is: {', '.join(there)}, --part all ({whole}); or name a list file."
 
 
 def check_classes(bundle: Bundle, dataset: Dataset) -> None:

@@ -190,8 +190,8 @@ def _steps(measured: Measured, usual: int, budget: Budget, multiple: int) -> Cho
     if steps < LIMITS.least_steps:
         raise RecipeError(_too_little_time(measured, budget, multiple), "H305")
     most = LIMITS.most_times * usual
-    each = f"each of {budget.runs} runs" if budget.runs > 1 else "training"
-    text = f"what {duration(budget.seconds)} leave for {each} at {measured.step_seconds:.2g} s per step"
+    several = f", in each of {budget.runs} runs" if budget.runs > 1 else ""
+    text = f"as many as fit into {duration(budget.seconds)}{several}, at {measured.step_seconds:.2g} s per step"
     if steps > most:
         steps, text = most, f"{LIMITS.most_times} times the usual {usual}; more time brings little"
     if validations:
@@ -212,8 +212,8 @@ def _with_twin(
     if steps >= 2 * LIMITS.good_steps:
         return with_twins(measured, build({**settings, **twin.settings})), twin
     reason = (
-        f"{duration(budget.seconds or 0.0)} leave {steps:.0f} steps, too few to share with training on masks alone, so "
-        "whether the unlabeled images help will not be known: give more time, or --twin"
+        f"{duration(budget.seconds or 0.0)} is too short for a second training, on masks alone, so whether the "
+        "unlabeled images help will not be known: give more time, or --twin"
     )
     return measured, Choice(twin.topic, "none", reason)
 

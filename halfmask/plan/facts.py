@@ -12,9 +12,10 @@ import torch
 
 from halfmask.data.check import take_fingerprint
 from halfmask.data.contract import Dataset, count_classes
+from halfmask.data.splits.opening import check_data
 from halfmask.data.splits.split import resolve_split, unlabeled_dataset, verify
 from halfmask.data.splits.verify import default_folder
-from halfmask.errors import DataError
+from halfmask.errors import DataError, Faults
 from halfmask.infer.devices import is_first_rank
 from halfmask.progress import looking_at_files
 from halfmask.recipe.sections import DataRecipe
@@ -93,11 +94,14 @@ def look_at_data(recipe: DataRecipe, *, unlabeled: bool = True, quiet: bool = Tr
         quiet: show no progress of that.
 
     Raises:
-        DataError: it cannot be opened, or holds nothing to learn from; or all that is wrong with its files.
+        DataError: all that is wrong with its lists and files; or it holds nothing to learn from.
         RecipeError: it cannot be read as the recipe says.
     """
     seen = take_fingerprint(recipe, limit=_LOOKED_AT)
     if seen.failures:
+        faults = Faults()
+        check_data(recipe, faults, quiet=quiet)
+        faults.raise_all()
         raise seen.failures[0]
     assert seen.dataset is not None
     with warnings.catch_warnings():  # preparing the run says them again

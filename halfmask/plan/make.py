@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from halfmask.data.splits.opening import load_checked
+from halfmask.errors import Faults
 from halfmask.plan.budget import Budget, Fit, fit, predicted
 from halfmask.plan.choices import Choice, Draft, draft, is_set
 from halfmask.plan.facts import DataFacts, Machine, look_at_data, look_at_machine
@@ -22,10 +24,13 @@ from halfmask.recipe.shipped import find_recipe
 from halfmask.run.cost import Cost
 from halfmask.run.folds import check_count, check_foldable
 from halfmask.run.loop.shipping import FEW_IMAGES
+from halfmask.run.prepare import check_settings
 from halfmask.run.prepared import lengths
 from halfmask.run.twin import kinds_of
 
 __all__ = ["Choice", "Plan", "make_plan"]
+
+_NAMES = {"control": "control", "supervised": "twin on masks alone"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,10 @@ class Plan:
         if self.folds:
             with_twin = ", each with what it is compared with," if kinds_of(self.recipe) else ""
             return f" for {self.folds} folds{with_twin} and then a run on all masks"
-        return f" for {self.seeds} seeds" if self.seeds > 1 else ""
+        other = " and ".join(_NAMES[kind] for kind in kinds_of(self.recipe))
+        if self.seeds > 1:
+            return f" for {self.seeds} seeds" + (f", each with its {other}," if other else "")
+        return f" for the run and its {other}" if other else ""
 
     def _unknown_with_folds(self) -> list[str]:
         """Say what folds that are compared with nothing cannot tell, and what it costs to know it."""
@@ -146,13 +154,16 @@ def make_plan(
     """
     runs = folds + 1 if folds else seeds
     budget = Budget(seconds, memory, time.monotonic() if began is None else began, runs, folds)
-    asked = load(None, dict(given))
+    asked = load_checked(None, dict(given))
     if folds:
         check_foldable(asked, folds)
         given = {key: value for key, value in given.items() if key != "data.val"}  # each fold has its own
         asked = load(None, {**given, "data.val": "none"})
-    with timed("looking at the data"):
+    faults = Faults()
+    check_settings(asked, faults)
+    with timed("looking at the data"), faults.collected():
         data = look_at_data(asked.data, unlabeled=asked.method.name != "supervised", quiet=quiet)
+    faults.raise_all()
     if folds:
         check_count(folds, data.labeled)
     machine = look_at_machine(asked.run.accelerator)

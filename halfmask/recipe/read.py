@@ -63,6 +63,9 @@ _KINDS: dict[str, Kind] = {
     "dataset": "datasets",
 }
 
+# Keys of `data` that say which files there are, and what each is for.
+WHICH_FILES = ("root", "dataset", "split", "splits", "labeled", "labeled_seed", "unlabeled", "val")
+
 
 class Recipe(Section):
     """Everything that defines a run."""
@@ -260,7 +263,7 @@ def _set(raw: dict[str, Any], dotted: str, value: Any, problems: list[str]) -> N
     for depth, part in enumerate(parents):
         # A bare name has no params yet: of a class, or in the params of one (`loss: ohem`).
         around = {".".join(parents[:depth]), ".".join(parents[: depth + 1])}
-        if isinstance(node.get(part), str) and around & entry_kinds(raw).keys():
+        if isinstance(node.get(part), str) and around & _classes(raw).keys():
             node[part] = {"name": node[part]}
         if node.get(part) is None:
             node[part] = {}

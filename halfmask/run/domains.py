@@ -29,7 +29,7 @@ from halfmask.method import DomainMethod, Method
 from halfmask.models.build import Builder
 from halfmask.plugins import arguments, names, resolve
 from halfmask.progress import looking_at_files
-from halfmask.recipe.read import DataRecipe, Entry, Recipe
+from halfmask.recipe.read import WHICH_FILES, DataRecipe, Entry, Recipe
 from halfmask.run.folder import RunDir, describe_split
 from halfmask.run.loop.module import LitMethod
 from halfmask.run.loop.optim import with_optimizers
@@ -49,8 +49,6 @@ from halfmask.run.sources import Sources, evaluator_of, validated_ids
 
 _Made = TypeVar("_Made")
 
-# Keys of `data` that each domain has for itself.
-_OWN = ("root", "dataset", "split", "splits", "labeled", "labeled_seed", "unlabeled", "val")
 # What a run writes, and what metrics are named after, beside the domains.
 _TAKEN = frozenset(
     {
@@ -75,7 +73,7 @@ def domain_recipe(recipe: Recipe, name: str) -> Recipe:
     """Return the recipe of one domain: its own data, the wrapped method, what is published of it."""
     domains = recipe.data.domains or {}
     own = domains[name]
-    section = {key: getattr(own, key) for key in _OWN} | {"domains": None}
+    section = {key: getattr(own, key) for key in WHICH_FILES} | {"domains": None}
     section |= {key: value for key in ("crop", "scale") if (value := getattr(own, key)) is not None}
     cls = resolve("methods", recipe.method.name)
     method = Entry.model_validate(cls.of_each(recipe.method.params))
@@ -149,7 +147,7 @@ def _check_names(recipe: Recipe) -> None:
     """Refuse domains that cannot be told apart, and keys that belong to a single dataset."""
     domains = recipe.data.domains or {}
     problems = []
-    given = [f"data.{key}" for key in _OWN if getattr(recipe.data, key) != getattr(DataRecipe(), key)]
+    given = [f"data.{key}" for key in WHICH_FILES if getattr(recipe.data, key) != getattr(DataRecipe(), key)]
     given = [key for key in given if key != "data.dataset" or recipe.data.dataset.name != "folder"]
     if given:
         first = next(iter(domains))
@@ -203,7 +201,7 @@ def _of_domain(name: str, text: str) -> str:
     >>> _of_domain("a", "use data.val=none or data.crop=32")
     'use data.domains.a.val=none or data.crop=32'
     """
-    return re.sub(rf"\bdata\.({'|'.join(_OWN)})\b", rf"data.domains.{name}.\1", text)
+    return re.sub(rf"\bdata\.({'|'.join(WHICH_FILES)})\b", rf"data.domains.{name}.\1", text)
 
 
 def _open(data: DataRecipe) -> Source:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfmask.data.folder.files import ids_of
+from halfmask.data.splits.opening import load_checked
 from halfmask.errors import CheckpointError, DataError, Interrupted, RecipeError
 from halfmask.infer.bundle import FOLDS, read_meta
 from halfmask.infer.devices import is_first_rank
@@ -123,7 +124,7 @@ def fit(
         recipe = run.load_recipe(overrides)
         _check_same_pixels(run.load_recipe().data.cache, recipe.data.cache)
     elif recipe is None or not isinstance(recipe, Recipe):
-        recipe = load(recipe, overrides)
+        recipe = load_checked(recipe, overrides)
     elif overrides:
         recipe = load(recipe.model_dump(mode="json"), overrides)
     stages: list[Stage] = resolve("methods", recipe.method.name).plan(recipe)
@@ -207,9 +208,17 @@ def _train_stage(
         shipped, seconds = _shipped(run, recipe, examiner.images), time.monotonic() - began
         return TrainResult(run.path, start.header["step"], seconds, start.header["best"], {}, metric, shipped=shipped)
     goes_on = run.root != run.path or bool(kinds_of(recipe))
-    _fit(trainer, module, checkpoints, None if start is None else start.checkpoint, goes_on=goes_on)
-    best, values, shipped = dict(module.best), dict(validation.last), _shipped(run, recipe, examiner.images)
-    return TrainResult(run.path, module.step, time.monotonic() - began, best, values, metric, shipped=shipped)
+
+    def result() -> TrainResult:
+        best, values, shipped = dict(module.best), dict(validation.last), _shipped(run, recipe, examiner.images)
+        return TrainResult(run.path, module.step, time.monotonic() - began, best, values, metric, shipped=shipped)
+
+    try:
+        _fit(trainer, module, checkpoints, None if start is None else start.checkpoint, goes_on=goes_on)
+    except Interrupted as stopped:
+        stopped.result = result() if stopped.result and not goes_on else None
+        raise
+    return result()
 
 
 def _shipped(run: RunDir, recipe: Recipe, images: int) -> str:
@@ -249,6 +258,7 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start:
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM, also after the last step: what the run is a part of must not begin the next.
+            Its `result` is true where the run is finished.
         DataError: a file could not be read any more.
     """
     run, stop = checkpoints.run, checkpoints.stop
@@ -277,7 +287,7 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start:
     text = f"stopped at {place}. {_saved(run)}" if not ended else f"stopped after {place}: {run.path} is finished."
     if ended and goes_on:
         text += f" Go on with the rest: halfmask train --resume {run.root}"
-    raise Interrupted(text, stop.exit_code)
+    raise Interrupted(text, stop.exit_code, result=ended)
 
 
 def _saved(run: RunDir) -> str:

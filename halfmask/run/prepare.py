@@ -8,108 +8,164 @@ import torch
 from halfmask.data.loading.loader import Source
 from halfmask.data.loading.sampler import steps_per_epoch
 from halfmask.data.splits import split as splits
-from halfmask.data.splits.verify import default_folder
-from halfmask.errors import DataError
+from halfmask.data.splits.opening import Opened, look_at_files, open_data
+from halfmask.data.splits.weak import NOTHING_KNOWN
+from halfmask.errors import DataError, Faults
 from halfmask.method import DomainMethod, Method, trained_models
 from halfmask.models.build import Builder
 from halfmask.plugins import arguments, resolve
-from halfmask.progress import looking_at_files
 from halfmask.recipe.read import Recipe
 from halfmask.run.domains import prepare_domains
 from halfmask.run.loop.optim import base_rate, with_optimizers
 from halfmask.run.loop.progress import require_logger
-from halfmask.run.loop.trainer import with_precision
+from halfmask.run.loop.trainer import check_compilation, check_device, check_recompute, with_precision
 from halfmask.run.prepared import (
     Prepared,
     balance_classes,
+    check_balance,
     check_batches,
     check_crop,
+    check_length,
     check_pairing,
     check_shares,
     check_task,
     lengths,
     weak_of,
 )
-from halfmask.run.sources import OneSource
+from halfmask.run.sources import OneSource, validated_ids
 
-__all__ = ["Prepared", "describe", "prepare"]
+__all__ = ["Prepared", "check_settings", "describe", "prepare"]
 
 
 def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quiet: bool = True) -> Prepared:
-    """Open data, build the method, and check that they fit.
+    """Open data, build the method, and check that they fit; all that is wrong comes in one error.
 
     What takes longest comes last: every file is looked at, once for as long as it does not change.
 
     Args:
         recipe: what to check.
         limit: of the steps.
-        look: look at the files; of several processes one is enough.
+        look: look at the files; of several processes one is enough. Where something is wrong, all of them look.
         quiet: show no progress of that.
 
     Raises:
-        RecipeError, ShapeError, DataError: with all problems of their kind.
+        RecipeError, ShapeError, DataError: with all problems.
         MissingExtraError: the logger's package is not installed.
     """
-    run, data = recipe.run, recipe.data
-    world = run.devices * run.nodes
-    require_logger(run.logger)
-    check_batches(recipe, world)
+    data, faults = recipe.data, Faults()
+    check_settings(recipe, faults)
+    faults.check(check_length, recipe.run)
     cls = resolve("methods", recipe.method.name)
     if data.domains is not None or issubclass(cls, DomainMethod):
-        return prepare_domains(recipe, limit, look=look, quiet=quiet)
-    dataset = splits.open_dataset(data)
-    split = splits.resolve_split(data, dataset)
-    torch.manual_seed(run.seed)
-    builder = Builder(
-        recipe.model, dataset.task, crop=data.crop, channels=dataset.channels, mean=dataset.mean, std=dataset.std
-    )
-    check_task(cls, recipe, dataset.task.kind)
-    check_pairing(cls, recipe)
-    method: Method = cls(dataset.task, builder, **arguments(cls, recipe.method.params))
-    check_crop(method, recipe)
-    recipe = with_precision(recipe, method)
-    unlabeled = splits.unlabeled_dataset(data, dataset) if method.draws else None
-    warnings = split.remarks
-    if not split.val and recipe.eval.select_on == "val" and data.val != "none":
-        warnings = (
-            *warnings,
-            "no validation images (a list of labeled images is used as it is, and fewer than five masks are not "
-            "divided): no best checkpoint is chosen, the last weights are kept. Name a list or part with data.val, "
-            "draw lists with halfmask split --val N, or evaluate another part: halfmask evaluate RUN --part test.",
-        )
-    if method.draws and not split.unlabeled:
-        raise DataError(
-            f"method {recipe.method.name} learns from unlabeled images and there are none: every image of "
-            f"{data.root} has a mask in use. Name others with data.unlabeled, use fewer masks with data.labeled, or "
-            "choose method.name=supervised.",
-            "H210",
-        )
-    check_shares(method, recipe, split, world)
-    rare = balance_classes(method, recipe, dataset, split)
-    if rare.balance is None and method.class_weights_for_sampling() is not None:
-        warnings = (
-            *warnings,
-            f"method {recipe.method.name} says how often each class is to be shown, but data.balance=none walks the "
-            "labeled list as it is. Let it choose: data.balance=classes.",
-        )
-    weak = weak_of(method, recipe, unlabeled or dataset, split)
-    warnings = (*warnings, *weak.remarks)
-    length, batch = (
-        (len(split.unlabeled), data.batch.unlabeled) if method.draws else (len(split.labeled), data.batch.labeled)
-    )
-    per_epoch = steps_per_epoch(length, batch, drop_last=data.drop_last)
+        with faults.collected():
+            prepared = prepare_domains(recipe, limit, look=look or bool(faults), quiet=quiet)
+        faults.raise_all()
+        return prepared
+    opened = open_data(data, faults)
+    method = None if opened is None else _build(cls, recipe, opened, faults)
+    unlabeled, weak = None, NOTHING_KNOWN
+    if opened is not None and method is not None:
+        with faults.collected():
+            unlabeled = splits.unlabeled_dataset(data, opened.dataset) if method.draws else None
+            weak = weak_of(method, recipe, unlabeled or opened.dataset, opened.split)
+        faults.check(validated_ids, recipe, opened.dataset, opened.split)
+        if opened.whole:
+            with faults.collected():
+                _check_images(method, recipe, opened.split)
+                lengths(recipe, _pass_of(method, recipe, opened.split), limit)
+    found: tuple[str, ...] = ()
+    if opened is not None and (look or faults):
+        found = look_at_files(opened, unlabeled, faults, pseudo=weak.masks, quiet=quiet)
+    faults.raise_all()
+    assert opened is not None  # else something is wrong, and has been raised
+    assert method is not None
+    dataset, split, _ = opened
+    per_epoch = _pass_of(method, recipe, split)
     total, every = lengths(recipe, per_epoch, limit)
-    if look:
-        with looking_at_files(quiet) as on_file:
-            found = splits.verify(
-                dataset, split, unlabeled, pseudo=weak.masks, stamps=default_folder(), on_file=on_file
-            )
-        warnings = (*warnings, *found)
+    rare = balance_classes(method, recipe, dataset, split)
+    recipe = with_precision(recipe, method)
     sources = OneSource(Source(data, dataset, unlabeled, split, rare.balance, weak))
+    warnings = (*split.remarks, *_remarks(method, recipe, opened), *weak.remarks, *found)
     return Prepared(
         with_optimizers(recipe, method), dataset, unlabeled, split, method, per_epoch, total, every, warnings,
         rare.balance, weak=weak, sources=sources, class_weights={} if rare.weights is None else {"": rare.weights},
     )  # fmt: skip
+
+
+def check_settings(recipe: Recipe, faults: Faults) -> None:
+    """Check what needs neither data nor network: packages, batches, the device."""
+    run = recipe.run
+    faults.check(require_logger, run.logger)
+    faults.check(check_batches, recipe, run.devices * run.nodes)
+    faults.check(check_device, run)
+    faults.check(check_compilation, run)
+
+
+def _build(cls: type[Method], recipe: Recipe, opened: Opened, faults: Faults) -> Method | None:
+    """Build the method and check that it fits the data; pretrained weights are left out where something is wrong."""
+    dataset = opened.dataset
+    faults.check(check_task, cls, recipe, dataset.task.kind)
+    faults.check(check_pairing, cls, recipe)
+    faults.check(check_balance, cls, recipe)
+    torch.manual_seed(recipe.run.seed)
+    made: type[Any] = cls  # which parameters it has is its own affair
+    method: Method | None = None
+    with faults.collected():
+        builder = Builder(
+            recipe.model, dataset.task, crop=recipe.data.crop, channels=dataset.channels, mean=dataset.mean,
+            std=dataset.std, pretrained=not faults,
+        )  # fmt: skip
+        method = made(dataset.task, builder, **arguments(cls, recipe.method.params))
+        check_crop(method, recipe)
+        check_recompute(method, recipe.run)
+    return method
+
+
+def _check_images(method: Method, recipe: Recipe, split: splits.Split) -> None:
+    if method.draws and not split.unlabeled:
+        raise DataError(
+            f"method {recipe.method.name} learns from unlabeled images and there are none: every image of "
+            f"{recipe.data.root} has a mask in use. Name others with data.unlabeled, use fewer masks with "
+            "data.labeled, or choose method.name=supervised.",
+            "H210",
+        )
+    check_shares(method, recipe, split, recipe.run.devices * recipe.run.nodes)
+
+
+def _pass_of(method: Method, recipe: Recipe, split: splits.Split) -> int:
+    """Return the steps of one pass over the images."""
+    ids, batch = split.labeled, recipe.data.batch.labeled
+    if method.draws:
+        ids, batch = split.unlabeled, recipe.data.batch.unlabeled
+    return steps_per_epoch(len(ids), batch, drop_last=recipe.data.drop_last)
+
+
+def _remarks(method: Method, recipe: Recipe, opened: Opened) -> list[str]:
+    """Say what the settings do not do, though someone may expect it."""
+    data, protocol, remarks = recipe.data, recipe.eval, []
+    if not opened.split.val and protocol.select_on == "val" and data.val != "none":
+        remarks.append(
+            "no validation images (a list of labeled images is used as it is, and fewer than five masks are not "
+            "divided): no best checkpoint is chosen, the last weights are kept. Name a list or part with data.val, "
+            "draw lists with halfmask split --val N, or evaluate another part: halfmask evaluate RUN --part test."
+        )
+    if protocol.select_on == "test" and not validated_ids(recipe, opened.dataset, opened.split):
+        remarks.append(
+            "eval.select_on=test, but the data has no test images with masks: no best checkpoint is chosen, the last "
+            "weights are kept. Add them, or use eval.select_on=val."
+        )
+    if data.balance == "none" and method.class_weights_for_sampling() is not None:
+        remarks.append(
+            f"method {recipe.method.name} says how often each class is to be shown, but data.balance=none walks the "
+            "labeled list as it is. Let it choose: data.balance=classes."
+        )
+    idle = {"window": protocol.mode == "whole", "stride": protocol.mode != "slide"}
+    remarks += [
+        f"eval.{key}={value} has no effect with eval.mode={protocol.mode}: leave it out, or use eval.mode=slide."
+        for key in idle
+        if idle[key] and (value := getattr(protocol, key)) is not None
+    ]
+    return remarks
 
 
 def describe(prepared: Prepared) -> str:

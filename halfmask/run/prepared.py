@@ -21,7 +21,7 @@ from halfmask.method import Method
 from halfmask.models.model import Model, has_batch_norm
 from halfmask.plugins import names, resolve
 from halfmask.recipe.read import Recipe
-from halfmask.recipe.sections import MOST_STEPS
+from halfmask.recipe.sections import MOST_STEPS, RunRecipe
 from halfmask.run.loop.module import MakeLoader
 from halfmask.run.loop.validation import CleanStatistics
 from halfmask.run.sources import Sources
@@ -57,6 +57,12 @@ class RareClasses(NamedTuple):
     weights: Tensor | None = None  # (K,), of the labeled loss
 
 
+def check_length(recipe: RunRecipe) -> None:
+    """Refuse a recipe that does not say how long to train."""
+    if recipe.steps is None and recipe.epochs is None:
+        raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")
+
+
 def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int]:
     """Return the steps of the run, and those between validations; the last step is always validated.
 
@@ -64,8 +70,7 @@ def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int
         RecipeError: the recipe does not say how long to train.
     """
     run = recipe.run
-    if run.steps is None and run.epochs is None:
-        raise RecipeError("run.steps or run.epochs must say how long to train, for example run.steps=4000.")
+    check_length(run)
     total = run.steps or (run.epochs or 1) * per_epoch
     if total > MOST_STEPS:
         raise RecipeError(
@@ -77,21 +82,27 @@ def lengths(recipe: Recipe, per_epoch: int, limit: int | None) -> tuple[int, int
     return min(total, limit or total), every  # a run that is cut short validates as often as the whole one
 
 
-def balance_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> RareClasses:
-    """Weight the classes in the method's loss, and draw labeled crops by class, where the recipe says so."""
+def check_balance(cls: type[Method], recipe: Recipe) -> None:
+    """Refuse settings for rare classes that the method or the order of the images does not allow."""
     data, rule = recipe.data, recipe.optim.class_weights
-    if rule != "none" and "class_weights" not in method.supports:
+    if rule != "none" and "class_weights" not in cls.supports:
         raise RecipeError(
             f"method {recipe.method.name} has a loss of its own, which takes no weights of classes. Use "
             "optim.class_weights=none; rare classes can be shown more often instead: data.balance=classes."
         )
-    if data.balance == "none" and rule == "none":
-        return RareClasses()
     if data.balance != "none" and (data.labeled_cut or not data.independent_shuffle):
         raise RecipeError(
             "data.balance=classes draws labeled images by class; data.labeled_cut and data.independent_shuffle=false "
             "tie them to the unlabeled ones. Use data.labeled_cut=false data.independent_shuffle=true."
         )
+
+
+def balance_classes(method: Method, recipe: Recipe, dataset: Dataset, split: Split) -> RareClasses:
+    """Weight the classes in the method's loss, and draw labeled crops by class, where the recipe says so."""
+    data, rule = recipe.data, recipe.optim.class_weights
+    check_balance(type(method), recipe)
+    if data.balance == "none" and rule == "none":
+        return RareClasses()
     counts = count_classes(dataset, split.labeled)
     return RareClasses(
         ClassBalance(counts, recipe.run.seed) if data.balance == "classes" else None,

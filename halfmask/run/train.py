@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from halfmask.atomic import write_json
+from halfmask.data.splits.opening import load_checked
 from halfmask.errors import RecipeError
 from halfmask.infer.bootstrap import Interval, difference, scored
 from halfmask.infer.bundle import COMPARED, load_bundle, own_bundle
@@ -181,7 +182,7 @@ def _recipe_of(
         return run.load_recipe(overrides) if run.recipe.exists() else None
     if isinstance(recipe, Recipe):
         return load(recipe.model_dump(mode="json"), overrides) if overrides else recipe
-    return load(recipe, overrides)
+    return load_checked(recipe, overrides)
 
 
 def _train_twin(

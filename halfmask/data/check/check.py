@@ -6,8 +6,9 @@ from pathlib import Path
 from halfmask.atomic import write_text
 from halfmask.data.check import Report, judge, propose, render, take_fingerprint
 from halfmask.data.folder.description import FILE_NAME
+from halfmask.data.splits.opening import load_checked
 from halfmask.errors import DataError
-from halfmask.recipe.read import Recipe, load, parse_override
+from halfmask.recipe.read import Recipe, parse_override
 
 
 def check(
@@ -34,7 +35,7 @@ def check(
         RecipeError: an override is wrong.
     """
     given = {} if data is None else {"data.root": str(data)}
-    recipe: Recipe = load(None, given | dict(parse_override(item) for item in overrides), only="data")
+    recipe: Recipe = load_checked(None, given | dict(parse_override(item) for item in overrides), only="data")
     seen = take_fingerprint(recipe.data, limit=limit, workers=workers, tick=tick)
     root = str(recipe.data.root)
     if not fix or not (proposal := propose(seen)):

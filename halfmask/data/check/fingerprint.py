@@ -18,8 +18,8 @@ from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.images.decode import IMAGE_SUFFIXES
 from halfmask.data.folder.layouts import Layout, head_of
 from halfmask.data.folder.lists import Finder, read_list
-from halfmask.data.splits.split import open_dataset, resolve_split, unlabeled_dataset
-from halfmask.errors import DataError, HalfmaskError
+from halfmask.data.splits.split import examine_split, open_dataset, resolve_split, unlabeled_dataset
+from halfmask.errors import DataError, Faults, HalfmaskError
 from halfmask.recipe.read import DataRecipe, UnlabeledRecipe
 from halfmask.task import Task
 
@@ -88,7 +88,7 @@ def take_fingerprint(
     root = _existing_root(recipe)
     failures: list[HalfmaskError] = []
     try:
-        dataset = open_dataset(recipe)
+        dataset = open_dataset(recipe, faults=Faults())  # `_parts` finds what is wrong with the lists once more
         parts, bare = _parts(recipe, dataset, failures)
     except HalfmaskError as error:
         return Fingerprint(root, failures=(error,), tree=_look_around(root), seconds=time.perf_counter() - start)
@@ -152,14 +152,14 @@ def _parts(
     test = tuple(id for id in folders["test"] if id in masked)
     bare = tuple(id for part in ("val", "test") for id in folders[part] if id not in masked)
     if _names_lists(recipe):
-        try:
-            split = resolve_split(recipe, dataset)
+        faults = Faults()
+        split = examine_split(recipe, dataset, faults)
+        if not faults:
             unlabeled = split.unlabeled if unlabeled_dataset(recipe, dataset) is dataset else ()  # else: `_elsewhere`
             taken = {*split.labeled, *split.val}
             rest = tuple(id for id in test if id not in taken)
             return {"labeled": split.labeled, "unlabeled": unlabeled, "val": split.val, "test": rest}, bare
-        except DataError as error:
-            failures.append(error)
+        failures += faults.found.values()
     labeled = tuple(id for id in folders["train"] if id in masked)
     unlabeled = tuple(id for id in (*folders["train"], *folders["unlabeled"]) if id not in masked)
     val = tuple(id for id in folders["val"] if id in masked)

@@ -18,24 +18,13 @@ from halfmask.data.folder.lists import Finder, ListEntry, read_list, write_list
 from halfmask.data.splits.copies import find_copies
 from halfmask.data.splits.drawing import NewSplit, draw, hold_out, make_split, number_of
 from halfmask.data.splits.verify import Findings, inspect, verify
-from halfmask.errors import DataError, RecipeError, bullet_list, nearest
+from halfmask.errors import DataError, Faults, RecipeError, bullet_list, nearest
 from halfmask.plugins import arguments, resolve
 from halfmask.recipe.read import DataRecipe, UnlabeledRecipe
 
 __all__ = [
-    "Findings",
-    "ListEntry",
-    "NewSplit",
-    "Split",
-    "inspect",
-    "make_split",
-    "open_dataset",
-    "part_ids",
-    "read_list",
-    "resolve_split",
-    "unlabeled_dataset",
-    "verify",
-    "write_list",
+    "Findings", "ListEntry", "NewSplit", "Split", "examine_split", "inspect", "make_split", "open_dataset", "part_ids",
+    "read_list", "resolve_split", "unlabeled_dataset", "verify", "write_list",
 ]  # fmt: skip
 
 _PARTS = ("train", "val", "test", "unlabeled")
@@ -52,24 +41,27 @@ class Split:
     remarks: tuple[str, ...] = ()  # what was decided for the user, with the key that decides otherwise
 
 
-def open_dataset(recipe: DataRecipe, root: Path | str | None = None) -> Dataset:
+def open_dataset(recipe: DataRecipe, root: Path | str | None = None, faults: Faults | None = None) -> Dataset:
     """Open the dataset a recipe names, without opening the masks that lists declare unlabeled.
 
     Args:
         recipe: the `data` section.
         root: instead of `recipe.root`.
+        faults: takes what is wrong with the lists; `None`: it is raised.
 
     Raises:
         RecipeError: unknown dataset or parameter.
-        DataError: no root, or a folder that the dataset cannot read.
+        DataError: no root, a folder that the dataset cannot read, or a list that is missing or damaged.
     """
     where = root if root is not None else recipe.root
     if where is None:
         raise DataError("no data: give the folder with --data DIR (data.root).", "H208")
     dataset = _open(recipe.dataset.name, recipe.dataset.params, Path(where))
     if recipe.split is not None or isinstance(recipe.labeled, str):
-        lists = _Lists(recipe, dataset)
+        lists = _Lists(recipe, dataset, faults if faults is not None else Faults())
         used = {*lists.labeled_pool(), *(lists.val_listed() or ())}
+        if faults is None:
+            lists.faults.raise_all()
         dataset.sealed = frozenset({*dataset.ids("train"), *dataset.ids("unlabeled")} - used)
     return dataset
 
@@ -94,9 +86,20 @@ def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
     Raises:
         DataError: all problems together: absent images or masks, duplicates, overlaps, no labeled image.
     """
-    lists = _Lists(recipe, dataset)
+    faults = Faults()
+    split = examine_split(recipe, dataset, faults)
+    faults.raise_all()
+    return split
+
+
+def examine_split(recipe: DataRecipe, dataset: Dataset, faults: Faults) -> Split:
+    """Decide as `resolve_split` does; what is wrong is noted, and the ids that are right are returned."""
+    lists = _Lists(recipe, dataset, faults)
     val = lists.val_listed()
-    labeled, spare = _choose_labeled(recipe, dataset, lists, set(val or ()))
+    labeled: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+    with faults.collected():
+        labeled, spare = _choose_labeled(recipe, dataset, lists, set(val or ()))
     if val is None:
         val = ()
         # Whoever lists the labeled images means these, all of them.
@@ -108,16 +111,21 @@ def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
                 "validation images with data.val=LIST."
             )
             labeled = tuple(id for id in labeled if id not in set(val))
-    other = unlabeled_dataset(recipe, dataset)
-    unlabeled = lists.unlabeled(other, labeled, spare, val)
+    other = dataset
+    unlabeled: tuple[str, ...] = ()
+    with faults.collected():
+        other = unlabeled_dataset(recipe, dataset)
+        unlabeled = lists.unlabeled(other, labeled, spare, val)
     split = Split(labeled, unlabeled, tuple(val), tuple(lists.remarks))
-    problems = lists.problems + _contradictions(split, dataset, other)
+    problems = lists.problems + _contradictions(split, dataset, other, named=bool(labeled or faults))
     if problems:
-        raise DataError(
-            f"{dataset.root}: the split cannot be used (one role per image):\n{bullet_list(problems, limit=30)}",
-            "H211" if split.labeled or lists.problems else "H210",
+        faults.add(
+            DataError(
+                f"{dataset.root}: the split cannot be used (one role per image):\n{bullet_list(problems, limit=30)}",
+                "H211" if split.labeled or lists.problems else "H210",
+            )
         )
-    if other is dataset:
+    if other is dataset and not faults:
         dataset.sealed = frozenset(unlabeled)
     return split
 
@@ -125,21 +133,25 @@ def resolve_split(recipe: DataRecipe, dataset: Dataset) -> Split:
 class _Lists:
     """The lists that a recipe names, as ids; problems are collected, not raised."""
 
-    def __init__(self, recipe: DataRecipe, dataset: Dataset) -> None:
-        self.recipe, self.dataset = recipe, dataset
+    def __init__(self, recipe: DataRecipe, dataset: Dataset, faults: Faults) -> None:
+        self.recipe, self.dataset, self.faults = recipe, dataset, faults
         self.problems: list[str] = []
         self.remarks: list[str] = []
         self.names_labeled = isinstance(recipe.labeled, str) or recipe.split is not None
         self._finder = Finder(dataset)
         self._judged: Sequence[str] | None = None  # validation images that are in use
-        self._folder = find_split(recipe, dataset) if recipe.split is not None else None
+        self._folder: Path | None = None
+        with faults.collected():
+            self._folder = find_split(recipe, dataset) if recipe.split is not None else None
 
     def labeled_pool(self) -> tuple[str, ...]:
         """Return the images whose masks may be used."""
         if isinstance(self.recipe.labeled, str):
-            return self._ids(_find_list(self.recipe.labeled, self.dataset, "data.labeled"), "labeled", masks=True)
+            return self._listed(self.recipe.labeled, "data.labeled", "labeled", masks=True)
         if self._folder is not None:
             return self._ids(self._folder / "labeled.txt", "labeled", masks=True)
+        if self.names_labeled:
+            return ()  # of a split that was not found
         return tuple(id for id in self.dataset.ids("train") if self.dataset.mask_path(id) is not None)
 
     def val_listed(self) -> tuple[str, ...] | None:
@@ -154,9 +166,7 @@ class _Lists:
             if not found:
                 self.problems.append(f"data.val={asked}: that part has no image with a mask. Use auto, none, or a list")
             return found
-        return self._ids(
-            _find_list(asked, self.dataset, "data.val", extra=("auto", "none", *_PARTS)), "val", masks=True
-        )
+        return self._listed(asked, "data.val", "val", masks=True, extra=("auto", "none", *_PARTS))
 
     def unlabeled(
         self, other: Dataset, labeled: Sequence[str], spare: Sequence[str], val: Sequence[str]
@@ -165,7 +175,7 @@ class _Lists:
         asked = self.recipe.unlabeled
         used, self._judged = {*labeled, *val}, val
         if isinstance(asked, str):
-            return self._ids(_find_list(asked, self.dataset, "data.unlabeled"), "unlabeled")
+            return self._listed(asked, "data.unlabeled", "unlabeled")
         if isinstance(asked, UnlabeledRecipe):
             if asked.list is not None:
                 path = _find_list(asked.list, other, "data.unlabeled.list")
@@ -227,9 +237,20 @@ class _Lists:
                     return self._ids(path, part, masks=True)
         return tuple(id for id in self.dataset.ids(part) if self.dataset.mask_path(id) is not None)
 
+    def _listed(
+        self, name: str, key: str, what: str, *, masks: bool = False, extra: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """Return the ids of the list that a key names; none of a list that is missing or damaged."""
+        with self.faults.collected():
+            return self._ids(_find_list(name, self.dataset, key, extra), what, masks)
+        return ()
+
     def _ids(self, path: Path, what: str, masks: bool = False, finder: Finder | None = None) -> tuple[str, ...]:
         finder = finder or self._finder
-        ids, absent = finder.take_list(path, masks=masks)
+        ids: list[str] = []
+        absent: list[str] = []
+        with self.faults.collected():
+            ids, absent = finder.take_list(path, masks=masks)
         if absent:
             self._note(f"{path}: not below {finder.root} ({len(absent)} of {len(absent) + len(ids)})", absent)
         if masks and (bare := [id for id in ids if self.dataset.mask_path(id) is None]):
@@ -248,8 +269,9 @@ def part_ids(recipe: DataRecipe, dataset: Dataset, part: str) -> tuple[str, ...]
     Raises:
         DataError: the list names images that are not there.
     """
-    lists = _Lists(recipe, dataset)
+    lists = _Lists(recipe, dataset, Faults())
     ids = lists.part(part)
+    lists.faults.raise_all()
     if lists.problems:
         raise DataError(f"{dataset.root}: the part {part} cannot be used:\n{bullet_list(lists.problems)}", "H211")
     return ids
@@ -300,9 +322,10 @@ def _choose_labeled(
     return drawn.ids, tuple(id for id in pool if id not in chosen)
 
 
-def _contradictions(split: Split, dataset: Dataset, other: Dataset) -> list[str]:
+def _contradictions(split: Split, dataset: Dataset, other: Dataset, *, named: bool) -> list[str]:
+    """List images of two roles; and that none is labeled, unless the reason is `named` already."""
     problems: list[str] = []
-    if not split.labeled:
+    if not split.labeled and not named:
         problems.append(
             "no labeled image: put masks named like their images into masks/, or name a list with data.labeled"
         )

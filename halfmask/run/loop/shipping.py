@@ -66,15 +66,15 @@ def describe_last(name: str, images: int, averaged: int) -> str:
 
 
 def describe(shipment: Shipment, found: Examination, best: Mapping[str, float], images: int, averaged: int = 0) -> str:
-    """Say at the end of a run what was shipped, where that is not the first predictor at its best validation."""
+    """Say at the end of a run what was shipped, where there was a choice."""
     first = next(iter(found.main))
     if shipment.last:
         text = f"ship     {describe_last(shipment.name, images, averaged)}"
         return text if shipment.name == first else f"{text}; {first} predicts a single class"
     name = max(best, key=lambda one: best[one])
-    if name == first:
-        return ""
-    return f"ship     {name}, by validation: {best[name]:.1%} at best, {first} {best[first]:.1%}"
+    others = [first] if name != first else [one for one in best if one != first]
+    told = "".join(f", {one} {best[one]:.1%}" for one in others)
+    return f"ship     {name}, by validation: {best[name]:.1%} at best{told}" if others else ""
 
 
 def warn(one_class: Mapping[str, str]) -> str:

@@ -48,6 +48,23 @@ def uses_gpu(recipe: RunRecipe) -> bool:
     return gpu
 
 
+def check_device(recipe: RunRecipe) -> None:
+    """Check that this machine has the devices that a run asks for.
+
+    Raises:
+        RecipeError: it has not, or has fewer of them.
+    """
+    gpu = uses_gpu(recipe)
+    if recipe.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError("run.accelerator=mps, but torch sees no Apple GPU here. Use run.accelerator=auto.", "H503")
+    if recipe.accelerator == "auto" and recipe.devices > 1 and not gpu:
+        raise RecipeError(
+            f"run.devices={recipe.devices}, but torch sees no GPU here. Use run.devices=1; or run.accelerator=cpu, if "
+            f"{recipe.devices} processes are to share the CPU.",
+            "H503",
+        )
+
+
 def with_precision(recipe: Recipe, method: Method) -> Recipe:
     """Resolve `run.precision: auto`, so that the run folder says what was used and a resume keeps it.
 
@@ -103,24 +120,46 @@ def prepare_networks(method: Method, recipe: RunRecipe) -> None:
         for tensor in (*method.parameters(), *method.buffers()):
             if tensor.dim() == 4:  # `Module.to` also tries those of five dimensions, and fails
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-    if recipe.compile and recipe.recompute:
-        raise RecipeError("run.recompute and run.compile together are not tested: choose one of them.")
-    if recipe.compile and not uses_gpu(recipe):
-        check_compiler()
+    check_compilation(recipe)
+    check_recompute(method, recipe)
     set_passes(method, recipe.passes)
     if recipe.devices * recipe.nodes > 1 and uses_gpu(recipe):
         synchronize_batch_norm(method)
     for module in method.modules():
         if isinstance(module, Model):
             module.streams_loss = recipe.stream_loss
-            if recipe.recompute and not recompute_blocks(module.encoder):
-                raise RecipeError(
-                    f"run.recompute: encoder {type(module.encoder).__name__} has no list of blocks to compute again. "
-                    "Leave run.recompute out; a smaller data.batch or data.crop saves memory, too."
-                )
+            if recipe.recompute:
+                recompute_blocks(module.encoder)
             if recipe.compile:
                 module.encoder.compile(dynamic=False)
                 module.decoder.compile(dynamic=False)
+
+
+def check_recompute(method: Method, recipe: RunRecipe) -> None:
+    """Check that the encoders have blocks to compute again, where the recipe asks for it.
+
+    Raises:
+        RecipeError: one has none.
+    """
+    encoders = [module.encoder for module in method.modules() if isinstance(module, Model)] if recipe.recompute else []
+    for encoder in encoders:
+        if next(_blocks(encoder), None) is None:
+            raise RecipeError(
+                f"run.recompute: encoder {type(encoder).__name__} has no list of blocks to compute again. "
+                "Leave run.recompute out; a smaller data.batch or data.crop saves memory, too."
+            )
+
+
+def check_compilation(recipe: RunRecipe) -> None:
+    """Check that networks can be compiled, where the recipe asks for it.
+
+    Raises:
+        RecipeError: no compiler, or it is asked for together with activation checkpointing.
+    """
+    if recipe.compile and recipe.recompute:
+        raise RecipeError("run.recompute and run.compile together are not tested: choose one of them.")
+    if recipe.compile and not uses_gpu(recipe):
+        check_compiler()
 
 
 def check_compiler() -> None:
