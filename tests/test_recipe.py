@@ -273,3 +273,9 @@ def test_a_loss_is_a_name_or_a_name_with_numbers() -> None:
         load({"method": {"name": "cps", "loss": "focal"}})
     with pytest.raises(RecipeError, match=r"method.loss.treshold .* Did you mean `threshold`"):
         load({"method": {"name": "cps", "loss": {"name": "ohem", "treshold": 0.5}}})
+
+
+def test_a_key_of_a_bare_loss_may_be_set_in_a_wrapped_method_too():
+    raw = {"method": {"name": "multi_domain", "method": {"name": "cps", "loss": "ohem"}}}
+    found = load(raw, ["method.method.loss.min_kept=5"])
+    assert found.method.params["method"]["loss"] == {"name": "ohem", "threshold": 0.7, "min_kept": 5}

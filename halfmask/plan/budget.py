@@ -190,7 +190,7 @@ def _steps(measured: Measured, usual: int, budget: Budget, multiple: int) -> Cho
     if steps < LIMITS.least_steps:
         raise RecipeError(_too_little_time(measured, budget, multiple), "H305")
     most = LIMITS.most_times * usual
-    several = f", in each of {budget.runs} runs" if budget.runs > 1 else ""
+    several = f", which {budget.runs} runs share" if budget.runs > 1 else ""
     text = f"as many as fit into {duration(budget.seconds)}{several}, at {measured.step_seconds:.2g} s per step"
     if steps > most:
         steps, text = most, f"{LIMITS.most_times} times the usual {usual}; more time brings little"

@@ -20,6 +20,7 @@ from halfmask.cli.listing import describe_entry
 from halfmask.data.folder.masks import decode as masks
 from halfmask.errors import Interrupted
 from halfmask.plugins import names, resolve
+from halfmask.recipe.read import load
 from halfmask.run import fit as engine
 from halfmask.run.fit import TrainResult
 from tests.run.tiny import write_dataset
@@ -134,10 +135,43 @@ def test_where_no_validation_chooses_one_sentence_says_what_is_shipped(tmp_path,
     made = TrainResult(tmp_path / "r", 7, 1.0, {"teacher": 0.5, "student": 0.6}, shipped=last)
     monkeypatch.setattr(engine, "fit", lambda *_, **__: made)
     result = run("train", "fixmatch/folder", "--data", "D", "--out", tmp_path / "r")
-    assert result.stdout == f"{tmp_path / 'r'}  7 steps. Shipped: {last} (val mIoU at the end 50.0%)\n"
+    out = tmp_path / "r"
+    first = f"{out}  7 steps. Shipped: {last} (val mIoU at the end 50.0%)\n"
+    assert result.stdout == f"{first}next     halfmask predict {out} --input DIR --out masks; halfmask report {out}\n"
     monkeypatch.setattr(engine, "fit", lambda *_, **__: replace(made, shipped=""))
     result = run("train", "fixmatch/folder", "--data", "D", "--out", tmp_path / "r")
-    assert result.stdout.endswith("7 steps  best teacher val mIoU 50.0%  best student val mIoU 60.0%\n")
+    assert result.stdout.startswith(f"{out}  7 steps  best teacher val mIoU 50.0%  best student val mIoU 60.0%\nnext ")
+
+
+def test_a_command_that_is_stopped_tells_the_results_it_has(tmp_path, monkeypatch):
+    def in_the_last_step(recipe, out, **options):
+        made = TrainResult(out, 7, 1.0, {"teacher": 0.5})
+        if out.name == "seed-0":
+            return made
+        raise Interrupted(f"{out} is finished.", 130, made if out.name == "seed-1" else None)
+
+    monkeypatch.setattr("halfmask.run.train.train", in_the_last_step)
+    for seeds, told in (("0,1,2", ["seed-0", "seed-1"]), ("0,2", ["seed-0"]), ("2", [])):
+        done = run("train", "fixmatch/folder", "--data", "D", "--seeds", seeds, "--out", tmp_path)
+        assert done.exit_code == 130
+        assert re.findall(r"(seed-\d)  7 steps  best teacher val mIoU 50\.0%", done.stdout) == told
+    assert not done.stdout
+
+
+def test_seeds_that_are_named_later_train_by_the_plan_of_the_first(trained, tmp_path, monkeypatch):
+    (tmp_path / "seed-0").mkdir()
+    planned = load("fixmatch/folder", ["data.root=D", "run.steps=37", "data.crop=96"])
+    reasons = planned.model_copy(update={"origins": {**planned.origins, "run.steps": "plan: what fits"}})
+    (tmp_path / "seed-0" / "recipe.yaml").write_text(reasons.to_yaml(origins=True))
+    result = run("train", "--data", "D", "--seeds", "1,2", "--out", tmp_path, "--time", "9m")
+    assert result.exit_code == 0, result.output
+    assert [(recipe.run.seed, recipe.run.steps, recipe.data.crop) for recipe, _, _ in trained] == [
+        (1, 37, 96), (2, 37, 96),
+    ]  # fmt: skip
+    assert f"that of {tmp_path / 'seed-0'}: all seeds train alike" in result.stderr
+    monkeypatch.setattr("halfmask.plan.make_plan", lambda *_, **__: pytest.fail("planned anew"))
+    for others in (("--data", "E", "--seeds", "1"), ("--data", "D")):  # other images, or no seeds
+        assert "planned anew" in str(run("train", *others, "--out", tmp_path / "seed-9" / "..").exception)
 
 
 def test_without_a_recipe_a_plan_is_made_printed_and_open_to_overrides(trained, tmp_path):

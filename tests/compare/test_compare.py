@@ -206,6 +206,12 @@ def test_a_name_and_a_section_in_its_place_are_other_settings():
     assert other_settings({"recipe": old}, hard) == []
 
 
+def test_an_empty_section_and_a_filled_one_are_other_settings():
+    plain, other = (load({"optim": {"optimizers": one}}).model_dump(mode="json") for one in ({}, {"flow": {"lr": 0.5}}))
+    assert other_settings({"recipe": plain}, other) == other_settings({"recipe": other}, plain) == ["optim.optimizers"]
+    assert other_settings({"recipe": plain}, plain) == other_settings({}, plain) == []
+
+
 def order_of(folder: Path, data: Path, part: str = "test") -> Order:
     settings = Settings(methods=("supervised",), overrides=(f"data.root={data}", "data.labeled=2"))
     recipe = settings.recipe(Cell(settings.forms()[0], 0))

@@ -17,7 +17,7 @@ from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import count, count_each, evaluate, evaluate_model
 from halfmask.infer.inference import class_map, read_ahead
 from halfmask.infer.metrics import ConfusionMatrix
-from halfmask.infer.runs import published
+from halfmask.infer.runs import open_part, published
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load
 from halfmask.task import Task
 from tests.run.tiny import write_dataset
@@ -283,3 +283,10 @@ def test_the_published_number_of_the_split_is_printed_beside_ours(run: Path) -> 
     recipe["data"]["split"] = "92"
     (run / "recipe.yaml").write_text(load(recipe).to_yaml())
     assert published(run) is None
+
+
+def test_a_part_without_masks_names_the_others_also_the_held_out_one(tmp_path: Path) -> None:
+    data = DataRecipe(root=str(write_dataset(tmp_path / "shapes")))
+    for held_out, said in ((["images/shape_00.png"], r"--part val \(1\), "), (None, ""), (["images/gone.png"], "")):
+        with pytest.raises(DataError, match=rf"What there is: {said}--part train \(6\), --part all \(6\); or name"):
+            open_part(data, None, "test", held_out)

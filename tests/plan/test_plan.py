@@ -191,7 +191,7 @@ def test_several_runs_share_a_time(trials):
         recipe, found = fitted(Budget(seconds=seconds, began=time.monotonic(), runs=runs))
         each = recipe.run.steps * made(recipe).step_seconds + 2.0 * math.ceil(recipe.run.steps / recipe.run.eval_every)
         assert 0.7 * 600 < each < 600
-    assert "what 40.0 min leave for each of 4 runs" in found.choices[-1].reason
+    assert "as many as fit into 40.0 min, which 4 runs share, at" in found.choices[-1].reason
     with pytest.raises(RecipeError, match=r"each of 4 runs takes 4\.0 s to begin. Give at least --time 3\ds"):
         fitted(Budget(seconds=5.0, began=time.monotonic(), runs=4))
 
@@ -283,7 +283,8 @@ def test_a_twin_has_its_share_of_the_time_where_that_leaves_enough(trials, monke
     chosen = {choice.topic: choice for choice in found.choices}
     if seconds == 20.0:  # some 50 steps
         assert (recipe.run.twin, recipe.eval.ship) == (None, "first")
-        assert "will not be known" in chosen["twin"].reason
+        assert "20 s is too short for a second training, on masks alone, so whether" in chosen["twin"].reason
+        assert "steps" not in chosen["twin"].reason  # their number stands beside `steps`
         return
     assert (recipe.run.twin, recipe.eval.ship) == ("supervised", "overall")
     assert chosen["twin"] is TWIN
@@ -386,6 +387,12 @@ def test_a_plan_for_folds_speaks_of_the_runs_that_follow(plan, data):
     assert f"--twin adds one to each fold, about {with_twin} in all" in text
     seeds = replace(plan, seeds=3).describe()
     assert " for 3 seeds, " in seeds
+    run = plan.recipe.run
+    for twin, said in (("supervised", "twin on masks alone"), ("control", "control"),
+                       ("both", "control and twin on masks alone")):  # fmt: skip
+        both = replace(plan, recipe=plan.recipe.model_copy(update={"run": run.model_copy(update={"twin": twin})}))
+        assert f" for the run and its {said}, " in both.describe()
+        assert f" for 2 seeds, each with its {said}, " in replace(both, seeds=2).describe()
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ def test_the_bundle_is_of_the_network_and_the_step_of_the_rule(
     assert score in curve
     assert (max(curve) == score) or images < shipping.FEW_IMAGES
     log = (out / "log.txt").read_text()
+    own = "ship     teacher, at its best validation, as eval.ship=first has it: 50.0%, student 90.0%"
+    assert (own in log) == (rule == "first")
     assert ("ship     student, by validation: 90.0% at best, teacher 50.0%" in log) == (shipped == "student")
     assert ("1 validation image cannot tell which step is best" in log) == (images == 1)
 

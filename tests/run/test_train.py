@@ -187,8 +187,11 @@ def test_a_wish_to_stop_in_the_last_step_is_heard_and_the_run_is_whole(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     during(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted, match=rf"after step 6 of 6 \(SIGINT\): {tmp_path / 'run'} is finished\.$"):
+    stopped = rf"after step 6 of 6 \(SIGINT\): {tmp_path / 'run'} is finished\.$"
+    with pytest.raises(Interrupted, match=stopped) as caught:
         fit(recipe(data), tmp_path / "run", quiet=True)
+    assert caught.value.result.steps == 6
+    assert caught.value.result.best == state(finished)["halfmask"]["best"]
     assert_same_run(finished, tmp_path / "run")
 
 
@@ -207,7 +210,7 @@ def test_a_second_interrupt_stops_at_once_and_leaves_the_last_checkpoint(
             Interrupted, match=r"at once in step 5 of 6.*checkpoint of step 3 is saved.*--resume"
         ) as caught:
             fit(recipe(data), tmp_path / "run", quiet=True)
-    assert caught.value.exit_code == 130
+    assert (caught.value.exit_code, caught.value.result) == (130, None)
     assert signal.getsignal(signal.SIGINT) is before
     fit(None, tmp_path / "run", resume=True, quiet=True)
     assert_same_run(finished, tmp_path / "run")

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 import halfmask
 from halfmask.cli import flags
+from halfmask.cli.app import app
 from halfmask.errors import Interrupted, RecipeError
 from halfmask.infer.bundle import load_bundle, own_bundle
 from halfmask.infer.runs import open_run
@@ -163,6 +165,8 @@ def test_the_better_is_shipped_and_both_are_at_hand(
     assert not capsys.readouterr().err
     flags.chosen(out, None)
     assert capsys.readouterr().err.startswith(f"model    {out / 'twin'}: ") == bool(shipped)
+    told = CliRunner().invoke(app, ["evaluate", str(out), "--quiet", "--device", "cpu"]).stdout
+    assert f"{out / shipped}onval" in "".join(told.split())
     assert f"Shipped: {'the network trained with masks alone' if shipped else 'that of'}" in found.describe()
     assert ("validation cannot tell which is better" in found.describe()) == (images < 5)
     assert (f"`predict {out}` and others take it" in found.describe()) == bool(shipped)

@@ -264,7 +264,7 @@ class Validation(L.Callback):
     def _conclude(self, shipped: shipping.Shipment, found: Examination, module: LitMethod) -> None:
         """Say what is shipped, where that needs a word, and whether a network has learned nothing."""
         best, span = module.best, 0 if module.average is None else module.average.span_of(shipped.name)
-        text = shipping.describe(shipped, found, best, self.examiner.images, span) if self.rule != "first" else ""
+        text = shipping.describe(self.rule, shipped, found, best, self.examiner.images, span)
         if shipped.last:
             self.metrics.line.keep(text)  # the command's last line says it
         elif text:

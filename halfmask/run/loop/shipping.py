@@ -65,16 +65,18 @@ def describe_last(name: str, images: int, averaged: int) -> str:
     return f"{name}, {what}: {counts.get(images, f'{images} validation images cannot')} tell which step is best"
 
 
-def describe(shipment: Shipment, found: Examination, best: Mapping[str, float], images: int, averaged: int = 0) -> str:
-    """Say at the end of a run what was shipped, where there was a choice."""
+def describe(
+    rule: Rule, shipment: Shipment, found: Examination, best: Mapping[str, float], images: int, averaged: int = 0
+) -> str:
+    """Say at the end of a run what is shipped; "" of a single network at its best validation."""
     first = next(iter(found.main))
     if shipment.last:
         text = f"ship     {describe_last(shipment.name, images, averaged)}"
         return text if shipment.name == first else f"{text}; {first} predicts a single class"
-    name = max(best, key=lambda one: best[one])
-    others = [first] if name != first else [one for one in best if one != first]
-    told = "".join(f", {one} {best[one]:.1%}" for one in others)
-    return f"ship     {name}, by validation: {best[name]:.1%} at best{told}" if others else ""
+    name = first if rule == "first" else max(best, key=lambda one: best[one])
+    why = "at its best validation, as eval.ship=first has it" if rule == "first" else "by validation"
+    others = "".join(f", {one} {score:.1%}" for one, score in best.items() if one != name)
+    return f"ship     {name}, {why}: {best[name]:.1%}{' at best' if rule != 'first' else ''}{others}" if others else ""
 
 
 def warn(one_class: Mapping[str, str]) -> str:
