@@ -41,7 +41,7 @@ def open_data(recipe: DataRecipe, faults: Faults) -> Opened | None:
     with own.collected():
         dataset = open_dataset(recipe, faults=own)
         split = examine_split(recipe, dataset, own)
-        assert dataset.task  # read here, for it may be wrong
+        _ = dataset.task  # classes that cannot be found out are an error
         found = Opened(dataset, split, whole=not own)
     for error in own.found.values():
         faults.add(error)
