@@ -92,7 +92,7 @@ class Plan:
             return f" for {self.folds} folds{with_twin} and then a run on all masks"
         other = " and ".join(_NAMES[kind] for kind in kinds_of(self.recipe))
         if self.seeds > 1:
-            return f" for {self.seeds} seeds" + (f", each with its {other}," if other else "")
+            return f" for {self.seeds} seeds" + (f", each with its {other}" if other else "")
         return f" for the run and its {other}" if other else ""
 
     def _unknown_with_folds(self) -> list[str]:

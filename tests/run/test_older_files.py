@@ -1,6 +1,5 @@
 """A recipe, a run and its bundle, as a version wrote them that had `ohem_threshold` and `ohem_min_kept`."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 
 from halfmask.infer.bundle import load_bundle
 from halfmask.infer.evaluate import evaluate
-from halfmask.methods.cps import CPS
+from halfmask.methods.cps import Cps
 from halfmask.recipe.read import load
 from halfmask.run.checkpoint import begin_from, open_predictors, read_checkpoint
 from halfmask.run.fit import fit
@@ -33,15 +32,15 @@ def aged(value: Any) -> Any:
 
 
 def age_files(run: Path) -> Path:
-    """Rewrite all files of a run that hold its recipe."""
+    """Rewrite the files of a run that hold its recipe: recipe.yaml, beside the bundle, and each checkpoint."""
     path = run / "recipe.yaml"
     path.write_text(yaml.safe_dump(aged(yaml.safe_load(path.read_text()))))
-    path = run / "model.json"
-    path.write_text(json.dumps(aged(json.loads(path.read_text()))))
+    texts = [path.read_text()]
     for path in (run / "checkpoints").glob("*.ckpt"):
         torch.save(aged(read_checkpoint(path)), path)
-    texts = [(run / name).read_text() for name in ("recipe.yaml", "model.json")]
-    assert all("ohem_min_kept" in text and "min_kept: 51" not in text.replace("ohem_min_kept", "") for text in texts)
+        texts.append(str(read_checkpoint(path)["halfmask"]))
+    assert len(texts) > 1
+    assert all("ohem_min_kept" in text and "'name': 'ohem'" not in text for text in texts)
     return run
 
 
@@ -50,7 +49,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose power failed in its last step; the checkpoint before it is there."""
     root = tmp_path_factory.mktemp("older")
     made = recipe(write_dataset(root / "data"), "run.steps=4", "run.eval_every=2", method="cps", loss=LOSS)
-    with failing_at(CPS, 3, RuntimeError("power")), pytest.raises(RuntimeError, match="power"):
+    with failing_at(Cps, 3, RuntimeError("power")), pytest.raises(RuntimeError, match="power"):
         fit(made, root / "run", quiet=True)
     return root / "run"
 
