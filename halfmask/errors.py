@@ -159,17 +159,17 @@ class Faults:
         return bool(self.found)
 
     def add(self, error: HalfmaskError) -> None:
-        """Note an error; one that is known already counts once."""
+        """Keep an error; one that is known already counts once."""
         self.found.setdefault(str(error), error)
 
     def check(self, call: Callable[..., object], *arguments: Any) -> None:
-        """Call a check and note its error."""
+        """Call a check and keep its error."""
         with self.collected():
             call(*arguments)
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Note the error of a user that ends the block, and go on after it."""
+        """Keep the error of a user that ends the block, and go on after it."""
         try:
             yield
         except (RecipeError, ShapeError, DataError, CheckpointError, MissingExtraError) as error:

@@ -208,17 +208,14 @@ def _train_stage(
         shipped, seconds = _shipped(run, recipe, examiner.images), time.monotonic() - began
         return TrainResult(run.path, start.header["step"], seconds, start.header["best"], {}, metric, shipped=shipped)
     goes_on = run.root != run.path or bool(kinds_of(recipe))
+    result = partial(_result, run, recipe, module, validation, began)
+    return _fit(trainer, module, checkpoints, None if start is None else start.checkpoint, result, goes_on=goes_on)
 
-    def result() -> TrainResult:
-        best, values, shipped = dict(module.best), dict(validation.last), _shipped(run, recipe, examiner.images)
-        return TrainResult(run.path, module.step, time.monotonic() - began, best, values, metric, shipped=shipped)
 
-    try:
-        _fit(trainer, module, checkpoints, None if start is None else start.checkpoint, goes_on=goes_on)
-    except Interrupted as stopped:
-        stopped.result = result() if stopped.result and not goes_on else None
-        raise
-    return result()
+def _result(run: RunDir, recipe: Recipe, module: LitMethod, validation: Validation, began: float) -> TrainResult:
+    best, last, seconds = dict(module.best), dict(validation.last), time.monotonic() - began
+    shipped = _shipped(run, recipe, validation.examiner.images)
+    return TrainResult(run.path, module.step, seconds, best, last, validation.examiner.main_metric, shipped=shipped)
 
 
 def _shipped(run: RunDir, recipe: Recipe, images: int) -> str:
@@ -246,7 +243,15 @@ def _average(module: LitMethod, recipe: Recipe, images: int) -> list[AverageLast
     return [AverageLast(module.average)]
 
 
-def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start: Path | None, *, goes_on: bool) -> None:
+def _fit(
+    trainer: L.Trainer,
+    module: LitMethod,
+    checkpoints: Checkpoints,
+    start: Path | None,
+    result: Callable[[], TrainResult],
+    *,
+    goes_on: bool,
+) -> TrainResult:
     """Train, from a checkpoint if there is one; whatever ends it early says what is saved and how to go on.
 
     Args:
@@ -254,11 +259,12 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start:
         module: the method in training.
         checkpoints: one of the callbacks.
         start: the checkpoint.
+        result: what a finished run reports.
         goes_on: something else is trained after this, by the same command.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM, also after the last step: what the run is a part of must not begin the next.
-            Its `result` is true where the run is finished.
+            It has the result of a run that is finished and has no such part.
         DataError: a file could not be read any more.
     """
     run, stop = checkpoints.run, checkpoints.stop
@@ -282,12 +288,12 @@ def _fit(trainer: L.Trainer, module: LitMethod, checkpoints: Checkpoints, start:
     if ended:
         stop.agree(trainer)  # a wish that came in the last validation
     if stop.signal is None:
-        return
+        return result()
     place = f"step {module.step} of {module.total_steps} ({stop.signal.name})"
     text = f"stopped at {place}. {_saved(run)}" if not ended else f"stopped after {place}: {run.path} is finished."
     if ended and goes_on:
         text += f" Go on with the rest: halfmask train --resume {run.root}"
-    raise Interrupted(text, stop.exit_code, result=ended)
+    raise Interrupted(text, stop.exit_code, result() if ended and not goes_on else None)
 
 
 def _saved(run: RunDir) -> str:

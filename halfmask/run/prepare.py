@@ -62,7 +62,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
         faults.raise_all()
         return prepared
     opened = open_data(data, faults)
-    method = None if opened is None else _build(cls, recipe, opened, faults)
+    method = _build(cls, recipe, opened, faults) if opened is not None and opened.known else None
     unlabeled, weak = None, NOTHING_KNOWN
     if opened is not None and method is not None:
         with faults.collected():
@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
     faults.raise_all()
     assert opened is not None  # else something is wrong, and has been raised
     assert method is not None
-    dataset, split, _ = opened
+    dataset, split = opened.dataset, opened.split
     per_epoch = _pass_of(method, recipe, split)
     total, every = lengths(recipe, per_epoch, limit)
     rare = balance_classes(method, recipe, dataset, split)

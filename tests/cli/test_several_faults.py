@@ -79,8 +79,11 @@ CASES = {
     "crop, logger and files": Case(
         5, f"{TRY} model.encoder.name=dinov2 data.crop=50 run.logger=mlflow",
         "H213 | 3 problems: | pip install mlflow | [H302] data.crop=50 | data.crop=42 or 56 | [H201] data/images/"
-        "shape_00.png | [H201] data/masks/shape_01.png",
-        cut_files,
+        "shape_00.png",
+        lambda place: cut(place.images()[0]),
+    ),
+    "a mask that hides the classes, and an image": Case(
+        3, TRY, "H201 | 2 problems: | data/images/shape_00.png | data/masks/shape_01.png: the file is empty", cut_files
     ),
     "no place and no data": Case(
         2, "train --data dta", "H301 | 2 problems: | --out runs/first | [H208] dta: no such folder"

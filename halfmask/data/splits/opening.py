@@ -9,7 +9,7 @@ import yaml
 
 from halfmask.data.contract import Dataset
 from halfmask.data.splits.split import Split, examine_split, open_dataset, unlabeled_dataset
-from halfmask.data.splits.verify import default_folder, verify
+from halfmask.data.splits.verify import default_folder, inspect, verify
 from halfmask.data.splits.weak import PseudoMasks
 from halfmask.errors import Faults, RecipeError
 from halfmask.progress import looking_at_files
@@ -24,13 +24,15 @@ class Opened(NamedTuple):
     """A dataset and the images of it that can be used.
 
     Args:
-        dataset: opened; its classes are known.
+        dataset: opened.
         split: ids of images that are there.
-        whole: whether nothing was wrong with the lists, so that the numbers of images are those of the run.
+        known: whether its classes could be found out.
+        whole: whether nothing was wrong at all, so that the numbers of images are those of the run.
     """
 
     dataset: Dataset
     split: Split
+    known: bool
     whole: bool
 
 
@@ -41,8 +43,9 @@ def open_data(recipe: DataRecipe, faults: Faults) -> Opened | None:
     with own.collected():
         dataset = open_dataset(recipe, faults=own)
         split = examine_split(recipe, dataset, own)
+        found = Opened(dataset, split, known=False, whole=False)
         _ = dataset.task  # classes that cannot be found out are an error
-        found = Opened(dataset, split, whole=not own)
+        found = found._replace(known=True, whole=not own)
     for error in own.found.values():
         faults.add(error)
     return found
@@ -65,17 +68,21 @@ def look_at_files(
         pseudo: pseudo-masks of the unlabeled ids.
         quiet: show no progress.
     """
-    dataset, split, whole = opened
-    if not whole:  # an image that lacks its mask has been named already
+    dataset, split = opened.dataset, opened.split
+    if not opened.whole:  # an image that lacks its mask has been named already
         labeled, val = (tuple(id for id in ids if dataset.mask_path(id)) for ids in (split.labeled, split.val))
         split = replace(split, labeled=labeled, val=val)
+    if not opened.known:
+        for error in inspect(dataset, split).errors:
+            faults.add(error)
+        return ()
     with faults.collected(), looking_at_files(quiet) as on_file:
         return verify(dataset, split, unlabeled, pseudo=pseudo, stamps=default_folder(), on_file=on_file)
     return ()
 
 
 def check_data(recipe: DataRecipe, faults: Faults, *, quiet: bool = True) -> None:
-    """Note all that is wrong with the data of a recipe; that of several datasets is not looked at."""
+    """Collect all that is wrong with the data of a recipe; that of several datasets is not looked at."""
     opened = open_data(recipe, faults) if recipe.domains is None else None
     if opened is not None:
         unlabeled = None

@@ -104,7 +104,8 @@ def examine_split(recipe: DataRecipe, dataset: Dataset, faults: Faults) -> Split
         val = ()
         # Whoever lists the labeled images means these, all of them.
         if not lists.names_labeled and len(labeled) >= _MIN_FOR_HOLD_OUT and not lists.problems:
-            val = hold_out(dataset, labeled, len(labeled) // 5, recipe.labeled_seed)
+            with faults.collected():  # it reads classes
+                val = hold_out(dataset, labeled, len(labeled) // 5, recipe.labeled_seed)
             lists.remarks.append(
                 f"no validation part: {len(val)} of the {len(labeled)} masks {'is' if len(val) == 1 else 'are'} held "
                 f"out for validation, {len(labeled) - len(val)} train. Train on all with data.val=none, or name "

@@ -90,8 +90,10 @@ def inspect(
     """
     try:
         task = dataset.task
-    except DataError as error:  # classes that cannot be found out: nothing else can be judged
-        return Findings((error,), (), ())
+    except DataError as error:  # classes that cannot be found out: of the masks nothing else can be judged
+        images = [_Look(dataset, id, decode=True) for id in (*split.labeled, *split.val)]
+        broken = _in_threads(lambda look: look.take(Stamps(None, "")), images, on_file)
+        return Findings((error, *(one for one in broken if isinstance(one, DataError))), (), ())
     looks = [_Look(dataset, id, masks=True, decode=True) for id in split.labeled]
     looks += [_Look(dataset, id, masks=True) for id in split.val]
     looks += [] if unlabeled is None else [_Look(unlabeled, id, pseudo=pseudo) for id in split.unlabeled]
