@@ -53,7 +53,9 @@ def start(
 ) -> subprocess.CompletedProcess[str]:
     script = folder / "run.py"
     script.write_text(RUN)
-    everything = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"} | environment
+    here = Path(__file__).parent
+    paths = os.pathsep.join((str(here), str(here.parents[1])))  # of the tree that is tested, wherever it is installed
+    everything = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, str(script), source, str(out), *overrides]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=everything, check=False)
 
