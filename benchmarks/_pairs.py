@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Measurement, Timer
-from torch.utils.flop_counter import FlopCounterMode
 
-from halfmask.bench.speed import matmul_rate
+from halfmask.bench.speed import flop_counter, matmul_rate
 from halfmask.run.cost import watch_peak
 
 Compute = Callable[[], Any]
@@ -218,7 +217,7 @@ def _limit(pair: Pair, fast: float, setting: Setting) -> dict[str, Any] | None:
     if pair.floor is not None:
         return {"share": seconds(pair.floor, setting) / fast, "name": "decode"}
     if pair.flops:
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             pair.fast()
         return {"share": counter.get_total_flops() / matmul_rate(setting.device, pair.dtype) / fast, "name": "matmul"}
     if pair.traffic is not None:

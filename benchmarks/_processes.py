@@ -59,3 +59,25 @@ def heading(format: int) -> dict[str, Any]:
     state["command"] = [Path(word).name for word in state["command"]]
     device = device_name(torch.device("cpu"))
     return {"format": format, "device": device, "environment": state, "threads": torch.get_num_threads()}
+
+
+def take_earlier(out: Path | None, content: dict[str, Any], rows: str) -> None:
+    """Put the rows of an earlier call into `content`, so that only what is missing is measured.
+
+    Args:
+        out: file of the results, which need not exist.
+        content: what `heading` returned.
+        rows: key of the rows in file and content.
+
+    Raises:
+        SystemExit: the file was measured in another setting, so that its rows cannot stand in one table with new ones.
+    """
+    content[rows] = []
+    if out is None or not out.is_file():
+        return
+    earlier = json.loads(out.read_text(encoding="utf-8"))
+    then, now = ((one["device"], one["threads"], one["environment"]["packages"]["torch"]) for one in (earlier, content))
+    if then != now:
+        shown = " and ".join("{}, {} thread(s), torch {}".format(*one) for one in (then, now))
+        raise SystemExit(f"{out} and this call differ: {shown}. Name another file with --out.")
+    content[rows] = earlier[rows]

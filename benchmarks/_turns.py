@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from halfmask.batch import Batch, Progress
+from halfmask.bench.speed import flop_counter
 from halfmask.data.splits.split import open_dataset
 from halfmask.infer.evaluate import DatasetItems, count
 from halfmask.models.model import Model
@@ -176,7 +176,7 @@ class _Traffic(TorchDispatchMode):
 
 def _work(step: Callable[[], Any]) -> tuple[int, int]:
     """Return operations of the products, and bytes of everything else, of one step."""
-    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+    with flop_counter() as flops, _Traffic() as traffic:
         step()
     return int(flops.get_total_flops()), traffic.bytes
 
@@ -219,7 +219,7 @@ class _TakeTurns(L.Callback):
     ) -> None:
         """Count the work of the last step, which is not timed."""
         if batch_idx == module.total_steps - 1:
-            self._counter, self._traffic = FlopCounterMode(display=False), _Traffic()
+            self._counter, self._traffic = flop_counter(), _Traffic()
             self._counter.__enter__(), self._traffic.__enter__()
 
     def on_train_batch_end(  # type: ignore[override]

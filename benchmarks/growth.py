@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _processes import heading, run
+from _processes import heading, run, take_earlier
 from PIL import Image
 
 FORMAT = 1
@@ -64,12 +64,8 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), metavar="NAME")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file of the results")
     options = parser.parse_args()
-    content: dict[str, Any] = {
-        **heading(FORMAT),
-        "rows": [],
-    }
-    if options.out is not None and options.out.is_file():
-        content["rows"] = json.loads(options.out.read_text(encoding="utf-8"))["rows"]
+    content: dict[str, Any] = heading(FORMAT)
+    take_earlier(options.out, content, "rows")
     done = {(row["command"], row["images"]) for row in content["rows"]}
     for count in options.counts:
         missing = [name for name in COMMANDS if name in options.commands and (name, count) not in done]

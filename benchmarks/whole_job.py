@@ -15,8 +15,8 @@ python benchmarks/whole_job.py --jobs cct-160 evaluate-whole --rounds 3 --memory
 `--jobs` measures whole jobs beside published.py, which trains and evaluates as published scripts do: float32, views
 made in the dataset, separate passes, torch's default optimizer. Both take turns in one process (see _turns.py), after
 their losses and gradients have been compared on one batch. `--out` is written after each job; a second call with the
-same file measures only what is missing. `--memory` adds the peak of a process of its own for each form, also to jobs
-that the file has.
+same file measures only what is missing. bfloat16 is left out on a CPU without instructions for it, where nothing is
+trained in it. `--memory` adds the peak of a process of its own for each form, also to jobs that the file has.
 """
 
 import argparse
@@ -28,7 +28,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _processes import Taken, heading, run
+import torch
+from _processes import Taken, heading, run, take_earlier
 from _turns import JOBS, agreement, evaluate_once, make_folder, measure
 from published import FOLDER
 
@@ -62,17 +63,13 @@ def summary(taken: list[Taken]) -> dict[str, Any]:
 
 def measure_jobs(names: list[str], rounds: int, memory: bool, out: Path | None) -> None:
     """Measure jobs in both precisions, write and print what was found."""
-    content: dict[str, Any] = {
-        **heading(FORMAT),
-        "jobs": [],
-    }
-    if out is not None and out.is_file():
-        content["jobs"] = json.loads(out.read_text(encoding="utf-8"))["jobs"]
+    content: dict[str, Any] = heading(FORMAT)
+    take_earlier(out, content, "jobs")
     known = {(row["job"], row["precision"]): row for row in content["jobs"]}
     with tempfile.TemporaryDirectory(prefix="halfmask-whole-job-") as scratch:
         folder = make_folder(Path(scratch) / "data")
         for name in names:
-            for precision in PRECISIONS:
+            for precision in PRECISIONS if torch.cpu._is_avx512_bf16_supported() else PRECISIONS[:1]:
                 row = known.get((name, precision))
                 if row is not None and (not memory or "peak_bytes" in row):
                     continue

@@ -3,6 +3,7 @@
 import argparse
 import doctest
 import importlib
+import json
 import resource
 import sys
 from pathlib import Path
@@ -91,3 +92,19 @@ def test_the_peak_of_a_command_is_its_own(monkeypatch):
     assert 0 < taken.cpu < 10
     with pytest.raises(SystemExit, match="no such value"):
         processes.run([sys.executable, "-S", "-c", "raise ValueError('no such value')"])
+
+
+def test_rows_of_another_machine_do_not_come_into_the_same_table(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    processes = importlib.import_module("_processes")
+    out, rows = tmp_path / "results.json", [{"job": "a"}]
+    content = processes.heading(1)
+    processes.take_earlier(out, content, "jobs")
+    assert content["jobs"] == []
+    out.write_text(json.dumps({**content, "jobs": rows}))
+    processes.take_earlier(out, content, "jobs")
+    assert content["jobs"] == rows
+    for other in ({"device": "other CPU"}, {"threads": 99}, {"environment": {"packages": {"torch": "0.1"}}}):
+        out.write_text(json.dumps({**content, **other}))
+        with pytest.raises(SystemExit, match="Name another file with --out"):
+            processes.take_earlier(out, content, "jobs")

@@ -25,7 +25,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from halfmask.batch import Batch
 from halfmask.data.loading.loader import HostBatch, TrainLoader
@@ -214,7 +214,7 @@ class _Watch(L.Callback):
         if batch_idx == 0:
             for optimizer in module._wrapped.values():
                 optimizer.step = _phase("optimizer", optimizer.step)  # type: ignore[method-assign]
-            self._counter = FlopCounterMode(display=False)
+            self._counter = flop_counter()
             self._counter.__enter__()
 
     def on_train_batch_end(  # type: ignore[override]
@@ -361,6 +361,21 @@ def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
     a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))  # not zeros: they multiply faster
     timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
     return 2 * side**3 / min(timer.blocked_autorange(min_run_time=0.3).times)
+
+
+def flop_counter() -> FlopCounterMode:
+    """Build a counter of the operations of products and convolutions, with the right number for grouped ones.
+
+    torch's own counts the gradient of a depthwise convolution's weights as if it were a dense one.
+    """
+    own = {torch.ops.aten.convolution_backward: _gradient_flops}
+    return FlopCounterMode(display=False, custom_mapping=own)
+
+
+def _gradient_flops(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
+    """Count the gradients of a convolution by shapes: each of image and weights takes as many as the convolution."""
+    _, _, _, _, transposed, _, _, wanted = rest  # the arguments of `aten.convolution_backward`
+    return sum(wanted[:2]) * int(conv_flop_count(list(x), list(weight), list(grad), transposed=transposed))
 
 
 def device_name(device: torch.device) -> str:

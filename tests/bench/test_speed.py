@@ -6,10 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch.autograd import DeviceType
 from typer.testing import CliRunner
 
-from halfmask.bench.speed import PHASES, PROFILED, WARM_UP, _Watch, measure_recipe, read_profile
+from halfmask.bench.speed import PHASES, PROFILED, WARM_UP, _Watch, flop_counter, measure_recipe, read_profile
 from halfmask.cli.app import app
 from halfmask.errors import RecipeError
 from tests.run.tiny import recipe, write_dataset
@@ -30,6 +31,18 @@ def test_the_parts_of_a_step_are_measured(data):
     assert (speed.images, speed.steps) == (2, 2)
     assert 0 < speed.wait < speed.step
     assert speed.matmul > 0
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12])
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_each_gradient_of_a_convolution_counts_as_much_as_the_convolution(layer, groups):
+    """By hand: 2 images, 5 x 7 cells of the map that the kernel is moved over, 12 x 24 / groups pairs of channels."""
+    convolution, image = layer(12, 24, 3, padding=1, groups=groups), torch.zeros(2, 12, 5, 7, requires_grad=True)
+    once = 2 * 2 * (5 * 7) * (12 * 24 // groups) * 9
+    for counted, passes in ((image, 3), (image.detach(), 2)):  # pixels need no gradient
+        with flop_counter() as counter:
+            convolution(counted).sum().backward()
+        assert counter.get_total_flops() == passes * once
 
 
 def test_the_command_prints_and_writes_the_same(data, tmp_path):
