@@ -375,7 +375,7 @@ def flop_counter() -> FlopCounterMode:
 def _gradient_flops(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
     """Count the gradients of a convolution by shapes: each of image and weights takes as many as the convolution."""
     _, _, _, _, transposed, _, _, wanted = rest  # the arguments of `aten.convolution_backward`
-    return sum(wanted[:2]) * int(conv_flop_count(list(x), list(weight), list(grad), transposed=transposed))
+    return int(wanted[0] + wanted[1]) * int(conv_flop_count(list(x), list(weight), list(grad), transposed=transposed))
 
 
 def device_name(device: torch.device) -> str:
