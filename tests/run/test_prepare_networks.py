@@ -58,7 +58,7 @@ def trained(method: Method) -> tuple[list[Tensor], dict[str, Tensor]]:
     return losses, method.state_dict()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [pytest.param(one, marks=[pytest.mark.slow] * (one == "mit")) for one in NETWORKS])
 def test_recomputed_blocks_train_alike(network: str) -> None:
     plain, changed = method_on(network), method_on(network)
     prepare_networks(changed, RunRecipe(recompute=True))
@@ -98,6 +98,7 @@ def test_an_encoder_without_blocks_says_so() -> None:
         prepare_networks(method, RunRecipe(recompute=True))
 
 
+@pytest.mark.slow
 def test_compiled_networks_train_alike(monkeypatch) -> None:
     """Traced and differentiated by torch.compile; not translated to C++, which takes minutes and is torch's affair."""
     original = torch.nn.Module.compile

@@ -40,6 +40,7 @@ def state(out: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_run_with_both_options_resumes_to_the_same_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
