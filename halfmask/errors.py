@@ -185,6 +185,15 @@ class Faults:
             raise errors[0]
 
 
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """List names, and dots for those beyond the first few.
+
+    >>> first_few(["a", "b", "c"], 2), first_few(["a"])
+    ('a, b, ...', 'a')
+    """
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def bullet_list(problems: list[str], limit: int = 10) -> str:
     """Join several problems under one another, the first `limit` in full.
 

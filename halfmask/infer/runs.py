@@ -13,7 +13,7 @@ import yaml
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.lists import Finder
 from halfmask.data.splits.split import open_dataset, part_ids, resolve_split
-from halfmask.errors import CheckpointError, DataError, OutOfMemoryError, RecipeError, bullet_list, nearest
+from halfmask.errors import CheckpointError, DataError, OutOfMemoryError, RecipeError, bullet_list, first_few, nearest
 from halfmask.infer.bundle import FOLDS, PREDICTORS, Bundle, bundle_folder, read_meta
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load, missing_sections
 
@@ -257,15 +257,15 @@ def check_classes(bundle: Bundle, dataset: Dataset) -> None:
     model, data = bundle.task.classes, dataset.task.classes
     if len(model) != len(data):
         raise CheckpointError(
-            f"{bundle.folder} predicts {len(model)} classes ({_some(model)}), but the masks in {dataset.root} have "
-            f"{len(data)} ({_some(data)}). Evaluate on data of the same classes (--data), name the classes in "
-            "halfmask.yaml as in training, or train a model for these.",
+            f"{bundle.folder} predicts {len(model)} classes ({first_few(model, 4)}), but the masks in {dataset.root} "
+            f"have {len(data)} ({first_few(data, 4)}). Evaluate on data of the same classes (--data), name the "
+            "classes in halfmask.yaml as in training, or train a model for these.",
             "H405",
         )
     if model != data and sorted(model) == sorted(data):
         raise CheckpointError(
-            f"{bundle.folder} has the classes of {dataset.root} in another order: ({_some(model)}) against "
-            f"({_some(data)}). Use the order of training in the data's halfmask.yaml.",
+            f"{bundle.folder} has the classes of {dataset.root} in another order: ({first_few(model, 4)}) against "
+            f"({first_few(data, 4)}). Use the order of training in the data's halfmask.yaml.",
             "H405",
         )
 
@@ -284,7 +284,3 @@ def _listed(path: Path, dataset: Dataset) -> list[str]:
             "H211",
         )
     return ids
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

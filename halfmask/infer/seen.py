@@ -9,12 +9,11 @@ from pathlib import Path
 
 from halfmask.data.contract import Dataset
 from halfmask.data.splits.split import open_dataset, unlabeled_dataset
-from halfmask.errors import HalfmaskError
+from halfmask.errors import HalfmaskError, first_few
 from halfmask.recipe.read import DataRecipe
 
 # Up to so many bytes of files, pixels are compared too: the same picture saved as another file.
 _DECODED = 100 * 2**20
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -112,5 +111,4 @@ def _pixels(dataset: Dataset, id: str) -> str:
 
 
 def _count(ids: Sequence[str]) -> str:
-    names = ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
-    return f"{len(ids)} ({names})"
+    return f"{len(ids)} ({first_few(ids)})"

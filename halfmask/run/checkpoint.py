@@ -21,7 +21,7 @@ import torch
 
 from halfmask.atomic import atomic_path
 from halfmask.data.splits.split import write_list
-from halfmask.errors import CheckpointError, RecipeError, bullet_list
+from halfmask.errors import CheckpointError, RecipeError, bullet_list, first_few
 from halfmask.infer.bundle import STAGES, Bundle, load_bundle, own_bundle
 from halfmask.method import Method
 from halfmask.models.build import Builder
@@ -182,9 +182,9 @@ def check_matches(
     """
     if saved["classes"] != meta["classes"]:
         raise CheckpointError(
-            f"{path}: was trained for {len(saved['classes'])} classes ({_examples(saved['classes'])}), the data has "
-            f"{len(meta['classes'])} ({_examples(meta['classes'])}). Use the data it was trained with, or start a new "
-            "run with another --out.",
+            f"{path}: was trained for {len(saved['classes'])} classes ({first_few(saved['classes'], 4)}), the data has "
+            f"{len(meta['classes'])} ({first_few(meta['classes'], 4)}). Use the data it was trained with, or start a "
+            "new run with another --out.",
             "H405",
         )
     changed = [name for name, digest in saved["split"].items() if meta["split"].get(name) != digest]
@@ -202,12 +202,8 @@ def difference_of(name: str, then: Lists, now: Lists) -> str:
     if name not in then or name not in now:
         return ""
     gone, new = sorted(set(then[name]) - set(now[name])), sorted(set(now[name]) - set(then[name]))
-    parts = [f"{len(ids)} {what} ({_examples(ids)})" for what, ids in (("missing", gone), ("new", new)) if ids]
+    parts = [f"{len(ids)} {what} ({first_few(ids, 4)})" for what, ids in (("missing", gone), ("new", new)) if ids]
     return f"\n  {name}: {', '.join(parts) or 'the same images in another order'}"
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def weights_of(run: str | Path) -> Path | None:

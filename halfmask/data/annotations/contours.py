@@ -1,7 +1,8 @@
 """Trace outlines of a class map along the edges of pixels, holes included; filled again they give the same map.
 
 A region is a set of pixels of one value connected by their sides. Its outline runs through pixel corners: the pixel in
-column x and row y is the square from (x, y) to (x + 1, y + 1). Everything but the last step works on whole arrays.
+column x and row y is the square from (x, y) to (x + 1, y + 1). Contours of OpenCV run through the centers of pixels and
+join regions that touch at a corner: they do not give the map back. All but the last step works on whole arrays.
 """
 
 from collections import defaultdict

@@ -61,11 +61,6 @@ class Drawing:
     target: UInt8[np.ndarray, "H W"]  # training ids, 255 = unknown
     left_out: LeftOut = field(default_factory=Counter)  # number of shapes by reason and label
 
-    @classmethod
-    def blank(cls, height: int, width: int, value: int = 0) -> "Drawing":
-        """Begin with an image of one value."""
-        return cls(np.full((height, width), value, dtype=np.uint8))
-
 
 class UndrawnShapes:
     """Remembers the shapes that are not in the masks, by image."""
@@ -116,7 +111,7 @@ def draw(
         ValueError: coordinates that are no numbers.
         UnknownLabelError: a label that is no class.
     """
-    drawing = Drawing.blank(height, width)
+    drawing = Drawing(np.zeros((height, width), dtype=np.uint8))
     for shape in shapes:
         points = [*shape.rings, *shape.lines]
         if any(not np.isfinite(ring).all() for ring in points):

@@ -1,14 +1,16 @@
 """What annotations of many images in one json file have in common, whatever tool exported them."""
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from halfmask.data.annotations.drawing import Drawing, Remark
 from halfmask.data.annotations.layers import composed
+from halfmask.errors import DataError, first_few
 
 
 @runtime_checkable
@@ -40,6 +42,18 @@ class Exports(Protocol):
             DataError: one that cannot be read, or a label that is no class.
         """
         ...
+
+
+def load_json(path: Path) -> Any:
+    """Read an export.
+
+    Raises:
+        DataError: broken json.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a json file ({error}). Export it again.", "H201") from error
 
 
 def similar_names(classes: Iterable[str]) -> tuple[Remark, ...]:
@@ -74,8 +88,7 @@ def not_here(names: Sequence[str], images: int) -> tuple[Remark, ...]:
     """
     if not names:
         return ()
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    text = f"{len(names)} of {images} annotated images are not in the folder: {shown}"
+    text = f"{len(names)} of {images} annotated images are not in the folder: {first_few(names)}"
     cure = "copy them there, or name the files as the annotations do; nothing, if they were left out on purpose"
     return (Remark("warning", "H166", text, len(names), cure, tuple(names)),)
 

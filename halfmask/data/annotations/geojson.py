@@ -66,19 +66,10 @@ def decode(
     line_width: float | None = None,
     to_pixels: Transform | None = None,
 ) -> Drawing:
-    """Draw the features of a file in their order, later ones on top.
-
-    Args:
-        content: of the file.
-        ids: class name -> training id.
-        height: of the upright image.
-        width: likewise.
-        line_width: of lines, in pixels; `None`: they are left out.
-        to_pixels: from the file's coordinates; `None`: they are pixels.
+    """Draw the features of a file; `to_pixels` maps its coordinates, `None`: they are pixels. The rest is as of `draw`.
 
     Raises:
         ValueError: no feature collection, or coordinates that are no pixels of the image.
-        UnknownLabelError: a class that is not known.
     """
     shapes = [_moved(shape, to_pixels) for shape in shapes_in(content)]
     drawing = draw(shapes, ids, height, width, line_width)

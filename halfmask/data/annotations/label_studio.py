@@ -8,7 +8,6 @@ task without an annotation (drafts alone) is an unlabeled image; an annotation w
 Writing: drafts are "predictions", which an annotator takes over and corrects; masks that are labels are "annotations".
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +19,10 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from jaxtyping import Integer
 
-from halfmask.data.annotations import label_studio
 from halfmask.data.annotations.drawing import Drawing, Shape, draw, ellipse, labels_of
-from halfmask.data.annotations.exports import ImageNames, not_here, similar_names
-from halfmask.data.annotations.layers import (
-    IGNORE_LABEL,
-    UnknownLabelError,
-    clean,
-    error_text,
-    label_of,
-    layers,
-    unknown_label,
-)
+from halfmask.data.annotations.exports import ImageNames, load_json, not_here, similar_names
+from halfmask.data.annotations.layers import IGNORE_LABEL, UnknownLabelError, clean, error_text, label_of, layers
+from halfmask.data.annotations.layers import unknown_label as unknown
 from halfmask.data.folder.images.decode import read_header
 from halfmask.data.folder.layouts import part_of_folders
 from halfmask.errors import DataError
@@ -105,32 +96,23 @@ def size_in(result: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> tup
 
 
 def decode(
-    result: Sequence[Mapping[str, Any]],
-    ids: Mapping[str, int],
-    height: int,
-    width: int,
-    line_width: float | None = None,
+    result: Sequence[Mapping[str, Any]], ids: Mapping[str, int], height: int, width: int, line: float | None = None
 ) -> Drawing:
     """Draw the regions of an annotation: polygons, rectangles, ellipses and open lines. Key points have no area.
 
-    Args:
-        result: of one annotation.
-        ids: class name -> training id.
-        height: of the upright image, which annotators see.
-        width: likewise.
-        line_width: of lines; `None`: they are left out.
+    Arguments and errors are those of `draw` (`line` is its width) and `shapes_in`.
+    """
+    return draw(shapes_in(result, height, width), ids, height, width, line)
+
+
+def shapes_in(result: Sequence[Mapping[str, Any]], height: int = 100, width: int = 100) -> Iterator[Shape]:
+    """Return every region that names a class, in pixels of an image of that size.
 
     Raises:
         ValueError: a region without a class, or in a turned image.
         KeyError: a region without a number that its shape needs.
-        UnknownLabelError: a label that is no class.
         DataError: a drawing of a brush.
     """
-    return draw(shapes_in(result, height, width), ids, height, width, line_width)
-
-
-def shapes_in(result: Sequence[Mapping[str, Any]], height: int = 100, width: int = 100) -> Iterator[Shape]:
-    """Return every region that names a class, in pixels of an image of that size."""
     named = {region.get("id") for region in result if _labels(region)} - {None}
     scale = (width / 100, height / 100)
     for region in result:
@@ -184,7 +166,6 @@ def _outline(value: Mapping[str, Any], aspect: float) -> np.ndarray:
 
 
 T = TypeVar("T")
-
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 
 
@@ -256,12 +237,9 @@ class LabelStudioFolder:
         Raises:
             DataError: a region that cannot be read, or a label that is no class.
         """
-        size = self._checked(id, lambda annotation: label_studio.size_in(annotation.result, annotation.data))
-        height, width = size or self._size_of_image(id)
+        size = self._checked(id, lambda one: size_in(one.result, one.data)) or self._size_of_image(id)
         ids = {name: number for number, name in enumerate(self.classes)}
-        return self._checked(
-            id, lambda annotation: label_studio.decode(annotation.result, ids, height, width, self._line_width)
-        )
+        return self._checked(id, lambda one: decode(one.result, ids, *size, self._line_width))
 
     def _size_of_image(self, id: str) -> tuple[int, int]:
         if not (self.root / id).exists():
@@ -275,7 +253,7 @@ class LabelStudioFolder:
     def _found(self) -> tuple[str, ...]:
         labels: set[str] = set()
         for id in self._of:
-            labels |= self._checked(id, lambda one: labels_of(label_studio.shapes_in(one.result), self._line_width))
+            labels |= self._checked(id, lambda one: labels_of(shapes_in(one.result), self._line_width))
         return ("background", *sorted(labels - {"background"}))
 
     def _checked(self, id: str, use: Callable[[Annotation], T]) -> T:
@@ -283,7 +261,7 @@ class LabelStudioFolder:
         try:
             return use(annotation)
         except UnknownLabelError as error:
-            raise unknown_label(f"{path}: {id}", error, self._named or ()) from error
+            raise unknown(f"{path}: {id}", error, self._named or ()) from error
         except DataError as error:
             raise DataError(f"{path}: {id}: {error}", error.code) from error
         except (ValueError, TypeError, AttributeError, LookupError) as error:
@@ -298,10 +276,7 @@ def read_annotations(path: Path) -> dict[str, Annotation | None]:
     Raises:
         DataError: broken json, another kind of export, or nothing but drafts.
     """
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a json file ({error}). Export it again.", "H201") from error
+    tasks = load_json(path)
     if not isinstance(tasks, list) or not all(map(_is_task, tasks)):
         raise DataError(f"{path}: no list of tasks. Export from Label Studio as JSON, not JSON-MIN or CSV.", "H208")
     found: dict[str, Annotation | None] = {}

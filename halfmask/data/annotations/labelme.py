@@ -72,26 +72,9 @@ def image_in(content: Mapping[str, Any]) -> str:
 
 
 def decode(
-    content: Mapping[str, Any],
-    ids: Mapping[str, int],
-    height: int,
-    width: int,
-    line_width: float | None = None,
+    content: Mapping[str, Any], ids: Mapping[str, int], height: int, width: int, line_width: float | None = None
 ) -> Drawing:
-    """Draw the shapes of a file.
-
-    Args:
-        content: of the json file.
-        ids: class name -> training id.
-        height: of the upright image, which annotators see.
-        width: likewise.
-        line_width: of lines; `None`: they are left out.
-
-    Raises:
-        ValueError: a shape of an unknown kind, or coordinates that are no numbers.
-        KeyError: a shape without label or points.
-        UnknownLabelError: a label that is no class.
-    """
+    """Draw the shapes of a file; arguments and errors as of `draw` and `shapes_in`."""
     return draw(shapes_in(content), ids, height, width, line_width)
 
 

@@ -33,7 +33,7 @@ from halfmask.data.convert.mask_source import open_masks, without_suffix
 from halfmask.data.folder.images.ground import Ground, is_georeferenced
 from halfmask.data.folder.masks.decode import IGNORE, read_stored
 from halfmask.data.folder.masks.ids import IdTable, id_meanings_in_png
-from halfmask.errors import DataError, RecipeError, nearest
+from halfmask.errors import DataError, RecipeError, first_few, nearest
 from halfmask.palette import Color, colorize, hex_color, palette_of
 from halfmask.recipe.read import load
 from halfmask.recipe.sections import DataRecipe
@@ -280,10 +280,9 @@ def describe(task: Task, table: IdTable | None = None) -> str:
 
 
 def _told(left_out: Sequence[str]) -> str:
-    named = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
     return (
-        f"note: images without an annotation are left out ({len(left_out)}): {named}. One that shows background alone: "
-        "outline it with the label `background`; in Label Studio, submit it."
+        f"note: images without an annotation are left out ({len(left_out)}): {first_few(left_out)}. One that shows "
+        "background alone: outline it with the label `background`; in Label Studio, submit it."
     )
 
 

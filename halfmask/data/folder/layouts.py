@@ -32,7 +32,7 @@ from halfmask.data.folder.folder_names import (
     subfolder,
 )
 from halfmask.data.folder.pairing import MASK_SUFFIX, key_of, masks_by_prefix, pair
-from halfmask.errors import DataError
+from halfmask.errors import DataError, first_few
 
 LayoutName = Literal[
     "voc", "cityscapes", "ade20k", "images+masks", "parts", "parts inside", "labelme", "geojson", "coco json",
@@ -201,8 +201,7 @@ def _parts(root: Path) -> Layout | None:
         return None
     parts["unlabeled"] = sorted(parts.get("unlabeled", []) + _unlabeled(root))
     _require_pairs(root, [id for part in parts.values() for id in part], masks, orphans)
-    shown = ", ".join(used[:4]) + (", ..." if len(used) > 4 else "")
-    return Layout("parts", f"images/ and masks/ inside {shown}", root, parts, masks, (), tuple(orphans))
+    return Layout("parts", f"images/ and masks/ inside {first_few(used, 4)}", root, parts, masks, (), tuple(orphans))
 
 
 def _outlined(root: Path) -> Layout | None:

@@ -19,13 +19,12 @@ from halfmask.data.contract import Dataset
 from halfmask.data.folder.files import read_text
 from halfmask.data.folder.lists import Finder
 from halfmask.data.folder.masks.decode import LabelMap, read_mask
-from halfmask.errors import DataError, bullet_list, nearest
+from halfmask.errors import DataError, bullet_list, first_few, nearest
 from halfmask.recipe.sections import WeakRecipe
 from halfmask.task import Task
 
 _IMAGE_NAMES = {"image", "img", "path", "file", "filename", "image_path", "id"}
 _SEPARATORS = re.compile(r"\s*[,;|]\s*")
-_SHOWN = 5  # examples in a message
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def load_weak(recipe: WeakRecipe, dataset: Dataset, task: Task, unlabeled: Seque
         if bare:
             remarks.append(
                 f"{len(bare)} of {len(unlabeled)} unlabeled images have no pseudo-mask in {where}: none of their "
-                f"pixels is known ({_examples(bare)})."
+                f"pixels is known ({first_few(bare, 5)})."
             )
     return Weak(tags, masks, tuple(remarks))
 
@@ -197,7 +196,7 @@ def _tag_table(
                 raise DataError(f"{path}: {image} has other tags in another file. Correct one of them.", "H211")
         if absent:
             raise DataError(
-                f"{path}: {len(absent)} tagged images are not below {dataset.root} ({_examples(absent)}). Take them "
+                f"{path}: {len(absent)} tagged images are not below {dataset.root} ({first_few(absent, 5)}). Take them "
                 "off the list, or name the folder they lie in (data.root, or data.unlabeled.root).",
                 "H211",
             )
@@ -207,13 +206,13 @@ def _tag_table(
     bare = [id for id, shown in zip(unlabeled, table, strict=True) if not shown.any()]
     if bare and (not recipe.partial or len(bare) == len(unlabeled)):
         raise DataError(
-            f"{', '.join(files)}: {len(bare)} of {len(unlabeled)} unlabeled images have no tags ({_examples(bare)}). "
-            "Tag them, add their file (data.weak.tags=[FILE, FILE]), list only tagged images (data.unlabeled=LIST), or "
-            "train on them as plainly unlabeled: data.weak.partial=true.",
+            f"{', '.join(files)}: {len(bare)} of {len(unlabeled)} unlabeled images have no tags "
+            f"({first_few(bare, 5)}). Tag them, add their file (data.weak.tags=[FILE, FILE]), list only tagged images (data.unlabeled=LIST), "
+            "or train on them as plainly unlabeled: data.weak.partial=true.",
             "H211",
         )
     if bare:
-        remarks.append(f"{len(bare)} of {len(unlabeled)} unlabeled images have no tags ({_examples(bare)}).")
+        remarks.append(f"{len(bare)} of {len(unlabeled)} unlabeled images have no tags ({first_few(bare, 5)}).")
     return table
 
 
@@ -228,7 +227,3 @@ def _names(cell: str, ids: dict[str, Any]) -> list[str]:
 
 def _is_class(name: str, ids: dict[str, Any]) -> bool:
     return name.lower() in ids or (name.isdecimal() and int(name) < len(ids))
-
-
-def _examples(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")

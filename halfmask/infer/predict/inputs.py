@@ -17,7 +17,7 @@ from halfmask.data.folder.images.decode import is_image
 from halfmask.data.folder.layouts import detect
 from halfmask.data.folder.masks.ids import read_id_meanings
 from halfmask.data.folder.pairs import find_pairs
-from halfmask.errors import DataError, HalfmaskError, RecipeError
+from halfmask.errors import DataError, HalfmaskError, RecipeError, first_few
 from halfmask.written import LIST, Written
 
 RECORD = "predict.json"  # in the folder of the results: the model they are of
@@ -41,8 +41,7 @@ class Input(NamedTuple):
         parts = []
         for what, paths in sorted(self.left_out.items()):
             folders = sorted({path.parent.as_posix() for path in paths})
-            shown = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
-            parts.append(f"{len(paths):,} {what} (in {shown})")
+            parts.append(f"{len(paths):,} {what} (in {first_few(folders)})")
         return f"not predicted: {'; '.join(parts)}. Name a file, or the folder itself, to predict it" if parts else ""
 
 

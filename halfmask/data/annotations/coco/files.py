@@ -1,12 +1,12 @@
 """Tell the json files that COCO publishes and tools export apart, and choose those with instances."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from halfmask.data.annotations.drawing import Remark
+from halfmask.data.annotations.exports import load_json
 from halfmask.errors import DataError
 
 _KINDS = {
@@ -45,10 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: broken json.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a json file ({error}).", "H201") from error
+    content = load_json(path)
     return content if isinstance(content, dict) else {}
 
 

@@ -98,8 +98,8 @@ class CocoFile:
             MissingExtraError: a run-length code, and pycocotools is not installed.
         """
         image = self.images[file_name]
-        drawing = Drawing.blank(int(image["height"]), int(image["width"]), self.fill_value)
-        size = drawing.target.shape
+        size = int(image["height"]), int(image["width"])
+        drawing = Drawing(np.full(size, self.fill_value, dtype=np.uint8))
         painted: list[tuple[bool, int, int, np.ndarray]] = []
         for annotation in self.annotations.get(file_name, []):
             category = annotation["category_id"]
@@ -177,11 +177,12 @@ class CocoFolder:
     ) -> None:
         self._root = root
         read, left = choose([Read(path, read_json(path)) for path in paths])
-        categories = _class_names([one.content for one in read])
+        contents = [one.content for one in read]
+        categories = _class_names(contents)
         use_names = named is not None and set(categories[1:]) <= set(named)
         self.classes = tuple(named) if named is not None and use_names else categories
         covered = use_names and self.classes[0] in categories[1:]
-        self.categories = _category_ids([one.content for one in read], self.classes)
+        self.categories = _category_ids(contents, self.classes)
         ids = {name: id for id, name in enumerate(self.classes)} | dict.fromkeys(BACKGROUND_NAMES, 0)
         if strange := sorted(set(crowds) - set(ids)):
             raise DataError(f"{root}: `crowds` in halfmask.yaml names {', '.join(strange)}, which is no class.", "H209")
@@ -233,11 +234,10 @@ class CocoFolder:
             )
 
     def _crowds(self, read_as_class: set[str]) -> list[Remark]:
-        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for file, name in self._file_of.values():
             for label, (crowds, every) in file.crowds_of(name).items():
-                found = counts[label]
-                found[:] = found[0] + crowds, found[1] + every, found[2] + bool(crowds)
+                counts[label][:] = counts[label][0] + crowds, counts[label][1] + every
         ignored = {label: one for label, one in counts.items() if one[0] and label not in read_as_class}
         remarks = []
         for only in (True, False):

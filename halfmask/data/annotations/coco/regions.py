@@ -1,9 +1,6 @@
 """The outlines of COCO annotations: polygons and run-length codes as masks, what is wrong with them, and back.
 
-Polygons are filled by the even-odd rule at pixel centers, which is exact for outlines along the edges of pixels, as
-they are written here: pycocotools rounds polygons on a finer grid, OpenCV and Pillow also fill the pixels of the
-outline itself, and the contours of OpenCV run through centers of pixels. Run-length codes are those of pycocotools
-(extra `annotate`).
+Polygons are filled as those of all tools are (`fill`). Run-length codes are those of pycocotools (extra `annotate`).
 """
 
 from collections.abc import Mapping

@@ -51,23 +51,13 @@ class CocoWriter:
         image, before = len(self.images) + 1, len(self.annotations)
         self.images.append({"id": image, "file_name": file_name, "height": height, "width": width})
         for region in polygons(mask, skip={*self._background, IGNORE}):
-            self._annotate(image, self._categories[region.value], self._outline(region, height, width), region)
-        ignored = mask == IGNORE
-        if ignored.any():
-            rows, columns = np.flatnonzero(ignored.any(axis=1)), np.flatnonzero(ignored.any(axis=0))
-            box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": image,
-                    "category_id": self._categories[-1],  # a crowd needs some category
-                    "segmentation": run_lengths(ignored),
-                    "area": int(ignored.sum()),
-                    "bbox": box,
-                    "iscrowd": 1,
-                    **UNKNOWN,
-                }
-            )
+            outline, corners = self._outline(region, height, width), region.exterior
+            self._annotate(image, self._categories[region.value], outline, region.area, corners.min(0), corners.max(0))
+        if (ignored := mask == IGNORE).any():
+            places = np.argwhere(ignored)[:, ::-1]  # (x, y)
+            area, ends = len(places), (places.min(0), places.max(0) + 1)
+            # A crowd needs some category.
+            self._annotate(image, self._categories[-1], run_lengths(ignored), area, *ends, crowd=True)
         if len(self.annotations) == before:
             self.images[-1].update(LABELED)
 
@@ -88,16 +78,9 @@ class CocoWriter:
             return [region.exterior.ravel().tolist()]
         return run_lengths(fill([region.exterior, *region.holes], height, width).whole(height, width))
 
-    def _annotate(self, image: int, category: int, segmentation: Any, region: Region) -> None:
-        (left, top), (right, bottom) = region.exterior.min(axis=0).tolist(), region.exterior.max(axis=0).tolist()
-        self.annotations.append(
-            {
-                "id": len(self.annotations) + 1,
-                "image_id": image,
-                "category_id": category,
-                "segmentation": segmentation,
-                "area": region.area,
-                "bbox": [left, top, right - left, bottom - top],
-                "iscrowd": 0,
-            }
-        )
+    def _annotate(
+        self, image: int, category: int, outline: Any, area: int, low: np.ndarray, high: np.ndarray, crowd: bool = False
+    ) -> None:
+        number, box = len(self.annotations) + 1, [*low.tolist(), *(high - low).tolist()]
+        entry = {"id": number, "image_id": image, "category_id": category, "segmentation": outline, "area": area}
+        self.annotations.append({**entry, "bbox": box, "iscrowd": int(crowd), **(UNKNOWN if crowd else {})})
