@@ -65,6 +65,10 @@ class Dataset(ABC):
         An unknown or absent part gives an empty list.
         """
 
+    def every_id(self) -> set[str]:
+        """Return the ids of all parts."""
+        return {id for part in ("train", "val", "test", "unlabeled") for id in self.ids(part)}
+
     @abstractmethod
     def read_image(self, id: str) -> UInt8[np.ndarray, "*T H W C"]:
         """Decode an image upright (EXIF applied), uint8, bands last; the two dates of a pair in front.

@@ -50,23 +50,7 @@ from halfmask.run.sources import Sources, evaluator_of, validated_ids
 _Made = TypeVar("_Made")
 
 # What a run writes, and what metrics are named after, beside the domains.
-_TAKEN = frozenset(
-    {
-        "tb",
-        "checkpoints",
-        "cache",
-        "predictions",
-        "report",
-        "twin",
-        "control",
-        "miou",
-        "iou",
-        "acc",
-        "val",
-        "test",
-        "mean",
-    }
-)
+_TAKEN = frozenset("tb checkpoints cache predictions report twin control miou iou acc val test mean".split())
 
 
 def domain_recipe(recipe: Recipe, name: str) -> Recipe:

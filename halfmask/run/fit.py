@@ -39,15 +39,8 @@ if TYPE_CHECKING:
 
 # A resumed run may change how it is computed, not what is computed.
 _FREE_ON_RESUME = (
-    "data.workers",
-    "data.root",
-    "data.cache",
-    "run.devices",
-    "run.nodes",
-    "run.accelerator",
-    "run.logger",
-    "run.twin",
-)
+    "data.workers", "data.root", "data.cache", "run.devices", "run.nodes", "run.accelerator", "run.logger", "run.twin",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

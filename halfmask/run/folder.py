@@ -35,6 +35,10 @@ from halfmask.recipe.read import Recipe, load
 
 Overwrite = bool | Literal["but_folds"]  # whether a new run removes what an earlier one left in its folder
 PREVIOUS = "previous.ckpt"  # the checkpoint before the last one, for the case that a crash damages that
+# What a run writes, and a new one in its place removes.
+_FILES = """recipe.yaml environment.json split.json metrics.jsonl log.txt metrics.json model.safetensors model.json
+report.html twin.json artifacts.json""".split()
+_FOLDERS = ("tb", "checkpoints", "predictions", "predictors", "cache", "report")
 _PACKAGES = ("halfmask", "torch", "torchvision", "timm", "lightning", "segmentation-models-pytorch", "numpy", "pillow")
 
 
@@ -63,9 +67,7 @@ class RunDir:
 
     # What a stage cannot be called, nor anything that it writes.
     taken = frozenset(
-        """recipe.yaml environment.json split.json metrics.jsonl log.txt metrics.json model.safetensors model.json
-        report.html twin.json stages.json domains.json artifacts.json tb checkpoints predictions cache report twin
-        control predictors suggest val.txt folds.json lists""".split()
+        (*_FILES, *_FOLDERS, *"stages.json domains.json twin control suggest val.txt folds.json lists".split())
     )
 
     def kept(self, step: int) -> Path:
@@ -146,13 +148,7 @@ class RunDir:
         self.remove_unfinished()
         if not keep_folds:
             self._forget_folds()
-        for domain in domain_names(self.path):
-            part = RunDir(self.path / domain)
-            if part.path.is_dir():
-                part._clear()
-                if not any(part.path.iterdir()):
-                    part.path.rmdir()
-        for name in stage_names(self.path):
+        for name in (*domain_names(self.path), *stage_names(self.path)):
             part = RunDir(self.path / name)
             if part.path.is_dir():
                 part._clear()
@@ -162,25 +158,12 @@ class RunDir:
             own = Path(str(name)).name
             for path in (self.path / own, self.path / f"{own}.part"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for name in (DOMAINS, STAGES, self.artifacts.name):
-            (self.path / name).unlink(missing_ok=True)
-        for name in ("recipe.yaml", "environment.json", "split.json", "metrics.jsonl", "log.txt", "metrics.json"):
-            (self.path / name).unlink(missing_ok=True)
-        for name in ("model.safetensors", "model.json", "report.html", "twin.json"):
+        for name in (DOMAINS, STAGES, *_FILES):
             (self.path / name).unlink(missing_ok=True)
         for name in ("control", "twin"):
             if (self.path / name / "recipe.yaml").is_file():
                 shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (
-            "tb",
-            "checkpoints",
-            "predictions",
-            "predictors",
-            "cache",
-            "report",
-            "pseudo_masks",
-            "pseudo_masks.part",
-        ):
+        for name in (*_FOLDERS, "pseudo_masks", "pseudo_masks.part"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _forget_folds(self) -> None:
@@ -290,14 +273,8 @@ def _json(path: Path) -> Any:
 def describe_split(split: Split) -> dict[str, Any]:
     """Return the lists of a split with counts and one hash per list."""
     lists = {"labeled": split.labeled, "unlabeled": split.unlabeled, "val": split.val}
-    return {
-        name: {
-            "count": len(ids),
-            "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
-            "ids": list(ids),
-        }
-        for name, ids in lists.items()
-    }
+    digests = {name: hashlib.sha256("\n".join(ids).encode()).hexdigest() for name, ids in lists.items()}
+    return {name: {"count": len(ids), "sha256": digests[name], "ids": list(ids)} for name, ids in lists.items()}
 
 
 def environment() -> dict[str, Any]:
@@ -322,10 +299,9 @@ def environment() -> dict[str, Any]:
 
 
 def _git_state() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=False
-        )
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

@@ -1,6 +1,6 @@
 """One thing that `halfmask check` found: its code, how often, one example, and what mends it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -55,9 +55,15 @@ class Finding:
         return f"\n  files: {listed}"
 
 
-def about(level: Level, code: str, message: str, files: Sequence[str]) -> Finding:
-    """Make a finding about single files, the first as the example."""
-    return Finding(level, code, message, len(files), files[0], files=tuple(files))
+def about(level: Level, code: str, files: Sequence[str], one: str, text: str = "", many: str = "") -> Iterator[Finding]:
+    """Report single files, if there are any, the first as the example: how many there are, and what is said of them.
+
+    >>> [found.message for found in about("note", "H110", ["a.png", "b.png"], "mask", "without an image")]
+    ['2 masks without an image']
+    """
+    if files:
+        message = f"{plural(len(files), one, many)} {text}".rstrip()
+        yield Finding(level, code, message, len(files), files[0], files=tuple(files))
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -16,7 +16,7 @@ from halfmask.data.check.near_duplicates import Duplicate, find_near_duplicates
 from halfmask.data.contract import Dataset
 from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.images.decode import IMAGE_SUFFIXES
-from halfmask.data.folder.layouts import Layout, head_of
+from halfmask.data.folder.layouts import Layout, head_of, require_images
 from halfmask.data.folder.lists import Finder, read_list
 from halfmask.data.splits.split import examine_split, open_dataset, resolve_split, unlabeled_dataset
 from halfmask.errors import DataError, Faults, HalfmaskError
@@ -100,10 +100,9 @@ def take_fingerprint(
     places = {name: (other, id) for name, id in there.items()} if other is not None else {}
     images, masks = _look_at_all(places, dataset, parts, workers, tick)
     if isinstance(dataset, Folder):
-        paths = {id: _id_mask(dataset, id, facts) for id, facts in masks.items()}
-        dataset.know_counts(
-            {path: (_kind(masks[id]), masks[id].values) for id, path in paths.items() if path is not None}
-        )
+        told = {dataset.mask_path(id): one for id, one in masks.items() if one.kind == "ids" and one.size is not None}
+        known = {path: (one.form.kind if one.form else one.kind, one.values) for path, one in told.items() if path}
+        dataset.know_counts(known)
     task: Task | None = None
     try:
         task = dataset.task
@@ -130,11 +129,7 @@ def take_fingerprint(
 def _existing_root(recipe: DataRecipe) -> Path:
     if recipe.root is None:
         raise DataError("no data: give the folder with --data DIR (data.root).", "H208")
-    root = Path(recipe.root)
-    if root.is_file():
-        raise DataError(f"{root}: a file, not a folder. Unpack archives first; then give the folder.", "H208")
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
+    require_images(root := Path(recipe.root))
     return root
 
 
@@ -177,11 +172,11 @@ def _elsewhere(
         if recipe.unlabeled.list is not None:
             ids = list(resolve_split(recipe, dataset).unlabeled)
         else:
-            ids = sorted({id for part in ("train", "val", "test", "unlabeled") for id in other.ids(part)})
+            ids = sorted(other.every_id())
     except HalfmaskError as error:
         failures.append(error)
         return None, {}
-    own = {(dataset.root / id).resolve() for part in ("train", "val", "test", "unlabeled") for id in dataset.ids(part)}
+    own = {(dataset.root / id).resolve() for id in dataset.every_id()}
     return other, {str(other.root / id): id for id in ids if (other.root / id).resolve() not in own}
 
 
@@ -213,15 +208,6 @@ def _look_at_all(
                 masks[id] = mask
             tick(len(ids))
     return images, masks
-
-
-def _id_mask(dataset: Dataset, id: str, facts: MaskFacts) -> Path | None:
-    """Return where the mask lies, if it could be read and holds ids."""
-    return dataset.mask_path(id) if facts.kind == "ids" and facts.size is not None else None
-
-
-def _kind(facts: MaskFacts) -> str:
-    return facts.form.kind if facts.form is not None else facts.kind
 
 
 def _near_duplicates(

@@ -45,10 +45,8 @@ def unreadable_images(seen: Fingerprint) -> Iterator[Finding]:
 def rotated(seen: Fingerprint) -> Iterator[Finding]:
     """Find images that are turned by EXIF, and the masks for which it matters."""
     turned = [f for f in seen.images.values() if f.header is not None and f.header.orientation > 1]
-    if not turned:
-        return
-    text = plural(len(turned), "image carries an EXIF rotation", "images carry an EXIF rotation")
-    yield about("note", "H101", text, [facts.id for facts in turned])
+    many = "images carry an EXIF rotation"
+    yield from about("note", "H101", [facts.id for facts in turned], "image carries an EXIF rotation", many=many)
     raw, unclear = [], []
     for facts in turned:
         mask, header = seen.masks.get(facts.id), facts.header
@@ -58,26 +56,21 @@ def rotated(seen: Fingerprint) -> Iterator[Finding]:
             unclear.append(mask.path)
         elif mask.size == header.stored:
             raw.append(mask.path)
-    if raw:
-        yield about("note", "H114", f"{plural(len(raw), 'mask')} drawn on the image as stored, not upright", raw)
-    if unclear:
-        text = f"{plural(len(unclear), 'mask')} of images whose rotation keeps their size: drawn upright or as stored?"
-        yield about("warning", "H115", text, unclear)
+    yield from about("note", "H114", raw, "mask", "drawn on the image as stored, not upright")
+    text = "of images whose rotation keeps their size: drawn upright or as stored?"
+    yield from about("warning", "H115", unclear, "mask", text)
 
 
 def odd_sizes(seen: Fingerprint) -> Iterator[Finding]:
     """Find tiny and huge images."""
-    sized = [(f.id, f.header.upright) for f in seen.images.values() if f.header is not None]
-    tiny = [(id, size) for id, size in sized if min(size) < SMALLEST_SIDE]
-    if tiny:
-        _, (height, width) = tiny[0]
-        text = f"{plural(len(tiny), 'image')} of less than {SMALLEST_SIDE} pixels on a side ({width}x{height})"
-        yield about("warning", "H102", text, [id for id, _ in tiny])
-    huge = [(id, size) for id, size in sized if size[0] * size[1] > LARGEST_PIXELS]
-    if huge:
-        _, (height, width) = huge[0]
-        text = f"{plural(len(huge), 'image')} of more than 30 million pixels ({width}x{height}): every crop decodes all"
-        yield about("warning", "H104", text, [id for id, _ in huge])
+    sized = {f.id: f.header.upright for f in seen.images.values() if f.header is not None}
+    shown = {id: f"({width}x{height})" for id, (height, width) in sized.items()}
+    tiny = [id for id, size in sized.items() if min(size) < SMALLEST_SIDE]
+    text = f"of less than {SMALLEST_SIDE} pixels on a side {shown[tiny[0]]}" if tiny else ""
+    yield from about("warning", "H102", tiny, "image", text)
+    huge = [id for id, (height, width) in sized.items() if height * width > LARGEST_PIXELS]
+    text = f"of more than 30 million pixels {shown[huge[0]]}: every crop decodes all" if huge else ""
+    yield from about("warning", "H104", huge, "image", text)
 
 
 def mixed_modes(seen: Fingerprint) -> Iterator[Finding]:
@@ -91,22 +84,23 @@ def mixed_modes(seen: Fingerprint) -> Iterator[Finding]:
         other = tuple(f.id for f in good if _kind(f) != usual)
         text = f"kinds of images are mixed: {shown}"
         yield Finding("warning", "H103", text, len(kinds), example, files=other)
-    moving = [f for f in good if f.frames > 1]
+    moving = {f.id: f.frames for f in good if f.frames > 1}
     if moving:
-        text = f"{plural(len(moving), 'animated image')}: only the first of {moving[0].frames} frames is read"
-        yield about("warning", "H105", text, [facts.id for facts in moving])
-    holes = [f for f in seen.images.values() if not f.finite]
-    if holes:
-        text = f"{plural(len(holes), 'image')} with pixels that are not numbers (NaN, infinity): read as black"
-        yield about("warning", "H106", text, [facts.id for facts in holes])
+        text = (
+            f"{plural(len(moving), 'animated image')}: only the first of {next(iter(moving.values()))} frames is read"
+        )
+        yield Finding("warning", "H105", text, len(moving), next(iter(moving)), files=tuple(moving))
+    holes = [f.id for f in seen.images.values() if not f.finite]
+    text = "with pixels that are not numbers (NaN, infinity): read as black"
+    yield from about("warning", "H106", holes, "image", text)
 
 
 def like_masks(seen: Fingerprint) -> Iterator[Finding]:
     """Find files among photographs that hold only a few values, as masks do."""
     flat = [facts.id for facts in seen.images.values() if facts.flat]
-    if flat and 2 * len(flat) <= len(seen.images):
-        text = plural(len(flat), "image holds", "images hold")
-        yield about("warning", "H118", f"{text} no more values than a mask does, among photographs", flat)
+    if 2 * len(flat) <= len(seen.images):
+        text = "no more values than a mask does, among photographs"
+        yield from about("warning", "H118", flat, "image holds", text, "images hold")
 
 
 def names(seen: Fingerprint) -> Iterator[Finding]:
@@ -117,18 +111,14 @@ def names(seen: Fingerprint) -> Iterator[Finding]:
         text = f"{plural(len(tree.colliding), 'name')} differing in case only: {' and '.join(first[:2])}"
         every = tuple(name for names in tree.colliding for name in names)
         yield Finding("warning", "H150", text, len(tree.colliding), first[0], files=every)
-    if tree.links:
-        text = f"{plural(len(tree.links), 'symbolic link')} to folders (or to nothing): not followed"
-        yield about("warning", "H151", text, tree.links)
-    if tree.foreign:
-        every = tuple(file for files in tree.foreign.values() for file in files)
-        shown = ", ".join(f"{suffix} ({len(files)})" for suffix, files in sorted(tree.foreign.items()))
-        yield about("warning", "H152", f"{plural(len(every), 'file')} of kinds that are not read: {shown}", every)
+    yield from about("warning", "H151", tree.links, "symbolic link", "to folders (or to nothing): not followed")
+    every = tuple(file for files in tree.foreign.values() for file in files)
+    shown = ", ".join(f"{suffix} ({len(files)})" for suffix, files in sorted(tree.foreign.items()))
+    yield from about("warning", "H152", every, "file", f"of kinds that are not read: {shown}")
     layout = seen.layout.name if seen.layout is not None else ""
-    if tree.annotations and layout in {"plain", "images+masks", "parts", "parts inside", "side by side"}:
-        count = plural(len(tree.annotations), "annotation file")
+    if layout in {"plain", "images+masks", "parts", "parts inside", "side by side"}:
         level: Literal["warning", "note"] = "warning" if layout == "plain" else "note"
-        yield about(level, "H167", f"{count} of forms that are not read", tree.annotations)
+        yield from about(level, "H167", tree.annotations, "annotation file", "of forms that are not read")
 
 
 def _kind(facts: ImageFacts) -> str:

@@ -1,7 +1,7 @@
 """What masks have wrong with them: pairs that do not fit, values without a meaning, nothing but 255."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,29 +37,24 @@ def wrong_sizes(seen: Fingerprint) -> Iterator[Finding]:
             continue
         if mask.size not in {header.upright, header.stored}:
             wrong.append((mask, id, header.upright))
-    if wrong:
-        mask, id, (height, width) = wrong[0]
+    text = ""
+    for mask, id, (height, width) in wrong[:1]:
         rows, columns = mask.size or (0, 0)
-        text = f"{plural(len(wrong), 'mask')} of another size than the image: {mask.path} is {columns}x{rows}, {id} is"
-        yield about("error", "H202", f"{text} {width}x{height}", [mask.path for mask, *_ in wrong])
+        text = f"of another size than the image: {mask.path} is {columns}x{rows}, {id} is {width}x{height}"
+    yield from about("error", "H202", [mask.path for mask, *_ in wrong], "mask", text)
 
 
 def pairs(seen: Fingerprint) -> Iterator[Finding]:
     """Find masks without an image, images that nothing uses, and evaluation images without a mask."""
-    orphans = seen.layout.orphans if seen.layout is not None else ()
-    if orphans:
-        yield about("warning", "H110", f"{plural(len(orphans), 'mask')} without an image", orphans)
-    apart = [id for id, mask in seen.layout.masks.items() if differ_in_form_only(id, mask)] if seen.layout else []
-    if apart:
-        text = f"{plural(len(apart), 'image')} paired with masks whose names differ in their Unicode form only"
-        yield about("note", "H126", text, apart)
-    unused = unused_images(seen.layout) if seen.layout is not None else []
-    if unused:
-        text = f"{plural(len(unused), 'image')} in no folder that the layout knows: not used"
-        yield about("warning", "H117", text, unused)
-    if seen.bare:
-        text = f"{plural(len(seen.bare), 'validation or test image')} without a mask: not used"
-        yield about("warning", "H116", text, seen.bare)
+    if seen.layout is not None:
+        yield from about("warning", "H110", seen.layout.orphans, "mask", "without an image")
+        apart = [id for id, mask in seen.layout.masks.items() if differ_in_form_only(id, mask)]
+        yield from about(
+            "note", "H126", apart, "image", "paired with masks whose names differ in their Unicode form only"
+        )
+        unused = unused_images(seen.layout)
+        yield from about("warning", "H117", unused, "image", "in no folder that the layout knows: not used")
+    yield from about("warning", "H116", seen.bare, "validation or test image", "without a mask: not used")
 
 
 def agreement(seen: Fingerprint) -> Iterator[Finding]:
@@ -73,7 +68,7 @@ def agreement(seen: Fingerprint) -> Iterator[Finding]:
         return seen.task.classes[id] if seen.task is not None and 0 <= id < seen.task.n_classes else None
 
     for found in disagreements(forms, labels.colors if labels is not None else None, class_of):
-        yield about(found.level, found.code, found.text, found.files)
+        yield Finding(found.level, found.code, found.text, len(found.files), found.files[0], files=found.files)
     if labels is None or not labels.transparent_ignored:
         yield from gather_errors(
             ((path, hidden_layer(Path(path))) for path, form in forms.items() if form.hidden), "mask"
@@ -95,9 +90,9 @@ def values(seen: Fingerprint) -> Iterator[Finding]:
     """Find values and colors that name no class, and list what is read as "ignore"."""
     unknown: dict[int, Counter[str]] = defaultdict(Counter)
     stray: Counter[Color] = Counter()
-    stray_masks: list[MaskFacts] = []
-    ignored: list[tuple[float, MaskFacts]] = []
-    empty: list[MaskFacts] = []
+    stray_masks: list[str] = []
+    ignored: list[tuple[float, str]] = []
+    empty: list[str] = []
     for mask in seen.masks.values():
         labels = labels_of(seen, mask)
         if mask.error is not None or labels is None:
@@ -105,49 +100,40 @@ def values(seen: Fingerprint) -> Iterator[Finding]:
         if mask.kind == "colors":
             lost = {c: n for c, n in mask.colors.items() if c not in (labels.colors or {})}
             stray.update(lost)
-            stray_masks += [mask] if lost else []
+            stray_masks += [mask.path] if lost else []
         counts = training_counts(mask, labels)
         for value in ids_in(mask, labels):
             if mask.kind != "painted" and labels.training_id(value) < 0:
                 unknown[value][mask.path] += ids_in(mask, labels)[value]
         total = sum(counts.values())
         if total and counts.get(IGNORE) == total:
-            empty.append(mask)
+            empty.append(mask.path)
         elif counts.get(IGNORE) and 255 in mask.values:
-            ignored.append((counts[IGNORE] / total, mask))
+            ignored.append((counts[IGNORE] / total, mask.path))
     yield from _unknown_values(seen, unknown)
     if stray_masks and seen.task is not None:
         listed = ", ".join(f"{r},{g},{b} ({n:,} px)" for (r, g, b), n in stray.most_common(_MOST_SHOWN))
-        text = f"{plural(len(stray_masks), 'mask')} with colors that name no class: {listed}"
-        yield about("error", "H206", text, [mask.path for mask in stray_masks])
-    if empty:
-        text = f"{plural(len(empty), 'mask')} ignored as a whole"
-        yield about("warning", "H113", text, [mask.path for mask in empty])
+        yield from about("error", "H206", stray_masks, "mask", f"with colors that name no class: {listed}")
+    yield from about("warning", "H113", empty, "mask", "ignored as a whole")
     if ignored:
-        share, mask = max(ignored, key=lambda item: item[0])
+        share, example = max(ignored, key=lambda item: item[0])
         text = f"255 is ignored: in {plural(len(ignored), 'mask')}, up to {share:.1%} of the pixels"
-        every = tuple(mask.path for _, mask in ignored)
-        yield Finding("note", "H112", text, len(ignored), mask.path, files=every)
-    gray = [mask for mask in seen.masks.values() if mask.kind == "gray as rgb"]
-    if gray:
-        text = f"{plural(len(gray), 'mask')} saved as RGB with three equal channels: the first is read as ids"
-        yield about("note", "H111", text, [mask.path for mask in gray])
+        yield Finding("note", "H112", text, len(ignored), example, files=tuple(path for _, path in ignored))
+    gray = [mask.path for mask in seen.masks.values() if mask.kind == "gray as rgb"]
+    yield from about("note", "H111", gray, "mask", "saved as RGB with three equal channels: the first is read as ids")
 
 
 def mixed_ids(seen: Fingerprint) -> Iterator[Finding]:
     """Find masks that halfmask wrote for another table of ids: predictions and drafts of another model."""
-    mixed: list[MaskFacts] = []
-    text = ""
+    mixed: dict[str, str] = {}
     for mask in seen.masks.values():
         labels = labels_of(seen, mask)
         if mask.meanings is None or labels is None or seen.task is None:
             continue
         if differ := contradiction(mask.meanings, labels, seen.task.classes):
-            text = text or differ
-            mixed.append(mask)
-    if mixed:
-        text = f"{plural(len(mixed), 'mask')} that halfmask wrote in other ids than these masks have: {text}"
-        yield about("error", "H220", text, [mask.path for mask in mixed])
+            mixed[mask.path] = differ
+    text = f"that halfmask wrote in other ids than these masks have: {next(iter(mixed.values()), '')}"
+    yield from about("error", "H220", list(mixed), "mask", text)
 
 
 def labels_of(seen: Fingerprint, mask: MaskFacts) -> LabelMap | None:
@@ -166,11 +152,7 @@ def ids_in(mask: MaskFacts, labels: LabelMap) -> dict[int, int]:
     table = labels.colors or {}
     if mask.kind == "gray as rgb" and not mask.colors.keys() <= table.keys():
         return mask.values
-    counts: Counter[int] = Counter()
-    for color, count in mask.colors.items():
-        if color in table:
-            counts[table[color]] += count
-    return dict(counts)
+    return _summed((table[color], count) for color, count in mask.colors.items() if color in table)
 
 
 def _moved(mask: MaskFacts, colors: Mapping[Color, int]) -> dict[int, int]:
@@ -180,21 +162,22 @@ def _moved(mask: MaskFacts, colors: Mapping[Color, int]) -> dict[int, int]:
         table = palette_ids(mask.form, colors, Path(mask.path)) or {}
     except DataError:
         return {}  # a finding of its own
-    counts: Counter[int] = Counter()
-    for index, count in mask.values.items():
-        counts[table.get(index, index)] += count
-    return dict(counts)
+    return _summed((table.get(index, index), count) for index, count in mask.values.items())
 
 
 def training_counts(mask: MaskFacts, labels: LabelMap) -> dict[int, int]:
     """Count the pixels of each training id; values without a meaning are left out."""
     if mask.kind == "painted":
         return mask.values
-    counts: Counter[int] = Counter()
-    for value, count in ids_in(mask, labels).items():
-        if (id := labels.training_id(value)) >= 0:
-            counts[id] += count
-    return dict(counts)
+    ids = ((labels.training_id(value), count) for value, count in ids_in(mask, labels).items())
+    return _summed((id, count) for id, count in ids if id >= 0)
+
+
+def _summed(counts: Iterable[tuple[int, int]]) -> dict[int, int]:
+    total: Counter[int] = Counter()
+    for id, count in counts:
+        total[id] += count
+    return dict(total)
 
 
 def _unknown_values(seen: Fingerprint, unknown: dict[int, Counter[str]]) -> Iterator[Finding]:

@@ -1,9 +1,10 @@
 """Whether the parts suffice for training and for believing its result: leakage, validation, stale lists."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
-from halfmask.data.check.finding import Finding, about, plural
+from halfmask.data.check.finding import Finding, Level, about, plural
 from halfmask.data.check.fingerprint import Fingerprint
 
 # `resolve_split` holds a fifth out from here on.
@@ -27,23 +28,15 @@ def uncertainty(images: int) -> float:
 
 def leakage(seen: Fingerprint) -> Iterator[Finding]:
     """Find images that occur, nearly the same, in a part for training and in one for evaluation."""
-    for (judge, other), pairs in seen.near_duplicates.items():
-        if not pairs or judge == other or judge == "unlabeled":
-            continue
-        first, second = pairs[0]
-        text = f"{plural(len(pairs), f'{judge} image')} nearly the same as {_A[other]} one: {first} and {second}"
-        yield about("warning", "H130", text, [copy for copy, _ in pairs])
+    found: dict[str, list[Finding]] = {"H130": [], "": []}  # what spoils a score comes first
     for (one, other), pairs in seen.near_duplicates.items():
-        if not pairs or (one != other and one != "unlabeled"):
-            continue
-        first, second = pairs[0]
-        pair = f"{first} and {second}"
-        if one == other:
-            text = f"{plural(len(pairs), f'{one} image')} nearly the same as another one: {pair}"
-            yield about("warning", "H131", text, [copy for copy, _ in pairs])
-        else:
-            text = f"{plural(len(pairs), 'unlabeled image')} nearly the same as a labeled one: {pair}"
-            yield about("note", "H132", text, [copy for copy, _ in pairs])
+        level: Level = "note" if one == "unlabeled" and one != other else "warning"
+        code = "H131" if one == other else "H132" if one == "unlabeled" else "H130"
+        like = "another" if one == other else _A[other]
+        text = f"nearly the same as {like} one: {' and '.join(pairs[0])}" if pairs else ""
+        findings = about(level, code, [copy for copy, _ in pairs], f"{one} image", text)
+        found[code if code in found else ""] += findings
+    yield from itertools.chain(*found.values())
 
 
 def validation(seen: Fingerprint) -> Iterator[Finding]:

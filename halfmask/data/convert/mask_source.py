@@ -7,10 +7,11 @@ json file that COCO tools or Label Studio exported; and a folder of labelme json
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os.path import normpath
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
@@ -91,9 +92,8 @@ def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
         return _export(source, _described(source.parent, recipe))
     if source.is_dir() and (files := _labelme_alone(source)):
         said = _described(source, recipe)
-        outlines = Outlines(
-            source, "labelme", {file: file for file in files}, _names(said), line_width=said.line_width, images=False
-        )
+        itself = {file: file for file in files}
+        outlines = Outlines(source, "labelme", itself, said.names, line_width=said.line_width, images=False)
         drawn = _Drawn(outlines)
 
         def image(id: str) -> str:
@@ -102,14 +102,13 @@ def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
         task = _task(outlines.classes, said)
         return MaskSource(source, tuple(files), task, _table(task, said), drawn.read, image, notes=drawn.notes)
     dataset = open_dataset(recipe, source)
-    ids = tuple(_labeled(dataset))
-    if ids:
+    named = (id for part in ("train", "val", "test") for id in dataset.ids(part))
+    if ids := tuple(id for id in named if dataset.mask_path(id) is not None):
         _require_agreeing_masks(dataset, ids)
         left_out = tuple(dataset.left_out) if isinstance(dataset, Folder) else ()
         table = dataset.id_table() if isinstance(dataset, FileDataset) else IdTable.plain(dataset.task.n_classes)
-        return MaskSource(
-            dataset.root, ids, dataset.task, table, dataset.read_target, left_out=left_out, notes=lambda: dataset.notes
-        )
+        told: dict[str, Any] = {"left_out": left_out, "notes": lambda: dataset.notes}
+        return MaskSource(dataset.root, ids, dataset.task, table, dataset.read_target, **told)
     if isinstance(dataset, Folder) and dataset.layout.name == "plain":
         return _masks_alone(dataset)
     raise DataError(f"{source}: no masks to convert. Give a folder with masks, or one of masks alone.", "H210")
@@ -194,10 +193,10 @@ def _export(path: Path, said: Description) -> MaskSource:
     exports: Exports
     if head_of(path).startswith("["):  # COCO json is an object
         names = list(read_annotations(path))
-        exports = LabelStudioFolder(path.parent, [path], names, _names(said), said.line_width)
+        exports = LabelStudioFolder(path.parent, [path], names, said.names, said.line_width)
     else:
         names = [str(image["file_name"]) for image in load(path)["images"]]
-        exports = CocoFolder(path.parent, [path], names, _names(said), said.crowds)
+        exports = CocoFolder(path.parent, [path], names, said.names, said.crowds)
     ids = tuple(name for name in names if exports.file_of(name) is not None)
     if not ids:
         raise DataError(f"{path}: no image has an annotation. Draw some, and export again.", "H210")
@@ -220,10 +219,6 @@ def _described(folder: Path, recipe: DataRecipe) -> Description:
     return read_description(folder, given)
 
 
-def _names(said: Description) -> tuple[str, ...] | None:
-    return None if said.classes is None else tuple(name for _, name in sorted(said.classes.items()))
-
-
 def _task(classes: Sequence[str], said: Description) -> Task:
     palette = said.display_palette()
     return Task("segmentation", tuple(classes), palette=palette if palette and len(palette) == len(classes) else None)
@@ -233,15 +228,9 @@ def _table(task: Task, said: Description, categories: tuple[int, ...] | None = N
     """Return ids as halfmask.yaml numbers the classes; else category ids, else training ids."""
     if said.classes is None:
         return IdTable(categories or tuple(range(task.n_classes)), said.ignore_index, categories=categories)
-    meaning = said.map if said.binary else said.training_ids()
-    labels = LabelMap(task.n_classes, said.ignore_index, meaning, complete=not said.binary, binary=said.binary)
-    table = IdTable.of_labels(labels, task.n_classes, () if said.binary else sorted(said.classes))
+    labels, wanted = said.label_map(task.n_classes), () if said.binary else sorted(said.classes)
+    table = IdTable.of_labels(labels, task.n_classes, wanted)
     return replace(table, categories=categories)
-
-
-def _labeled(dataset: Dataset) -> Iterator[str]:
-    for part in ("train", "val", "test"):
-        yield from (id for id in dataset.ids(part) if dataset.mask_path(id) is not None)
 
 
 def _masks_alone(folder: Folder) -> MaskSource:

@@ -10,6 +10,7 @@ under the same names. Value 150 occurs only in the first form, 255 only in the s
 """
 
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -86,9 +87,7 @@ class ADE20K(FileDataset):
     def _labels(self) -> LabelMap:
         if self.shifted != "auto":
             return _SHIFTED if self.shifted else _OFFICIAL
-        candidates = (id for part in _FOLDERS for id in self.ids(part) if id not in self.sealed)
-        masks = (path for id in candidates if (path := self.mask_path(id)) is not None)
-        for _, path in zip(range(_PROBES), masks, strict=False):
+        for path in islice(self.open_masks(), _PROBES):
             values = read_stored(path).values
             if (values == 150).any():
                 return _OFFICIAL

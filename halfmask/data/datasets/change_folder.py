@@ -66,13 +66,12 @@ class ChangeFolder(PairFiles, FileDataset):
             raise DataError(
                 f"{root}: `nodata` is not supported for image pairs. Mark those pixels in the labels: 255.", "H209"
             )
-        self._said: Description = (
-            said if said.classes else said.model_copy(update={"classes": dict(enumerate(CLASSES))})
-        )
+        default = {} if said.classes else {"classes": dict(enumerate(CLASSES))}
+        self._said: Description = said.model_copy(update=default)
         self._resize = resize_masks
         self.channels, self.value_range = said.bands, said.range
         self.mean, self.std = said.mean, said.std
-        names = tuple(name for _, name in sorted((self._said.classes or {}).items()))
+        names = self._said.names or ()
         self.task = Task(
             "change",
             names,
@@ -114,22 +113,12 @@ class ChangeFolder(PairFiles, FileDataset):
     @cached_property
     def _labels(self) -> LabelMap:
         said = self._said
-        binary = said.binary
         if "binary" not in said.model_fields_set and not said.map and sorted(said.classes or {}) == [0, 1]:
-            binary = self._holds_0_and_255_only()
-        return LabelMap(
-            self.task.n_classes,
-            said.ignore_index,
-            said.map if binary else said.training_ids(),
-            complete=not binary,
-            binary=binary,
-            resize=self._resize,
-        )
+            said = said.model_copy(update={"binary": self._holds_0_and_255_only()})
+        return said.label_map(self.task.n_classes, resize=self._resize)
 
     def _holds_0_and_255_only(self) -> bool:
-        open_ids = [id for part in ("train", "val", "test") for id in self.ids(part) if id not in self.sealed]
-        labels = [path for id in open_ids if (path := self.mask_path(id)) is not None]
         seen: set[int] = set()
-        for path in labels[:: max(1, -(-len(labels) // _PROBED))]:
+        for path in self.some_masks(_PROBED):
             seen |= set(np.unique(read_stored(path).values).tolist())
         return 255 in seen and seen <= {0, 255}

@@ -116,12 +116,8 @@ class Folder(FileDataset):
         if self._known is not None:
             return self._known.task
         said = self._named
-        return Task(
-            "segmentation",
-            tuple(name for _, name in sorted((said.classes or {}).items())),
-            foreground=said.foreground_flags(),
-            palette=said.display_palette(),
-        )
+        flags, palette = said.foreground_flags(), said.display_palette()
+        return Task("segmentation", said.names or (), foreground=flags, palette=palette)
 
     def know_counts(self, counts: Mapping[Path, tuple[str, Mapping[int, int]]]) -> None:
         """Take over type and pixels per stored id of masks that were read already: they are read no more.
@@ -227,7 +223,7 @@ class Folder(FileDataset):
 
     def _open_exports(self) -> Exports | None:
         """Open the json files that annotate many images each."""
-        arguments = (self.root, self.layout.annotations, self.ids_found(), self._names)
+        arguments = (self.root, self.layout.annotations, self.ids_found(), self._said.names)
         match self.layout.name:
             case "coco json":
                 return CocoFolder(*arguments, self._said.crowds)
@@ -236,20 +232,9 @@ class Folder(FileDataset):
         return None
 
     def _open_outlines(self) -> Outlines:
-        return Outlines(
-            self.root,
-            self.layout.name,
-            self.layout.masks,
-            self._names,
-            line_width=self._said.line_width,
-            resize=self._mask_options["resize"],
-        )
-
-    @property
-    def _names(self) -> tuple[str, ...] | None:
-        """Return class names by training id, if somebody named them."""
-        classes = self._said.classes
-        return None if classes is None else tuple(name for _, name in sorted(classes.items()))
+        said, resize = self._said, self._mask_options["resize"]
+        files, name = self.layout.masks, self.layout.name
+        return Outlines(self.root, name, files, said.names, line_width=said.line_width, resize=resize)
 
     @cached_property
     def _named(self) -> Description:
@@ -277,15 +262,7 @@ class Folder(FileDataset):
     @cached_property
     def _labels(self) -> LabelMap:
         said = self._named
-        return LabelMap(
-            len(said.classes or {}),
-            said.ignore_index,
-            said.map if said.binary else said.training_ids(),
-            complete=not said.binary,
-            colors=self._colors,
-            binary=said.binary,
-            **self._mask_options,
-        )
+        return said.label_map(len(said.classes or {}), colors=self._colors, **self._mask_options)
 
     @property
     def _colors(self) -> dict[tuple[int, int, int], int] | None:
@@ -294,12 +271,6 @@ class Folder(FileDataset):
             return None
         uses = Counter(self._said.palette.values())
         return {color: id for id, color in self._said.palette.items() if uses[color] == 1}
-
-    def _masks(self, limit: int) -> list[Path]:
-        """Return some masks that may be opened, evenly over all labeled images."""
-        open_ids = [id for part in ("train", "val", "test") for id in self.ids(part) if id not in self.sealed]
-        masks = [path for id in open_ids if (path := self.mask_path(id)) is not None]
-        return masks[:: max(1, -(-len(masks) // limit))]
 
     def _discover(self) -> list[int]:
         """Find the ids in use.
@@ -310,7 +281,7 @@ class Folder(FileDataset):
         counts: Counter[int] = Counter()
         by_type: dict[str, set[int]] = {}
         by_mask: dict[Path, list[int]] = {}
-        for path in self._masks(_SCANNED):
+        for path in self.some_masks(_SCANNED):
             kind, known = self._values_of(path)
             counts.update(known)
             by_mask[path] = [value for value in known if value not in (self._said.ignore_index, IGNORE)]
@@ -369,18 +340,11 @@ class Folder(FileDataset):
 
     def _refuse_undecided_binary(self) -> None:
         said = self._said
-        if (
-            said.binary
-            or sorted(said.classes or {}) != [0, 1]
-            or 255 in said.map
-            or self._exports is not None
-            or self._outlines is not None
-        ):
-            return
-        if self._colors is not None:
+        drawn = self._exports is not None or self._outlines is not None
+        if said.binary or sorted(said.classes or {}) != [0, 1] or 255 in said.map or drawn or self._colors is not None:
             return
         by_type: dict[str, set[int]] = {}
-        for path in self._masks(_PROBED):
+        for path in self.some_masks(_PROBED):
             kind, known = self._values_of(path)
             by_type.setdefault(kind, set()).update(known)
             if set(known) - {0, 1, 255}:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from halfmask.data.folder.class_lines import read_class_file
 from halfmask.data.folder.files import read_text
-from halfmask.data.folder.masks.decode import IGNORE
+from halfmask.data.folder.masks.decode import IGNORE, LabelMap
 from halfmask.errors import DataError, bullet_list, nearest
 from halfmask.palette import Color
 from halfmask.recipe.raw import read_yaml
@@ -81,6 +81,16 @@ class Description(BaseModel):
     crowds: list[str] = Field(default_factory=list)
     line_width: Annotated[float, Field(gt=0, le=1000)] | None = None
     same_light: bool | None = None
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of the classes by training id; `None` if nobody named them."""
+        return None if self.classes is None else tuple(name for _, name in sorted(self.classes.items()))
+
+    def label_map(self, classes: int, **options: Any) -> LabelMap:
+        """Return the meaning of stored values; `options` are further fields of a `LabelMap`."""
+        meaning = self.map if self.binary else self.training_ids()
+        return LabelMap(classes, self.ignore_index, meaning, complete=not self.binary, binary=self.binary, **options)
 
     def training_ids(self) -> dict[int, int]:
         """Return the training id of each stored id: classes, `ignore_index` and `map` (which needs named classes)."""

@@ -1,7 +1,7 @@
 """Base class of datasets made of image and mask files, the compact form of class tables, and reading of small texts."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,22 @@ class FileDataset(Dataset):
 
     def id_table(self) -> IdTable:
         """Return the ids that masks of this dataset hold, for masks that are to be put among them."""
-        ids = (id for part in ("train", "val", "test") for id in self.ids(part) if id not in self.sealed)
-        first = next((path for id in ids if (path := self.mask_path(id)) is not None), None)
+        first = next(self.open_masks(), None)
         if first is None or self.task.kind == "classification":
             return IdTable.plain(self.task.n_classes)
         return IdTable.of_labels(self.labels_of(first), self.task.n_classes)
+
+    def open_masks(self) -> Iterator[Path]:
+        """Yield the masks that may be opened, of all labeled images."""
+        for part in ("train", "val", "test"):
+            for id in self.ids(part):
+                if id not in self.sealed and (path := self.mask_path(id)) is not None:
+                    yield path
+
+    def some_masks(self, limit: int) -> list[Path]:
+        """Return about so many of the masks that may be opened, evenly over all."""
+        masks = list(self.open_masks())
+        return masks[:: max(1, -(-len(masks) // limit))]
 
     def mask_path(self, id: str) -> Path | None:
         """Return where the mask of an id lies: as a list says, if that file exists, else by the dataset's own rule."""

@@ -59,10 +59,7 @@ def detect(root: Path) -> Layout:
     Raises:
         DataError: missing or empty folder, two images of one stem, or images and masks that do not pair at all.
     """
-    if root.is_file():
-        raise DataError(f"{root}: a file, not a folder. Unpack archives first; then give the folder.", "H208")
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
+    require_images(root)
     attempts = (
         _voc, _cityscapes, _ade20k, _parts_inside, _images_masks, _parts, _outlined, _json_exports, _side_by_side,
     )  # fmt: skip
@@ -73,6 +70,18 @@ def detect(root: Path) -> Layout:
         f"{root}: no images found. Put them (PNG, JPEG, TIFF) into images/ and the masks of some of them into masks/.",
         "H208",
     )
+
+
+def require_images(root: Path) -> None:
+    """Check that the root of a dataset is a folder.
+
+    Raises:
+        DataError: missing, or a file.
+    """
+    if root.is_file():
+        raise DataError(f"{root}: a file, not a folder. Unpack archives first; then give the folder.", "H208")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Give the folder of your images with --data DIR (data.root).", "H208")
 
 
 def unused_images(layout: Layout) -> list[str]:

@@ -87,7 +87,7 @@ class Finder:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset, self.root = dataset, dataset.root
-        self.known = {id for part in ("train", "val", "test", "unlabeled") for id in dataset.ids(part)}
+        self.known = dataset.every_id()
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_form = {unicodedata.normalize("NFC", id): id for id in sorted(self.known, reverse=True)}
         for id in sorted(self.known):

@@ -198,7 +198,7 @@ class _Lists:
         """Return every image of another place, except those that train with a mask, validate or test."""
         kept_out = used | {id for part in ("val", "test") for id in self.dataset.ids(part)}
         taken = {_identity(self.dataset, id) for id in kept_out}
-        found = sorted({id for part in _PARTS for id in other.ids(part)})
+        found = sorted(other.every_id())
         kept = tuple(id for id in found if _identity(other, id) not in taken)
         copies = self._copies(other, kept)
         if copies:

@@ -207,8 +207,8 @@ def _tag_table(
     if bare and (not recipe.partial or len(bare) == len(unlabeled)):
         raise DataError(
             f"{', '.join(files)}: {len(bare)} of {len(unlabeled)} unlabeled images have no tags "
-            f"({first_few(bare, 5)}). Tag them, add their file (data.weak.tags=[FILE, FILE]), list only tagged images (data.unlabeled=LIST), "
-            "or train on them as plainly unlabeled: data.weak.partial=true.",
+            f"({first_few(bare, 5)}). Tag them, add their file (data.weak.tags=[FILE, FILE]), list only tagged images "
+            "(data.unlabeled=LIST), or train on them as plainly unlabeled: data.weak.partial=true.",
             "H211",
         )
     if bare:
