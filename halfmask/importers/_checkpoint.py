@@ -195,16 +195,9 @@ def _write_bundle(
         place.create(overwrite=True)  # the recipe of an earlier run there would not be this model's
         place.checkpoints.rmdir()
     save_bundle(out, model, task, extra={"eval": recipe.eval.model_dump(mode="json"), "imported": source})
-    return Imported(
-        path=out,
-        format=source["format"],
-        predictor=source["predictor"],
-        entry=source["entry"],
-        classes=task.classes,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dropped=tuple(made.dropped),
-        use=f"halfmask evaluate {out} --data DIR; halfmask predict {out} IMAGES",
-    )
+    told = source["format"], source["predictor"], source["entry"], task.classes
+    use = f"halfmask evaluate {out} --data DIR; halfmask predict {out} IMAGES"
+    return Imported(out, *told, sum(one.numel() for one in model.parameters()), tuple(made.dropped), use)
 
 
 def _write_encoder(
@@ -218,16 +211,9 @@ def _write_encoder(
     with atomic_path(out / ENCODER_FILE) as file:
         save_file(state, file)
     size = f" model.encoder.size={entry.params['size']}" if "size" in entry.params else ""
-    return Imported(
-        path=out / ENCODER_FILE,
-        format=format,
-        predictor="",
-        entry="",
-        classes=(),
-        parameters=sum(parameter.numel() for parameter in encoder.parameters()),
-        dropped=dropped,
-        use=f"halfmask train RECIPE model.encoder.name={entry.name}{size} model.encoder.weights={out / ENCODER_FILE}",
-    )
+    use = f"halfmask train RECIPE model.encoder.name={entry.name}{size} model.encoder.weights={out / ENCODER_FILE}"
+    parameters = sum(one.numel() for one in encoder.parameters())
+    return Imported(out / ENCODER_FILE, format, "", "", (), parameters, dropped, use)
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:

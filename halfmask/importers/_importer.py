@@ -21,6 +21,7 @@ class Importer:
         holds: `model` (encoder, decoder, classifier) or `encoder` (a file of pretrained weights).
         signs: patterns of names that occur together in files of this format and no other.
         networks: where a file keeps its networks: predictor -> entry, the one that is taken by default first.
+        classifier: name of the tensor whose first axis is the classes.
         rules: official names to ours; of encoder files, which our encoders read themselves, only what they leave out.
         crop: training crop of the published models, by dataset; `""` for any other.
         protocols: `eval` section the published numbers were made with, by dataset; `""` for any other.
@@ -29,6 +30,7 @@ class Importer:
     holds: ClassVar[Literal["model", "encoder"]] = "model"
     signs: ClassVar[tuple[str, ...]] = ()
     networks: ClassVar[Mapping[str, str]] = {"student": "model"}
+    classifier: ClassVar[str] = ""
     rules: ClassVar[Rules] = ()
     crop: ClassVar[Mapping[str, int]] = {"": 320}
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"absent_classes": "zero"}}
@@ -43,7 +45,7 @@ class Importer:
         Raises:
             CheckpointError: the tensor that tells it is missing.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define classes()")
+        return shape(state, self.classifier)[0]
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
         """Return the `model` section of a recipe that builds the network, read from the shapes of the tensors.

@@ -26,6 +26,7 @@ class AllSparkCheckpoint(Importer):
     """Every size of MiT, with the published bottleneck."""
 
     signs: ClassVar[tuple[str, ...]] = (r"backbone\.patch_embed1\.", r"decoder\.allspark\.")
+    classifier: ClassVar[str] = "decoder.decoder.linear_pred.weight"
     rules: ClassVar[Rules] = (
         (r"backbone\.", "encoder."),
         (r"decoder\.allspark\.(embeddings|encoder)\.", None),
@@ -35,10 +36,7 @@ class AllSparkCheckpoint(Importer):
         (r"decoder\.allspark\.attn_norm\.", "bottleneck.norm1."),
         (r"decoder\.allspark\.encoder_norm\.", "bottleneck.norm2."),
         (r"decoder\.allspark\.(map_in|map_out)\.", r"bottleneck.\1."),
-        (r"decoder\.decoder\.linear_c1\.proj\.", "decoder.projections.0."),
-        (r"decoder\.decoder\.linear_c2\.proj\.", "decoder.projections.1."),
-        (r"decoder\.decoder\.linear_c3\.proj\.", "decoder.projections.2."),
-        (r"decoder\.decoder\.linear_c4\.proj\.", "decoder.projections.3."),
+        *((rf"decoder\.decoder\.linear_c{n + 1}\.proj\.", f"decoder.projections.{n}.") for n in range(4)),
         (r"decoder\.decoder\.linear_fuse\.conv\.", "decoder.mix."),
         (r"decoder\.decoder\.linear_fuse\.bn\.", "decoder.norm."),
         (r"decoder\.decoder\.linear_pred\.", "classifier."),
@@ -48,10 +46,6 @@ class AllSparkCheckpoint(Importer):
         "": {"mode": "whole", "absent_classes": "zero"},
         "cityscapes": {"mode": "slide", "border": "clip", "window": 801, "absent_classes": "zero"},
     }
-
-    def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Return K."""
-        return shape(state, "decoder.decoder.linear_pred.weight")[0]
 
     def refuse(self, state: Mapping[str, Tensor], partial: bool) -> None:
         """Refuse the older layout unless a network without bottleneck is wanted."""

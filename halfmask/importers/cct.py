@@ -20,27 +20,19 @@ class CCTCheckpoint(Importer):
 
     signs: ClassVar[tuple[str, ...]] = (r"encoder\.base\.0\.0\.", r"encoder\.psp\.", r"main_decoder\.")
     networks: ClassVar[Mapping[str, str]] = {"student": "state_dict"}
+    classifier: ClassVar[str] = "main_decoder.upsample.0.weight"
     rules: ClassVar[Rules] = (
-        (r"encoder\.base\.0\.0\.conv1\.", "encoder.net.conv1.0."),
-        (r"encoder\.base\.0\.0\.bn1\.", "encoder.net.conv1.1."),
-        (r"encoder\.base\.0\.0\.conv2\.", "encoder.net.conv1.3."),
-        (r"encoder\.base\.0\.0\.bn2\.", "encoder.net.conv1.4."),
-        (r"encoder\.base\.0\.0\.conv3\.", "encoder.net.conv1.6."),
+        *((rf"encoder\.base\.0\.0\.conv{n + 1}\.", f"encoder.net.conv1.{3 * n}.") for n in range(3)),
+        *((rf"encoder\.base\.0\.0\.bn{n + 1}\.", f"encoder.net.conv1.{3 * n + 1}.") for n in range(2)),
         (r"encoder\.base\.0\.0\.bn3\.", "encoder.net.bn1."),
         (r"encoder\.base\.([1-4])\.", r"encoder.net.layer\1."),
         (r"encoder\.psp\.stages\.(\d)\.1\.", r"decoder.branches.\1.0."),
         (r"encoder\.psp\.stages\.(\d)\.2\.", r"decoder.branches.\1.1."),
         (r"encoder\.psp\.bottleneck\.", "decoder.bottleneck."),
         (r"main_decoder\.upsample\.0\.", "classifier.project."),
-        (r"main_decoder\.upsample\.1\.conv\.", "classifier.stages.0."),
-        (r"main_decoder\.upsample\.2\.conv\.", "classifier.stages.1."),
-        (r"main_decoder\.upsample\.3\.conv\.", "classifier.stages.2."),
+        *((rf"main_decoder\.upsample\.{n + 1}\.conv\.", f"classifier.stages.{n}.") for n in range(3)),
         (r"aux_decoders\.", None),
     )
-
-    def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Return K."""
-        return shape(state, "main_decoder.upsample.0.weight")[0]
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
         """Return the sizes of encoder and decoder."""

@@ -24,6 +24,7 @@ class UniMatchCheckpoint(Importer):
     """ResNet or Xception with DeepLabV3+, trained with UniMatch V1, FixMatch or labels only."""
 
     signs: ClassVar[tuple[str, ...]] = (r"backbone\.", r"head\.b4\.gap\.", r"fuse\.0\.")
+    classifier: ClassVar[str] = "classifier.weight"
     rules: ClassVar[Rules] = (
         (r"backbone\.", "encoder.net."),
         (r"head\.b([0-3])\.", r"decoder.branches.\1."),
@@ -41,10 +42,6 @@ class UniMatchCheckpoint(Importer):
         "": _WHOLE,
         "cityscapes": {"mode": "slide", "border": "clip", "window": 801, "absent_classes": "zero"},
     }
-
-    def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Return K."""
-        return shape(state, "classifier.weight")[0]
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
         """Return the sizes of encoder and decoder."""

@@ -39,6 +39,7 @@ class UniMatchV2Checkpoint(Importer):
 
     signs: ClassVar[tuple[str, ...]] = (r"backbone\.blocks\.0\.", r"head\.scratch\.")
     networks: ClassVar[Mapping[str, str]] = {"teacher": "model_ema", "student": "model"}
+    classifier: ClassVar[str] = "head.scratch.output_conv.2.weight"
     rules: ClassVar[Rules] = (
         (r"backbone\.mask_token$", None),
         (r"backbone\.blocks\.(\d+)\.mlp\.w12\.", r"encoder.net.blocks.\1.mlp.fc1."),
@@ -55,10 +56,6 @@ class UniMatchV2Checkpoint(Importer):
         "": _WHOLE,
         "cityscapes": {"mode": "slide", "border": "shift", "window": 798, "absent_classes": "zero"},
     }
-
-    def classes(self, state: Mapping[str, Tensor]) -> int:
-        """Return K."""
-        return shape(state, "head.scratch.output_conv.2.weight")[0]
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
         """Return the sizes of encoder and decoder."""

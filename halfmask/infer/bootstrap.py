@@ -7,7 +7,7 @@ same kind would change; not what another seed of training would.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,46 +46,37 @@ def scored(counts: Int[np.ndarray, "N K1 K"], kind: Kind, absent: Absent = "skip
         absent: whether a class that occurs nowhere is left out of the mean, or counts 0.
         seed: of the draws.
     """
-    parts = _parts(counts, kind)
-    main, classes = _scores(parts.sum(0), kind, absent)
-    if len(counts) < FEWEST:
-        return Scored(Interval(float(main)), tuple(Interval(float(value)) for value in classes))
-    drawn = [_scores(_resampled(parts, weights), kind, absent) for weights in _weights(len(counts), seed)]
-    mains = np.concatenate([values for values, _ in drawn])
-    by_class = np.concatenate([values for _, values in drawn])
-    pairs = [_interval(float(value), by_class[:, k]) for k, value in enumerate(classes)]
-    return Scored(_interval(float(main), mains), tuple(pairs))
+    return _with_intervals([counts], kind, absent, seed)
 
 
 def difference(
-    first: Int[np.ndarray, "N K1 K"],
-    second: Int[np.ndarray, "N K1 K"],
-    kind: Kind,
-    absent: Absent = "skip",
+    first: Int[np.ndarray, "N K1 K"], second: Int[np.ndarray, "N K1 K"], kind: Kind, absent: Absent = "skip",
     seed: int = 0,
-) -> Scored:
+) -> Scored:  # fmt: skip
     """Compute how much better the first model is than the second on the same images, with intervals.
 
-    Args:
-        first: counts of each image.
-        second: counts of the same images, in the same order.
-        kind: as in `scored`.
-        absent: as in `scored`.
-        seed: of the draws.
+    Counts are of the same images, in the same order; the rest is as in `scored`.
     """
-    a, b = _parts(first, kind), _parts(second, kind)
-    (main_a, classes_a), (main_b, classes_b) = (_scores(parts.sum(0), kind, absent) for parts in (a, b))
-    main, classes = float(main_a - main_b), classes_a - classes_b
-    if len(first) < FEWEST:
-        return Scored(Interval(main), tuple(Interval(float(value)) for value in classes))
-    mains, by_class = [], []
-    for weights in _weights(len(first), seed):
-        (one, one_class), (two, two_class) = (_scores(_resampled(parts, weights), kind, absent) for parts in (a, b))
-        mains.append(one - two)
-        by_class.append(one_class - two_class)
-    drawn = np.concatenate(by_class)
-    pairs = [_interval(float(value), drawn[:, k]) for k, value in enumerate(classes)]
-    return Scored(_interval(main, np.concatenate(mains)), tuple(pairs))
+    return _with_intervals([first, second], kind, absent, seed)
+
+
+def _with_intervals(runs: Sequence[np.ndarray], kind: Kind, absent: Absent, seed: int) -> Scored:
+    """Score one run, or the first minus the second."""
+    parts = [_parts(counts, kind) for counts in runs]
+
+    def score(sums: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        (main, classes), *others = (_scores(one, kind, absent) for one in sums)
+        for other, other_classes in others:
+            main, classes = main - other, classes - other_classes
+        return main, classes
+
+    main, classes = score(one.sum(0) for one in parts)
+    if len(runs[0]) < FEWEST:
+        return Scored(Interval(float(main)), tuple(Interval(float(value)) for value in classes))
+    drawn = [score(_resampled(one, weights) for one in parts) for weights in _weights(len(runs[0]), seed)]
+    mains, by_class = (np.concatenate(values) for values in zip(*drawn, strict=True))
+    pairs = [_interval(float(value), by_class[:, k]) for k, value in enumerate(classes)]
+    return Scored(_interval(float(main), mains), tuple(pairs))
 
 
 class Draws(NamedTuple):

@@ -26,7 +26,7 @@ import numpy as np
 from halfmask.atomic import write_json
 from halfmask.data.folder.lists import write_list
 from halfmask.errors import CheckpointError, RecipeError
-from halfmask.infer.bootstrap import Interval, difference, scored
+from halfmask.infer.bootstrap import difference, scored
 from halfmask.infer.bundle import FOLDS
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
@@ -264,10 +264,10 @@ def _pooled(recipe: Recipe, prepared: Prepared, out: Path, held_out: Sequence[Se
     if kind is not None:
         others = [run / FOLDERS[kind] for run in runs]
         other = np.concatenate([predicted(run, folder).counts for run, folder in zip(runs, others, strict=True)])
-        change = _estimate(difference(own, other, task.kind, absent).main)
+        change = Estimate.of(difference(own, other, task.kind, absent).main)
         shipped = others if (change.value or 0.0) < 0 else runs
         compared = {
-            "other": _estimate(scored(other, task.kind, absent).main),
+            "other": Estimate.of(scored(other, task.kind, absent).main),
             "difference": change,
             "kind": kind,
             "ships": "other" if shipped is others else "run",
@@ -278,7 +278,7 @@ def _pooled(recipe: Recipe, prepared: Prepared, out: Path, held_out: Sequence[Se
         folds=len(runs),
         steps=_steps(shipped, [len(ids) for ids in held_out], task.main_metric, prepared.total_steps),
         asked_steps=prepared.total_steps,
-        score=_estimate(scored(own, task.kind, absent).main),
+        score=Estimate.of(scored(own, task.kind, absent).main),
         **compared,
     )
 
@@ -316,11 +316,6 @@ def _begun(out: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{out / FOLDS}: cannot be read ({error}). Start anew with --folds K --overwrite.", "H402"
         ) from error
-
-
-def _estimate(interval: Interval) -> Estimate:
-    value, low, high = (None if math.isnan(number) else number for number in interval)
-    return Estimate(value, low, high)
 
 
 def _told(estimate: Estimate, *, sign: bool = False) -> str:

@@ -1,7 +1,6 @@
 """Train a run and, where `run.twin` asks for it, what it is compared with: does unlabeled data help here?"""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from jaxtyping import Int
 from halfmask.atomic import write_json
 from halfmask.data.splits.opening import load_checked
 from halfmask.errors import RecipeError
-from halfmask.infer.bootstrap import Interval, difference, scored
+from halfmask.infer.bootstrap import difference, scored
 from halfmask.infer.bundle import COMPARED, load_bundle, own_bundle
 from halfmask.infer.devices import pick_device
 from halfmask.infer.evaluate import DatasetItems, count_each
@@ -153,10 +152,10 @@ def _compare(run: Path, kind: Kind) -> TwinResult:
         images=len(own),
         steps=_steps(other),
         method=recipe.method.name,
-        run=_estimate(scored(counts[0], task, absent).main),
-        twin=_estimate(scored(counts[1], task, absent).main),
-        difference=_estimate(both.main),
-        by_class={name: _estimate(interval) for name, interval in by_class},
+        run=Estimate.of(scored(counts[0], task, absent).main),
+        twin=Estimate.of(scored(counts[1], task, absent).main),
+        difference=Estimate.of(both.main),
+        by_class={name: Estimate.of(interval) for name, interval in by_class},
         folder=other,
         kind=kind,
     )
@@ -210,8 +209,3 @@ def _announce(prepared: Prepared, kind: Kind) -> str:
 
 def _steps(run: Path) -> int:
     return int(RunDir(run).load_recipe().run.steps or 0)
-
-
-def _estimate(interval: Interval) -> Estimate:
-    value, low, high = (None if math.isnan(number) else number for number in interval)
-    return Estimate(value, low, high)

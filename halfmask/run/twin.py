@@ -6,6 +6,7 @@ shipped. A difference to it is the unlabeled images' doing. The supervised twin 
 averaged weights and the passes of the unlabeled images too, so that a gain over it may be due to these.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from halfmask.data.splits.split import part_ids
 from halfmask.errors import RecipeError
+from halfmask.infer.bootstrap import Interval
 from halfmask.plugins import resolve
 from halfmask.recipe.read import Recipe, load
 from halfmask.run.loop.shipping import FEW_IMAGES
@@ -31,6 +33,11 @@ class Estimate:
     value: float | None
     low: float | None
     high: float | None
+
+    @classmethod
+    def of(cls, interval: Interval) -> "Estimate":
+        """Take over an interval; what is nan there is `None` here."""
+        return cls(*(None if math.isnan(number) else number for number in interval))
 
 
 @dataclass(frozen=True)
