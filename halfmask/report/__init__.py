@@ -6,9 +6,9 @@
 Arguments and errors of the call are those of `halfmask.report.make.report`. Its three steps, in reading order:
 
     read      `records` (small files of a run), `evidence` (images, counts, the last checkpoint)
-    compute   `material` (what takes time), `pseudo`, `of_method/` (chapters of single methods), `charts`, `pictures`,
-              `chapters` (values of each chapter); `comparison` and `comparison_page` for several runs
-    draw      `draw` with `templates/` and `style.css`
+    compute   `material` (what takes time), `pseudo`, `of_method/` (chapters of single methods), `charts`, `chapters`
+              (values of each chapter); `comparison` for several runs
+    draw      `draw` (pages and pictures) with `templates/` and `style.css`
 """
 
 from halfmask.on_demand import make_callable

@@ -13,9 +13,8 @@ from halfmask.infer.bundle import shipped_folder
 from halfmask.infer.runs import cross_validated
 from halfmask.progress import duration
 from halfmask.report.charts import Series, line_chart
-from halfmask.report.draw import between, draw, percent, signed
+from halfmask.report.draw import between, draw, errors, over, palette, percent, signed
 from halfmask.report.material import Example, Material, chapter_of
-from halfmask.report.pictures import errors, over, palette
 from halfmask.report.pseudo import alarms, by_class, confidence_chart, held_out, not_finite
 from halfmask.report.records import Run, fold_seconds
 from halfmask.run.loop import shipping

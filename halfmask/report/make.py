@@ -11,8 +11,7 @@ from halfmask.infer.inference import READERS
 from halfmask.infer.runs import cross_validated
 from halfmask.progress import Bars
 from halfmask.report.chapters import headline, run_page
-from halfmask.report.comparison import Row, compare, to_dict
-from halfmask.report.comparison_page import comparison_page, plain_table
+from halfmask.report.comparison import Row, compare, comparison_page, plain_table, to_dict
 from halfmask.report.evidence import Wishes
 from halfmask.report.material import Material, gather
 from halfmask.report.records import members

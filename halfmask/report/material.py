@@ -23,8 +23,8 @@ from halfmask.infer.inference import class_map
 from halfmask.infer.runs import Published, open_run, published
 from halfmask.plugins import resolve
 from halfmask.recipe.read import load
+from halfmask.report.draw import three_bands
 from halfmask.report.evidence import Images, Tally, Wishes, cached_json, digest, open_images, tally
-from halfmask.report.pictures import three_bands
 from halfmask.report.pseudo import held_out_agreement, label_quality
 from halfmask.report.records import Run, read_run
 from halfmask.run.twin import teaches_nothing

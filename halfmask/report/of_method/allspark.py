@@ -23,8 +23,8 @@ from halfmask.methods.allspark import AllSpark
 from halfmask.models.model import Model
 from halfmask.palette import Color
 from halfmask.report.charts import Series, line_chart, sparkline
+from halfmask.report.draw import palette, three_bands
 from halfmask.report.evidence import Images, load_method
-from halfmask.report.pictures import palette, three_bands
 from halfmask.report.records import Run
 from halfmask.task import Task
 from halfmask.teaching.grouping import channel_classes
