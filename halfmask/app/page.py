@@ -24,13 +24,7 @@ _SET_OPACITY = "value => { document.documentElement.style.setProperty('--opacity
 
 
 def make_page(looker: Looker, name: str, max_mb: float) -> "gradio.Blocks":
-    """Lay out the page of a model, and connect its parts.
-
-    Args:
-        looker: the model.
-        name: what the page calls it.
-        max_mb: largest file, for the hint.
-    """
+    """Lay out the page of a model, and connect its parts."""
     import gradio as gr  # takes seconds, and is an extra
 
     task, masks = looker.task, looker.task.kind != "classification"
@@ -90,14 +84,7 @@ def _connect(looker: Looker, part: dict[str, Any], sources: tuple[Any, ...]) -> 
 
 
 def _shown(looks: list[Look], at: int, alone: str, task: Task) -> dict[str, Any]:
-    """Return the new value of each part that shows the image at a place of the list.
-
-    Args:
-        looks: all images.
-        at: which one to show.
-        alone: class to show alone; "": show all.
-        task: names of the classes.
-    """
+    """Return the new value of each part that shows the image at a place of the list."""
     import gradio as gr
 
     if not looks:

@@ -27,12 +27,6 @@ def known_dataset(kind: Kind, count: int) -> str:
 def make_task(kind: Kind, count: int, classes: str | Path | Sequence[str] | None, dataset: str | None) -> Task:
     """Build the task: what the network predicts.
 
-    Args:
-        kind: kind of task.
-        count: K, from the checkpoint.
-        classes: names, a text of names with commas, a file of one name per line, or the folder of a dataset.
-        dataset: layout of the dataset.
-
     Raises:
         RecipeError: names cannot be told, or are of another number than K.
     """

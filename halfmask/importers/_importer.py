@@ -58,10 +58,6 @@ class Importer:
     def refuse(self, state: Mapping[str, Tensor], partial: bool) -> None:
         """Refuse a known layout that cannot be read completely; the default refuses nothing.
 
-        Args:
-            state: official names.
-            partial: the caller accepts what can be read.
-
         Raises:
             CheckpointError: what cannot be read, and what to do.
         """

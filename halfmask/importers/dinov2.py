@@ -35,10 +35,6 @@ class DINOv2Weights(Importer):
 def vit_entry(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     """Read name, size and width of a DINOv2 encoder from its tensors.
 
-    Args:
-        state: official names.
-        prefix: in front of the encoder's names.
-
     Raises:
         CheckpointError: no published depth.
     """

@@ -135,10 +135,6 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 def build_from_meta(meta: Mapping[str, Any], path: Path) -> Network:
     """Build the network that a model.json describes, with random weights.
 
-    Args:
-        meta: its content.
-        path: of the file, for messages.
-
     Raises:
         CheckpointError: the entry is damaged, or the network is unknown here.
     """

@@ -41,16 +41,6 @@ def evaluate_domains(
 ) -> dict[str, Scores]:
     """Evaluate every domain of a run, and write `metrics.json` beside each bundle and one for all; see `evaluate`.
 
-    Args:
-        run: folder of the run.
-        part: `val`, `test`, `train` or `all`, of every domain.
-        overrides: dotted `eval.*` keys.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        workers: threads that read images ahead.
-        limit: evaluate only the first so many images of each domain.
-        write: write the files.
-        quiet: show no progress.
-
     Raises:
         CheckpointError: the run has no domains, or no bundles yet.
         DataError: a domain has no image with a mask in the part.
@@ -86,12 +76,7 @@ def evaluate_domains(
 
 
 def combined(scores: dict[str, Scores], part: str) -> dict[str, float]:
-    """Return the scores of all domains by `<part>/<domain>/<score>`, and the mean main score as `<part>/<score>`.
-
-    Args:
-        scores: by domain.
-        part: name in front.
-    """
+    """Return the scores of all domains by `<part>/<domain>/<score>`, and the mean main score as `<part>/<score>`."""
     metric = next(iter(scores.values())).main[0]
     values = {f"{part}/{metric}": statistics.mean(found.main[1] for found in scores.values())}
     for name, found in scores.items():

@@ -95,11 +95,6 @@ def probabilities(
 def center(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None) -> Box:
     """Return the middle window of the `center_crop` protocol; a shorter image side is taken whole.
 
-    Args:
-        size: rows and columns of the image.
-        protocol: names the window.
-        crop: the window's side unless the protocol names one.
-
     >>> center((64, 71), EvalRecipe(mode="center_crop", window=33))
     (15, 19, 33, 33)
     """
@@ -110,11 +105,6 @@ def center(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None)
 
 def windows(size: tuple[int, int], protocol: EvalRecipe, crop: int | None = None) -> list[Box]:
     """List the windows of the sliding protocol, row by row.
-
-    Args:
-        size: rows and columns of the image.
-        protocol: window, stride and border.
-        crop: the window's side unless the protocol names one.
 
     >>> windows((28, 64), EvalRecipe(mode="slide", window=28))
     [(0, 0, 28, 28), (0, 18, 28, 28), (0, 36, 28, 28)]

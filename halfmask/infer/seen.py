@@ -41,14 +41,7 @@ class Seen:
 
 
 def seen_in_training(recipe: DataRecipe, lists: Path, dataset: Dataset, ids: Sequence[str]) -> Seen:
-    """Look for evaluated images among those of the training.
-
-    Args:
-        recipe: data section of the run.
-        lists: split.json of the run; without one nothing is known.
-        dataset: of the evaluated images.
-        ids: of the evaluated images.
-    """
+    """Look for evaluated images among those of the training."""
     known = _lists(lists)
     found: dict[str, tuple[str, ...]] = {"labeled": (), "unlabeled": ()}
     if known and ids:

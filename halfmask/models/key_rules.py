@@ -55,11 +55,6 @@ def misfits(
 ) -> list[str]:
     """List what keeps tensors from filling a network: missing and unexpected names, other shapes.
 
-    Args:
-        state: tensors of a file, by name.
-        own: those of the network.
-        origin: our name -> the file's own name, where tensors were renamed.
-
     >>> import torch
     >>> misfits({"a": torch.ones(2), "c": torch.ones(1)}, {"a": torch.ones(3), "b": torch.ones(1)})
     ['missing: b', 'unexpected: c', 'shape of a: (2,) in the file, (3,) in the network']
@@ -82,12 +77,6 @@ def misfits(
 
 def check_fit(made: Renamed, own: Mapping[str, Tensor], where: str, cure: str) -> None:
     """Refuse tensors that do not fill a network exactly.
-
-    Args:
-        made: renamed tensors.
-        own: state dict of the network.
-        where: file and format, for the message.
-        cure: what to do, for the message.
 
     Raises:
         CheckpointError: unexpected, missing and differently shaped tensors, all in one list.

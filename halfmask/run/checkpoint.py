@@ -245,10 +245,6 @@ def load_networks(method: Method, checkpoint: Path) -> int:
 def open_predictors(bundle: Bundle, device: torch.device) -> dict[str, Network]:
     """Return every predictor of the run that a bundle belongs to, the shipped one first; of a bare bundle just that.
 
-    Args:
-        bundle: of the run.
-        device: where they go.
-
     Raises:
         CheckpointError: the checkpoint does not fit the run's recipe.
     """
@@ -312,10 +308,6 @@ class Beginning:
 
 def begin_from(run: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Beginning:
     """Prepare a run that begins with the weights of another.
-
-    Args:
-        run: the earlier run.
-        overrides: what changes in its recipe.
 
     Raises:
         CheckpointError: it has no checkpoint, or several stages.

@@ -89,18 +89,8 @@ def fit(
 ) -> TrainResult:
     """Train by a recipe into a run folder; `halfmask.run.train.train` also trains what `run.twin` asks for.
 
-    Args:
-        recipe: a recipe, a file, or `None` with `resume`.
-        out: run folder; must be empty or new, unless `resume` or `overwrite`.
-        resume: continue the run in `out` from its last checkpoint, to the same result as an unbroken run.
-        overwrite: remove the files of an earlier run in `out`; `but_folds`: all but the folds of cross-validation,
-            which the run on all masks follows.
-        dry_run: check recipe, data and model, predict memory and time by a few trial steps, and stop.
-        quiet: no progress.
-        limit: stop after so many steps (the schedule is shortened too).
-        overrides: dotted overrides; with `resume` only those that do not change the result.
-        root: folder that the user names to go on, where this run is a part of another.
-        initialize: gives the networks of a new run their weights, and says which (`halfmask.run.checkpoint`).
+    Arguments are those of `train`. `overwrite=but_folds` keeps the folds of cross-validation, which the run on all
+    masks follows; `initialize` gives the networks of a new run their weights, and says which.
 
     Raises:
         RecipeError, ShapeError, DataError, CheckpointError: before any training, with all problems found.

@@ -240,9 +240,6 @@ class RunDir:
 def naming_resume(root: Path) -> Iterator[None]:
     """Say how to go on where Ctrl-C comes between two trainings of a run, while nothing else hears it.
 
-    Args:
-        root: folder of the whole run.
-
     Raises:
         Interrupted: Ctrl-C.
     """

@@ -112,16 +112,7 @@ def train_folds(
     recipe: Recipe | None, out: str | Path, folds: int = 0, *, resume: bool = False, overwrite: bool = False,
     quiet: bool = False, limit: int | None = None,
 ) -> tuple[TrainResult, FoldsResult]:  # fmt: skip
-    """Train K folds, estimate by the masks that each left out, and train on all masks.
-
-    Args:
-        recipe: of the run; `None` with `resume`.
-        out: run folder.
-        folds: how many; with `resume` as the run began.
-        resume: go on where it stopped.
-        overwrite: remove an earlier run.
-        quiet: no progress.
-        limit: of the steps.
+    """Train K folds, estimate by the masks that each left out, and train on all masks; options as of `train`.
 
     Raises:
         RecipeError: the data is not to be divided, or not so often.
@@ -167,11 +158,6 @@ def train_folds(
 
 def check_folds(recipe: Recipe, folds: int, limit: int | None = None) -> None:
     """Refuse what cannot be divided into so many folds, before anything is trained.
-
-    Args:
-        recipe: of the run.
-        folds: how many.
-        limit: of the steps.
 
     Raises:
         RecipeError: the recipe, or the number of its masks, does not allow it.

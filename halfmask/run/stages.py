@@ -135,12 +135,6 @@ def stage_recipe(recipe: Recipe, stage: Stage, made: Artifacts) -> Recipe:
 def finish_stage(run: RunDir, stage: Stage, made: Artifacts, *, quiet: bool = True) -> None:
     """Call `after` of a trained stage and record what it wrote, unless an earlier call has done so.
 
-    Args:
-        run: of all stages.
-        stage: the trained one.
-        made: artifacts of the stages before.
-        quiet: show no progress.
-
     Raises:
         DataError: an image cannot be read, the disk is full, or `after` names what is not there.
     """

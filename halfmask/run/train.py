@@ -97,10 +97,6 @@ def compare(run: str | Path, kinds: Sequence[Kind]) -> list[TwinResult]:
     With `eval.ship=overall` it also says which is shipped: the one of the highest score; of fewer than five images,
     which cannot tell, the run itself.
 
-    Args:
-        run: folder of a run.
-        kinds: of the finished runs in it, the control first.
-
     Raises:
         CheckpointError: one of them has no bundle yet.
     """

@@ -154,10 +154,6 @@ def control_of(recipe: Recipe) -> Mapping[str, Any] | None:
 def teaches_nothing(method: str, params: Mapping[str, Any]) -> bool:
     """Tell whether a run leaves the loss of the unlabeled images out, as the control of its method does.
 
-    Args:
-        method: its name.
-        params: all of its parameters.
-
     >>> teaches_nothing("fixmatch", {"threshold": 0.9, "unlabeled_weight": 0.0})
     True
     """

@@ -80,12 +80,7 @@ def similar_names(classes: Iterable[str]) -> tuple[Remark, ...]:
 
 
 def not_here(names: Sequence[str], images: int) -> tuple[Remark, ...]:
-    """Say which annotated images are not in the folder, so that work on them is not used.
-
-    Args:
-        names: of these images, as the files give them.
-        images: that are annotated, in all.
-    """
+    """Say which annotated images are not in the folder, so that work on them is not used."""
     if not names:
         return ()
     text = f"{len(names)} of {images} annotated images are not in the folder: {first_few(names)}"

@@ -21,10 +21,6 @@ def number_objects(values: Mapping[Path, Sequence[int]], read: Callable[[Path], 
 
     They run from 1 to n and n differs from mask to mask (with few gaps where n is large: objects that were removed); or
     no two masks share a number.
-
-    Args:
-        values: that occur in each mask, without those that are ignored.
-        read: gives a mask.
     """
     objects = {path: sorted(set(found) - {0}) for path, found in values.items()}
     highest = {len(found) for found in objects.values()}

@@ -72,13 +72,7 @@ def id_of(label: str, ids: Mapping[str, int]) -> int:
 
 
 def unknown_label(where: Path | str, error: UnknownLabelError, classes: Sequence[str]) -> DataError:
-    """Make the error for a label that is no class.
-
-    Args:
-        where: the json file.
-        error: names the label.
-        classes: that somebody named; empty if nobody did.
-    """
+    """Make the error for a label that is no class."""
     named = f" ({', '.join(classes)})" if classes else ""
     meant = nearest(str(error.args[0]), classes)
     return DataError(

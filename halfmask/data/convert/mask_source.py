@@ -81,10 +81,6 @@ class MaskSource:
 def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
     """Find the masks of a folder or an export.
 
-    Args:
-        source: folder, or json file.
-        recipe: what `data.dataset` says beyond halfmask.yaml.
-
     Raises:
         DataError: there are none.
     """

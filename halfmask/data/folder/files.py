@@ -181,10 +181,6 @@ def require_folder(root: Path, expected: tuple[str, ...], dataset: str) -> None:
 def read_text(path: Path, code: str) -> str:
     """Read a UTF-8 text file, with or without a byte order mark; other encodings are not guessed.
 
-    Args:
-        path: the file.
-        code: of the error, if it cannot be read.
-
     Raises:
         DataError: missing, unreadable, or of another encoding: the line, and the command that mends it.
     """

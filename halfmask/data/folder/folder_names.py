@@ -75,12 +75,7 @@ def folders(base: Path) -> list[Path]:
 
 
 def looks_like_mask(path: Path, *, colors: bool = True) -> bool:
-    """Return whether a file holds a handful of values or colors, without loss; what cannot be opened does not.
-
-    Args:
-        path: of the file.
-        colors: RGB counts, too.
-    """
+    """Return whether a file holds a handful of values or colors, without loss; what cannot be opened does not."""
     return values_like_mask(path, colors=colors) > 0
 
 
@@ -88,10 +83,6 @@ def values_like_mask(path: Path, *, colors: bool = True) -> int:
     """Count the values or colors of a file that looks like a mask (`looks_like_mask`); 0 for any other.
 
     One value is weak evidence: a blank mask holds it, and so does a tile without data or a frame that is faded out.
-
-    Args:
-        path: of the file.
-        colors: RGB counts, too.
     """
     try:
         if path.suffix.lower() == ".npy":

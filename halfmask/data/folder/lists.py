@@ -97,7 +97,7 @@ class Finder:
         self._dropped = 0  # leading folders of the last re-rooted path: the same for a whole list
 
     def take_list(self, path: Path, *, masks: bool = False) -> tuple[list[str], list[str]]:
-        """Return the ids of a list file, and the names of images that are not there; arguments as in `take`."""
+        """Return the ids of a list file, and the names of images that are not there; `masks`: take over masks."""
         ids: list[str] = []
         absent: list[str] = []
         for entry in read_list(path):
@@ -109,12 +109,7 @@ class Finder:
         return ids, absent
 
     def take(self, entry: ListEntry, *, masks: bool = False) -> str | None:
-        """Return the id of a line, or `None` if there is no such image, and tell the dataset what else the line names.
-
-        Args:
-            entry: one line.
-            masks: take over the mask.
-        """
+        """Return the id of a line, or `None` if there is none, and tell the dataset what else the line names."""
         if self.dataset.dates > 1:
             return self._take_pair(entry, masks=masks)
         id = self.id_of(entry.image)

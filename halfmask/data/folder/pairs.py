@@ -40,10 +40,6 @@ class Pairs:
     def files(self, id: str, override: str | None) -> tuple[Path, Path]:
         """Return the earlier and the later image of a pair.
 
-        Args:
-            id: of the pair.
-            override: path of the earlier image as a list names it.
-
         Raises:
             DataError: no earlier image is known.
         """

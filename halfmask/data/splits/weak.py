@@ -83,12 +83,6 @@ class PseudoMasks:
 def load_weak(recipe: WeakRecipe, dataset: Dataset, task: Task, unlabeled: Sequence[str]) -> Weak:
     """Read tags and find pseudo-masks of the unlabeled images.
 
-    Args:
-        recipe: `data.weak`.
-        dataset: of the unlabeled images.
-        task: classes.
-        unlabeled: ids, in the order of their list.
-
     Raises:
         DataError: unknown classes or images in a tag file, images without tags, no pseudo-mask, or one of two images.
     """

@@ -105,12 +105,7 @@ def _find(source: Path, out: Path) -> tuple[Path, list[Path], dict[str, list[Pat
 
 
 def no_images(base: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Find the files below a folder that are masks or results, by what they are.
-
-    Args:
-        base: the folder.
-        files: all below it that have the suffix of an image.
-    """
+    """Find the files below a folder that are masks or results, by what they are."""
     left_out: dict[str, list[Path]] = defaultdict(list)
     rest = _sorted_out(set(files), lambda rest: _results(base, rest), left_out["earlier results"])
     rest = _sorted_out(rest, lambda rest: _masks(base, rest), left_out["masks"])

@@ -159,17 +159,6 @@ def predict_labels(
 ) -> int:
     """Label every image that has no row yet; gives the number of images labeled by this call.
 
-    Args:
-        bundle: a model of classification, on `device`.
-        images: name of the row, and file.
-        files: of the folder of the tables.
-        protocol: how to evaluate.
-        device: where the model is.
-        probabilities: also keep the probability of every class.
-        overwrite: label images again that have a row.
-        workers: threads that read images ahead.
-        quiet: show no progress.
-
     Raises:
         DataError: a table of other classes is there; or, after all others are done, images that could not be read.
     """

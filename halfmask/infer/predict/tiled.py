@@ -55,11 +55,6 @@ class Predictor:
 def predict_tiled(job: Job, predictor: Predictor, on_rows: Callable[[int, int], Any] = lambda done, of: None) -> None:
     """Predict an image of any size, and write its files.
 
-    Args:
-        job: what to write where.
-        predictor: the model.
-        on_rows: called with the number of finished rows of the image, and of all.
-
     Raises:
         DataError: a broken file, dates of different size, a full disk.
     """

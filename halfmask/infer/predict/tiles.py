@@ -189,13 +189,6 @@ def tiled_class_map(
 ) -> Integer[Tensor, "H W"]:
     """Predict the class of every pixel of an image, without holding the probabilities of all its pixels.
 
-    Args:
-        model: in eval mode.
-        image: in [0, 1], 8 bits per band.
-        protocol: how to evaluate; each tile is one whole image to it.
-        crop: side of the training crop.
-        scratch: folder for what does not fit into memory.
-
     Returns:
         Class ids on the image's device, uint8 if K <= 255, else int64.
     """

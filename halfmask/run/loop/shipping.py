@@ -31,14 +31,7 @@ class Shipment(NamedTuple):
 
 
 def choose(rule: Rule, found: Examination, best: Mapping[str, float], images: int) -> Shipment:
-    """Choose the predictor to ship by one validation.
-
-    Args:
-        rule: `eval.ship`.
-        found: scores of all predictors, the method's first one first.
-        best: best earlier score of each.
-        images: that were validated on.
-    """
+    """Choose the predictor to ship by one validation."""
     names = list(found.main)
     if rule == "first":
         return Shipment(names[0], names[0] not in best or found.main[names[0]] > best[names[0]], False)

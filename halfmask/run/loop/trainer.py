@@ -72,10 +72,6 @@ def with_precision(recipe: Recipe, method: Method) -> Recipe:
     depthwise convolutions, which bfloat16 slows down there. A rule, so that the same recipe gives the same run; a plan
     (`halfmask.plan`) times both and sets the precision itself.
 
-    Args:
-        recipe: of the run.
-        method: with its networks.
-
     Raises:
         RecipeError: the recipe asks for a GPU, or for more of them, than there is.
     """

@@ -120,11 +120,6 @@ def image_size(path: Path) -> tuple[int, int]:
 def open_raster(path: Path, reading: Reading, *, georeferenced: bool = False) -> Iterator[Raster]:
     """Open an image to read it row by row.
 
-    Args:
-        path: of the image.
-        reading: how.
-        georeferenced: a TIFF with coordinates; where there is no data is read off the file, too.
-
     Raises:
         DataError: missing or broken.
     """
