@@ -54,9 +54,7 @@ def _paint(mask: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _sheet(
-    rows: Sequence[tuple[str, Sequence[np.ndarray]]],
-    classes: Sequence[str],
-    palette: Sequence[tuple[int, int, int]],
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]], classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
 ) -> Image.Image:
     columns = len(rows[0][1])
     width = _MARGIN + columns * (_TILE + _GAP)

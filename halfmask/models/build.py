@@ -23,11 +23,7 @@ from halfmask.task import Task
 
 _TASK = TypeAdapter(Task)
 _ENTRIES: dict[str, Kind] = {"encoder": "encoders", "decoder": "decoders", "bottleneck": "bottlenecks"}
-_FINAL: dict[str, type[Model]] = {
-    "segmentation": Segmenter,
-    "change": ChangeSegmenter,
-    "classification": Classifier,
-}
+_FINAL: dict[str, type[Model]] = {"segmentation": Segmenter, "change": ChangeSegmenter, "classification": Classifier}
 
 
 class Builder:

@@ -303,13 +303,7 @@ def _meta(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
 
 
 def _open_run(
-    run: RunDir,
-    recipe: Recipe,
-    prepared: Prepared,
-    meta: dict[str, Any],
-    *,
-    resume: bool,
-    overwrite: Overwrite,
+    run: RunDir, recipe: Recipe, prepared: Prepared, meta: dict[str, Any], *, resume: bool, overwrite: Overwrite
 ) -> ResumePoint | None:
     """Create the folder, or find where the run in it goes on."""
     if resume:

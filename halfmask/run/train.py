@@ -24,16 +24,7 @@ from halfmask.run.folder import RunDir, naming_resume
 from halfmask.run.loop.progress import ProgressLine
 from halfmask.run.loop.shipping import FEW_IMAGES
 from halfmask.run.prepared import Prepared
-from halfmask.run.twin import (
-    FOLDERS,
-    Estimate,
-    Kind,
-    TwinResult,
-    check_comparable,
-    control_of,
-    kinds_of,
-    twin_recipe,
-)
+from halfmask.run.twin import FOLDERS, Estimate, Kind, TwinResult, check_comparable, control_of, kinds_of, twin_recipe
 from halfmask.task import Task
 
 

@@ -44,9 +44,7 @@ def hashes(thumbs: UInt8[np.ndarray, "N 32 32"]) -> UInt64[np.ndarray, " N"]:
 
 
 def find_near_duplicates(
-    thumbs: UInt8[np.ndarray, "N 32 32"],
-    groups: Integer[np.ndarray, " N"],
-    wanted: Sequence[tuple[int, int]],
+    thumbs: UInt8[np.ndarray, "N 32 32"], groups: Integer[np.ndarray, " N"], wanted: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], list[Duplicate]]:
     """Find, for each image of the first group of a pair, its nearest duplicate in the second.
 

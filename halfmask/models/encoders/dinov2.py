@@ -82,11 +82,7 @@ class DINOv2(Encoder):
         self.mean, self.std = imagenet_statistics(in_channels)
         if weights is not None:
             load_weights(
-                self.net,
-                weights,
-                self.published({"size": size}),
-                stem="patch_embed.proj.weight",
-                convert=_timm_names,
+                self.net, weights, self.published({"size": size}), stem="patch_embed.proj.weight", convert=_timm_names
             )
         if frozen:
             self.freeze()

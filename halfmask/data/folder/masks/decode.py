@@ -17,14 +17,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from halfmask.data.folder.images.decode import (
-    broken,
-    decode_bytes,
-    missing,
-    orientation_of,
-    read_header,
-    turn_upright,
-)
+from halfmask.data.folder.images.decode import broken, decode_bytes, missing, orientation_of, read_header, turn_upright
 from halfmask.data.folder.images.ground import SUFFIXES, require_same_ground
 from halfmask.data.folder.masks.forms import form_of_opened, hidden_layer, palette_ids, several_layers
 from halfmask.data.folder.masks.layers import (
