@@ -67,7 +67,7 @@ def _with_intervals(runs: Sequence[np.ndarray], kind: Kind, absent: Absent, seed
     def score(sums: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         (main, classes), *others = (_scores(one, kind, absent) for one in sums)
         for other, other_classes in others:
-            main, classes = main - other, classes - other_classes
+            main, classes = np.asarray(main - other), classes - other_classes
         return main, classes
 
     main, classes = score(one.sum(0) for one in parts)
