@@ -205,7 +205,7 @@ def open_part(
         raise RecipeError("the bundle does not say where data is. Give the folder: --data DIR.")
     # Without the lists of training: they name images of the training data, and other data has none of them.
     dataset = open_dataset(here.model_copy(update={"split": None, "labeled": None, "unlabeled": None, "val": "auto"}))
-    if part == "val" and (data is None or _has_all(dataset, recorded_val)):
+    if part == "val" and (data is None or (recorded_val and all(map(dataset.mask_path, recorded_val)))):
         # Opened as in training, the same masks are sealed and the classes are found in the same files.
         dataset = open_dataset(here)
         resolved = list(resolve_split(here, dataset).val)
@@ -268,10 +268,6 @@ def check_classes(bundle: Bundle, dataset: Dataset) -> None:
             f"({first_few(data, 4)}). Use the order of training in the data's halfmask.yaml.",
             "H405",
         )
-
-
-def _has_all(dataset: Dataset, ids: list[str] | None) -> bool:
-    return bool(ids) and all(dataset.mask_path(id) is not None for id in ids or ())
 
 
 def _listed(path: Path, dataset: Dataset) -> list[str]:

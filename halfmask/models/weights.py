@@ -87,17 +87,9 @@ def published_for(encoder: str, params: Mapping[str, Any]) -> dict[str, Release]
     return cls.published(params_model(cls).model_validate(params).model_dump())  # type: ignore[no-any-return]
 
 
-def load_weights(
-    module: nn.Module,
-    weights: str,
-    releases: Mapping[str, Release],
-    *,
-    stem: str,
-    convert: Callable[[State], State] = dict,
-    drop: tuple[str, ...] = (),
-) -> None:
+def load_weights(module: nn.Module, weights: str, releases: Mapping[str, Release], **options: Any) -> None:
     """Fill a module with pretrained weights; arguments and errors of `fitting_state`."""
-    module.load_state_dict(fitting_state(module, weights, releases, stem=stem, convert=convert, drop=drop))
+    module.load_state_dict(fitting_state(module, weights, releases, **options))
 
 
 def fitting_state(

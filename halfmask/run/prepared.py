@@ -266,7 +266,7 @@ def clean_statistics(prepared: Prepared) -> CleanStatistics | None:
     def make(rank: int, world: int) -> TrainLoader:
         data = recipe.data.model_copy(update={"workers": 0, "cache": "none"})
         loader = prepared.sources.loader(data, seed=recipe.run.seed, draws=min(method.draws, 1), rank=rank, world=world)
-        loader.steps.start, loader.steps.stop = (0, math.ceil(images / (per_step * world)))
+        loader.steps.start, loader.steps.stop = 0, math.ceil(images / (per_step * world))
         return loader
 
     return CleanStatistics(make, used=recipe.run.precise_bn > 0)

@@ -62,15 +62,6 @@ def size_in(content: Mapping[str, Any]) -> tuple[int, int] | None:
     return (int(height), int(width)) if height and width else None
 
 
-def image_in(content: Mapping[str, Any]) -> str:
-    """Return the path of the image, relative to the json file.
-
-    Raises:
-        KeyError: the file does not tell it.
-    """
-    return str(content["imagePath"]).replace("\\", "/")
-
-
 def decode(
     content: Mapping[str, Any], ids: Mapping[str, int], height: int, width: int, line_width: float | None = None
 ) -> Drawing:

@@ -103,8 +103,7 @@ class Outlines:
         Raises:
             DataError: broken file, or it names none.
         """
-        named: str = self._checked(self.root / self.files[id], self._format.image_in)
-        return named
+        return self._checked(self.root / self.files[id], lambda one: str(one["imagePath"]).replace("\\", "/"))
 
     def _checked(self, path: Path, use: Callable[[Any], T]) -> T:
         try:

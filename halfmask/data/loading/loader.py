@@ -248,20 +248,13 @@ def train_loader(
     Raises:
         DataError: a list is empty or cannot be dealt to the ranks. Broken files raise while iterating.
     """
-    reader, sampler = _parts(source, seed, draws, draws_share_images, rank, world, cache)
+    settings = {"seed": seed, "draws": draws, "draws_share_images": draws_share_images, "rank": rank, "world": world}
+    reader, sampler = _parts(source, cache=cache, **settings)
     return _loader(reader, sampler, worker_count(source.recipe.workers, world), pin)
 
 
 def turn_loader(
-    sources: Mapping[str, Source],
-    *,
-    seed: int = 0,
-    draws: int = 1,
-    draws_share_images: bool = False,
-    rank: int = 0,
-    world: int = 1,
-    pin: bool = False,
-    cache: Path | None = None,
+    sources: Mapping[str, Source], *, world: int = 1, pin: bool = False, cache: Path | None = None, **settings: Any
 ) -> TrainLoader:
     """Make the loader of several domains that take turns, step by step.
 
@@ -269,7 +262,7 @@ def turn_loader(
     in the order of the turns; all other arguments are those of `train_loader`.
     """
     parts = {
-        name: _parts(source, seed, draws, draws_share_images, rank, world, None if cache is None else cache / name)
+        name: _parts(source, world=world, cache=None if cache is None else cache / name, **settings)
         for name, source in sources.items()
     }
     readers = TurnReader({name: reader for name, (reader, _) in parts.items()})
@@ -279,7 +272,7 @@ def turn_loader(
 
 
 def _parts(
-    source: Source, seed: int, draws: int, draws_share_images: bool, rank: int, world: int, cache: Path | None
+    source: Source, *, cache: Path | None, seed: int = 0, draws: int = 1, **settings: Any
 ) -> tuple[StepReader, StepSampler]:
     """Build the reader and the sampler of one dataset."""
     recipe, labeled, split = source.recipe, source.dataset, source.split
@@ -305,17 +298,9 @@ def _parts(
         mean=labeled.mean or IMAGENET_MEAN,
         seed=seed,
     )
-    sampler = StepSampler(
-        len(split.labeled),
-        len(split.unlabeled) if draws else 0,
-        recipe,
-        seed=seed,
-        draws=draws,
-        draws_share_images=draws_share_images,
-        rank=rank,
-        world=world,
-        balance=source.balance,
-    )
+    unlabeled = len(split.unlabeled) if draws else 0
+    settings |= {"seed": seed, "draws": draws, "balance": source.balance}
+    sampler = StepSampler(len(split.labeled), unlabeled, recipe, **settings)
     return StepReader(tuple(streams), cutter, labeled.task.ignore_index, source.weak.tags), sampler
 
 

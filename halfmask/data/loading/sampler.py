@@ -231,10 +231,8 @@ class StepSampler(Sampler[list[StepKeys]]):
         if stream == LABELED and self.balance is not None:
             drawn, shows = self.balance.draw(n)
             return SampleKey(stream, drawn, n, shows)
-        return SampleKey(stream, position % self._length(stream), n)
-
-    def _length(self, stream: int) -> int:
-        return self.labeled_length if stream == LABELED else self.walks[stream].length
+        length = self.labeled_length if stream == LABELED else self.walks[stream].length
+        return SampleKey(stream, position % length, n)
 
     def _refuse_empty_shares(self) -> None:
         if self.smallest_batch() < self.world:

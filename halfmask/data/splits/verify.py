@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -45,21 +45,13 @@ class Findings:
     pixels: tuple[int, ...]  # number of pixels per class in the labeled and validation masks
 
 
-def verify(
-    dataset: Dataset,
-    split: "Split",
-    unlabeled: Dataset | None = None,
-    *,
-    pseudo: PseudoMasks | None = None,
-    stamps: Path | None = None,
-    on_file: OnFile | None = None,
-) -> tuple[str, ...]:
+def verify(dataset: Dataset, split: "Split", unlabeled: Dataset | None = None, **options: Any) -> tuple[str, ...]:
     """Check the files of a split and give the warnings; arguments as in `inspect`.
 
     Raises:
         DataError: all problems together.
     """
-    findings = inspect(dataset, split, unlabeled, pseudo=pseudo, stamps=stamps, on_file=on_file)
+    findings = inspect(dataset, split, unlabeled, **options)
     if findings.errors:
         count = f"{len(findings.errors)} problem{'s' if len(findings.errors) > 1 else ''}"
         raise gathered(f"{dataset.root}: {count} in images and masks:", findings.errors)

@@ -69,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """Where results go, and in which ids."""
+    """Where results go, and in which ids; what it writes raises a DataError where the disk is full or refuses."""
 
     files: Written  # of the folder of results
     task: Task  # classes and colors
@@ -81,11 +81,7 @@ class Writing:
         return cls(Written(out), bundle.task, IdTable.of_meta(bundle.meta, bundle.task))
 
     def mask(self, job: Job, mask: Integer[np.ndarray, "H W"]) -> None:
-        """Write class ids as a palette PNG, or as a GeoTIFF where the image is one.
-
-        Raises:
-            DataError: the disk is full, or the folder cannot be written.
-        """
+        """Write class ids as a palette PNG, or as a GeoTIFF where the image is one."""
         if not job.georeferenced:
             self.picture(job.mask, mask)
             return
@@ -94,21 +90,13 @@ class Writing:
             write_geotiff(part, mask, job.image, palette_of(self.task), self.table, meanings)
 
     def picture(self, path: Path, mask: Integer[np.ndarray, "H W"]) -> None:
-        """Write class ids as a palette PNG.
-
-        Raises:
-            DataError: the disk is full, or the folder cannot be written.
-        """
+        """Write class ids as a palette PNG."""
         with self.files.path(path) as part:
             picture = mask_image(mask, palette_of(self.task), self.table)
             picture.save(part, optimize=False, pnginfo=id_meanings_in_png(self.table, self.task))
 
     def overlay(self, path: Path, image: UInt8[np.ndarray, "H W C"], mask: Integer[np.ndarray, "H W"]) -> None:
-        """Write an image with its mask over it.
-
-        Raises:
-            DataError: the disk is full, or the folder cannot be written.
-        """
+        """Write an image with its mask over it."""
         with self.files.path(path) as part:
             Image.fromarray(overlay(image, mask, palette_of(self.task))).save(part, quality=90)
 

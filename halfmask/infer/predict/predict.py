@@ -28,9 +28,7 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Integer
 from PIL import Image
-from torch import Tensor
 
 from halfmask.atomic import require_writable
 from halfmask.data.convert.convert import outline_files, require_outlines, write_outlines
@@ -152,7 +150,9 @@ def predict(
         # Shared out before anything is skipped: what another process has finished by now must not move the shares.
         mine = jobs[ranks.rank :: ranks.world]
         open_jobs = [job for job in mine if overwrite or not job.done]
-        failed = _predict_all(mine, open_jobs, predictor, workers, _limit_of_whole(options.get("tile")), quiet)
+        tile = options.get("tile")
+        whole = LARGE if tile is None else sys.maxsize if tile == 0 else 0  # pixels that are predicted at once
+        failed = _predict_all(mine, open_jobs, predictor, workers, whole, quiet)
         failed, count = ranks.lists(failed), sum(ranks.lists([len(open_jobs)]))
     if outlines is not None and ranks.first:
         done = [(job.row, job.image, job.mask) for job in jobs if job.mask.exists()]
@@ -299,18 +299,9 @@ def _predict_one(job: Job, dates: tuple[Picture, ...], predictor: Predictor) -> 
         kept = shares[0].half().cpu().numpy()
         with predictor.writing.files.path(job.probabilities) as part, part.open("wb") as file:
             np.save(file, kept if empty is None else np.where(empty, np.float16(0), kept))
-    mask = _to_numpy(classes[0])
+    mask = np.asarray(classes[0].cpu().numpy())
     if empty is not None:
         mask = np.where(empty, np.asarray(bundle.task.ignore_index, mask.dtype), mask)
     if job.overlay is not None:
         predictor.writing.overlay(job.overlay, dates[-1].pixels, mask)
     predictor.writing.mask(job, mask)
-
-
-def _to_numpy(classes: Tensor) -> Integer[np.ndarray, "H W"]:
-    return np.asarray(classes.cpu().numpy())
-
-
-def _limit_of_whole(tile: int | None) -> int:
-    """Return the most pixels an image may have to be predicted at once."""
-    return LARGE if tile is None else sys.maxsize if tile == 0 else 0

@@ -222,7 +222,8 @@ class LitMethod(L.LightningModule):
         weights = self.class_weights.get(batch.domain)
         if weights is not None and weights.device != device:
             weights = self.class_weights[batch.domain] = weights.to(device)
-        return to_batch(batch, device, self.method.task, dtype=self._image_dtype(), class_weights=weights)
+        dtype = torch.float64 if str(self.trainer.precision) == "64-true" else torch.float32
+        return to_batch(batch, device, self.method.task, dtype=dtype, class_weights=weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one step of the method: every update in order, then its bookkeeping."""
@@ -306,6 +307,3 @@ class LitMethod(L.LightningModule):
     def _set_rates(self) -> None:
         for key, optimizer in self.optimizer_by_key.items():
             set_rates({key: optimizer}, rate_factor(self.step, self.total_steps, self.sections[key]))
-
-    def _image_dtype(self) -> torch.dtype:
-        return torch.float64 if str(self.trainer.precision) == "64-true" else torch.float32

@@ -30,6 +30,7 @@ from halfmask.models.timm_library import convert_sync_batchnorm
 from halfmask.recipe.read import Recipe, RunRecipe
 from halfmask.run.checkpoint import AtomicCheckpointIO
 from halfmask.run.loop.lightning_library import DDPStrategy, L
+from halfmask.run.loop.progress import make_logger
 
 
 def uses_gpu(recipe: RunRecipe) -> bool:
@@ -204,19 +205,11 @@ def make_trainer(recipe: RunRecipe, out: Path, method: Method, callbacks: list[L
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=_logger(recipe.logger, out),
+        logger=False if recipe.logger == "none" else make_logger(recipe.logger, out),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=out,
     )
-
-
-def _logger(name: str, out: Path) -> Any:
-    if name == "none":
-        return False
-    from halfmask.run.loop.progress import make_logger
-
-    return make_logger(name, out)
 
 
 def _quiet_lightning() -> None:

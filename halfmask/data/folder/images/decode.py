@@ -302,7 +302,11 @@ def _decode_opened(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
             pass  # strict about harmless oddities; Pillow decides whether the file is really broken
     if image.format == "PNG" and len(image.getbands()) > 1 and png_depth(data)[0] == 16:
         return turn_upright(_decode_deep_png(data, path), orientation)
-    if image.format == "TIFF" and len(image.getbands()) > 1 and max(_tiff_bits(image)) > 8:
+    if (
+        image.format == "TIFF"
+        and len(image.getbands()) > 1
+        and max(getattr(image, "tag_v2", {}).get(_TIFF_BITS_TAG, (8,))) > 8
+    ):
         return _read_geotiff(path)
     if image.format == "TIFF":
         image.load()  # and so turned upright
@@ -389,7 +393,3 @@ def orientation_of(image: Image.Image) -> int:
         return 1
     value = image.getexif().get(_ORIENTATION_TAG, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _tiff_bits(image: Any) -> tuple[int, ...]:
-    return tuple(image.tag_v2.get(_TIFF_BITS_TAG, (8,)))

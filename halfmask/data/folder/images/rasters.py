@@ -97,7 +97,11 @@ def read_picture(path: Path, reading: Reading, *, georeferenced: bool = False) -
     Raises:
         DataError: a broken file, or other bands or values than the model was trained on.
     """
-    empty = empty_pixels(path) if georeferenced else None
+    empty = None
+    if georeferenced:
+        with open_geotiff(path) as source:
+            rows = GeoRows(source)
+            empty = rows.read(0, rows.size[0])[1]
     return _picture(decode(path, channels=reading.channels), empty, path, reading)
 
 
@@ -205,17 +209,6 @@ class GeoRows:
         values = np.moveaxis(np.asarray(self._source.read(window=window)), 0, 2)
         empty = None if self._whole else self._source.dataset_mask(window=window) == 0
         return (values if self._colors is None else self._colors[values[:, :, 0]]), empty
-
-
-def empty_pixels(path: Path) -> Bool[np.ndarray, "H W"] | None:
-    """Return where a file says that there is no data: its nodata value in all bands, its alpha, its own mask.
-
-    Raises:
-        DataError: a broken file.
-    """
-    with open_geotiff(path) as source:
-        rows = GeoRows(source)
-        return rows.read(0, rows.size[0])[1]
 
 
 def _color_table(source: Any) -> np.ndarray | None:

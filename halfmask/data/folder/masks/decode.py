@@ -265,7 +265,8 @@ def list_colors(colors: Shaped[np.ndarray, "*N C"], limit: int = 8) -> str:
     >>> list_colors(np.array([[255, 0, 0], [255, 0, 0], [0, 0, 9]]))
     '255,0,0 (2 px), 0,0,9 (1 px)'
     """
-    counts = Counter(dict(zip(*_count_codes(colors), strict=True)))
+    codes, counted = np.unique(_codes(colors), return_counts=True)
+    counts = Counter(dict(zip(codes.tolist(), counted.tolist(), strict=True)))
     shown = [f"{code >> 16},{code >> 8 & 255},{code & 255} ({n} px)" for code, n in counts.most_common(limit)]
     return ", ".join(shown) + (f" and {len(counts) - limit} more" if len(counts) > limit else "")
 
@@ -298,11 +299,6 @@ def _look_up(values: np.ndarray, colors: Mapping[Color, int]) -> tuple[np.ndarra
 def _codes(values: np.ndarray) -> np.ndarray:
     wide = values.astype(np.int64)
     return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
-
-
-def _count_codes(colors: np.ndarray) -> tuple[list[int], list[int]]:
-    codes, counts = np.unique(_codes(colors), return_counts=True)
-    return codes.tolist(), counts.tolist()
 
 
 def size_mismatch(path: Path, mask: tuple[int, int], image: Path, expected: tuple[int, int]) -> str:
