@@ -339,7 +339,7 @@ TABLE: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "halfmask/data/folder/masks/decode.py",
-        "tests/data/test_masks.py tests/data/test_folder.py",
+        "tests/data/test_masks.py tests/data/test_folder.py tests/data/test_folder_classes.py",
         (("return stored if 0 <= stored < self.classes", "return stored if 0 < stored < self.classes"),),
     ),
     (

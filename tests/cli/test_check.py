@@ -14,6 +14,7 @@ from halfmask.codes import CODES
 from halfmask.data.splits import split as splits
 from halfmask.errors import HalfmaskError
 from halfmask.recipe.read import load, parse_override
+from tests.data import broken_images, broken_masks  # noqa: F401  (cases)
 from tests.data.broken import CASES, NAMED, good, ids, picture, save
 
 

@@ -14,7 +14,7 @@ from halfmask.data.datasets.folder import Folder
 from halfmask.data.folder.masks.decode import read_stored
 from halfmask.errors import DataError
 from tests.data.broken import picture, save
-from tests.data.test_annotations import CLASSES, NESTED, random_maps
+from tests.data.maps import CLASSES, NESTED, random_maps
 
 IDS = {name: id for id, name in enumerate(CLASSES)}
 

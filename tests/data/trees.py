@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from halfmask.recipe.read import DataRecipe
+
 H, W = 6, 8
 
 
@@ -28,6 +30,17 @@ def mask(path: Path, values: Sequence[int] | np.ndarray, size: tuple[int, int] =
         saved.putpalette([c for i in range(256) for c in (255 - i, i // 2, 7)])
     saved.save(path)
     return path
+
+
+def describe(root: Path, text: str) -> Path:
+    """Write the `halfmask.yaml` of a folder."""
+    (root / "halfmask.yaml").write_text(text)
+    return root
+
+
+def recipe(root: Path, dataset: str = "change_folder", **keys: object) -> DataRecipe:
+    """The `data` part of a recipe."""
+    return DataRecipe.model_validate({"root": str(root), "dataset": dataset, **keys})
 
 
 def folder(root: Path, labeled: int = 3, unlabeled: int = 2, values: Sequence[int] = (0, 1, 2)) -> Path:

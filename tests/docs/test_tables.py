@@ -1,6 +1,6 @@
 """The tables of the documentation are those that docstrings and signatures give."""
 
-import importlib.util
+import importlib
 import json
 import re
 
@@ -11,10 +11,9 @@ from tests.docs.pages import ROOT
 
 @pytest.fixture(scope="module")
 def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        return importlib.import_module("tables")
 
 
 def test_tables_are_up_to_date(tables):
@@ -60,9 +59,9 @@ def test_benchmark_files_become_a_table_with_the_rows_that_lose(tables, tmp_path
     plain["environment"] = {"packages": {"torch": "2"}}
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks" / "results" / "bench_cpu.json").write_text(json.dumps(plain))
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    assert tables.results() == ""  # of trained methods there are none
-    facts, _, table = tables.speed().partition("\n\n")
+    monkeypatch.setattr(tables.measured, "ROOT", tmp_path)
+    assert tables.measured.results() == ""  # of trained methods there are none
+    facts, _, table = tables.measured.speed().partition("\n\n")
     assert "2 of 3 targets reached" in facts
     assert table.splitlines()[2:] == [
         "| `ema` | 25 M | 50 ms | 20 ms | 2.5 x (>= 2) | 2.4-2.6 | 3 x |  | syncs 0 (<= 0) | 31% copy |",
@@ -87,7 +86,7 @@ def test_our_scores_stand_beside_the_published_ones_of_the_same_method_data_and_
     (folder / "other.json").write_text(json.dumps({"settings": {**settings, "data": "facades"}, "rows": rows}))
     more = {**settings, "labeled": 183, "model": model, "metric": "miou"}
     (folder / "leaderboard_a.json").write_text(json.dumps({"settings": more, "rows": board}))
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables.measured, "ROOT", tmp_path)
     cells = [line.strip("| ").split(" | ") for line in tables.published().splitlines()[2:]]
     ours = {line[1]: line[6] for line in cells if len(line) == 7}  # an empty cell is stripped away
     assert ours == {
