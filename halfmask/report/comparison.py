@@ -313,7 +313,7 @@ def _spreads(rows: Sequence[Row], metric: str) -> dict[str, Any]:
 
 def _curve_charts(rows: Sequence[Row], metric: str) -> dict[str, Any]:
     numbered = [(row, number % _COLORS, number) for number, row in enumerate(rows)]
-    scores = [Series(row.name, spread_of_curve_charts(row), *look) for row, *look in numbered]
+    scores = [Series(row.name, spread_of_curves(row), *look) for row, *look in numbered]
     losses = [Series(row.name, row.members[0].run.curve("train/loss"), *look) for row, *look in numbered]
     charts = [
         line_chart(scores, f"Validation {metric}, mean over seeds"),
