@@ -17,17 +17,11 @@ from halfmask.recipe.explain import section_in
 
 
 class Renamed(NamedTuple):
-    """Where the value of an old key belongs now.
+    """Where the value of an old key belongs now."""
 
-    Args:
-        section: parameter that holds it.
-        key: in that section.
-        of: what the section must name. Beside another name the old key had no effect, so it is dropped.
-    """
-
-    section: str
-    key: str
-    of: str
+    section: str  # parameter that holds it
+    key: str  # in that section
+    of: str  # what the section must name. Beside another name the old key had no effect, so it is dropped
 
 
 RENAMED = {

@@ -81,19 +81,12 @@ def drop_channels(features: list[Float[Tensor, "B _D _h _w"]], p: float = 0.5) -
 
 
 class Twice(NamedTuple):
-    """What one pass gives that decodes its features twice: clean, and with dropped channels.
+    """What one pass gives that decodes its features twice: clean, and with dropped channels."""
 
-    Args:
-        labeled: logits of the labeled images, clean.
-        weak: logits of the unlabeled images, clean.
-        dropped: logits of the unlabeled images whose features lost channels.
-        embedding: (B, D, h, w) of the unlabeled images, clean and without a graph.
-    """
-
-    labeled: Logits
-    weak: Logits
-    dropped: Logits
-    embedding: Tensor
+    labeled: Logits  # logits of the labeled images, clean
+    weak: Logits  # logits of the unlabeled images, clean
+    dropped: Logits  # logits of the unlabeled images whose features lost channels
+    embedding: Tensor  # (B, D, h, w) of the unlabeled images, clean and without a graph
 
 
 def clean_and_dropped(

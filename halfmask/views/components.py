@@ -25,17 +25,11 @@ _LEAST_VERTICES = 50  # of the `contours` rule: contours with more are used
 
 
 class Boxes(NamedTuple):
-    """Objects of a batch, at the resolution of the prediction.
+    """Objects of a batch, at the resolution of the prediction."""
 
-    Args:
-        corners: x0, y0, x1, y1 of each object, all inclusive.
-        used: False for the filling of images with fewer objects than others.
-        size: height and width of the prediction.
-    """
-
-    corners: Int[Tensor, "B N 4"]
-    used: Bool[Tensor, "B N"]
-    size: tuple[int, int]
+    corners: Int[Tensor, "B N 4"]  # x0, y0, x1, y1 of each object, all inclusive
+    used: Bool[Tensor, "B N"]  # False for the filling of images with fewer objects than others
+    size: tuple[int, int]  # height and width of the prediction
 
 
 def object_boxes(

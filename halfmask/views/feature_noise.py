@@ -27,15 +27,10 @@ from halfmask.views.components import Boxes, BoxRule, object_boxes
 
 
 class Guide(NamedTuple):
-    """What guided perturbations know of the main decoder's prediction; made once for all of them.
+    """What guided perturbations know of the main decoder's prediction; made once for all of them."""
 
-    Args:
-        objects: M, where an object-like class is predicted, at the cells of the embedding.
-        boxes: of the objects, for G-Cutout.
-    """
-
-    objects: Bool[Tensor, "B h w"]
-    boxes: Boxes
+    objects: Bool[Tensor, "B h w"]  # M, where an object-like class is predicted, at the cells of the embedding
+    boxes: Boxes  # of the objects, for G-Cutout
 
 
 def make_guide(
@@ -94,15 +89,10 @@ def apply(perturbation: Perturbation, z: Float[Tensor, "B D h w"], draw: Tensor)
 
 
 class FeatureNoise(NamedTuple):
-    """F-Noise.
+    """F-Noise."""
 
-    Args:
-        limit: r.
-        per_image: draw N for each image; CCT's code shares it in the batch.
-    """
-
-    limit: float = 0.3
-    per_image: bool = False
+    limit: float = 0.3  # r
+    per_image: bool = False  # draw N for each image; CCT's code shares it in the batch
 
     def sample(
         self, z: Float[Tensor, "B D h w"], guide: Guide | None, count: int, generator: torch.Generator | None = None
@@ -122,14 +112,10 @@ class FeatureDrop(NamedTuple):
 
     For z of one sign (behind a ReLU) as in CCT's code: a = mean over channels, threshold gamma * max(a) of each image.
     For signed z, where the mean may cancel or be negative everywhere: a = mean |z|, scaled to [0, 1] in each image.
-
-    Args:
-        low: of gamma; 0.7 in CCT's code, 0.6 in the paper.
-        high: of gamma.
     """
 
-    low: float = 0.7
-    high: float = 0.9
+    low: float = 0.7  # of gamma; 0.7 in CCT's code, 0.6 in the paper
+    high: float = 0.9  # of gamma
 
     def sample(
         self, z: Float[Tensor, "B D h w"], guide: Guide | None, count: int, generator: torch.Generator | None = None
@@ -150,15 +136,10 @@ class FeatureDrop(NamedTuple):
 
 
 class ChannelDrop(NamedTuple):
-    """DropOut.
+    """DropOut."""
 
-    Args:
-        p: probability of dropping.
-        spatial: whole channels; `False`: single values.
-    """
-
-    p: float = 0.5
-    spatial: bool = True
+    p: float = 0.5  # probability of dropping
+    spatial: bool = True  # whole channels; `False`: single values
 
     def sample(
         self, z: Float[Tensor, "B D h w"], guide: Guide | None, count: int, generator: torch.Generator | None = None
@@ -202,13 +183,9 @@ class KeepContext(NamedTuple):
 
 
 class GuidedCutout(NamedTuple):
-    """G-Cutout.
+    """G-Cutout."""
 
-    Args:
-        erase: share of width and of height that is cut from each box: 0.4 removes 16 % of the box.
-    """
-
-    erase: float = 0.4
+    erase: float = 0.4  # share of width and of height that is cut from each box: 0.4 removes 16 % of the box
 
     def sample(
         self, z: Float[Tensor, "B D h w"], guide: Guide | None, count: int, generator: torch.Generator | None = None

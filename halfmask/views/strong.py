@@ -29,21 +29,13 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class StrongParams(NamedTuple):
-    """What was drawn for each image.
+    """What was drawn for each image."""
 
-    Args:
-        jitter: whether the four color changes are applied.
-        order: a permutation of brightness 0, contrast 1, saturation 2, hue 3.
-        factors: strength of each of the four; the hue's is a fraction of the color circle.
-        gray: whether the image becomes gray.
-        radius: standard deviation of the blur in pixels; 0 = none.
-    """
-
-    jitter: Bool[Tensor, " N"]
-    order: Int[Tensor, "N 4"]
-    factors: Float[Tensor, "N 4"]
-    gray: Bool[Tensor, " N"]
-    radius: Float[Tensor, " N"]
+    jitter: Bool[Tensor, " N"]  # whether the four color changes are applied
+    order: Int[Tensor, "N 4"]  # a permutation of brightness 0, contrast 1, saturation 2, hue 3
+    factors: Float[Tensor, "N 4"]  # strength of each of the four; the hue's is a fraction of the color circle
+    gray: Bool[Tensor, " N"]  # whether the image becomes gray
+    radius: Float[Tensor, " N"]  # standard deviation of the blur in pixels; 0 = none
 
 
 class StrongAugment(nn.Module):

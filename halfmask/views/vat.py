@@ -30,21 +30,13 @@ _FLOOR = 1e-8  # of the published normalization
 
 
 class Adversarial(NamedTuple):
-    """I-VAT of one decoder.
+    """I-VAT of one decoder."""
 
-    Args:
-        eps: length of the change of an image's embedding.
-        direction: `exact`, or the published finite difference (`finite`).
-        xi: of the finite difference; 0.1 is sound in float32.
-        iterations: of the power method.
-        relative: `eps` is a share of the length of the image's embedding.
-    """
-
-    eps: float = 2.0
-    direction: Direction = "exact"
-    xi: float = 0.1
-    iterations: int = 1
-    relative: bool = False
+    eps: float = 2.0  # length of the change of an image's embedding
+    direction: Direction = "exact"  # `exact`, or the published finite difference (`finite`)
+    xi: float = 0.1  # of the finite difference; 0.1 is sound in float32
+    iterations: int = 1  # of the power method
+    relative: bool = False  # `eps` is a share of the length of the image's embedding
 
     def sample(
         self, z: Float[Tensor, "B D h w"], head: Head, generator: torch.Generator | None = None

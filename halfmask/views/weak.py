@@ -23,33 +23,20 @@ _FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resamp
 
 
 class Window(NamedTuple):
-    """Where a crop lies in the scaled image.
+    """Where a crop lies in the scaled image."""
 
-    Args:
-        size: width and height of the whole scaled image.
-        corner: left and top of the crop.
-        extent: width and height of the part of the crop that the image covers; the rest is padding.
-        flip: mirror the crop left and right.
-    """
-
-    size: tuple[int, int]
-    corner: tuple[int, int]
-    extent: tuple[int, int]
-    flip: bool
+    size: tuple[int, int]  # width and height of the whole scaled image
+    corner: tuple[int, int]  # left and top of the crop
+    extent: tuple[int, int]  # width and height of the part of the crop that the image covers; the rest is padding
+    flip: bool  # mirror the crop left and right
 
 
 class Geometry(NamedTuple):
-    """Ranges of the random geometry.
+    """Ranges of the random geometry."""
 
-    Args:
-        crop: side of the crop in pixels.
-        scale: range of the long side, relative to the image.
-        flip: probability of a horizontal flip.
-    """
-
-    crop: int
-    scale: tuple[float, float] = (0.5, 2.0)
-    flip: float = 0.5
+    crop: int  # side of the crop in pixels
+    scale: tuple[float, float] = (0.5, 2.0)  # range of the long side, relative to the image
+    flip: float = 0.5  # probability of a horizontal flip
 
     def sample(
         self, rng: np.random.Generator, width: int, height: int, around: tuple[float, float] | None = None
