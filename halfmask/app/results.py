@@ -43,10 +43,7 @@ def predict_files(looker: Looker, paths: Iterable[str]) -> tuple[list[Look], lis
 def layers(look: Look, classes: Sequence[str], alone: str = "") -> Layers:
     """Return the picture, and the mask of each class that occurs in it.
 
-    Args:
-        look: the prediction.
-        classes: names.
-        alone: the only class to show; the others keep their names, so that they can be chosen. "": show all.
+    Of a class `alone` only its mask is shown; the others keep their names, so that they can be chosen.
     """
     ids = look.class_ids()
     if ids is None:

@@ -281,11 +281,7 @@ class _Watch(L.Callback):
 
 
 def read_profile(events: Iterable[Any], seconds: float) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Sum up the events of a profile.
-
-    Args:
-        events: of `torch.profiler`, whose times are in microseconds.
-        seconds: time on the clock that they span.
+    """Sum up the events of `torch.profiler`, whose times are in microseconds, over seconds on the clock.
 
     Returns:
         By phase the share of the time on the host; by phase the share of the GPU's work; by operator the share of the

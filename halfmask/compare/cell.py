@@ -160,9 +160,7 @@ def forget(folder: Path) -> None:
 def run_cell(order: Order, slot: dict[str, str]) -> None:
     """Train or resume a run, score it, and write its record; the body of a process.
 
-    Args:
-        order: what to train.
-        slot: variables of the environment; `threads` is for torch.
+    `slot` holds variables of the environment; `threads` is for torch.
     """
     order.folder.parent.mkdir(parents=True, exist_ok=True)
     with order.folder.with_suffix(".txt").open("a") as log:

@@ -114,12 +114,7 @@ def _finished(orders: Sequence[Order], slots: Sequence[Mapping[str, str]], line:
 
 
 def note_death(order: Order, code: int) -> None:
-    """Record what a process could not record itself.
-
-    Args:
-        order: what it was told.
-        code: exit code of the process; below zero, the signal that killed it.
-    """
+    """Record what a process could not record itself; a code below zero is the signal that killed it."""
     if record_of(order.folder).get("state") in ("done", "failed"):
         return
     if code < 0:

@@ -231,12 +231,7 @@ def _run(cell: Cell, out: Path) -> CellResult:
 
 
 def table_of(content: Mapping[str, Any], links: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Return heads and cells of what `Board.to_dict` gave, as text.
-
-    Args:
-        content: of table.json.
-        links: a score leads to its run folder.
-    """
+    """Return heads and cells of table.json (`Board.to_dict`) as text; with `links` a score leads to its run folder."""
     rows = [row for row in content["rows"] if not row["control_of"]]
     controls = {row["control_of"] for row in content["rows"]} - {None}
     heads = [head.format(metric=METRIC_NAMES[content["settings"]["metric"]]) for head in _HEADS]

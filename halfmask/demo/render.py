@@ -18,16 +18,9 @@ _TETRAHEDRON = np.array([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], np.f
 def render(
     scene: Scene, size: int, rng: np.random.Generator, supersample: int = 2
 ) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
-    """Render a scene.
+    """Render a square image in sRGB and the class of each pixel.
 
-    Args:
-        scene: what to render.
-        size: side of the square image in pixels.
-        rng: of the sensor's noise.
-        supersample: rays per pixel along each axis.
-
-    Returns:
-        The image in sRGB and the class of each pixel.
+    `rng` draws the sensor's noise; `supersample` rays per pixel are followed along each axis.
     """
     side = size * supersample
     rays = _camera_rays(scene, side)

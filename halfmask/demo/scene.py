@@ -73,12 +73,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, *, kinds: tuple[int, ...] | None = None) -> Scene:
-    """Draw a scene of six to ten things.
-
-    Args:
-        rng: source of every choice.
-        kinds: labels (1 to 7) that must occur; `None` leaves it to chance.
-    """
+    """Draw a scene of six to ten things; labels (1 to 7) of `kinds` must occur, `None` leaves it to chance."""
     count = int(rng.integers(6, 11))
     labels = [*(kinds or ()), *rng.integers(1, len(CLASSES), count).tolist()][: max(count, len(kinds or ()))]
     eye = np.array([rng.uniform(-1, 1), rng.uniform(2.2, 3.6), -rng.uniform(4.0, 4.8)], np.float32)

@@ -12,7 +12,7 @@ import yaml
 
 from halfmask.data.contract import Dataset
 from halfmask.data.folder.lists import Finder
-from halfmask.data.splits.split import open_dataset, part_ids, resolve_split
+from halfmask.data.splits.split import open_dataset, part_ids, recorded_lists, resolve_split
 from halfmask.errors import CheckpointError, DataError, OutOfMemoryError, RecipeError, bullet_list, first_few, nearest
 from halfmask.infer.bundle import FOLDS, PREDICTORS, Bundle, bundle_folder, read_meta
 from halfmask.recipe.read import DataRecipe, EvalRecipe, load, missing_sections
@@ -129,14 +129,7 @@ def _stored_sections(folder: Path, sections: Sequence[str]) -> dict[str, Any]:
 
 def _recorded_val(folder: Path) -> list[str] | None:
     path = _home(folder) / "split.json"
-    if not path.is_file():
-        return None
-    try:
-        return [str(id) for id in json.loads(path.read_text(encoding="utf-8"))["val"]["ids"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). {_RESTORE}", "H402"
-        ) from error
+    return recorded_lists(path, "val", cure=_RESTORE)["val"] if path.is_file() else None
 
 
 def cross_validated(run: Path) -> dict[str, Any] | None:

@@ -1,14 +1,13 @@
 """Which evaluated images the model learned from: by id, or as copies with other names."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from halfmask.data.contract import Dataset
-from halfmask.data.splits.split import open_dataset, unlabeled_dataset
+from halfmask.data.splits.split import open_dataset, recorded_lists, unlabeled_dataset
 from halfmask.errors import HalfmaskError, first_few
 from halfmask.recipe.read import DataRecipe
 
@@ -42,22 +41,14 @@ class Seen:
 
 def seen_in_training(recipe: DataRecipe, lists: Path, dataset: Dataset, ids: Sequence[str]) -> Seen:
     """Look for evaluated images among those of the training."""
-    known = _lists(lists)
     found: dict[str, tuple[str, ...]] = {"labeled": (), "unlabeled": ()}
-    if known and ids:
-        with suppress(HalfmaskError, OSError):  # the data of the training may be gone
+    if ids:
+        with suppress(HalfmaskError, OSError):  # the lists or the data of the training may be gone
+            known = recorded_lists(lists, *found)
             trained = open_dataset(recipe.model_copy(update={"split": None, "labeled": None, "val": "none"}))
             sources = {"labeled": trained, "unlabeled": unlabeled_dataset(recipe, trained)}
             found = {name: _common(dataset, ids, sources[name], known[name]) for name in found}
     return Seen(found["labeled"], found["unlabeled"], len(ids))
-
-
-def _lists(path: Path) -> dict[str, list[str]]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return {name: [str(id) for id in told[name]["ids"]] for name in ("labeled", "unlabeled")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _common(dataset: Dataset, ids: Sequence[str], other: Dataset, training: Sequence[str]) -> tuple[str, ...]:

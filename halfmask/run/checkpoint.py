@@ -7,7 +7,6 @@ A new run takes the recipe of the earlier one, with what the user changes. Image
 images. Where there were none, none are held out: the weights have seen the masks that the earlier run trained on.
 """
 
-import json
 import os
 import shutil
 import zipfile
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from halfmask.atomic import atomic_path
-from halfmask.data.splits.split import write_list
+from halfmask.data.splits.split import recorded_lists, write_list
 from halfmask.errors import CheckpointError, RecipeError, bullet_list, first_few
 from halfmask.infer.bundle import STAGES, Bundle, load_bundle, own_bundle
 from halfmask.method import Method
@@ -331,7 +330,7 @@ def begin_from(run: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (
         raise RecipeError(
             "--twin trains a control from its start; a run that begins with weights would win. Leave it out."
         )
-    lists = _lists(folder)
+    lists = recorded_lists(folder.split, "labeled", "val", cure="Restore it from the run.")
     new: dict[str, Any] = {"run.twin": None}
     fixed = (
         f"data.split={before.data.split}" if before.data.split is not None else f"data.labeled={before.data.labeled}"
@@ -350,13 +349,3 @@ def begin_from(run: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (
             write_list(folder.path / "val.txt", lists["val"])
     recipe = load(folder.recipe, {**new, **changed})
     return Beginning(folder.path, checkpoint, recipe, frozenset(lists["labeled"]))
-
-
-def _lists(folder: RunDir) -> dict[str, list[str]]:
-    try:
-        content = json.loads(folder.split.read_text(encoding="utf-8"))
-        return {name: [str(id) for id in content[name]["ids"]] for name in ("labeled", "val")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder.split}: cannot be read ({error!r}). Restore it from the run.", "H402"
-        ) from error

@@ -21,13 +21,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from halfmask.atomic import atomic_path, flush, require_writable, write_json, write_text
-from halfmask.data.splits.split import Split
+from halfmask.data.splits.split import Split, recorded_lists
 from halfmask.errors import CheckpointError, DataError, Interrupted
 from halfmask.infer.bundle import FOLDS, STAGES
 from halfmask.infer.domains import DOMAINS, domain_names
@@ -183,11 +183,9 @@ class RunDir:
 
     def recorded_lists(self) -> dict[str, list[str]]:
         """Return the ids of each list of a run that has begun; nothing where they cannot be read."""
-        try:
-            told = json.loads(self.split.read_text(encoding="utf-8"))
-            return {name: [str(id) for id in entry["ids"]] for name, entry in told.items()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return {}
+        with suppress(CheckpointError):
+            return recorded_lists(self.split)
+        return {}
 
     def begin_stages(self, recipe: Recipe, stages: Sequence[str], limit: int | None) -> None:
         """Remove an earlier run and write what the folder holds beside its stages: the recipe, and their order."""

@@ -71,14 +71,7 @@ def write_table(files: Written, path: Path, chosen: Sequence[str], scores: Seque
 
 
 def write_files(writing: Writing, drafts: Iterable[MaskDraft], rows: Sequence[Chosen], formats: Sequence[str]) -> None:
-    """Write drafts in each format, and the page.
-
-    Args:
-        writing: to which folder, in which ids.
-        drafts: chosen images, best first; one at a time is kept.
-        rows: what the page says of each.
-        formats: of `FORMATS`.
-    """
+    """Write drafts, best first, in each format of `FORMATS`, and the page of rows; one draft at a time is kept."""
     files, task, out = writing.files, writing.task, writing.files.folder
     done: list[tuple[str, Path, Path]] = []
     figures: list[str] = []

@@ -1,6 +1,5 @@
 """Collect the images that may be labeled next, and measure each by the networks of a run."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +12,8 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from halfmask.data.contract import Dataset
-from halfmask.data.splits.split import open_dataset, unlabeled_dataset
-from halfmask.errors import CheckpointError, DataError, RecipeError
+from halfmask.data.splits.split import open_dataset, recorded_lists, unlabeled_dataset
+from halfmask.errors import DataError, RecipeError
 from halfmask.infer.bundle import Bundle
 from halfmask.infer.inference import class_map, probabilities, read_ahead
 from halfmask.infer.runs import memory_cure
@@ -157,12 +156,9 @@ def _pool_of(run: Path, recipe: DataRecipe) -> Candidates:
         raise RecipeError(f"{run} was trained on several domains: suggest ranks the images of one. Give --data DIR.")
     dataset = open_dataset(recipe)
     other = unlabeled_dataset(recipe, dataset)
-    path = run / "split.json"
-    try:
-        lists = {name: [str(id) for id in entry["ids"]] for name, entry in json.loads(path.read_text("utf-8")).items()}
-        labeled, unlabeled, val = lists["labeled"], lists["unlabeled"], lists["val"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}). Restore it, or give --data DIR.", "H402") from error
+    labeled, unlabeled, val = recorded_lists(
+        run / "split.json", "labeled", "unlabeled", "val", cure="Restore it, or give --data DIR."
+    ).values()
     used_every_mask = recipe.labeled is None and recipe.split is None
     open_ = [id for id in unlabeled if not (used_every_mask and other is dataset and other.mask_path(id) is not None)]
     fresh = _fresh(dataset, {*labeled, *unlabeled, *val}) if other is dataset else ()

@@ -70,11 +70,7 @@ def rare_classes(pixels: Float[np.ndarray, " K"]) -> list[int]:
 def k_center(
     features: Float[np.ndarray, "M D"], known: Float[np.ndarray, "N D"]
 ) -> tuple[list[int], Float[np.ndarray, "_M"]]:
-    """Order images by greedy k-center.
-
-    Args:
-        features: of the images to order.
-        known: of the labeled images; may be empty.
+    """Order images by greedy k-center, beginning from the known (labeled) ones, of which there may be none.
 
     Returns:
         Positions, the farthest first, and for each image its distance when its turn came.

@@ -30,10 +30,7 @@ _DATASETS = {"segmentation": "folder", "change": "change_folder", "classificatio
 def trains(cls: type[Method], kind: str, params: dict[str, Any]) -> str:
     """Train a method on ten tiny images and open what it ships; return what went wrong, "" if nothing.
 
-    Args:
-        cls: the method; it may be defined in a function.
-        kind: of the task.
-        params: constructor arguments that differ from their defaults.
+    The class may be defined in a function.
     """
     with tempfile.TemporaryDirectory(prefix="halfmask-check-") as folder, _importable(cls) as name:
         root, out = Path(folder, "data"), Path(folder, "run")
@@ -51,10 +48,7 @@ def trains(cls: type[Method], kind: str, params: dict[str, Any]) -> str:
 def write_tiny_dataset(root: Path, kind: str, *, tags: bool = False) -> Path | None:
     """Write ten images, six of them with a mask or label, in the layout of one's own data.
 
-    Args:
-        root: folder to make.
-        kind: of the task.
-        tags: also write a file of image-level labels, and return its path.
+    With `tags` also a file of image-level labels, whose path is returned.
     """
     rng = np.random.default_rng(0)
     for number in range(_IMAGES):

@@ -4,6 +4,7 @@ The lists are not shipped: `data.splits` names the folder that holds them, laid 
 (and `unlabeled.txt`), with `val.txt` beside them or one folder up. All problems are reported in one error.
 """
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from halfmask.data.folder.lists import Finder, ListEntry, read_list, write_list
 from halfmask.data.splits.copies import find_copies
 from halfmask.data.splits.drawing import NewSplit, draw, hold_out, make_split, number_of
 from halfmask.data.splits.verify import Findings, inspect, verify
-from halfmask.errors import DataError, Faults, RecipeError, bullet_list, nearest
+from halfmask.errors import CheckpointError, DataError, Faults, RecipeError, bullet_list, nearest
 from halfmask.plugins import arguments, resolve
 from halfmask.recipe.read import DataRecipe, UnlabeledRecipe
 
 __all__ = [
     "Findings", "ListEntry", "NewSplit", "Split", "examine_split", "inspect", "make_split", "open_dataset", "part_ids",
-    "read_list", "resolve_split", "unlabeled_dataset", "verify", "write_list",
+    "read_list", "recorded_lists", "resolve_split", "unlabeled_dataset", "verify", "write_list",
 ]  # fmt: skip
 
 _PARTS = ("train", "val", "test", "unlabeled")
@@ -386,3 +387,16 @@ def _repeated(ids: Iterable[str]) -> list[str]:
 
 def _examples(ids: Sequence[str], limit: int = 3) -> str:
     return ", ".join(ids[:limit]) + (f" and {len(ids) - limit} more" if len(ids) > limit else "")
+
+
+def recorded_lists(path: Path, *names: str, cure: str = "") -> dict[str, list[str]]:
+    """Return the ids of the lists in the split.json of a run: those of these names, or all.
+
+    Raises:
+        CheckpointError: it cannot be read, or a list is missing; `cure` says what to do.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return {name: [str(id) for id in told[name]["ids"]] for name in names or told}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error!r}). {cure}", "H402") from error
