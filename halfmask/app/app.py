@@ -78,11 +78,7 @@ def app(
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        RecipeError: the port or the address cannot be used.
-    """
+    """Return a socket that listens. Raises RecipeError: the port or the address cannot be used."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -33,11 +33,7 @@ class DINOv2Weights(Importer):
 
 
 def vit_entry(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    """Read name, size and width of a DINOv2 encoder from its tensors.
-
-    Raises:
-        CheckpointError: no published depth.
-    """
+    """Read name, size and width of a DINOv2 encoder from its tensors. Raises CheckpointError: no published depth."""
     width = shape(state, f"{prefix}cls_token")[-1]
     blocks = count(state, rf"{prefix.replace('.', '[.]')}blocks\.(\d+)\.")
     if blocks not in _BY_DEPTH:

@@ -28,11 +28,7 @@ class EfficientNetLiteWeights(Importer):
     rules: ClassVar[Rules] = ((r"_conv_head\.|_bn1\.|_fc\.", None),)
 
     def section(self, state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-        """Return the encoder's size.
-
-        Raises:
-            CheckpointError: an EfficientNet of another kind.
-        """
+        """Return the encoder's size. Raises CheckpointError: an EfficientNet of another kind."""
         blocks = count(state, r"_blocks\.(\d+)\.")
         first = _THIRD_STAGE.get(blocks)
         width = shape(state, f"_blocks.{first}._project_conv.weight")[0] if first is not None else 0

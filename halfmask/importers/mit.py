@@ -32,11 +32,7 @@ class MiTWeights(Importer):
 
 
 def mit_entry(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    """Read the size of a MiT encoder from its tensors.
-
-    Raises:
-        CheckpointError: no published size.
-    """
+    """Read the size of a MiT encoder from its tensors. Raises CheckpointError: no published size."""
     width = shape(state, f"{prefix}patch_embed1.proj.weight")[0]
     blocks = count(state, rf"{prefix.replace('.', '[.]')}block3\.(\d+)\.")
     if (width, blocks) not in _SIZES:

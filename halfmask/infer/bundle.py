@@ -239,11 +239,7 @@ def names_in(path: Path) -> tuple[str, ...]:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Read a model.json and check its format.
-
-    Raises:
-        CheckpointError: damaged, of another kind or version, or incomplete.
-    """
+    """Read a model.json. Raises CheckpointError: damaged, of another kind or version, or incomplete."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -20,11 +20,7 @@ DOMAINS = "domains.json"  # in the folder of a run over several domains: their n
 
 
 def domain_names(path: str | Path) -> tuple[str, ...]:
-    """Return the domains of a run, in their order; none where the folder is of anything else.
-
-    Raises:
-        CheckpointError: the list of domains is damaged.
-    """
+    """Return a run's domains in order; none of anything else. Raises CheckpointError: their list is damaged."""
     return names_in(Path(path) / DOMAINS)
 
 

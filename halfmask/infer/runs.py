@@ -89,11 +89,7 @@ def published(run: str | Path) -> Published | None:
 
 @contextmanager
 def memory_cure(protocol: EvalRecipe) -> Iterator[None]:
-    """Turn an out-of-memory error of the device into one that names the setting to change.
-
-    Raises:
-        OutOfMemoryError: the device has too little memory.
-    """
+    """Turn an out-of-memory error of the device into an OutOfMemoryError that names the setting to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -236,11 +232,7 @@ def _others(dataset: Dataset, held_out: Sequence[str] | None) -> str:
 
 
 def check_classes(bundle: Bundle, dataset: Dataset) -> None:
-    """Refuse data whose classes are not the model's.
-
-    Raises:
-        CheckpointError: another number, order or kind of classes.
-    """
+    """Refuse data whose classes are not the model's: another number, order or kind of them (CheckpointError)."""
     if bundle.task.kind != dataset.task.kind:
         raise CheckpointError(
             f"{bundle.folder} was trained for {bundle.task.kind}, {dataset.root} is {dataset.task.kind} data. "

@@ -76,11 +76,7 @@ def misfits(
 
 
 def check_fit(made: Renamed, own: Mapping[str, Tensor], where: str, cure: str) -> None:
-    """Refuse tensors that do not fill a network exactly.
-
-    Raises:
-        CheckpointError: unexpected, missing and differently shaped tensors, all in one list.
-    """
+    """Refuse tensors that do not fill a network exactly, all in one list (CheckpointError)."""
     problems = [f"unexpected: {key}" for key in made.unknown]
     problems += misfits(made.state, own, made.origin)
     if problems:

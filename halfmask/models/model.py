@@ -145,11 +145,7 @@ class ChangeSegmenter(Model):
     """
 
     def encode(self, image: Float[Tensor, "B *T C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
-        """Normalize and encode both dates; maps of their differences, fine to coarse.
-
-        Raises:
-            ShapeError: the images are not pairs.
-        """
+        """Normalize and encode both dates; maps of their differences, fine to coarse. Raises ShapeError: no pairs."""
         # Drop path draws otherwise for one pass over both dates than for two: results differ, not their distribution.
         apart = self.encoder.training and has_batch_norm(self.encoder)
         return date_differences(super().encode, image, apart=apart)

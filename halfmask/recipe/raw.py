@@ -13,11 +13,7 @@ class StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, of which the last one would win in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping from its node.
-
-        Raises:
-            ConstructorError: two keys are equal, for example 1 and 0x1.
-        """
+        """Build a mapping from its node. Raises ConstructorError: two keys are equal, for example 1 and 0x1."""
         mapping = super().construct_mapping(node, deep)
         if len(mapping) != len(node.value):
             seen: set[Any] = set()

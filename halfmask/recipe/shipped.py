@@ -12,11 +12,7 @@ from halfmask.errors import RecipeError, nearest
 
 
 def recipes_folder() -> Path:
-    """Return the folder of the shipped recipes.
-
-    Raises:
-        RecipeError: the installation is incomplete.
-    """
+    """Return the folder of the shipped recipes. Raises RecipeError: the installation is incomplete."""
     package = Path(__file__).parents[1]
     for folder in (package / "recipes", package.parent / "recipes"):
         if folder.is_dir():

@@ -206,11 +206,7 @@ def _settings(text: str) -> list[Setting]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; a killed run may have left half a line at its end.
-
-    Raises:
-        CheckpointError: no line of it is a record.
-    """
+    """Read metrics.jsonl; a killed run may have left half a last line. Raises CheckpointError: no line is a record."""
     found: list[dict[str, Any]] = []
     if not path.is_file():
         return found

@@ -45,11 +45,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save tensors and plain types.
-
-        Raises:
-            CheckpointError: the disk is full or the folder cannot be written.
-        """
+        """Save tensors and plain types. Raises CheckpointError: the disk is full or the folder cannot be written."""
         with atomic_path(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
             _keep_previous(Path(path))
@@ -69,11 +65,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Open a checkpoint on the CPU.
-
-    Raises:
-        CheckpointError: missing, truncated, or not one of ours.
-    """
+    """Open a checkpoint on the CPU. Raises CheckpointError: missing, truncated, or not one of ours."""
     path = Path(path)
     if not path.exists():
         raise CheckpointError(

@@ -160,11 +160,7 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def _for_each(recipes: Mapping[str, Recipe], make: Callable[[str, Recipe], _Made]) -> dict[str, _Made]:
-    """Call a function for each domain; problems of all of them come in one error that names the domains.
-
-    Raises:
-        RecipeError, ShapeError, DataError: of the kind of the first problem.
-    """
+    """Call a function for each domain; problems come in one error, of the kind of the first, that names the domains."""
     made: dict[str, _Made] = {}
     problems: dict[str, Any] = {}
     for name, own in recipes.items():

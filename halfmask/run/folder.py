@@ -206,11 +206,7 @@ class RunDir:
         return found if isinstance(found, dict) else {}
 
     def load_recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
-        """Read the run's resolved recipe.
-
-        Raises:
-            CheckpointError: the folder is no run.
-        """
+        """Read the run's resolved recipe. Raises CheckpointError: the folder is no run."""
         if not self.recipe.exists():
             raise CheckpointError(f"{self.path} is not a run folder: {self.recipe.name} is missing.", "H407")
         return load(self.recipe, overrides)
@@ -236,11 +232,7 @@ class RunDir:
 
 @contextmanager
 def naming_resume(root: Path) -> Iterator[None]:
-    """Say how to go on where Ctrl-C comes between two trainings of a run, while nothing else hears it.
-
-    Raises:
-        Interrupted: Ctrl-C.
-    """
+    """Say how to go on where Ctrl-C comes between two trainings of a run, while nothing else hears it (Interrupted)."""
     try:
         yield
     except KeyboardInterrupt:

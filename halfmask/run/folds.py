@@ -184,11 +184,7 @@ def check_foldable(recipe: Recipe, folds: int) -> None:
 
 
 def check_count(folds: int, masks: int) -> None:
-    """Refuse more folds than there are masks.
-
-    Raises:
-        RecipeError: with the largest number.
-    """
+    """Refuse more folds than there are masks. Raises RecipeError: with the largest number."""
     if masks < 2:
         raise RecipeError(f"--folds needs at least two masks, but {masks} is in use. Label more images.")
     if folds > masks:

@@ -45,11 +45,7 @@ class Exports(Protocol):
 
 
 def load_json(path: Path) -> Any:
-    """Read an export.
-
-    Raises:
-        DataError: broken json.
-    """
+    """Read an export. Raises DataError: broken json."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

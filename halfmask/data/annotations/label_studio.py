@@ -232,11 +232,7 @@ class LabelStudioFolder:
         return self._of[id][0] if id in self._of else None
 
     def draw(self, id: str) -> Drawing:
-        """Draw the annotation of an image.
-
-        Raises:
-            DataError: a region that cannot be read, or a label that is no class.
-        """
+        """Draw the annotation of an image. Raises DataError: a region cannot be read, or a label is no class."""
         size = self._checked(id, lambda one: size_in(one.result, one.data)) or self._size_of_image(id)
         ids = {name: number for number, name in enumerate(self.classes)}
         return self._checked(id, lambda one: decode(one.result, ids, *size, self._line_width))

@@ -193,11 +193,7 @@ def convert(
 
 
 def require_outlines(format: str | None, kind: Kind) -> None:
-    """Refuse outlines of a format that is none, or of what has no masks.
-
-    Raises:
-        RecipeError: such a format or task.
-    """
+    """Refuse outlines of a format that is none, or of what has no masks. Raises RecipeError: such a format or task."""
     if format is not None and format not in OUTLINES:
         raise RecipeError(
             f"--format {format}: unknown.{nearest(format, OUTLINES)} Known: {', '.join(OUTLINES)}.", "H303"

@@ -79,11 +79,7 @@ class MaskSource:
 
 
 def open_masks(source: Path, recipe: DataRecipe) -> MaskSource:
-    """Find the masks of a folder or an export.
-
-    Raises:
-        DataError: there are none.
-    """
+    """Find the masks of a folder or an export. Raises DataError: there are none."""
     if source.is_file() and source.suffix.lower() == ".json":
         return _export(source, _described(source.parent, recipe))
     if source.is_dir() and (files := _labelme_alone(source)):
@@ -124,11 +120,7 @@ class _Drawn:
 
 
 def _require_agreeing_masks(dataset: Dataset, ids: Sequence[str]) -> None:
-    """Compare how the masks hold their values, before the first one is converted.
-
-    Raises:
-        DataError: palettes that differ.
-    """
+    """Compare how the masks hold their values, before any is converted. Raises DataError: palettes that differ."""
     if not isinstance(dataset, FileDataset):
         return
     paths = {path for id in ids if (path := dataset.mask_path(id)) is not None}

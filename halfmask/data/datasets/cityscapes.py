@@ -68,11 +68,7 @@ class Cityscapes(FileDataset):
         return next((path for path in candidates if path.is_file()), None)
 
     def labels_of(self, mask: Path) -> LabelMap:
-        """Tell label ids from training ids, by the official file names, else by the values.
-
-        Raises:
-            DataError: a file of another name holds values that fit both.
-        """
+        """Tell label ids from training ids, by official file names, else by the values. Raises DataError: both fit."""
         if mask.stem.endswith("_labelTrainIds"):
             return _FROM_TRAIN_IDS
         if mask.stem.endswith("_labelIds"):

@@ -65,11 +65,7 @@ class ClassFolder(Dataset):
         return read_image(self.root / id, channels=self.channels, value_range=self.value_range)
 
     def read_target(self, id: str) -> Integer[np.ndarray, ""]:
-        """Return the class of an image, by its folder.
-
-        Raises:
-            DataError: it lies in no class folder.
-        """
+        """Return the class of an image, by its folder. Raises DataError: it lies in no class folder."""
         if id not in self._class_of:
             raise DataError(f"{id} lies in no class folder of {self.root}, so it has no label.", "H201")
         return np.array(self._order.index(self._class_of[id]), dtype=np.int64)

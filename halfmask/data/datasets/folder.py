@@ -273,11 +273,7 @@ class Folder(FileDataset):
         return {color: id for id, color in self._said.palette.items() if uses[color] == 1}
 
     def _discover(self) -> list[int]:
-        """Find the ids in use.
-
-        Raises:
-            DataError: no masks, or values whose meaning is not plain.
-        """
+        """Find the ids in use. Raises DataError: no masks, or values whose meaning is not plain."""
         counts: Counter[int] = Counter()
         by_type: dict[str, set[int]] = {}
         by_mask: dict[Path, list[int]] = {}

@@ -57,11 +57,7 @@ class STL10(Dataset):
         return np.ascontiguousarray(pixels.reshape(3, 96, 96).transpose(2, 1, 0))
 
     def read_target(self, id: str) -> Integer[np.ndarray, ""]:
-        """Return the class of an image.
-
-        Raises:
-            DataError: the image has no label.
-        """
+        """Return the class of an image. Raises DataError: the image has no label."""
         path = self.mask_path(id)
         if path is None:
             raise DataError(f"{id} has no label in {self.root}.", "H201")

@@ -146,11 +146,7 @@ def read_description(root: Path, given: Mapping[str, Any]) -> Description:
 
 
 def _require_no_other(root: Path) -> dict[str, Any]:
-    """Refuse a description under a name that nobody would read: what it says would be lost.
-
-    Raises:
-        DataError: there is halfmask.yml or Halfmask.yaml.
-    """
+    """Refuse halfmask.yml or Halfmask.yaml, which nobody would read: what it says would be lost (DataError)."""
     others = {FILE_NAME, FILE_NAME.replace(".yaml", ".yml")}
     found = sorted(path.name for path in root.iterdir() if path.name.lower() in others) if root.is_dir() else []
     if found:

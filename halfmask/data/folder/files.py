@@ -96,11 +96,7 @@ class FileDataset(Dataset):
         return read_mask(path, labels, self.root / id)
 
     def existing_mask(self, id: str) -> Path:
-        """Return the mask of an id.
-
-        Raises:
-            DataError: the image has no mask.
-        """
+        """Return the mask of an id. Raises DataError: the image has no mask."""
         path = self.mask_path(id)
         if path is None:
             raise DataError(
@@ -162,11 +158,7 @@ def list_stems(path: Path) -> tuple[str, ...]:
 
 
 def require_folder(root: Path, expected: tuple[str, ...], dataset: str) -> None:
-    """Check that a root exists and holds at least one of the expected folders.
-
-    Raises:
-        DataError: missing, empty, or of another layout.
-    """
+    """Check that a root holds one of the expected folders. Raises DataError: missing, empty, or of another layout."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Give the dataset's root with --data DIR (data.root).", "H208")
     if not any((root / name).is_dir() for name in expected):

@@ -73,11 +73,7 @@ def detect(root: Path) -> Layout:
 
 
 def require_images(root: Path) -> None:
-    """Check that the root of a dataset is a folder.
-
-    Raises:
-        DataError: missing, or a file.
-    """
+    """Check that the root of a dataset is a folder. Raises DataError: missing, or a file."""
     if root.is_file():
         raise DataError(f"{root}: a file, not a folder. Unpack archives first; then give the folder.", "H208")
     if not root.is_dir():
@@ -255,11 +251,7 @@ def part_of_folders(id: str) -> str:
 
 
 def _json_exports(root: Path) -> Layout | None:
-    """Find json files that annotate many images each.
-
-    Raises:
-        DataError: files of two kinds, or no images.
-    """
+    """Find json files that annotate many images each. Raises DataError: files of two kinds, or no images."""
     patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json", "*/annotations/*.json")
     kinds = {path: kind for pattern in patterns for path in root.glob(pattern) if (kind := _export_kind(path))}
     if not kinds:

@@ -33,11 +33,7 @@ class ListEntry(NamedTuple):
 
 
 def read_list(path: Path) -> list[ListEntry]:
-    """Read a split list.
-
-    Raises:
-        DataError: missing, not text, empty, or lines with more columns than three.
-    """
+    """Read a split list. Raises DataError: missing, not text, empty, or lines with more columns than three."""
     if not Path(path).is_file():
         raise DataError(f"{path}: no such list. Give the path of a text file with one image per line.", "H211")
     text = read_text(Path(path), "H211")

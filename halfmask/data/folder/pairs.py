@@ -38,11 +38,7 @@ class Pairs:
     listed: bool = False  # parts come from lists in the root
 
     def files(self, id: str, override: str | None) -> tuple[Path, Path]:
-        """Return the earlier and the later image of a pair.
-
-        Raises:
-            DataError: no earlier image is known.
-        """
+        """Return the earlier and the later image of a pair. Raises DataError: no earlier image is known."""
         before = override or self.before.get(id)
         if before is None:
             raise DataError(

@@ -54,11 +54,7 @@ class LabeledStream:
     read_target: ReadArray
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode one image and its mask or label.
-
-        Raises:
-            DataError: image and mask differ in size.
-        """
+        """Decode one image and its mask or label. Raises DataError: image and mask differ in size."""
         name = self.ids[index]
         image, target = _one_image(self.read_image(name)), self.read_target(name)
         if target.ndim and image.shape[:2] != target.shape:

@@ -160,11 +160,7 @@ def make_split(
 
 
 def classes_in(dataset: Dataset, ids: Sequence[str]) -> dict[str, frozenset[int]]:
-    """Read masks and give the classes each shows (ignored pixels apart).
-
-    Raises:
-        DataError: all masks that cannot be read.
-    """
+    """Read masks and give the classes each shows (ignored pixels apart). Raises DataError: all that cannot be read."""
 
     def look(id: str) -> frozenset[int] | DataError:
         try:

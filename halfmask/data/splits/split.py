@@ -280,11 +280,7 @@ def part_ids(recipe: DataRecipe, dataset: Dataset, part: str) -> tuple[str, ...]
 
 
 def find_split(recipe: DataRecipe, dataset: Dataset) -> Path:
-    """Find the folder of a named split.
-
-    Raises:
-        DataError: there is none; the message lists those there are.
-    """
+    """Find the folder of a named split. Raises DataError: there is none; the message lists those there are."""
     name = recipe.split or ""
     base = Path(recipe.splits) if recipe.splits is not None else dataset.root / "splits"
     bases = [base / folder for folder in (dataset.splits_name, recipe.dataset.name) if folder]

@@ -46,11 +46,7 @@ class Findings:
 
 
 def verify(dataset: Dataset, split: "Split", unlabeled: Dataset | None = None, **options: Any) -> tuple[str, ...]:
-    """Check the files of a split and give the warnings; arguments as in `inspect`.
-
-    Raises:
-        DataError: all problems together.
-    """
+    """Check the files of a split as `inspect` does, and give the warnings. Raises DataError: all problems together."""
     findings = inspect(dataset, split, unlabeled, **options)
     if findings.errors:
         count = f"{len(findings.errors)} problem{'s' if len(findings.errors) > 1 else ''}"

@@ -68,11 +68,7 @@ class PseudoMasks:
         return np.full(size, self.ignore_index, dtype=np.uint8) if mask is None else mask
 
     def check(self, id: str) -> None:
-        """Read the mask of an image, if there is one.
-
-        Raises:
-            DataError: as `read`.
-        """
+        """Read the mask of an image, if there is one. Raises DataError: as `read`."""
         self._stored(id)
 
     def _stored(self, id: str) -> UInt8[np.ndarray, "H W"] | None:

@@ -121,11 +121,7 @@ class EfficientNetLite(Encoder):
         return self
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _D _h _w"]]:
-        """Return the maps of stages 2, 3, 5 and 7.
-
-        Raises:
-            ShapeError: a side is not a multiple of the last stride.
-        """
+        """Return the maps of stages 2, 3, 5 and 7. Raises ShapeError: a side is not a multiple of the last stride."""
         self.check_size(image)
         return list(self.net(image))
 

@@ -36,11 +36,7 @@ class StopAtInfinity(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Ask when due.
-
-        Raises:
-            DivergenceError: a step was not finite.
-        """
+        """Ask when due. Raises DivergenceError: a step was not finite."""
         due = any(module.step % every == 0 for every in self.cadences) or module.step == module.total_steps
         if module.device.type != "cpu" and not due:
             return

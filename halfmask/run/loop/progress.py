@@ -117,11 +117,7 @@ def _clock(seconds: float) -> str:
 
 
 def require_logger(name: str) -> None:
-    """Check that a logger's package is there, before anything else of a run.
-
-    Raises:
-        MissingExtraError: the package is not installed.
-    """
+    """Check that a logger's package is installed, before anything else of a run. Raises MissingExtraError."""
     if name != "none" and importlib.util.find_spec(name) is None:
         raise _not_installed(name)
 

@@ -34,11 +34,7 @@ from halfmask.run.loop.progress import make_logger
 
 
 def uses_gpu(recipe: RunRecipe) -> bool:
-    """Tell whether the run is on GPUs.
-
-    Raises:
-        RecipeError: the recipe asks for a GPU, or for more of them, than there is.
-    """
+    """Tell whether the run is on GPUs. Raises RecipeError: it asks for a GPU, or for more of them, than there is."""
     gpu = recipe.accelerator in {"auto", "gpu"} and torch.cuda.is_available()
     if recipe.accelerator == "gpu" and not gpu:
         raise RecipeError("run.accelerator=gpu, but torch sees no GPU here. Use run.accelerator=auto or cpu.", "H503")

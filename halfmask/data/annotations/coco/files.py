@@ -26,11 +26,7 @@ class Read(NamedTuple):
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a json file of COCO instances.
-
-    Raises:
-        DataError: broken json, or of another kind.
-    """
+    """Read a json file of COCO instances. Raises DataError: broken json, or of another kind."""
     content = read_json(path)
     kind = _kind(content)
     if kind not in {"instances", "keypoints"}:
@@ -40,11 +36,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a json file; of one that is no object, nothing.
-
-    Raises:
-        DataError: broken json.
-    """
+    """Read a json file; of one that is no object, nothing. Raises DataError: broken json."""
     content = load_json(path)
     return content if isinstance(content, dict) else {}
 
@@ -88,11 +80,7 @@ def _kind(content: Mapping[str, Any]) -> str:
 
 
 def choose(read: Sequence[Read]) -> tuple[list[Read], list[tuple[Path, str]]]:
-    """Choose the files to use; keypoints have outlines too, and serve for images that no other file lists.
-
-    Raises:
-        DataError: there are none.
-    """
+    """Choose the files to use; keypoints have outlines too, and serve for images that no other file lists."""
     kinds = [(one, _kind(one.content)) for one in read]
     for one, kind in kinds:
         if kind in {"instances", "keypoints"}:

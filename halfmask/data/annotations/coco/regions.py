@@ -77,21 +77,13 @@ def decode_region(segmentation: Any, height: int, width: int) -> Bool[np.ndarray
 
 
 def run_lengths(region: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
-    """Encode a mask as compressed run lengths, down the columns first.
-
-    Raises:
-        MissingExtraError: pycocotools is not installed.
-    """
+    """Encode a mask as compressed run lengths, down the columns first. Raises MissingExtraError."""
     code = pycocotools().encode(np.asfortranarray(region.astype(np.uint8)))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
 def pycocotools() -> ModuleType:
-    """Return the module of run-length codes.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return the module of run-length codes. Raises MissingExtraError: it is not installed."""
     try:
         from pycocotools import mask
     except ImportError as error:

@@ -107,11 +107,7 @@ def decode_bytes(data: bytes, path: Path) -> Shaped[np.ndarray, "H W C"]:
 
 
 def read_header(path: Path) -> Header:
-    """Read the size and orientation of an image without decoding its pixels.
-
-    Raises:
-        DataError: missing, empty or broken file.
-    """
+    """Read an image's size and orientation without its pixels. Raises DataError: missing, empty or broken file."""
     if path.suffix.lower() == ".npy":
         shape = read_npy(path, 3, mapped=True).shape
         return Header((shape[0], shape[1]), (shape[0], shape[1]))
@@ -161,11 +157,7 @@ def turn_upright(pixels: Shaped[np.ndarray, "H W *C"], orientation: int) -> Shap
 def to_uint8(
     values: Shaped[np.ndarray, "H W C"], path: Path, value_range: tuple[float, float] | None
 ) -> UInt8[np.ndarray, "H W C"]:
-    """Scale stored values to 0..255, pixel by pixel.
-
-    Raises:
-        DataError: not 8 bits, and no range of values is given.
-    """
+    """Scale stored values to 0..255, pixel by pixel. Raises DataError: not 8 bits, and no range of values is given."""
     if values.dtype == np.uint8:
         return values
     if value_range is None:
@@ -194,11 +186,7 @@ def likely_range(low: int | float, high: int | float) -> tuple[int | float, int 
 
 
 def fit_bands(pixels: UInt8[np.ndarray, "H W D"], path: Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    """Return so many bands: gray is repeated to three, alpha of RGBA is dropped.
-
-    Raises:
-        DataError: another number of bands.
-    """
+    """Return so many bands: gray is repeated to three, alpha dropped. Raises DataError: another number of bands."""
     bands = pixels.shape[2]
     if bands == channels:
         return np.ascontiguousarray(pixels)

@@ -106,11 +106,7 @@ def read_picture(path: Path, reading: Reading, *, georeferenced: bool = False) -
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return rows and columns of the upright image, whatever its size.
-
-    Raises:
-        DataError: a broken file.
-    """
+    """Return rows and columns of the upright image, whatever its size. Raises DataError: a broken file."""
     try:
         return read_header(path).upright
     except DataError as error:
@@ -122,11 +118,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def open_raster(path: Path, reading: Reading, *, georeferenced: bool = False) -> Iterator[Raster]:
-    """Open an image to read it row by row.
-
-    Raises:
-        DataError: missing or broken.
-    """
+    """Open an image to read it row by row. Raises DataError: missing or broken."""
     if _has_windows(path):
         with open_geotiff(path) as source:
             yield Raster(path, GeoRows(source, masked=georeferenced), reading)

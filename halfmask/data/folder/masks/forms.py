@@ -100,11 +100,7 @@ def form_of_opened(image: Image.Image, data: bytes, path: Path) -> MaskForm:
 
 
 def form_of_raster(source: Any, path: Path) -> MaskForm:
-    """Take the fingerprint of a TIFF that only rasterio can open.
-
-    Raises:
-        DataError: lossy coding, or several layers.
-    """
+    """Take the fingerprint of a TIFF that only rasterio can open. Raises DataError: lossy coding, or several layers."""
     coding = str(source.profile.get("compress", "")).lower()
     if coding in {"jpeg", "webp", "jxl"}:
         raise lossy(path, f"{coding.upper()} in TIFF")

@@ -139,11 +139,7 @@ def read_id_meanings(path: Path) -> dict[int, str | None] | None:
 
 
 def refuse_mask(path: Path) -> None:
-    """Refuse an image that is a mask which halfmask wrote: results that lie among the images.
-
-    Raises:
-        DataError: it is.
-    """
+    """Refuse an image that is a mask which halfmask wrote: results that lie among the images (DataError)."""
     if read_id_meanings(path) is not None:
         raise DataError(
             f"{path}: a mask that halfmask wrote (predicted or converted) lies among the images, and would be trained "

@@ -63,11 +63,7 @@ def renumbered(ids: np.ndarray, form: MaskForm, container: str) -> Stored:
 
 
 def read_array(path: Path) -> Stored:
-    """Read a mask saved as .npy.
-
-    Raises:
-        DataError: several bands, or values that are not whole.
-    """
+    """Read a mask saved as .npy. Raises DataError: several bands, or values that are not whole."""
     values = decode(path, channels=1)
     if values.shape[2] > 1:
         raise several_layers(path, f"an array of {values.shape[2]} bands")
@@ -93,11 +89,7 @@ def look_up_bytes(ids: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
 
 
 def integers(values: np.ndarray, path: Path) -> np.ndarray:
-    """Return values as integers, of whatever type they are stored.
-
-    Raises:
-        DataError: values with fractions, or that are no numbers.
-    """
+    """Return values of any type as integers. Raises DataError: values with fractions, or that are no numbers."""
     if np.issubdtype(values.dtype, np.integer):
         return values
     if values.dtype == np.bool_:
