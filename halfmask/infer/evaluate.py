@@ -243,9 +243,11 @@ def _record(
     scores: Scores, protocol: EvalRecipe, bundle: Bundle, part: str, images: int, dataset: Dataset
 ) -> dict[str, Any]:
     """Return what metrics.json holds: a number is worth nothing without the protocol behind it."""
+    if protocol.mode != "whole":  # "the training crop" by its size
+        protocol = protocol.model_copy(update={"window": protocol.window or bundle.crop})
     return {
         "metrics": scores.to_dict(Path(part).stem),
-        "protocol": _resolved(protocol, bundle.crop).model_dump(mode="json"),
+        "protocol": protocol.model_dump(mode="json"),
         "part": part,
         "images": images,
         "support": dict(zip(scores.classes, scores.support, strict=True)),
@@ -253,11 +255,6 @@ def _record(
         "checkpoint": {"sha256": bundle.meta["sha256"], "step": bundle.meta.get("step")},
         "halfmask": __version__,
     }
-
-
-def _resolved(protocol: EvalRecipe, crop: int | None) -> EvalRecipe:
-    """Return the protocol with the window that was used in place of "the training crop"."""
-    return protocol if protocol.mode == "whole" else protocol.model_copy(update={"window": protocol.window or crop})
 
 
 def _centers(image: Tensor, target: Tensor, protocol: EvalRecipe, crop: int | None) -> tuple[Tensor, Tensor]:

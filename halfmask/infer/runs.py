@@ -53,7 +53,9 @@ def open_run(run: str | Path, overrides: Sequence[str], sections: Sequence[str])
     folder = bundle_folder(run)
     # Only these sections: a method or dataset from someone's own file need not be importable to use its model.
     recipe = load(_stored_sections(folder, sections), overrides)
-    return OpenedRun(folder, recipe.eval, recipe.data, _recorded_val(folder), _home(folder) / "split.json")
+    lists = _home(folder) / "split.json"
+    val = recorded_lists(lists, "val", cure=_RESTORE)["val"] if lists.is_file() else None
+    return OpenedRun(folder, recipe.eval, recipe.data, val, lists)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +123,6 @@ def _stored_sections(folder: Path, sections: Sequence[str]) -> dict[str, Any]:
     if absent := missing_sections(raw):
         raise CheckpointError(f"{path}: cut short, {', '.join(absent)} is missing. {_RESTORE}", "H402")
     return {name: raw[name] for name in sections if name in raw}
-
-
-def _recorded_val(folder: Path) -> list[str] | None:
-    path = _home(folder) / "split.json"
-    return recorded_lists(path, "val", cure=_RESTORE)["val"] if path.is_file() else None
 
 
 def cross_validated(run: Path) -> dict[str, Any] | None:

@@ -199,7 +199,8 @@ def _curves(found: Material) -> dict[str, Any]:
     run, metric = found.run, METRIC_NAMES[found.run.metric]
     scores = _scores(run)
     if found.twin is not None:
-        scores += [line._replace(name=_other(found), color=_TWIN, dash=3) for line in _scores(found.twin)[:1]]
+        other = "control" if found.control else "supervised"
+        scores += [line._replace(name=other, color=_TWIN, dash=3) for line in _scores(found.twin)[:1]]
     names = dict.fromkeys(name for record in run.records for name in record if name.startswith("train/loss_"))
     losses = [
         Series(name.removeprefix("train/loss_").replace("_", " "), run.curve(name), number % 6, number)
@@ -218,11 +219,6 @@ def _curves(found: Material) -> dict[str, Any]:
             line_chart([Series("", run.curve("train/img_per_s"))], "Images per second", percent=False),
         ],
     }
-
-
-def _other(found: Material) -> str:
-    """Return the name of what the run is compared with."""
-    return "control" if found.control else "supervised"
 
 
 def _scores(run: Run) -> list[Series]:

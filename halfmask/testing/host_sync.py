@@ -40,7 +40,9 @@ class _Watch(TorchDispatchMode):
         reason = _READS_VALUES.get(name)
         if name == "aten::repeat_interleave" and (kwargs or {}).get("output_size") is not None:
             reason = None
-        if name in _INDEXING and any(_is_mask(index) for index in args[1]):
+        if name in _INDEXING and any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        ):
             reason = "x[mask] with a boolean mask; use torch.where or multiply by the mask"
         if reason is not None:
             raise HostSyncError(
@@ -49,10 +51,6 @@ class _Watch(TorchDispatchMode):
                 "says why in `host_sync`."
             )
         return func(*args, **(kwargs or {}))
-
-
-def _is_mask(index: Any) -> bool:
-    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
 @contextmanager

@@ -350,7 +350,8 @@ class Checkpoints(L.Callback):
         self, trainer: L.Trainer, module: LitMethod, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Save when due."""
-        asked = self._asked(trainer, module)
+        # All ranks must stop at the same step; asking each step would cost a synchronization.
+        asked = (trainer.world_size == 1 or module.step % 10 == 0) and self.stop.agree(trainer)
         timed = trainer.world_size == 1 and time.monotonic() - self._saved > _SAVE_SECONDS
         due = asked or timed or module.step % self.every == 0 or module.step == module.total_steps
         if due and module.guard.bad_step() is None:
@@ -364,10 +365,6 @@ class Checkpoints(L.Callback):
         unfinished = module.step < module.total_steps
         if isinstance(exception, DataError) and trainer.world_size == 1 and unfinished:
             save(trainer, module, self.run)
-
-    def _asked(self, trainer: L.Trainer, module: LitMethod) -> bool:
-        # All ranks must stop at the same step; asking each step would cost a synchronization.
-        return (trainer.world_size == 1 or module.step % 10 == 0) and self.stop.agree(trainer)
 
 
 class KeepCheckpoints(L.Callback):
