@@ -211,8 +211,11 @@ class Scores:
 
 def _histogram(bins: Integer[Tensor, " N"], size: int) -> Integer[Tensor, " _size"]:
     """Count each value of [0, size)."""
-    if bins.device.type == "cpu":
-        return torch.bincount(bins, minlength=size)  # which reads the largest value back to the host on accelerators
+    # bincount reads the largest value back to the host on accelerators.
+    return torch.bincount(bins, minlength=size) if bins.device.type == "cpu" else _spread_histogram(bins, size)
+
+
+def _spread_histogram(bins: Integer[Tensor, " N"], size: int) -> Integer[Tensor, " _size"]:
     lane = torch.arange(bins.numel(), device=bins.device) % _SPREAD
     lanes = torch.zeros(size * _SPREAD, dtype=torch.int64, device=bins.device)
     lanes.scatter_add_(0, bins * _SPREAD + lane, torch.ones_like(bins))
