@@ -40,7 +40,7 @@ MAX_DEPTH = 2  # classes of ours above a class
 SHORT = {
     f"halfmask/{name}.py"
     for name in """__main__ task cli/bench cli/demo cli/doctor cli/page cli/report data/check/check data/datasets/levir
-    data/datasets/whu importers/cct importers/efficientnet_lite importers/mit methods/supervised
+    data/datasets/whu importers/cct importers/dinov2 importers/efficientnet_lite importers/mit methods/supervised
     models/bottlenecks/_bottleneck models/bottlenecks/mapping models/decoders/last models/decoders/pool recipe/expected
     run/loop/eager run/loop/lightning_library teaching/dist""".split()
 }
