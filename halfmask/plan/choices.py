@@ -55,12 +55,14 @@ class Draft:
         network: row of the table; `None` where the user chose the method or the network.
         choices: in the order they are printed.
         twin: what the run is compared with, if the time is enough.
+        gently: how unlabeled images teach where steps are few or masks many.
     """
 
     base: str
     network: NetworkRow | None
     choices: tuple[Choice, ...]
     twin: Choice | None = None
+    gently: Choice | None = None
 
 
 def is_set(key: str, given: Mapping[str, Any]) -> bool:
@@ -103,7 +105,8 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
     note = "constant" if optim.get("schedule") == "constant" else "falling to 0"
     choices.append(Choice("rate", f"{optim['lr']:g}, {note}", "goes with network and method", _under("optim", optim)))
     every = (*choices, *_of_data(data, network, given), _validation(data, given, folds))
-    return Draft(f"fixmatch/{folder}", network, every, _twin(data, given, folds) if own is None else None)
+    gently = _gently(row, data) if choices[0].settings and row.gently else None
+    return Draft(f"fixmatch/{folder}", network, every, _twin(data, given, folds) if own is None else None, gently)
 
 
 def _method(row: MethodRow, own: str | None, data: DataFacts) -> Choice:
@@ -111,6 +114,13 @@ def _method(row: MethodRow, own: str | None, data: DataFacts) -> Choice:
         return Choice("method", own, "as you set")
     reason = row.reason if row is SUPERVISED else f"{data.unlabeled} images without a mask can teach; {row.reason}"
     return Choice("method", row.name, reason, _under("method", {"name": row.name, **row.params}))
+
+
+def _gently(row: MethodRow, data: DataFacts) -> Choice:
+    many = data.labeled > LIMITS.few_masks
+    why = f"{data.labeled} masks teach well themselves" if many else f"fewer than {LIMITS.long_run} steps"
+    reason = f"{why}: what a teacher has not learned yet, it teaches not to learn"
+    return Choice("unlabeled", "late, and with little weight", reason, _under("method", row.gently))
 
 
 def _own_encoder(given: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ from halfmask.errors import Faults
 from halfmask.plan.budget import Budget, Fit, fit, predicted
 from halfmask.plan.choices import Choice, Draft, draft, is_set
 from halfmask.plan.facts import DataFacts, Machine, look_at_data, look_at_machine
+from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import choose_precision
 from halfmask.progress import duration, timed
 from halfmask.recipe.read import Recipe, load
@@ -185,6 +186,10 @@ def make_plan(
     usual = None if own_length else network.steps if network else build({}).run.steps or 1000
     with timed("building data and network, and trial steps"):
         fitted = fit(build, usual, network.multiple if network else 32, budget, machine, rules.twin)
+    steps, _ = lengths(build(fitted.settings), fitted.measured.prepared.steps_per_epoch, None)
+    if rules.gently is not None and (steps < LIMITS.long_run or data.labeled > LIMITS.few_masks):
+        rules = replace(rules, choices=(*rules.choices, rules.gently))
+        settings |= rules.gently.settings
     choices = _merged(rules, fitted, given)
     recipe = _with_reasons(build(fitted.settings), choices, given)
     measured = fitted.measured

@@ -49,7 +49,7 @@ def test_a_cpu_gets_a_small_network_from_random_weights_and_is_told_so():
     assert found["weights"].value == "random"
     assert "--pretrained" in found["weights"].reason
     keys = settings()
-    assert (keys["method.name"], keys["method.targets"], keys["method.warmup"]) == ("fixmatch", "soft", 0.5)
+    assert (keys["method.name"], keys["method.targets"], keys["method.warmup"]) == ("fixmatch", "soft", 0.33)
     assert "optim.schedule" not in keys  # the base recipe's: falling
     assert keys["model.encoder.width"] == 16
 

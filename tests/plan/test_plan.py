@@ -17,6 +17,7 @@ from halfmask.errors import DataError
 from halfmask.plan import budget, make_plan
 from halfmask.plan import trials as precision_trials
 from halfmask.plan.facts import Machine, look_at_data, look_at_machine
+from halfmask.plan.table import LIMITS
 from halfmask.recipe.sections import DataRecipe
 
 MACHINE = Machine(None, 2**34, 2)
@@ -97,6 +98,22 @@ def test_lengths_that_the_user_sets_stay(data):
     assert (epochs.recipe.run.epochs, epochs.recipe.run.steps) == (2, None)
 
 
+@pytest.mark.parametrize(
+    ("steps", "most", "weight", "said"),
+    [(1999, 10, 0.3, "(fewer than 2000 steps"), (2000, 10, 1.0, ""), (2000, 7, 0.3, "(8 masks teach well themselves")],
+)
+def test_unlabeled_images_teach_gently_where_steps_are_few_or_masks_many(data, monkeypatch, steps, most, weight, said):
+    monkeypatch.setattr("halfmask.plan.make.LIMITS", replace(LIMITS, few_masks=most))
+    monkeypatch.setattr("halfmask.plan.choices.LIMITS", replace(LIMITS, few_masks=most))
+    given = {"data.root": str(data), "data.crop": 64, "data.workers": 0, "run.steps": steps}
+    made = make_plan(given)
+    assert made.recipe.method.params["unlabeled_weight"] == weight
+    assert ("late, and with little weight  " + said in made.describe()) == bool(said)
+    if said:
+        own = make_plan({**given, "method.unlabeled_weight": 0.7})
+        assert own.recipe.method.params["unlabeled_weight"] == 0.7
+
+
 @pytest.mark.parametrize("broken", [("masks/shape_03.png", "masks/shape_05.png"),
                                     ("images/shape_01.png", "images/shape_14.png")])  # fmt: skip
 def test_all_broken_files_are_named_before_anything_is_tried(data, tmp_path, trials, broken):
@@ -156,8 +173,8 @@ def test_a_plan_for_folds_speaks_of_the_runs_that_follow(plan, data):
     text = folded.describe()
     assert text.startswith("plan     10 labeled, 6 unlabeled images, 3 folds, 3 classes")
     assert "validation 3 folds  (each of the 10 masks is held out once, and all of them together give one score" in text
-    assert "steps      4  (--limit, of 1000)" in text
-    assert (folded.cost.steps, folded.recipe.run.steps) == (4, 1000)
+    assert "steps      4  (--limit, of 3000)" in text
+    assert (folded.cost.steps, folded.recipe.run.steps) == (4, 3000)
     assert folded.seconds == pytest.approx(4 * 4 * folded.cost.step_seconds)  # three folds, then all masks
     assert folded.validation_seconds > 0
     assert " for 3 folds and then a run on all masks, " in text
