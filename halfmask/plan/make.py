@@ -187,9 +187,10 @@ def make_plan(
     with timed("building data and network, and trial steps"):
         fitted = fit(build, usual, network.multiple if network else 32, budget, machine, rules.twin)
     steps, _ = lengths(build(fitted.settings), fitted.measured.prepared.steps_per_epoch, None)
-    if rules.gently is not None and (steps < LIMITS.long_run or data.labeled > LIMITS.few_masks):
-        rules = replace(rules, choices=(*rules.choices, rules.gently))
-        settings |= rules.gently.settings
+    gently = rules.gently
+    if gently is not None and (steps < LIMITS.long_run or data.labeled > LIMITS.few_masks):
+        rules = replace(rules, choices=(*rules.choices, gently))
+        settings |= gently.settings
     choices = _merged(rules, fitted, given)
     recipe = _with_reasons(build(fitted.settings), choices, given)
     measured = fitted.measured
