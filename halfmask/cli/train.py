@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import time as clock
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from halfmask.plan import Plan
     from halfmask.recipe.read import Recipe
     from halfmask.run.fit import TrainResult
+
+_BUDGET = {"time": "seconds", "memory": "memory", "pretrained": "pretrained"}  # flag -> keyword of a plan
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _train_all(
     _say_at_once(source, quiet)
     folders = _folders(source, place, keys, given)
     planned = None
-    if source is None and (source := _earlier_seed(place, given, folders, quiet)) is None:
+    if source is None and (source := _earlier_seed(place, given, folders, limits, quiet)) is None:
         limits |= {"folds": place.folds or 0, "seeds": len(folders), "limit": place.limit}
         planned = _plan({**keys, **folders[0][1]}, overrides, quiet, **limits)
     for number, (folder, seed) in enumerate(folders, 1):
@@ -173,14 +176,21 @@ def _train_all(
 
 
 def _earlier_seed(
-    place: Place, given: dict[str, Any], folders: list[tuple[Path, dict[str, Any]]], quiet: bool
+    place: Place,
+    given: dict[str, Any],
+    folders: list[tuple[Path, dict[str, Any]]],
+    limits: dict[str, Any],
+    quiet: bool,
 ) -> str | None:
     """Return the recipe that was planned for other seeds there: all of them train alike, whatever time is left now."""
-    others = _out(place).glob("seed-*/recipe.yaml") if place.seeds is not None else ()
+    others = _out(place).glob("seed-*/recipe.yaml") if place.seeds is not None and not place.overwrite else ()
     for path in sorted(set(others) - {folder / "recipe.yaml" for folder, _ in folders}):
         text = path.read_text(encoding="utf-8", errors="replace")
-        if "# plan:" in text and f"root: {given['data.root']}  #" in text:
-            flags.say(f"plan     that of {path.parent}: all seeds train alike", quiet)
+        root = re.search(r"^ *root: (.+?)  #", text, re.MULTILINE)
+        if "# plan:" in text and root is not None and Path(root[1]) == Path(str(given["data.root"])):
+            unused = [f"--{flag}" for flag, key in _BUDGET.items() if limits.get(key)]
+            remark = f" ({' and '.join(unused)} did not count)" if unused else ""
+            flags.say(f"plan     that of {path.parent}: all seeds train alike{remark}", quiet)
             return str(path)
     return None
 
@@ -299,9 +309,12 @@ def _folders(
             RunDir(folder).check_free(overwrite=place.overwrite)
     if faults:
         from halfmask.data.splits.opening import check_data, load_checked
+        from halfmask.run.prepare import check_machine, check_settings
 
         with faults.collected():
-            check_data(load_checked(source, given).data, faults)
+            recipe = load_checked(source, given)
+            (check_machine if source is None else check_settings)(recipe, faults)  # a plan chooses its batches
+            check_data(recipe.data, faults)
         faults.raise_all()
     return folders
 

@@ -105,7 +105,8 @@ def draft(data: DataFacts, machine: Machine, given: Mapping[str, Any], *, pretra
     note = "constant" if optim.get("schedule") == "constant" else "falling to 0"
     choices.append(Choice("rate", f"{optim['lr']:g}, {note}", "goes with network and method", _under("optim", optim)))
     every = (*choices, *_of_data(data, network, given), _validation(data, given, folds))
-    gently = _gently(row, data) if choices[0].settings and row.gently else None
+    taught = row.gently and choices[0].settings and not is_set("method.unlabeled_weight", given)
+    gently = _gently(row, data) if taught else None
     return Draft(f"fixmatch/{folder}", network, every, _twin(data, given, folds) if own is None else None, gently)
 
 

@@ -25,7 +25,7 @@ from halfmask.recipe.shipped import find_recipe
 from halfmask.run.cost import Cost
 from halfmask.run.folds import check_count, check_foldable
 from halfmask.run.loop.shipping import FEW_IMAGES
-from halfmask.run.prepare import check_settings
+from halfmask.run.prepare import check_machine
 from halfmask.run.prepared import lengths
 from halfmask.run.twin import kinds_of
 
@@ -161,7 +161,7 @@ def make_plan(
         given = {key: value for key, value in given.items() if key != "data.val"}  # each fold has its own
         asked = load(None, {**given, "data.val": "none"})
     faults = Faults()
-    check_settings(asked, faults)
+    check_machine(asked, faults)
     with timed("looking at the data"), faults.collected():
         data = look_at_data(asked.data, unlabeled=asked.method.name != "supervised", quiet=quiet)
     faults.raise_all()
@@ -186,7 +186,7 @@ def make_plan(
     usual = None if own_length else network.steps if network else build({}).run.steps or 1000
     with timed("building data and network, and trial steps"):
         fitted = fit(build, usual, network.multiple if network else 32, budget, machine, rules.twin)
-    steps, _ = lengths(build(fitted.settings), fitted.measured.prepared.steps_per_epoch, None)
+    steps, _ = lengths(build(fitted.settings), fitted.measured.prepared.steps_per_epoch, limit)
     gently = rules.gently
     if gently is not None and (steps < LIMITS.long_run or data.labeled > LIMITS.few_masks):
         rules = replace(rules, choices=(*rules.choices, gently))

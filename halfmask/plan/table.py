@@ -119,7 +119,7 @@ NETWORKS: tuple[NetworkRow, ...] = (
 SUPERVISED = MethodRow("supervised", "no image is without a mask, so there is nothing to learn from unlabeled")
 ON_CPU = MethodRow(
     "fixmatch",
-    "a moving average teaches them, once labels alone have taught for a third of the run",
+    "a moving average teaches them, once labels alone have taught",
     {"targets": "soft", "unlabeled_weight": 1.0, "warmup": 0.33, "ema_decay": 0.99, "cutmix": 1.0},
     gently={"unlabeled_weight": 0.3, "warmup": 0.5, "cutmix": 0.5},
 )

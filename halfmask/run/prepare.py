@@ -93,12 +93,16 @@ def prepare(recipe: Recipe, limit: int | None = None, *, look: bool = True, quie
 
 
 def check_settings(recipe: Recipe, faults: Faults) -> None:
-    """Check what needs neither data nor network: packages, batches, the device."""
-    run = recipe.run
-    faults.check(require_logger, run.logger)
-    faults.check(check_batches, recipe, run.devices * run.nodes)
-    faults.check(check_device, run)
-    faults.check(check_compilation, run)
+    """Check what needs neither data nor network: batches, packages, the device."""
+    faults.check(check_batches, recipe, recipe.run.devices * recipe.run.nodes)
+    check_machine(recipe, faults)
+
+
+def check_machine(recipe: Recipe, faults: Faults) -> None:
+    """Check packages and the device, which a plan does not choose."""
+    faults.check(require_logger, recipe.run.logger)
+    faults.check(check_device, recipe.run)
+    faults.check(check_compilation, recipe.run)
 
 
 def _build(cls: type[Method], recipe: Recipe, opened: Opened, faults: Faults) -> Method | None:

@@ -168,9 +168,10 @@ def test_seeds_that_are_named_later_train_by_the_plan_of_the_first(trained, tmp_
     assert [(recipe.run.seed, recipe.run.steps, recipe.data.crop) for recipe, _, _ in trained] == [
         (1, 37, 96), (2, 37, 96),
     ]  # fmt: skip
-    assert f"that of {tmp_path / 'seed-0'}: all seeds train alike" in result.stderr
+    assert f"that of {tmp_path / 'seed-0'}: all seeds train alike (--time did not count)" in result.stderr
     monkeypatch.setattr("halfmask.plan.make_plan", lambda *_, **__: pytest.fail("planned anew"))
-    for others in (("--data", "E", "--seeds", "1"), ("--data", "D")):  # other images, or no seeds
+    # Other images, no seeds, or what was there is to be replaced.
+    for others in (("--data", "E", "--seeds", "1"), ("--data", "D"), ("--data", "D", "--seeds", "1", "--overwrite")):
         with pytest.raises(pytest.fail.Exception, match="planned anew"):
             run("train", *others, "--out", tmp_path / ("other" if "--seeds" not in others else ""))
 

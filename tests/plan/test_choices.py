@@ -8,7 +8,7 @@ from halfmask.models.weights import Release
 from halfmask.plan import choices as module
 from halfmask.plan.choices import Choice, draft
 from halfmask.plan.facts import DataFacts, Machine
-from halfmask.plan.table import LIMITS, NETWORKS
+from halfmask.plan.table import LIMITS, NETWORKS, ON_CPU
 from halfmask.recipe.read import load
 from halfmask.recipe.shipped import find_recipe
 from halfmask.task import Task
@@ -62,6 +62,12 @@ def test_a_cpu_gets_a_small_network_from_random_weights_and_is_told_so():
 def test_a_threshold_that_is_set_and_pairs_of_dates_get_hard_labels(options):
     keys = settings(**options)
     assert (keys["method.targets"], keys["method.warmup"]) == ("hard", 0.3)
+
+
+def test_the_gentle_settings_are_those_of_the_folder_recipe():
+    assert ON_CPU.gently
+    params = load(find_recipe("fixmatch/folder"), {"data.root": "D"}).method.params
+    assert {key: params[key] for key in ON_CPU.gently} == ON_CPU.gently
 
 
 def test_a_cpu_begins_from_the_weights_of_a_package_where_it_is_installed(monkeypatch):

@@ -109,9 +109,12 @@ def test_unlabeled_images_teach_gently_where_steps_are_few_or_masks_many(data, m
     made = make_plan(given)
     assert made.recipe.method.params["unlabeled_weight"] == weight
     assert ("late, and with little weight  " + said in made.describe()) == bool(said)
-    if said:
+    if not said:
+        assert make_plan(given, limit=1999).recipe.method.params["unlabeled_weight"] == 0.3
+    else:
         own = make_plan({**given, "method.unlabeled_weight": 0.7})
         assert own.recipe.method.params["unlabeled_weight"] == 0.7
+        assert "late, and with" not in own.describe()
 
 
 @pytest.mark.parametrize("broken", [("masks/shape_03.png", "masks/shape_05.png"),

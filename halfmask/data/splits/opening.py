@@ -17,6 +17,7 @@ from halfmask.recipe.raw import read_yaml
 from halfmask.recipe.read import WHICH_FILES, DataRecipe, Recipe, load, parse_override
 from halfmask.recipe.shipped import find_recipe
 
+_LOOKED_AT = 200  # files of each list, where something else is wrong already: a typo must not wait for a whole dataset
 _FILE_KEYS = frozenset(f"data.{key}" for key in WHICH_FILES)
 
 
@@ -82,9 +83,14 @@ def look_at_files(
 
 
 def check_data(recipe: DataRecipe, faults: Faults, *, quiet: bool = True) -> None:
-    """Collect all that is wrong with the data of a recipe; that of several datasets is not looked at."""
+    """Collect what is wrong with the lists and the first files of a recipe, beside what is known to be wrong.
+
+    Several datasets are not looked at.
+    """
     opened = open_data(recipe, faults) if recipe.domains is None else None
     if opened is not None:
+        first = {name: getattr(opened.split, name)[:_LOOKED_AT] for name in ("labeled", "unlabeled", "val")}
+        opened = opened._replace(split=replace(opened.split, **first))
         unlabeled = None
         with Faults().collected():  # has been noted
             unlabeled = unlabeled_dataset(recipe, opened.dataset)
