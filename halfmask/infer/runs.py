@@ -191,7 +191,8 @@ def open_part(
         raise RecipeError("the bundle does not say where data is. Give the folder: --data DIR.")
     # Without the lists of training: they name images of the training data, and other data has none of them.
     dataset = open_dataset(here.model_copy(update={"split": None, "labeled": None, "unlabeled": None, "val": "auto"}))
-    if part == "val" and (data is None or (recorded_val and all(map(dataset.mask_path, recorded_val)))):
+    held_out = recorded_val if recorded_val and all(map(dataset.mask_path, recorded_val)) else None
+    if part == "val" and (data is None or held_out):
         # Opened as in training, the same masks are sealed and the classes are found in the same files.
         dataset = open_dataset(here)
         resolved = list(resolve_split(here, dataset).val)
@@ -209,8 +210,7 @@ def open_part(
     ids = [id for id in ids if dataset.mask_path(id) is not None]
     if not ids:
         raise DataError(
-            f"{dataset.root}: the part {part!r} has no image with a mask. "
-            f"{_others(dataset, recorded_val if _has_all(dataset, recorded_val) else None)}",
+            f"{dataset.root}: the part {part!r} has no image with a mask. {_others(dataset, held_out)}",
             "H210",
         )
     dataset.sealed -= frozenset(ids)

@@ -52,9 +52,10 @@ def test_every_stage_of_the_thin_network_is_the_recorded_one(golden):
             close(feature, tensors[f"base{stage}_eval"])
         close(decoder.eval().refine(decoder.fuse(features)), tensors["out_eval"])
         # In training mode the 1x1 branch is normalized over two values, which magnifies the recording's own float32
-        # rounding to 2e-4; the same network in float32 rounds alike.
-        network.float().train()
-        close(decoder.refine(decoder.fuse(encoder(tensors["in"]))), tensors["out_train"])
+        # rounding; in float32 other processors than the recording's differ by 5e-4.
+        network.train()
+        trained = decoder.refine(decoder.fuse(encoder(image)))
+        assert_close(trained, tensors["out_train"].double(), rtol=0.0, atol=3e-4)
 
 
 def test_convolutions_have_the_published_strides_and_dilations(shared):
