@@ -117,6 +117,13 @@ def _method(row: MethodRow, own: str | None, data: DataFacts) -> Choice:
     return Choice("method", row.name, reason, _under("method", {"name": row.name, **row.params}))
 
 
+ALIKE = Choice(
+    "unlabeled",
+    "as much as labels, after a third of the run",
+    f"at most {LIMITS.few_masks} masks, and {LIMITS.long_run} steps or more",
+)
+
+
 def _gently(row: MethodRow, data: DataFacts) -> Choice:
     many = data.labeled > LIMITS.few_masks
     why = f"{data.labeled} masks teach well themselves" if many else f"fewer than {LIMITS.long_run} steps"

@@ -15,7 +15,7 @@ from typing import Any
 from halfmask.data.splits.opening import load_checked
 from halfmask.errors import Faults
 from halfmask.plan.budget import Budget, Fit, fit, predicted
-from halfmask.plan.choices import Choice, Draft, draft, is_set
+from halfmask.plan.choices import ALIKE, Choice, Draft, draft, is_set
 from halfmask.plan.facts import DataFacts, Machine, look_at_data, look_at_machine
 from halfmask.plan.table import LIMITS
 from halfmask.plan.trials import choose_precision
@@ -187,10 +187,11 @@ def make_plan(
     with timed("building data and network, and trial steps"):
         fitted = fit(build, usual, network.multiple if network else 32, budget, machine, rules.twin)
     steps, _ = lengths(build(fitted.settings), fitted.measured.prepared.steps_per_epoch, limit)
-    gently = rules.gently
-    if gently is not None and (steps < LIMITS.long_run or data.labeled > LIMITS.few_masks):
-        rules = replace(rules, choices=(*rules.choices, gently))
-        settings |= gently.settings
+    if rules.gently is not None:
+        alike = steps >= LIMITS.long_run and data.labeled <= LIMITS.few_masks
+        weight = ALIKE if alike else rules.gently
+        rules = replace(rules, choices=(*rules.choices, weight))
+        settings |= weight.settings
     choices = _merged(rules, fitted, given)
     recipe = _with_reasons(build(fitted.settings), choices, given)
     measured = fitted.measured

@@ -109,9 +109,10 @@ def test_unlabeled_images_teach_gently_where_steps_are_few_or_masks_many(data, m
     made = make_plan(given)
     assert made.recipe.method.params["unlabeled_weight"] == weight
     assert ("late, and with little weight  " + said in made.describe()) == bool(said)
+    assert ("unlabeled  as much as labels, after a third of the run  (at most" in made.describe()) != bool(said)
     if not said:
         assert make_plan(given, limit=1999).recipe.method.params["unlabeled_weight"] == 0.3
-    else:
+    elif steps < LIMITS.long_run:
         own = make_plan({**given, "method.unlabeled_weight": 0.7})
         assert own.recipe.method.params["unlabeled_weight"] == 0.7
         assert "late, and with" not in own.describe()
