@@ -112,7 +112,7 @@ def test_unlabeled_images_teach_gently_where_steps_are_few_or_masks_many(data, m
     assert ("unlabeled  as much as labels, after a third of the run  (at most" in made.describe()) != bool(said)
     if not said:
         assert make_plan(given, limit=1999).recipe.method.params["unlabeled_weight"] == 0.3
-    elif steps < LIMITS.long_run:  # the user's own weight stays
+    elif steps < LIMITS.long_run:
         own = make_plan({**given, "method.unlabeled_weight": 0.7})
         assert own.recipe.method.params["unlabeled_weight"] == 0.7
         assert "late, and with" not in own.describe()
