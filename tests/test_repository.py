@@ -1,7 +1,9 @@
 """The shape of the tree: who imports whom, how long files and functions are."""
 
 import ast
+import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -374,3 +376,14 @@ def test_no_core_module_names_a_method():
         if word in methods
     }
     assert wrong == set()
+
+
+def test_every_name_is_defined() -> None:
+    """What ruff's F821 finds outside of strings: in strings it takes the axes of shapes for names."""
+    asked = "check --isolated --select F821 --output-format json --exit-zero ."
+    command = [sys.executable, "-m", "ruff", *asked.split()]
+    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    places = [(Path(one["filename"]), one["location"]["row"], one["location"]["column"]) for one in found]
+    assert places  # ruff ran, and saw the shapes
+    before = [path.read_text(encoding="utf-8").splitlines()[row - 1][: column - 1] for path, row, column in places]
+    assert [one["message"] for one, text in zip(found, before, strict=True) if text.count('"') % 2 == 0] == []

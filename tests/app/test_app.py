@@ -28,7 +28,7 @@ from halfmask.infer.predict.predict import predict
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
-from tests.cli.processes import run as call
+from tests.processes import run as call
 from tests.run.toy import THREE, small_model
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from halfmask.codes import CODES
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
-from tests.cli.processes import run
+from tests.processes import run
 from tests.run.tiny import recipe, write_dataset
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.docs.pages import LANGUAGES, OPTIONS, PAGES, ROOT, Block, blocks
+from tests.processes import command_in
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
@@ -41,7 +42,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
-    yield tmp_path
+    (tmp_path / "bin").mkdir()
+    with command_in(tmp_path / "bin"):
+        yield tmp_path
     for name in set(sys.modules) - before:  # files that a page wrote must not answer for another page's
         if not (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             continue
@@ -52,7 +55,7 @@ def run_command(block: Block, place: Path) -> str:
     """Run a block and give what it printed."""
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join((str(place / "bin"), str(Path(sys.executable).parent), os.environ["PATH"])),
         "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(

@@ -9,12 +9,10 @@ optimizer's state, the records, the lists and the bundle. What differs is printe
 """
 
 import argparse
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -22,8 +20,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["halfmask.run.train", "halfmask.methods.fixmatch", "halfmask.testing.tiny"])
+from tests.processes import CONTEXT, group
+
 _PATIENCE = 240.0  # seconds for a run that takes two on a machine with nothing else to do
 _SLOW = 0.01  # seconds that a file takes to reach the disk
 
@@ -104,15 +102,9 @@ def _checkpoints(run: Path) -> list[Path]:
 def start(folder: Path, run: Path, processes: int) -> list[BaseProcess]:
     """Start the run, or go on with it if it has a checkpoint, as a job of a cluster does."""
     resume = bool(_checkpoints(run))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     started: list[BaseProcess] = []
-    for rank in range(processes):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        where = {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "kills"}
-        variables = {key: str(value) for key, value in (environment | where).items()} if processes > 1 else {}
-        process = _CONTEXT.Process(target=_train, args=(folder, run, resume, variables))
+    for variables in group(processes) if processes > 1 else [{}]:
+        process = CONTEXT.Process(target=_train, args=(folder, run, resume, variables))
         process.start()
         started.append(process)
     return started

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from halfmask.run.checkpoint import read_checkpoint
+from halfmask.run.fit import fit
+from halfmask.run.loop.module import LitMethod
+from tests.processes import Done, Started, group
 from tests.run.tiny import recipe, write_dataset
 
 pytestmark = pytest.mark.slow
@@ -20,48 +24,60 @@ NETWORK = (
     "model.decoder={name: 'plain_decoder:PlainDecoder'}",
 )
 RUN = """
-import os
 import sys
-import torch
 from halfmask.run.fit import fit
-from halfmask.run.loop.module import LitMethod
-
-training_step = LitMethod.training_step
-
-def killed(self, batch, index):
-    training_step(self, batch, index)
-    if self.step == int(os.environ["KILL_AT"]):
-        os._exit(9)
-
-def written(self, batch, index):
-    training_step(self, batch, index)
-    torch.save(self.state_dict(), f"{os.environ['WEIGHTS']}/{self.global_rank}-{self.step}.pt")
 
 if __name__ == "__main__":
     recipe, out, *overrides = sys.argv[1:]
-    if "WEIGHTS" in os.environ:
-        LitMethod.training_step = written
-    if "KILL_AT" in os.environ:
-        LitMethod.training_step = killed
-    resume = recipe == "--resume"
-    fit(None if resume else recipe, out, resume=resume, overrides=tuple(overrides), quiet=True)
+    fit(recipe, out, overrides=tuple(overrides), quiet=True)
 """
 
 
+def train(source: str, out: Path, overrides: tuple[str, ...], kill_at: int | None, weights: Path | None) -> None:
+    """Train in one process of the group; die at a step, or write the weights after each, if told to."""
+    torch.set_num_threads(1)
+    training_step = LitMethod.training_step
+
+    def observed(self: LitMethod, batch: Any, index: int) -> None:
+        training_step(self, batch, index)
+        if self.step == kill_at:
+            os._exit(9)
+        if weights is not None:
+            torch.save(self.state_dict(), f"{weights}/{self.global_rank}-{self.step}.pt")
+
+    LitMethod.training_step = observed  # type: ignore[method-assign]
+    fit(None if source == "resume" else source, out, resume=source == "resume", overrides=overrides, quiet=True)
+
+
 def start(
-    folder: Path, source: str, out: Path, *overrides: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
+    folder: Path, source: str, name: str, *overrides: str, kill_at: int | None = None, weights: Path | None = None
+) -> list[Done]:
+    """Train in two processes, from a recipe, or from what an earlier run left; return how they ended."""
+    sys.path.insert(0, str(Path(__file__).parent))  # where the decoder and the methods are; forked processes have it
+    try:
+        arguments = (source, folder / name, overrides, kill_at, weights)
+        started = [Started(train, *arguments, **variables) for variables in group()]
+    finally:
+        sys.path.pop(0)
+    return [one.wait() for one in started]
+
+
+def run(folder: Path, name: str, *overrides: str) -> Path:
+    """Train in two processes to the end; return the folder of the run."""
+    for done in start(folder, str(folder / "recipe.yaml"), name, *overrides):
+        assert done.code == 0, done.err[-3000:]
+    return folder / name
+
+
+def run_alone(folder: Path, name: str, *overrides: str) -> Path:
+    """Train in a process of its own, which starts the others if `run.devices` says so."""
     script = folder / "run.py"
     script.write_text(RUN)
     here = Path(__file__).parent
     paths = os.pathsep.join((str(here), str(here.parents[1])))  # of the tree that is tested, wherever it is installed
-    everything = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, str(script), source, str(out), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=everything, check=False)
-
-
-def run(folder: Path, name: str, *overrides: str) -> Path:
-    done = start(folder, str(folder / "recipe.yaml"), folder / name, *overrides)
+    everything = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(folder / "recipe.yaml"), str(folder / name), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=everything, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / name
 
@@ -94,8 +110,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_train_the_weights_of_one(folder: Path) -> None:
     settings = ("method={name: supervised}", "run.log_every=1")
-    one = run(folder, "one", *settings)
-    two = run(folder, "two", *settings, "run.devices=2")
+    one = run_alone(folder, "one", *settings)
+    two = run_alone(folder, "two", *settings, "run.devices=2")
     # Gradients are summed in another order; 4 steps of float32 stay far below this.
     torch.testing.assert_close(losses(two), losses(one), rtol=1e-5, atol=1e-6)
     weights, others = (read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"] for out in (one, two))
@@ -115,12 +131,12 @@ def test_killed_and_resumed_in_two_processes_equals_unbroken_in_two(
     settings = ("run.devices=2", "run.eval_every=2", "optim.name=adamw", f"method={{name: '{method}'}}")
     settings = (*settings, "data.balance=classes")
     whole = run(folder, f"whole-{name}", *settings)
-    killed = start(folder, str(folder / "recipe.yaml"), folder / f"killed-{name}", *settings, KILL_AT="3")
-    assert killed.returncode != 0
+    killed = start(folder, str(folder / "recipe.yaml"), f"killed-{name}", *settings, kill_at=3)
+    assert [done.code for done in killed] == [9, 9]
     last = folder / f"killed-{name}" / "checkpoints" / "last.ckpt"
     assert read_checkpoint(last)["halfmask"]["step"] == 2
-    resumed = start(folder, "--resume", folder / f"killed-{name}")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    resumed = start(folder, "resume", f"killed-{name}")
+    assert [done.code for done in resumed] == [0, 0], resumed[0].err[-3000:]
     saved = read_checkpoint(whole / "checkpoints" / "last.ckpt")
     assert set(saved["halfmask"]["best"]) == predictors
     assert saved["halfmask"]["sampling"] == read_checkpoint(last)["halfmask"]["sampling"]
@@ -141,8 +157,8 @@ def test_killed_and_resumed_in_two_processes_equals_unbroken_in_two(
 def test_teachers_that_take_turns_stay_the_same_in_two_processes(folder: Path, tmp_path: Path) -> None:
     settings = ("run.devices=2", "optim.lr=0.05", "method={name: ps_mt, warmup_epochs: 1.0, ramp_epochs: 0.0}")
     out = folder / "turns"
-    done = start(folder, str(folder / "recipe.yaml"), out, *settings, WEIGHTS=str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = start(folder, str(folder / "recipe.yaml"), "turns", *settings, weights=tmp_path)
+    assert [done.code for done in ended] == [0, 0], ended[0].err[-3000:]
     states = [[torch.load(tmp_path / f"{rank}-{step}.pt") for step in range(1, 5)] for rank in range(2)]
     for one, two in zip(*states, strict=True):
         assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []

@@ -330,7 +330,8 @@ def test_two_processes_train_the_weights_of_one(
         "run.steps=4", "run.eval_every=4", "run.log_every=1", method="supervised",
     )  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(made.to_yaml())
-    one, two = run(tmp_path, "one"), run(tmp_path, "two", "run.devices=2")
+    fit(made, tmp_path / "one", quiet=True)
+    one, two = tmp_path / "one", run(tmp_path, "two", "run.devices=2")
     weights, others = last(one)["state_dict"], last(two)["state_dict"]
     for name, tensor in weights.items():
         torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-6)  # sums in another order

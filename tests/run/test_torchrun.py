@@ -5,21 +5,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from halfmask.infer.devices import joined_ranks
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.predict.predict import predict
 from halfmask.run.fit import fit
+from tests.processes import Started, group, run_group
 from tests.run.tiny import recipe, write_dataset
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "docs" / "slurm" / "train.sbatch"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def call(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,14 +45,16 @@ def run(data: Path) -> Path:
     return out
 
 
-def two_processes(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return call(*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "halfmask", *arguments, "--device", "cpu")
+def two_processes(*arguments: str | Path) -> dict[str, Any]:
+    """Run the command in two processes; return what the first says. The other is silent."""
+    first, second = run_group(ROOT, *map(str, arguments), "--device", "cpu", "--json", "--quiet")
+    assert (first.code, second.code, second.out) == (0, 0, ""), first.err[-3000:] + second.err[-3000:]
+    return dict(json.loads(first.out))
 
 
 def test_two_processes_evaluate_to_the_scores_of_one(run: Path) -> None:
     expected = evaluate(run, part="all", device="cpu", write=False, quiet=True).to_dict("all")
-    done = two_processes("evaluate", run, "--part", "all", "--json", "--quiet")
-    assert json.loads(done.stdout) == expected  # one process speaks, for all images
+    assert two_processes("evaluate", run, "--part", "all") == expected  # one process speaks, for all images
     assert json.loads((run / "metrics.json").read_text())["metrics"] == expected
     assert json.loads((run / "metrics.json").read_text())["images"] == 6
 
@@ -59,8 +63,8 @@ def test_two_processes_predict_the_masks_of_one(run: Path, data: Path, tmp_path:
     predict(run, data / "images", tmp_path / "one", device="cpu", quiet=True)
     # One mask is there already: the shares of the processes must not depend on it.
     predict(run, data / "images" / "shape_00.png", tmp_path / "two", device="cpu", quiet=True)
-    done = two_processes("predict", run, "--input", data / "images", "--out", tmp_path / "two", "--json", "--quiet")
-    assert json.loads(done.stdout)["images"] == 9
+    done = two_processes("predict", run, "--input", data / "images", "--out", tmp_path / "two")
+    assert done["images"] == 9
     masks = sorted(path.name for path in (tmp_path / "one").glob("*.png"))
     assert len(masks) == 10
     for name in masks:
@@ -68,25 +72,19 @@ def test_two_processes_predict_the_masks_of_one(run: Path, data: Path, tmp_path:
         np.testing.assert_array_equal(one, two)
 
 
-THREADS = """
-from pathlib import Path
-
-from halfmask.infer.devices import joined_ranks
-
-with joined_ranks("cpu") as ranks:
-    assert ranks.lists([ranks.rank]) == [0, 1]
-    import torch.distributed.nn.functional  # as torch itself does, at its first need
-alive = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-print([name for name in alive if "gloo" in name], flush=True)
-"""
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the names of threads from /proc")
-def test_the_threads_of_a_group_end_with_it(tmp_path: Path) -> None:
-    (tmp_path / "threads.py").write_text(THREADS)
-    where = {"PYTHONPATH": str(ROOT)}
-    done = call(*TORCHRUN, "--standalone", "--nproc-per-node", "2", tmp_path / "threads.py", **where)
-    assert done.stdout.split() == ["[]", "[]"]
+def test_the_threads_of_a_group_end_with_it() -> None:
+    ended = [one.wait() for one in [Started(print_threads, **variables) for variables in group()]]
+    assert [(done.code, done.out.strip()) for done in ended] == [(0, "[]")] * 2, ended
+
+
+def print_threads() -> None:
+    """Join the group as the commands do, leave it, and print which of its threads are left."""
+    with joined_ranks("cpu") as ranks:
+        assert ranks.lists([ranks.rank]) == [0, 1]
+        import torch.distributed.nn.functional  # noqa: F401  # as torch itself does, at its first need
+    alive = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    print([name for name in alive if "gloo" in name], flush=True)
 
 
 def test_the_job_file_is_sound_bash_and_asks_for_one_task_per_node() -> None:

@@ -9,7 +9,7 @@ from halfmask.methods.fixmatch import FixMatch
 from halfmask.methods.unimatch_v2 import UniMatchV2
 from halfmask.teaching.alignment import DistributionAlignment
 from halfmask.testing import check_method, check_two_processes, tiny_batch, tiny_builder, tiny_task
-from tests.teaching.two_processes import in_two_processes
+from tests.processes import in_two_processes
 
 WINDOW, CLASSES = 3, 4
 

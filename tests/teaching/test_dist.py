@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from halfmask.teaching.dist import all_sum, broadcast, gather, rank, world_size
-from tests.teaching.two_processes import in_two_processes
+from tests.processes import in_two_processes
 
 
 def test_one_process_needs_no_group():

@@ -10,7 +10,7 @@ from halfmask.teaching import memory as module
 from halfmask.teaching.memory import ClassMemory, enqueue
 from halfmask.testing import no_host_sync
 from tests.oracles import allspark as reference
-from tests.teaching.two_processes import in_two_processes
+from tests.processes import in_two_processes
 
 
 def one_by_one(memory: Tensor, pointer: Tensor, vectors: Tensor, classes: Tensor) -> None:
