@@ -13,18 +13,19 @@ outputs, as are those of all other networks. Networks with a learned attention b
 CPU, where torch computes attention with such a bias in its plain form.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from halfmask.errors import RecipeError, nearest
 from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
@@ -63,21 +64,15 @@ class Timm(Encoder):
         drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
-        arguments: dict[str, Any] = {"in_chans": in_channels}
-        if output_stride is not None:
-            arguments["output_stride"] = output_stride
-        if drop_path:
-            arguments["drop_path_rate"] = drop_path
-            _check_drop_path(model, arguments)
-        arguments |= _size_arguments(model, arguments)
-        arguments["out_indices"] = out_indices or _default_indices(model, arguments)
-        self.size_multiple, self.only_size = _sizes(model, arguments, img_size)
-        if self.only_size is not None:
-            arguments["img_size"] = self.only_size
+        found = _look_at(
+            model, in_channels, output_stride, tuple(out_indices) if out_indices else None, img_size, drop_path
+        )
+        arguments = dict(found.arguments)
+        self.size_multiple, self.only_size = found.size_multiple, found.only_size
         if weights is not None:
             arguments |= _pretrained(model, weights, in_channels)
-        if _has_final_norm(model, arguments):
-            arguments["feature_cls"] = partial(timm.models._features.FeatureGetterNet, norm=True)
+        if found.final_norm:
+            arguments["feature_cls"] = functools.partial(timm.models._features.FeatureGetterNet, norm=True)
         self.net: Any = _create(model, **arguments)
         for module in self.net.modules():
             vars(module).pop("pretrained_cfg", None)
@@ -105,8 +100,48 @@ class Timm(Encoder):
         return [x.permute(0, 3, 1, 2).contiguous() for x in maps] if self.channels_last else list(maps)
 
 
+class _Shape(NamedTuple):
+    """What a network of the library takes and gives, as a copy without weights tells.
+
+    Args:
+        arguments: for the library's constructor.
+        size_multiple: what the sides of images must be multiples of.
+        only_size: the only side that it takes, if there is only one.
+        final_norm: whether the library leaves out the norm after the last block.
+    """
+
+    arguments: dict[str, Any]
+    size_multiple: int
+    only_size: int | None
+    final_norm: bool
+
+
+@functools.cache
+def _look_at(
+    model: str,
+    in_channels: int,
+    output_stride: int | None,
+    out_indices: tuple[int, ...] | None,
+    img_size: int | None,
+    drop_path: float,
+) -> _Shape:
+    """Find out what a network takes and gives. It takes as long as to make it: once per process is enough."""
+    arguments: dict[str, Any] = {"in_chans": in_channels}
+    if output_stride is not None:
+        arguments["output_stride"] = output_stride
+    if drop_path:
+        arguments["drop_path_rate"] = drop_path
+        _check_drop_path(model, arguments)
+    arguments |= _size_arguments(model, arguments)
+    arguments["out_indices"] = out_indices or _default_indices(model, arguments)
+    multiple, only_size = _sizes(model, arguments, img_size)
+    if only_size is not None:
+        arguments["img_size"] = only_size
+    return _Shape(arguments, multiple, only_size, _has_final_norm(model, arguments))
+
+
 def _create(model: str, **arguments: Any) -> nn.Module:
-    if model not in timm.list_models():
+    if not timm.is_model(model):
         raise RecipeError(
             f"model.encoder.model={model!r} is not a network of timm.{nearest(model, timm.list_models())} "
             "A weight tag goes to model.encoder.weights.",
@@ -148,9 +183,23 @@ def _check_drop_path(model: str, arguments: dict[str, Any]) -> None:
 
 
 def _create_shapes_only(model: str, **arguments: Any) -> nn.Module:
-    with torch.device("meta"):
-        kept = {key: value for key, value in arguments.items() if not key.startswith("pretrained")}
-        return _create(model, **kept).eval()
+    with torch.device("meta"), _Unfilled():
+        return _create(model, **arguments).eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Skips the random numbers of new weights, which take most of the time of a network without any."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in _FILL:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_FILL = {torch.Tensor.normal_, torch.Tensor.uniform_}
 
 
 def _size_arguments(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
