@@ -13,10 +13,11 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from halfmask.batch import Batch, Progress, Samples
@@ -75,6 +76,17 @@ class _Bench:
         task = task or self.task
         return self.make(task, tiny_builder(task, norm=self.norm), **self.params).to(self.device).train()
 
+    @cached_property
+    def unbroken(self) -> "_Unbroken":
+        """Four steps in one go, and what was there after two."""
+        method = self.method()
+        optimizers = self.optimizers(method)
+        losses = torch.stack(self.train(method, optimizers, 0, 2))
+        states = {key: optimizer.state_dict() for key, optimizer in optimizers.items()}
+        half = copy.deepcopy((method.state_dict(), states))
+        self.train(method, optimizers, 2, 4)
+        return _Unbroken(losses, *half, method.state_dict())
+
     def batch(self, method: Method, seed: int = 0) -> Batch:
         share = method.draws_share_images
         return tiny_batch(method.task, draws=method.draws, share_images=share, seed=seed, device=self.device)
@@ -101,6 +113,15 @@ class _Bench:
                 scores = {f"{name}/val/miou": 0.1 * step for name in method.predictors()}
                 method.after_evaluation({"val/miou": 0.1 * step, **scores}, progress)
         return losses
+
+
+class _Unbroken(NamedTuple):
+    """Losses and state after two steps, and the state after four."""
+
+    losses: Tensor
+    state: dict[str, Tensor]
+    optimizers: dict[str, dict[str, Any]]
+    end: dict[str, Tensor]
 
 
 def _step_gives_a_finite_loss_and_logs(bench: _Bench) -> None:
@@ -209,31 +230,23 @@ def _no_host_sync(bench: _Bench) -> None:
 
 
 def _step_is_a_function_of_weights_batch_and_seed(bench: _Bench) -> None:
-    first, second = bench.method(), bench.method()
-    losses = bench.train(first, bench.optimizers(first), 0, 2), bench.train(second, bench.optimizers(second), 0, 2)
+    first, second = bench.unbroken, bench.method()
+    losses = torch.stack(bench.train(second, bench.optimizers(second), 0, 2))
     _rule(
-        torch.equal(torch.stack(losses[0]), torch.stack(losses[1])) and _differences(first, second) == [],
+        torch.equal(first.losses, losses) and _differences(first.state, second.state_dict()) == [],
         f"{bench.name}: two runs from the same weights, batches and seeds differ. Draw random numbers from torch's "
         "global generators only, and keep no state outside the module's tensors.",
     )
 
 
 def _run_continues_from_a_state_dict(bench: _Bench) -> None:
-    unbroken = bench.method(seed=1)
-    bench.train(unbroken, bench.optimizers(unbroken), 0, 4)
-
-    begun = bench.method(seed=1)
-    optimizers = bench.optimizers(begun)
-    bench.train(begun, optimizers, 0, 2)
-    saved = copy.deepcopy((begun.state_dict(), {key: opt.state_dict() for key, opt in optimizers.items()}))
-
     resumed = bench.method(seed=2)  # other initial weights: everything must come from the state
-    resumed.load_state_dict(saved[0])
-    restarted = bench.optimizers(resumed)
-    for key, optimizer in restarted.items():
-        optimizer.load_state_dict(saved[1][key])
-    bench.train(resumed, restarted, 2, 4)
-    odd = _differences(unbroken, resumed)
+    resumed.load_state_dict(bench.unbroken.state)
+    optimizers = bench.optimizers(resumed)
+    for key, optimizer in optimizers.items():
+        optimizer.load_state_dict(bench.unbroken.optimizers[key])
+    bench.train(resumed, optimizers, 2, 4)
+    odd = _differences(bench.unbroken.end, resumed.state_dict())
     _rule(
         not odd,
         f"{bench.name}: a run that continues from a state dict differs from an unbroken one in {odd[:5]}. Keep "
@@ -243,10 +256,10 @@ def _run_continues_from_a_state_dict(bench: _Bench) -> None:
 
 def _ignored_label_is_the_tasks(bench: _Bench) -> None:
     other = tiny_task(bench.task.kind, ignore_index=99)
-    methods = bench.method(), bench.method(task=other)
-    losses = [bench.train(method, bench.optimizers(method), 0, 2) for method in methods]
+    method = bench.method(task=other)
+    losses = torch.stack(bench.train(method, bench.optimizers(method), 0, 2))
     _rule(
-        torch.equal(torch.stack(losses[0]), torch.stack(losses[1])),
+        torch.equal(bench.unbroken.losses, losses),
         f"{bench.name}: losses change when ignored pixels are marked by another value. Use task.ignore_index.",
     )
 
@@ -293,6 +306,5 @@ def _same(old: Tensor | None, new: Tensor | None) -> bool:
     return old is new or (old is not None and new is not None and torch.equal(old, new))
 
 
-def _differences(a: nn.Module, b: nn.Module) -> list[str]:
-    theirs = b.state_dict()
-    return [name for name, tensor in a.state_dict().items() if not torch.equal(tensor, theirs[name])]
+def _differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
+    return [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]

@@ -214,11 +214,37 @@ def test_without_an_interval_nothing_is_said_of_one() -> None:
     assert "rough" not in text
 
 
-@pytest.mark.parametrize(("where", "last"), [("run", 4), ("control", 4), ("twin", 4), ("run", 6), ("control", 6)])
-def test_stopped_in_the_run_or_in_the_twin_both_are_continued(
-    data: Path, pair: tuple[Path, TwinResult, TwinResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str,
-    last: int,
-) -> None:  # fmt: skip
+STOPS = [("run", 4), ("run", 6), ("control", 4), ("control", 6), ("twin", 4)]  # the sixth step is the last
+
+
+def test_stopped_again_and_again_in_the_run_and_its_twins_all_are_continued(
+    data: Path, pair: tuple[Path, TwinResult, TwinResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    begun = {"run": [], "control": ["control"], "twin": ["control", "twin"]}
+    first: Any = recipe(data, "run.twin=both", loss={"name": "ohem", "min_kept": 50})
+    for where, last in STOPS:
+        with monkeypatch.context() as patch:
+            stop_at(patch, where, last)
+            with pytest.raises(Interrupted, match=rf"halfmask train --resume {out}$"):
+                halfmask.train(first, out, resume=first is None, quiet=True)
+        first = None
+        assert not (out / "twin.json").exists()
+        assert [name for name in ("control", "twin") if (out / name).exists()] == begun[where]
+        folder = out if where == "run" else out / where
+        assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["halfmask"]["step"] == last
+    again = halfmask.train(None, out, resume=True, quiet=True)
+    for name in ("", "control", "twin"):
+        unbroken, continued = state(pair[0] / name), state(out / name)
+        assert all(torch.equal(tensor, continued[key]) for key, tensor in unbroken.items())
+    assert again.twin is not None
+    assert again.twin.difference == pair[1].difference
+    assert again.plain is not None
+    assert again.plain.difference == pair[2].difference
+
+
+def stop_at(patch: pytest.MonkeyPatch, where: str, last: int) -> None:
+    """Let the run, its control or its plain twin be told to stop after a step."""
     cls: Any = Supervised if where == "twin" else FixMatch
     after_update = cls.after_update
 
@@ -227,22 +253,7 @@ def test_stopped_in_the_run_or_in_the_twin_both_are_continued(
         if progress.step + 1 == last and (where != "control" or self.unlabeled_weight == 0):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(cls, "after_update", stop, raising=False)
-    out = tmp_path / "run"
-    with pytest.raises(Interrupted, match=rf"halfmask train --resume {out}$"):
-        halfmask.train(recipe(data, "run.twin=both", loss={"name": "ohem", "min_kept": 50}), out, quiet=True)
-    monkeypatch.setattr(cls, "after_update", after_update)
-    assert not (out / "twin.json").exists()
-    begun = {"run": [], "control": ["control"], "twin": ["control", "twin"]}
-    assert [name for name in ("control", "twin") if (out / name).exists()] == begun[where]
-    again = halfmask.train(None, out, resume=True, quiet=True)
-    for folder in ("", "control", "twin"):
-        unbroken, continued = state(pair[0] / folder), state(out / folder)
-        assert all(torch.equal(tensor, continued[name]) for name, tensor in unbroken.items())
-    assert again.twin is not None
-    assert again.twin.difference == pair[1].difference
-    assert again.plain is not None
-    assert again.plain.difference == pair[2].difference
+    patch.setattr(cls, "after_update", stop, raising=False)
 
 
 def test_ctrl_c_while_both_are_compared_says_how_to_go_on(
