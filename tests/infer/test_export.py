@@ -1,8 +1,6 @@
 """Exported files: same classes as the original on real photographs, for every image size and batch they allow."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from halfmask.infer.export import export
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
+from tests import processes
 
 FACADE = Task("segmentation", ("Door", "Shop", "Balcony", "Window", "Wall", "Sky", "Roof"))
 SMALL = {"encoder": {"name": "timm", "model": "test_resnet"}, "decoder": {"name": "segformer", "embedding": 16}}
@@ -37,11 +36,6 @@ def bundle_of(folder: Path, spec: dict, crop: int = 64) -> Path:
     return folder
 
 
-def command_line(*arguments: object) -> subprocess.CompletedProcess[str]:
-    call = [sys.executable, "-m", "halfmask.cli.app", *map(str, arguments)]
-    return subprocess.run(call, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture
 def photos(shared: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
@@ -56,10 +50,10 @@ def photos(shared: Path, tmp_path: Path) -> Path:
 def test_any_batch_and_size_and_all_the_user_must_know(tmp_path: Path, photos: Path, format: str, spec: dict) -> None:
     run = bundle_of(tmp_path / "run", spec)
     # A process of its own: the type checks of the tests look at shapes, which tracing would take for a condition.
-    done = command_line("export", run, "--format", format, "--input", photos, "--json")
-    assert done.returncode == 0, done.stderr
-    assert "Skipping" not in done.stderr
-    report = json.loads(done.stdout)
+    done = processes.run(tmp_path, "export", str(run), "--format", format, "--input", str(photos), "--json")
+    assert done.code == 0, done.err
+    assert "Skipping" not in done.err
+    report = json.loads(done.out)
     assert report["shapes"] == "batch and size"
     assert report["agreement"] >= 0.999
     assert report["images"] == 3

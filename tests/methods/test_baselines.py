@@ -244,19 +244,19 @@ def test_the_supervised_loss_falls(name):
     torch.manual_seed(0)
     method = resolve("methods", name)(TASK, tiny_builder(TASK)).train()
     optimizers = {
-        key: torch.optim.Adam([p for group in groups for p in group.params], lr=0.01)
+        key: torch.optim.Adam([p for group in groups for p in group.params], lr=0.02)
         for key, groups in method.parameter_groups().items()
     }
     share = method.draws_share_images
-    batches = [tiny_batch(TASK, draws=method.draws, share_images=share, seed=seed) for seed in range(4)]
+    batches = [tiny_batch(TASK, draws=method.draws, share_images=share, seed=seed) for seed in range(2)]
     losses = []
-    for step in range(40):
-        progress = Progress(step, 40, 4)
-        for update in method.updates(batches[step % 4], progress):
+    for step in range(30):
+        progress = Progress(step, 30, 2)
+        for update in method.updates(batches[step % 2], progress):
             optimizers[update.group].zero_grad()
             update.output.loss.backward()
             optimizers[update.group].step()
             for term in {"loss_sup", "loss_tags"} & update.output.logs.keys():
                 losses.append(float(update.output.logs[term].detach()))
         method.after_update(progress)
-    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
