@@ -1,7 +1,7 @@
 """Any feature extractor of the timm library, by its name.
 
 Wightman, "PyTorch Image Models", 2019, https://github.com/huggingface/pytorch-image-models: about 1,000 networks with
-a common interface for intermediate maps. The maps' real sizes are probed once with shapes only (no computation),
+a common interface for intermediate maps. The maps' real sizes are probed once (of large networks with shapes only),
 because some networks round sizes down or accept multiples only, and their own tables do not say so. Networks bound to
 one size (BEiT: a table of relative positions) are made for the training crop; whatever else comes is resized to it, as
 in the evaluation of UniMatch V2 with such encoders (Yang et al., TPAMI 2025, arXiv:2410.10777, Table 9).
@@ -13,6 +13,7 @@ outputs, as are those of all other networks. Networks with a learned attention b
 CPU, where torch computes attention with such a bias in its plain form.
 """
 
+import copy
 import functools
 import logging
 import math
@@ -32,6 +33,8 @@ from halfmask.models.encoders._encoder import Encoder, imagenet_statistics
 from halfmask.models.encoders.efficientnet_lite import check_arithmetic
 from halfmask.models.timm_library import pads_by_size, timm
 from halfmask.models.weights import Release, find_file, fitting_state, is_local, timm_releases
+
+_SMALL = 15_000_000  # weights of a network that computes the maps of a small image in a tenth of a second
 
 
 class Timm(Encoder):
@@ -300,12 +303,28 @@ def _sizes(model: str, arguments: dict[str, Any], img_size: int | None) -> tuple
 def _multiple(model: str, arguments: dict[str, Any]) -> tuple[int | None, Exception | None]:
     """Find the smallest multiple that fits, or why there is none."""
     net = _create_shapes_only(model, **arguments)
+    failure: Exception | None = None
+    # Shapes alone need the compiler of torch, which takes two seconds to import: longer than a small network takes.
+    for device in ("cpu", "meta") if sum(p.numel() for p in net.parameters()) < _SMALL else ("meta",):
+        probe = net if device == "meta" else _zeros(copy.deepcopy(net))
+        multiple, failure = _smallest(probe, arguments["in_chans"])
+        if multiple is not None:
+            return multiple, None
+    return None, failure
+
+
+def _zeros(net: nn.Module) -> nn.Module:
+    """Give a network without weights some, all zero. Its `to_empty` would import the compiler, too."""
+    return net._apply(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+
+
+def _smallest(net: nn.Module, channels: int) -> tuple[int | None, Exception | None]:
     _, strides = _widths(net)
     coarsest = max(strides)
     failure: Exception | None = None
     for multiple in sorted({1, min(strides), coarsest, 2 * coarsest}):
         try:
-            if _fits(net, arguments["in_chans"], 4 * coarsest + multiple, 6 * coarsest + multiple):
+            if _fits(net, channels, 4 * coarsest + multiple, 6 * coarsest + multiple):
                 return multiple, None
         except (RuntimeError, AssertionError, ValueError) as error:
             failure = error
@@ -314,6 +333,8 @@ def _multiple(model: str, arguments: dict[str, Any]) -> tuple[int | None, Except
 
 def _fits(net: nn.Module, channels: int, height: int, width: int) -> bool:
     """Tell whether map sizes are the image's divided by the strides, rounded up."""
-    maps = net(torch.empty(1, channels, height, width, device="meta"))
+    device = next(net.parameters()).device
+    with torch.no_grad():
+        maps = net(torch.zeros(1, channels, height, width, device=device))
     sizes = [tuple(x.shape[1:3] if _is_channels_last(net) else x.shape[2:]) for x in maps]
     return sizes == [(-(-height // stride), -(-width // stride)) for stride in _widths(net)[1]]
