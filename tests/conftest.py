@@ -36,6 +36,12 @@ def shared() -> Path:
     return path
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With HALFMASK_SLOW=1, the usual command runs the slow tests, too: one session imports and collects once."""
+    if os.environ.get("HALFMASK_SLOW") == "1" and config.option.markexpr == "not slow":
+        config.option.markexpr = ""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses the reference data: `pytest -m 'not shared'` leaves it out."""

@@ -18,17 +18,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from halfmask.app.app import Guard, app
 from halfmask.app.look import LARGEST, Looker
 from halfmask.app.results import about, layers, predict_files, ranked, write_zip
+from halfmask.cli.app import app as command_line
 from halfmask.errors import DataError, MissingExtraError, RecipeError
 from halfmask.infer.bundle import save_bundle
 from halfmask.infer.predict.predict import predict
 from halfmask.models.build import Builder
 from halfmask.recipe.read import ModelRecipe
 from halfmask.task import Task
-from tests.processes import run as call
 from tests.run.toy import THREE, small_model
 
 
@@ -163,13 +164,16 @@ def test_a_page_shows_images_names_broken_ones_and_stops_at_ctrl_c(page: Any, bu
         ("nowhere", 3, "nowhere does not exist"),
     ],
 )
-def test_what_cannot_be_served_is_one_clear_message(bundle: Path, options: str, code: int, says: str) -> None:
+def test_what_cannot_be_served_is_one_clear_message(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, options: str, code: int, says: str
+) -> None:
+    monkeypatch.chdir(bundle.parent)
     with socket.create_server(("127.0.0.1", 0)) as busy:
-        done = call(bundle.parent, "app", *options.format(taken=busy.getsockname()[1]).split())
-    assert done.code == code, done
-    assert [text for text in says.split(" | ") if text not in done.err] == [], done.err
-    assert "Traceback" not in done.err
-    assert done.out == ""
+        done = CliRunner().invoke(command_line, ["app", *options.format(taken=busy.getsockname()[1]).split()])
+    assert done.exit_code == code, done
+    assert [text for text in says.split(" | ") if text not in done.stderr] == [], done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_without_gradio_the_extra_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,8 +77,11 @@ def test_every_method_keeps_the_contract(name):
 @pytest.mark.parametrize(
     ("name", "params"), [(name, params) for name, variants in VARIANTS.items() for params in variants]
 )
-def test_variants_keep_the_contract(name, params):
-    check_method(resolve("methods", name), **params)
+def test_variants_keep_the_contract(name, params, monkeypatch):
+    cls = resolve("methods", name)
+    kinds = [kind for kind in ("segmentation", "change", "classification") if kind in cls.tasks]
+    monkeypatch.setattr(cls, "tasks", frozenset(kinds[:1]))  # the test above has the others
+    check_method(cls, **params)
 
 
 class Plain(Method):

@@ -314,8 +314,9 @@ def _multiple(model: str, arguments: dict[str, Any]) -> tuple[int | None, Except
 
 
 def _zeros(net: nn.Module) -> nn.Module:
-    """Give a network without weights some, all zero. Its `to_empty` would import the compiler, too."""
-    return net._apply(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    """Make the weights of a network real, all zero. Its `to_empty` would import the compiler, too."""
+    net._apply(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    return net
 
 
 def _smallest(net: nn.Module, channels: int) -> tuple[int | None, Exception | None]:
