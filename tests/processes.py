@@ -78,7 +78,7 @@ def _begin(
 
 def _command(folder: Path, arguments: tuple[str, ...]) -> None:
     os.chdir(folder)
-    sys.argv = ["halfmask", *arguments]
+    sys.argv = [str(Path(sys.executable).with_name("halfmask")), *arguments]  # which a trainer calls for more processes
     from halfmask.cli import main
 
     main()

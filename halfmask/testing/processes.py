@@ -11,6 +11,7 @@ averaged, as in training. Then whatever training changes (networks, teachers, qu
 both: what ranks share beyond gradients is up to the method (`halfmask.teaching.dist`).
 """
 
+import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
@@ -46,7 +47,9 @@ def check_two_processes(*cases: Case) -> None:
         AssertionError: for each method that fails, what differs between the processes, or what went wrong in one.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = torch.multiprocessing.get_context("spawn")
+        # A server that is running and has the libraries loaded starts them at once.
+        kinds = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
         processes = [context.Process(target=_rank, args=(rank, Path(folder), cases)) for rank in range(_WORLD)]
         for process in processes:
             process.start()

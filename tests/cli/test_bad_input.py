@@ -1,13 +1,15 @@
 """Bad input, given to the command as a user would: one clear error with its cure, the right exit code, no traceback."""
 
+import errno
 import json
+import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ import torch
 import yaml
 from PIL import Image
 
+from halfmask.cli.app import main
 from halfmask.codes import CODES
 from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit
-from tests.processes import run
+from tests.processes import Started, run
 from tests.run.tiny import recipe, write_dataset
 
 
@@ -346,32 +349,31 @@ def test_bad_input_to_a_finished_run_is_one_error_with_its_cure(name: str, place
     check(place, WITH_RUN[name])
 
 
-FULL = """
-import errno, os, sys
-import torch
-from halfmask.cli.app import main
-real, calls = torch.save, []
-def full(content, path, *args, **kwargs):
-    calls.append(path)
-    if "last" in str(path) and sum("last" in str(one) for one in calls) == 2:
-        with open(path, "wb") as file:
-            file.write(b"half of a checkp")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    real(content, path, *args, **kwargs)
-torch.save = full
-main()
-"""
+def train_on_a_full_disk(folder: Path) -> None:
+    """Run the command; the second write of the last checkpoint finds no space."""
+    real, calls = torch.save, []
+
+    def full(content: object, path: Any, *args: Any, **kwargs: Any) -> None:
+        calls.append(path)
+        if "last" in str(path) and sum("last" in str(one) for one in calls) == 2:
+            Path(path).write_bytes(b"half of a checkp")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(content, path, *args, **kwargs)
+
+    torch.save = full  # type: ignore[assignment]
+    os.chdir(folder)
+    sys.argv = ["halfmask", "train", "recipe.yaml", "--out", "run"]
+    main()
 
 
 @pytest.mark.slow
 def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint_and_the_run_continues(place: Place) -> None:
     edit_recipe(place, run={"steps": 4, "eval_every": 2})
-    command = [sys.executable, "-c", FULL, "train", "recipe.yaml", "--out", "run"]
-    done = subprocess.run(command, cwd=place.root, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 3, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "disk is full" in done.stderr
-    assert "Free some space" in done.stderr
+    done = Started(train_on_a_full_disk, place.root).wait()
+    assert done.code == 3, done.err
+    assert "Traceback" not in done.err
+    assert "disk is full" in done.err
+    assert "Free some space" in done.err
     assert read_checkpoint(place.root / "run/checkpoints/last.ckpt")["halfmask"]["step"] == 2
     again = run(place.root, "train", "--resume", "run", "--json")
     assert again.code == 0, again.err

@@ -1,8 +1,6 @@
 """Plans of real folders: facts, trials, budgets that are kept, reasons in the recipe, the command line."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +17,7 @@ from halfmask.plan import trials as precision_trials
 from halfmask.plan.facts import Machine, look_at_data, look_at_machine
 from halfmask.plan.table import LIMITS
 from halfmask.recipe.sections import DataRecipe
+from tests import processes
 
 MACHINE = Machine(None, 2**34, 2)
 
@@ -141,15 +140,15 @@ def test_a_place_that_is_taken_is_refused_before_the_plan(data, tmp_path, monkey
 
 @pytest.mark.slow
 def test_the_command_line_plans_trains_and_writes_the_reasons(data, tmp_path):
-    command = [sys.executable, "-m", "halfmask", "train", "--data", str(data), "--out", "run", "--limit", "2"]
-    done = subprocess.run([*command, "--crop", "64", "--workers", "0"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "plan     8 labeled, 6 unlabeled, 2 validation images, 3 classes" in done.stderr
-    assert "method     fixmatch" in done.stderr
+    command = ["train", "--data", str(data), "--out", "run", "--limit", "2"]
+    done = processes.run(tmp_path, *command, "--crop", "64", "--workers", "0")
+    assert done.code == 0, done.err
+    assert "plan     8 labeled, 6 unlabeled, 2 validation images, 3 classes" in done.err
+    assert "method     fixmatch" in done.err
     assert "# plan: " in (tmp_path / "run" / "recipe.yaml").read_text()
-    done = subprocess.run([*command, "--overwrite", "--time", "1s"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "Give at least --time" in done.stderr
+    done = processes.run(tmp_path, *command, "--overwrite", "--time", "1s")
+    assert done.code == 2
+    assert "Give at least --time" in done.err
 
 
 def test_a_busy_machine_is_said_beside_the_time(plan):

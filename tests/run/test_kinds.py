@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from halfmask.infer.predict.predict import predict
 from halfmask.models.model import ChangeSegmenter, Classifier
 from halfmask.recipe.read import Recipe
 from halfmask.run.fit import fit
+from tests import processes
 from tests.data import trees
 from tests.run import tiny
 
@@ -248,10 +247,9 @@ def test_what_makes_no_sense_for_labels_is_refused(label_run, numbers, tmp_path)
 
 
 def halfmask(*arguments: object) -> str:
-    command = [sys.executable, "-m", "halfmask", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = processes.run(Path.cwd(), *map(str, arguments))
+    assert done.code == 0, done.err
+    return done.out
 
 
 QUICK = ("run.steps=2", "run.accelerator=cpu", "run.logger=none", "data.workers=0", "--quiet")

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from halfmask.run.checkpoint import read_checkpoint
 from halfmask.run.fit import fit as train_alone
 from halfmask.run.predictor import bundle_of
 from halfmask.run.twin import Estimate, TwinResult, check_comparable, kinds_of, twin_recipe
+from tests import processes
 from tests.run.tiny import recipe, write_dataset
 
 
@@ -315,9 +314,8 @@ def test_a_loss_that_supervised_does_not_know_is_left_out(data: Path) -> None:
 @pytest.mark.slow
 def test_the_command_line_prints_the_difference(data: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(recipe(data).to_yaml())
-    command = [sys.executable, "-m", "halfmask", "train", "r.yaml", "--out", "run", "--twin", "--limit", "2", "-q"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "control  miou" in done.stdout
-    assert "2 steps each" in done.stdout
-    assert "points, 95 % interval" in done.stdout
+    done = processes.run(tmp_path, "train", "r.yaml", "--out", "run", "--twin", "--limit", "2", "-q")
+    assert done.code == 0, done.err
+    assert "control  miou" in done.out
+    assert "2 steps each" in done.out
+    assert "points, 95 % interval" in done.out
