@@ -56,7 +56,7 @@ def leaderboard() -> str:
     return "\n\n".join(parts) or "Not measured yet: the commands below write it."
 
 
-_OWN_TABLES = ("bench_", "leaderboard_", "whole_job_", "growth_")
+_OWN_TABLES = ("bench_", "leaderboard_", "whole_job_", "growth_", "recipes_")
 
 
 def contents(start: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -153,6 +153,29 @@ def whole_jobs() -> str:
         heads = ["job", "precision", "published", "halfmask", "ratio", "range", "peak ratio", "matmul, ours and theirs"]
         parts.append(f"{', '.join(facts)}; {link}.\n\n{table(heads, rows)}")
     return "\n\n".join(parts)
+
+
+def recipes() -> str:
+    """Write one table per file of results of `benchmarks/recipes.py`: images per second and memory of each recipe."""
+    parts = []
+    for path, content in contents("recipes_"):
+        rows = [
+            [
+                f"`{row['recipe']}`",
+                str(row["images"]),
+                f"{row['images_per_second']['with_loading']:.1f}",
+                f"{row['images_per_second']['without_loading']:.1f}",
+                f"{row['memory'] / 2**30:.2f} GiB",
+            ]
+            for row in content["rows"]
+            if "failed" not in row
+        ]
+        facts = [content["device"], f"{content['threads']} thread(s)", f"`{content['data']}`"]
+        facts += [f"`{' '.join(content['keys'])}`", f"torch {content['environment']['packages']['torch']}"]
+        link = f"[all numbers](../benchmarks/results/{path.name})"
+        heads = ["recipe", "images per step", "images/s", "without loading", "peak"]
+        parts.append(f"{', '.join(facts)}; {link}.\n\n{table(heads, rows)}")
+    return "\n\n".join(parts) or "Not measured yet: `benchmarks/recipes.py` writes it."
 
 
 def growth() -> str:

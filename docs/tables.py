@@ -162,6 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": measured.speed,
     "whole-jobs": measured.whole_jobs,
     "growth": measured.growth,
+    "recipes-speed": measured.recipes,
     "methods": methods_table,
     "published": published,
     "importers": importers_table,

@@ -196,8 +196,8 @@ def bundle_folder(path: str | Path) -> Path:
             "H407",
         )
     raise CheckpointError(
-        f"{path} holds no {_META}. A run writes it with its first validation (or at its end); "
-        "continue the run with halfmask train --resume, or give another folder.",
+        f"{path} holds no {_META}. A run writes it with its first validation (or at its end). Give another folder, or "
+        f"go on with the run: halfmask train --resume {path}",
         "H407",
     )
 

@@ -165,6 +165,8 @@ def _train_stage(
         line.keep(summary)
         if start is not None and start.note:
             line.say(f"warning: {start.note}")
+        if start is not None and not quiet and start.header["step"] < prepared.total_steps:
+            line.say(f"goes on  after step {start.header['step']} of {prepared.total_steps}")
     module = LitMethod(
         method,
         recipe.optim,
@@ -214,7 +216,8 @@ def _cut(recipe: Recipe, prepared: Prepared) -> Recipe:
     """Write a limit of the steps down, so that a resumed run follows the same, shorter schedule."""
     cut = {"run.steps": prepared.total_steps, "run.eval_every": prepared.eval_every}
     shorter = recipe.run.model_copy(update={key.removeprefix("run."): value for key, value in cut.items()})
-    origins = recipe.origins | dict.fromkeys(cut, "--limit")
+    changed = [key for key, value in cut.items() if getattr(recipe.run, key.removeprefix("run.")) != value]
+    origins = recipe.origins | dict.fromkeys(changed, "--limit")
     return recipe.model_copy(update={"run": shorter, "origins": origins})
 
 
@@ -310,7 +313,7 @@ def _open_run(
         if not run.saved():
             raise CheckpointError(
                 f"{run.path}: nothing to resume, {run.last} is missing: the run stopped before its first checkpoint. "
-                "Start it anew with --overwrite.",
+                f"Start it anew: halfmask train {run.recipe} --out {run.root} --overwrite",
                 "H407",
             )
         point = resume_point(run)
