@@ -1,4 +1,4 @@
-"""Measure what each recipe for one's own folder trains per second, and its memory: `halfmask bench` of one after another.
+"""Measure images per second and memory of each recipe for one's own folder: `halfmask bench`, one after another.
 
 python benchmarks/recipes.py --data field --out recipes.json
 python benchmarks/recipes.py --data field --recipes fixmatch/folder cct/folder data.crop=96 --out recipes.json
