@@ -163,10 +163,8 @@ def _train_stage(
     if is_first_rank():
         line.log = run.log
         line.keep(summary)
-        if start is not None and start.note:
-            line.say(f"warning: {start.note}")
-        if start is not None and not quiet and start.header["step"] < prepared.total_steps:
-            line.say(f"goes on  after step {start.header['step']} of {prepared.total_steps}")
+        if start is not None:
+            _say_where(start, prepared.total_steps, line, quiet=quiet)
     module = LitMethod(
         method,
         recipe.optim,
@@ -195,6 +193,14 @@ def _train_stage(
     goes_on = run.root != run.path or bool(kinds_of(recipe))
     result = partial(_result, run, recipe, module, validation, began)
     return _fit(trainer, module, checkpoints, None if start is None else start.checkpoint, result, goes_on=goes_on)
+
+
+def _say_where(start: ResumePoint, steps: int, line: ProgressLine, *, quiet: bool) -> None:
+    """Say where a resumed run goes on, and what is damaged."""
+    if start.note:
+        line.say(f"warning: {start.note}")
+    if not quiet and start.header["step"] < steps:
+        line.say(f"goes on  after step {start.header['step']} of {steps}")
 
 
 def _result(run: RunDir, recipe: Recipe, module: LitMethod, validation: Validation, began: float) -> TrainResult:
