@@ -81,3 +81,5 @@ def take_earlier(out: Path | None, content: dict[str, Any], rows: str) -> None:
         shown = " and ".join("{}, {} thread(s), torch {}".format(*one) for one in (then, now))
         raise SystemExit(f"{out} and this call differ: {shown}. Name another file with --out.")
     content[rows] = earlier[rows]
+    call = {name: earlier["environment"].get(name) for name in ("command", "git")}
+    content["earlier_calls"] = [*earlier.get("earlier_calls", []), call]

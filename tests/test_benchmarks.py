@@ -104,6 +104,8 @@ def test_rows_of_another_machine_do_not_come_into_the_same_table(monkeypatch, tm
     out.write_text(json.dumps({**content, "jobs": rows}))
     processes.take_earlier(out, content, "jobs")
     assert content["jobs"] == rows
+    own = {name: content["environment"][name] for name in ("command", "git")}
+    assert content["earlier_calls"] == [own]  # by what the rows came
     for other in ({"device": "other CPU"}, {"threads": 99}, {"environment": {"packages": {"torch": "0.1"}}}):
         out.write_text(json.dumps({**content, **other}))
         with pytest.raises(SystemExit, match="Name another file with --out"):
