@@ -6,9 +6,21 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 # Before any import of halfmask: every jaxtyping annotation of the package and its oracles is checked at run time.
+# Modules without any are left out, as each call costs time: for what stands there mypy is enough.
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook(["halfmask", "tests.oracles"], "beartype.beartype")
+_TENSORS = {"batch", "infer", "losses", "method", "methods", "models", "teaching", "testing", "views"}
+_ROOT = Path(__file__).parents[1]
+
+
+def _with_shapes() -> list[str]:
+    found = [path for path in (_ROOT / "halfmask").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8")]
+    names = [".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in found]
+    others = [name.removesuffix(".__init__") for name in names if name.split(".")[1] not in _TENSORS]
+    return [*(f"halfmask.{name}" for name in sorted(_TENSORS)), *others, "tests.oracles"]
+
+
+_hook = install_import_hook(_with_shapes(), "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
