@@ -1,8 +1,12 @@
 """Losses: published numbers, textbook versions, and what happens at the edges."""
 
+import inspect
 import json
 import math
+import sys
+from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from safetensors import safe_open
@@ -183,3 +187,15 @@ def test_supervised_loss_by_name():
     mined = losses.supervised_loss(losses.Ohem(threshold=0.3, min_kept=5))(logits, target)
     assert mined == losses.ohem_cross_entropy(logits, target, threshold=0.3, min_kept=5)
     assert mined > losses.cross_entropy(logits, target)
+
+
+def test_every_annotated_shape_is_checked_while_tests_run() -> None:
+    """Here, and in whatever module of the package gives shapes."""
+    with pytest.raises(jaxtyping.TypeCheckError, match="target"):
+        losses.cross_entropy(torch.rand(2, 3, 4, 4), torch.zeros(2, 5, 4, dtype=torch.int64))
+    package = Path(inspect.getfile(losses)).parents[1]
+    files = [path for path in package.rglob("*.py") if "from jaxtyping" in path.read_text(encoding="utf-8")]
+    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files]
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "should_instrument")]
+    assert len(names) > 100
+    assert [name for name in names if not any(finder.should_instrument(name) for finder in finders)] == []
