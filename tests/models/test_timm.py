@@ -102,3 +102,13 @@ def test_drop_path_is_an_option_of_networks_that_have_it():
 def test_drop_path_is_refused_where_it_would_do_nothing():
     with pytest.raises(RecipeError, match="vgg11 has no drop path"):
         Timm(model="vgg11", drop_path=0.1)
+
+
+@pytest.mark.parametrize("model", ["test_resnet.r160_in1k", "test_resnet.", "adv_inception_v3", "test_resnt"])
+def test_a_name_with_a_tag_is_refused_and_so_is_one_that_is_none(model):
+    """Else it would be trained from random weights, though a release was named."""
+    with pytest.raises(
+        RecipeError, match=r"is not a network of timm.*A weight tag goes to model.encoder.weights"
+    ) as caught:
+        Timm(model=model)
+    assert caught.value.code == "H303"

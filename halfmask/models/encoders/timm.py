@@ -129,6 +129,7 @@ def _look_at(
     drop_path: float,
 ) -> _Shape:
     """Find out what a network takes and gives. It takes as long as to make it: once per process is enough."""
+    _check_name(model)
     arguments: dict[str, Any] = {"in_chans": in_channels}
     if output_stride is not None:
         arguments["output_stride"] = output_stride
@@ -143,13 +144,16 @@ def _look_at(
     return _Shape(arguments, multiple, only_size, _has_final_norm(model, arguments))
 
 
-def _create(model: str, **arguments: Any) -> nn.Module:
-    if not timm.is_model(model):
+def _check_name(model: str) -> None:
+    if model not in timm.list_models():  # which knows no tags, unlike `is_model`
         raise RecipeError(
             f"model.encoder.model={model!r} is not a network of timm.{nearest(model, timm.list_models())} "
             "A weight tag goes to model.encoder.weights.",
             "H303",
         )
+
+
+def _create(model: str, **arguments: Any) -> nn.Module:
     try:
         with _without_remarks_on_classifiers():
             return timm.create_model(model, features_only=True, **arguments)
