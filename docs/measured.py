@@ -168,7 +168,7 @@ def recipes() -> str:
                 f"{row['memory'] / 2**30:.2f} GiB",
             ]
             for row in content["rows"]
-            if "failed" not in row
+            if "failed" not in row  # the others need tags or several data sets
         ]
         facts = [content["device"], f"{content['threads']} thread(s)", f"`{content['data']}`"]
         facts += [f"`{' '.join(content['keys'])}`", f"torch {content['environment']['packages']['torch']}"]

@@ -14,12 +14,15 @@ import socketserver
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+_ROOT = str(Path(__file__).parents[1])
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["halfmask.cli.app", "halfmask.run.fit", "halfmask.infer.evaluate", "halfmask.testing.tiny", "timm"]
@@ -63,6 +66,19 @@ class Started:
         return Done(self.process.exitcode, out, err)
 
 
+def wait_for_all(started: list[Started], limit: float = 300.0) -> list[Done]:
+    """Wait for the processes of a group; where one fails, those that would wait for it in vain are ended."""
+    waiting = {one.process.sentinel: one.process for one in started}
+    end = time.monotonic() + limit
+    while waiting and (ended := wait(list(waiting), max(end - time.monotonic(), 0))):
+        failed = [process for process in map(waiting.pop, ended) if process.exitcode]
+        if failed and waiting:
+            end = min(end, time.monotonic() + 20)  # in which they may say what they miss
+    for process in waiting.values():
+        process.kill()
+    return [one.wait() for one in started]
+
+
 def _begin(
     streams: tuple[Path, Path],
     environment: dict[str, str],
@@ -89,6 +105,16 @@ def run(folder: Path, *arguments: str, limit: float = 300.0) -> Done:
     return Started(_command, folder, arguments).wait(limit)
 
 
+def _command_of_shell(folder: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Run the command with the variables of the shell that called it, and find what its script would find."""
+    os.environ.clear()
+    os.environ.update(environment)
+    given = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    known = [entry for entry in sys.path if "site-packages" in entry or entry.startswith((sys.base_prefix, _ROOT))]
+    sys.path[:] = [*(str((folder / entry).resolve()) for entry in given), *known]
+    _command(folder, arguments)
+
+
 def group(ranks: int = 2) -> list[dict[str, str]]:
     """Return the variables that torchrun sets for each process of a group on this machine."""
     with socket.socket() as free:
@@ -102,8 +128,7 @@ def group(ranks: int = 2) -> list[dict[str, str]]:
 
 def run_group(folder: Path, *arguments: str, limit: float = 300.0) -> list[Done]:
     """Run `halfmask ARGUMENTS` in a folder in two processes that form a group."""
-    started = [Started(_command, folder, arguments, **variables) for variables in group()]
-    return [one.wait(limit) for one in started]
+    return wait_for_all([Started(_command, folder, arguments, **variables) for variables in group()], limit)
 
 
 def in_two_processes(check: Callable[[int], None]) -> None:
@@ -112,10 +137,8 @@ def in_two_processes(check: Callable[[int], None]) -> None:
     Raises:
         AssertionError: the function raised an error in one of them; the message is its traceback.
     """
-    started = [Started(_check, check, **variables) for variables in group()]
-    for one in started:
-        done = one.wait()
-        assert done.code == 0, done.err
+    ended = wait_for_all([Started(_check, check, **variables) for variables in group()])
+    assert [done.code for done in ended] == [0, 0], "\n".join(done.err for done in ended)
 
 
 def _check(check: Callable[[int], None]) -> None:
@@ -134,7 +157,7 @@ _CLIENT = """#!{python} -SE
 import json, os, socket, sys
 asked = socket.socket(socket.AF_UNIX)
 asked.connect({address!r})
-asked.sendall(json.dumps([os.getcwd(), *sys.argv[1:]]).encode())
+asked.sendall(json.dumps([os.getcwd(), sys.argv[1:], dict(os.environ)]).encode())
 asked.shutdown(socket.SHUT_WR)
 code, out, err = json.load(asked.makefile())
 sys.stdout.write(out)
@@ -149,8 +172,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
-        folder, *arguments = json.loads(self.rfile.read())
-        done = run(Path(folder), *arguments)
+        folder, arguments, environment = json.loads(self.rfile.read())
+        done = Started(_command_of_shell, Path(folder), tuple(arguments), environment).wait()
         self.wfile.write(json.dumps([done.code, done.out, done.err]).encode())
 
 

@@ -101,6 +101,20 @@ def test_a_block_says_what_it_is_and_why_it_does_not_run(block):
     assert block.tested_code  # raises where a substitution no longer fits
 
 
+@pytest.mark.slow
+def test_a_block_finds_only_what_its_shell_leads_to(place):
+    """A page whose `export PYTHONPATH=.` is missing fails, though the tests themselves find the page's files."""
+    (place / "own.py").write_text(
+        "from halfmask.methods.supervised import Supervised\n\n\nclass Mine(Supervised): ...\n"
+    )
+    (place / "elsewhere").mkdir()
+    page = ROOT / "docs" / "x.md"
+    listed = "cd elsewhere && halfmask list methods own:Mine"
+    assert "Mine" in run_command(Block(page, 1, "bash", {}, f"export PYTHONPATH=..\n{listed}\n"), place)
+    with pytest.raises(AssertionError, match="exited with 2"):
+        run_command(Block(page, 1, "bash", {}, f"unset PYTHONPATH\n{listed}\n"), place)
+
+
 def test_a_stale_substitution_is_an_error(tmp_path):
     page = ROOT / "docs" / "x.md"
     block = Block(page, 1, "bash", {}, "halfmask list methods\n", (("--out runs/a", "--out runs/b"),))

@@ -15,7 +15,7 @@ from halfmask.infer.devices import joined_ranks
 from halfmask.infer.evaluate import evaluate
 from halfmask.infer.predict.predict import predict
 from halfmask.run.fit import fit
-from tests.processes import Started, group, run_group
+from tests.processes import Started, group, run_group, wait_for_all
 from tests.run.tiny import recipe, write_dataset
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def test_two_processes_predict_the_masks_of_one(run: Path, data: Path, tmp_path:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the names of threads from /proc")
 def test_the_threads_of_a_group_end_with_it() -> None:
-    ended = [one.wait() for one in [Started(print_threads, **variables) for variables in group()]]
+    ended = wait_for_all([Started(print_threads, **variables) for variables in group()])
     assert [(done.code, done.out.strip()) for done in ended] == [(0, "[]")] * 2, ended
 
 
