@@ -102,6 +102,7 @@ def save_bundle(
             meta["license"] = dict(extra or {}).get("license")
         meta_part.write_text(json_text({**dict(extra or {}), **meta}), encoding="utf-8", newline="\n")
         flush(meta_part)
+        weights_part.chmod(meta_part.stat().st_mode)  # safetensors lets nobody else read its files
     return folder / _META
 
 

@@ -208,7 +208,8 @@ class RunDir:
     def load_recipe(self, overrides: tuple[str, ...] = ()) -> Recipe:
         """Read the run's resolved recipe. Raises CheckpointError: the folder is no run."""
         if not self.recipe.exists():
-            raise CheckpointError(f"{self.path} is not a run folder: {self.recipe.name} is missing.", "H407")
+            cure = "Give the folder that `halfmask train` named as --out."
+            raise CheckpointError(f"{self.path} is not a run folder: {self.recipe.name} is missing. {cure}", "H407")
         return load(self.recipe, overrides)
 
     def append_metrics(self, record: dict[str, Any]) -> None:

@@ -45,6 +45,12 @@ def test_a_bundle_comes_back_with_the_same_logits(tmp_path: Path, name: str) -> 
     assert bundle.crop == 64
 
 
+def test_whoever_may_read_the_description_may_read_the_weights(saved: Path) -> None:
+    (saved / "other.txt").touch()
+    modes = {path.stat().st_mode for path in saved.iterdir()}
+    assert len(modes) == 1, [f"{path.name} {path.stat().st_mode:o}" for path in saved.iterdir()]
+
+
 def test_model_json_says_what_a_user_of_the_weights_must_know(saved: Path) -> None:
     meta = json.loads((saved / "model.json").read_text())
     assert meta["classes"] == list(THREE.classes)
