@@ -5,6 +5,9 @@ python benchmarks/recipes.py --data field --recipes fixmatch/folder cct/folder d
 
 All recipes get the same data and the same overrides. A recipe that cannot be trained on them says why. `--out` is
 written after each recipe; a second call with the same file measures only what is missing.
+
+A recipe with a warm-up passes through it in so few steps: those with loading are of labels alone, those without
+loading of all images. `--recipes fixmatch/folder method.warmup=0` measures it without.
 """
 
 import argparse
